@@ -1,0 +1,69 @@
+"""The Cog shell: literal inputs -> Settings -> Upscaler -> file. No logic of its own.
+
+Every Input is one line of literals because Cog parses this file without running it.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path as LocalPath
+from typing import Optional
+
+from cog import BaseRunner, Input, Path
+
+from seesr import Settings, Upscaler, WeightsError, image
+
+log = logging.getLogger("predict")
+
+
+class Predictor(BaseRunner):
+    def setup(self) -> None:
+        """Loads the weights that SEESR_WEIGHTS names and runs one small picture through everything."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+        started = time.perf_counter()
+        self.upscaler = Upscaler.load()
+        loaded = time.perf_counter()
+        self.upscaler.warm_up()
+        log.info(
+            "setup: load %.1f s, warm-up %.1f s, %s", loaded - started, time.perf_counter() - loaded, self.upscaler.memory()
+        )
+        if self.upscaler.networks.bundle.kind == "pocket":
+            log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
+        self.folder = LocalPath(tempfile.mkdtemp(prefix="seesr-"))
+
+    def run(
+        self,
+        image: Path = Input(description="JPEG, PNG or WebP to enlarge, at most 67.1 megapixels and 100 MiB.", accept="image/*"),
+        scale_factor: float = Input(default=4.0, ge=1, le=8, description="Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192)."),
+        user_prompt: str = Input(default="", max_length=2000, description="What the picture shows, in a few words. Added to the tags that are found automatically."),
+        positive_prompt: str = Input(default="clean, high-resolution, 8k", max_length=2000, description="Quality words that end the prompt."),
+        negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to steer away from. Has no effect while cfg_scale is 1."),
+        num_inference_steps: int = Input(default=4, ge=1, le=8, description="Denoising steps. 1 is fastest; 2 to 4 is usual for this model."),
+        cfg_scale: float = Input(default=1.0, ge=1, le=2, description="Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high."),
+        color_fix: str = Input(default="wavelet", choices=["wavelet", "adain", "none"], description="How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing."),
+        output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format. png is lossless."),
+        output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg files; png ignores it."),
+        seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported."),
+    ) -> Path:
+        """Returns the enlarged picture as one file."""
+        given = {name: value for name, value in locals().items() if name not in ("self", "image")}
+        return self.upscale(image, Settings(**given))
+
+    def upscale(self, source: Path, settings: Settings) -> Path:
+        if not isinstance(source, LocalPath):
+            raise ValueError("image must be an uploaded file, a data URI or an http(s) URL")
+        for old in self.folder.iterdir():
+            old.unlink()
+        result = self.upscaler(image.read(source), settings)
+        started = time.perf_counter()
+        path = self.folder / f"{result.seed}-{os.urandom(4).hex()}.{settings.output_format}"
+        image.write(result.picture, path, settings.output_format, settings.output_quality)
+        result.metrics["seconds"]["file"] = round(time.perf_counter() - started, 3)
+        for name, value in result.metrics.items():
+            for key, number in value.items() if isinstance(value, dict) else [(None, value)]:
+                self.record_metric(name if key is None else f"{name}.{key}", number)
+        return Path(path)
+
+
+__all__ = ["Predictor", "WeightsError"]

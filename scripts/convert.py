@@ -1,0 +1,262 @@
+"""Public checkpoints -> one full bundle: the only place that knows foreign key names or reads .pth files.
+
+    python scripts/convert.py                       weights/downloads -> weights/full
+    python scripts/convert.py --list weights/full   keys and shapes of every network, as diffable text
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seesr import models, weights
+from seesr.weights import WeightsError
+
+log = logging.getLogger("convert")
+State = dict[str, Tensor]
+LORA_RANK = 8  # alpha is 1, so merged updates are scaled by 1/8
+UNUSED = ("tag_encoder.", "text_decoder.")  # parts of RAM that tagging does not run
+SWIN_LARGE = {"patch_size": 4, "embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}
+HEAD = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 4}
+HEAD_PARTS = {
+    "crossattention.self.query": "attention.query",
+    "crossattention.self.key": "attention.key",
+    "crossattention.self.value": "attention.value",
+    "crossattention.output.dense": "attention_out",
+    "crossattention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "norm",
+}
+VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def diffusion_keys(state: State) -> State:
+    """SeeSR's UNet or ControlNet names -> ours: attentions.i -> attentions.i.text, image_attentions.i -> .image."""
+    renamed = {}
+    for key, value in state.items():
+        new = re.sub(r"(?<!\w)attentions\.(\d+)\.", r"attentions.\1.text.", key)
+        renamed[re.sub(r"image_attentions\.(\d+)\.", r"attentions.\1.image.", new)] = value
+    return renamed
+
+
+def merge_turbo(turbo: State, seesr: State) -> State:
+    """SD-Turbo's whole UNet with SeeSR's image attention; the rest of SeeSR's UNet is not used."""
+    image = {key: value for key, value in seesr.items() if "image_attentions" in key}
+    if not image:
+        raise WeightsError("the SeeSR UNet holds no image_attentions keys; is it a stock UNet?")
+    extra = [key for key in turbo if "image_attentions" in key]
+    if extra:
+        raise WeightsError(f"the SD-Turbo UNet already holds {extra[0]}")
+    return turbo | image
+
+
+def vae_keys(state: State) -> State:
+    """Old attention names (query, key, value, proj_attn) -> the present ones; 1x1 convolutions become matrices."""
+    renamed = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"(.*attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", key)
+        if match:
+            place, old, part = match.groups()
+            key = f"{place}.{VAE_ATTENTION[old]}.{part}"
+            value = value.flatten(1) if value.ndim == 4 else value
+        renamed[key] = value
+    return renamed
+
+
+def tagger_keys(state: State) -> State:
+    """RAM's names -> ours. Position indices and masks are dropped (they are rebuilt), and parts that never run.
+
+    RAM stores the tagging head as vision_multi; a layer's downsampling belongs to the next layer in timm.
+
+    Raises:
+        WeightsError: names a key that is none of these.
+    """
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith(UNUSED) or key.endswith(("relative_position_index", "attn_mask")):
+            continue
+        key = key.replace("vision_multi", "tagging_head")
+        head = re.fullmatch(r"tagging_head\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key)
+        if head and head[2] in HEAD_PARTS:
+            new = f"tagging_head.{head[1]}.{HEAD_PARTS[head[2]]}.{head[3]}"
+        elif key.startswith("visual_encoder."):
+            new = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key)
+        elif key.startswith(("image_proj.", "wordvec_proj.", "fc.")) or key == "label_embed":
+            new = key
+        else:
+            raise WeightsError(f"RAM holds an unknown key: {key}")
+        renamed[new] = value
+    return renamed
+
+
+def merge_lora(base: State, lora: State, parts: Iterable[str] = ("visual_encoder", "tagging_head")) -> State:
+    """RAM with DAPE's low-rank updates merged in, under RAM's names, float32.
+
+    Swin: queries and values only, of a fused qkv: rows 0:8 of lora_A and the first half of lora_B are for queries.
+    Tagging head: query and key.
+
+    Raises:
+        WeightsError: an update without its weight or its other half; or updates of RAM's unused tag encoder that are
+            not zero although the reference shares those weights with the tagging head.
+    """
+    base = {key.replace("vision_multi", "tagging_head"): value for key, value in base.items()}
+    lora = {key.replace("vision_multi", "tagging_head"): value for key, value in lora.items()}
+    merged = dict(base)
+    for key, down in lora.items():
+        place, _, half = key.rpartition(".")
+        if half not in ("lora_A", "lora_B"):
+            raise WeightsError(f"DAPE holds an unknown key: {key}")
+        other = f"{place}.{'lora_B' if half == 'lora_A' else 'lora_A'}"
+        if other not in lora:
+            raise WeightsError(f"DAPE lacks {other}")
+        if half == "lora_B":
+            continue
+        up = lora[other]
+        if key.startswith(UNUSED):
+            tied = re.fullmatch(r"tag_encoder\.encoder\.layer\.[01]\.crossattention\.self\.(query|key)\.lora_A", key)
+            if tied and up.any():
+                raise WeightsError(f"{other} is not zero, although these weights are shared with the tagging head")
+            continue
+        target = f"{place}.weight"
+        if target not in base:
+            raise WeightsError(f"DAPE updates {target}, which RAM does not hold")
+        if not key.startswith(tuple(parts)):
+            continue
+        weight, down, up = base[target].float().clone(), down.float(), up.float()
+        if key.startswith("visual_encoder.") and place.endswith(".qkv"):
+            width = weight.shape[1]
+            weight[:width] += up[:width] @ down[:LORA_RANK] / LORA_RANK
+            weight[2 * width :] += up[width:] @ down[LORA_RANK:] / LORA_RANK
+        elif re.fullmatch(r"tagging_head\.encoder\.layer\.\d+\.crossattention\.self\.(query|key)", place):
+            weight += up @ down / LORA_RANK
+        else:
+            raise WeightsError(f"DAPE updates an unexpected place: {place}")
+        merged[target] = weight
+    return merged
+
+
+def read_pickle(path: Path) -> Mapping[str, Any]:
+    """A .pth or .bin file, tensors only: code in it is refused, not run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise WeightsError(f"{path} is no file of plain tensors ({type(error).__name__})") from error
+
+
+def read_network(folder: Path) -> State:
+    """The weights of a diffusers-style folder: safetensors, half precision if there is a choice, else .bin."""
+    for pattern in ("*.fp16.safetensors", "*.safetensors", "*.fp16.bin", "*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            return load_file(path) if path.suffix == ".safetensors" else dict(read_pickle(path))
+    raise WeightsError(f"no weights in {folder}: fetch them with: python scripts/download.py")
+
+
+def save(state: State, config: dict[str, Any], folder: Path, name: str = models.DIFFUSION_FILE) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
+    save_file(half, folder / name)
+    log.info("%s: %d tensors", folder, len(half))
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def tagger_config(base: State) -> dict[str, Any]:
+    """The public Swin-L tagger; a miniature of the same layout is recognised by its shapes."""
+    swin, head = dict(SWIN_LARGE), dict(HEAD)
+    swin["embed_dim"] = base["visual_encoder.patch_embed.proj.weight"].shape[0]
+    blocks = [re.match(r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table", k) for k in base]
+    depths: dict[int, int] = {}
+    for match in filter(None, blocks):
+        depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]) + 1)
+    swin["depths"] = [depths[i] for i in sorted(depths)]
+    tables = "visual_encoder.layers.{}.blocks.0.attn.relative_position_bias_table"
+    swin["num_heads"] = [base[tables.format(i)].shape[1] for i in sorted(depths)]
+    prefix = "tagging_head.encoder.layer.0."
+    head["hidden_size"] = base[f"{prefix}crossattention.self.query.weight"].shape[0]
+    head["intermediate_size"] = base[f"{prefix}intermediate.dense.weight"].shape[0]
+    width, label = base["image_proj.weight"].shape[0], base["label_embed"].shape[1]
+    return {"image_size": 384, "swin": swin, "token_width": width, "label_width": label, "head": head}
+
+
+def convert(source: Path, target: Path, licences: str) -> None:
+    """Converts the downloads in `source` (sd-turbo, seesr, ram) and puts the finished bundle at `target`, whole or not at all.
+
+    Raises:
+        WeightsError: something is missing, extra or of the wrong shape; nothing is left at `target`.
+    """
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    turbo, seesr, ram = source / "sd-turbo", source / "seesr", source / "ram"
+    unet = merge_turbo(read_network(turbo / "unet"), read_network(seesr / "unet"))
+    save(diffusion_keys(unet), config_of(turbo / "unet"), part / "unet")
+    save(diffusion_keys(read_network(seesr / "controlnet")), config_of(seesr / "controlnet"), part / "controlnet")
+    save(vae_keys(read_network(turbo / "vae")), config_of(turbo / "vae"), part / "vae")
+    text = read_network(turbo / "text_encoder")
+    text.pop("text_model.embeddings.position_ids", None)
+    save(text, config_of(turbo / "text_encoder"), part / "text_encoder", "model.safetensors")
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(turbo / name, part / name)
+    base = dict(read_pickle(ram / "ram_swin_large_14m.pth")["model"])
+    merged = merge_lora(base, dict(read_pickle(seesr / "DAPE.pth")))
+    save(tagger_keys(merged), tagger_config(merged), part / "tagger", "model.safetensors")
+    tags, thresholds = lines(ram / "ram_tag_list.txt"), [float(x) for x in lines(ram / "ram_tag_list_threshold.txt")]
+    if not len(tags) == len(thresholds) == len(merged["label_embed"]):
+        raise WeightsError(f"{len(tags)} tags, {len(thresholds)} thresholds, {len(merged['label_embed'])} label embeddings")
+    (part / "tagger/tags.json").write_text(json.dumps({"tags": tags, "thresholds": thresholds}) + "\n")
+    weights.write_manifest(part, target.name, "full", licences)
+    try:
+        models.load(part, torch.device("cpu"), torch.float16)  # every key, every shape
+    except WeightsError:
+        shutil.rmtree(part)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+def listing(bundle: Path) -> Iterable[str]:
+    """One line per tensor: file, key, shape, dtype."""
+    for path in sorted(bundle.rglob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in sorted(file.keys()):
+                view = file.get_slice(key)
+                yield f"{path.relative_to(bundle)} {key} {view.get_shape()} {view.get_dtype()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=weights.ROOT / "downloads", help="what scripts/download.py fetched")
+    parser.add_argument("--target", type=Path, default=weights.ROOT / "full", help="the bundle to make")
+    parser.add_argument("--list", type=Path, metavar="BUNDLE", help="print keys and shapes instead")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.list:
+        print("\n".join(listing(args.list)))
+        return
+    try:
+        convert(args.source, args.target, "SD-Turbo: Stability AI Community License; SeeSR, DAPE, RAM: Apache-2.0")
+    except (WeightsError, FileNotFoundError, KeyError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

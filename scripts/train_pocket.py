@@ -1,0 +1,437 @@
+"""Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
+
+    python scripts/train_pocket.py                     all stages, about two hours on two CPU cores
+    python scripts/train_pocket.py --stage tagger      one stage, from the checkpoints of those before it
+
+Stages: autoencoder, tagger, denoiser, export. Checkpoints and curves go to build/pocket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pocket_data as data
+import tokenizers
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from seesr import models, text, weights
+from seesr.settings import Settings
+from seesr.tagger import Tagger, preprocess
+
+WORK = Path("build/pocket")
+SEED = 20
+DRAWN = 240
+log = logging.getLogger("train_pocket")
+
+VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "encoder_block_out_channels": (32, 32, 32),
+    "decoder_block_out_channels": (32, 32, 32),
+    "num_encoder_blocks": (1, 1, 2),
+    "num_decoder_blocks": (3, 2, 1),
+    "latent_channels": 16,
+}
+
+WIDTH = 64  # of text and image tokens
+TOKENIZER = {"unk_token": "<|endoftext|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+TEXT = {
+    "vocab_size": 1000,
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+BLOCKS = {
+    "block_out_channels": (128, 96),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": (2, 2),  # the number of heads, under its historical name
+    "cross_attention_dim": WIDTH,
+    "use_linear_projection": True,
+}
+UNET = {
+    "sample_size": 64,
+    "in_channels": 16,
+    "out_channels": 16,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "image_cross_attention_dim": WIDTH,
+    **BLOCKS,
+}
+CONTROLNET = {
+    "in_channels": 16,
+    "down_block_types": UNET["down_block_types"],
+    "conditioning_embedding_out_channels": (16, 32, 64),
+    "image_cross_attention_dim": WIDTH,
+    **BLOCKS,
+}
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "variance_type": "fixed_small",
+    "clip_sample": False,
+    "prediction_type": "sample",
+    "timestep_spacing": "trailing",
+}
+TAGS = (
+    "dark bright grey colourful warm cold red green blue yellow contrasty flat smooth detailed noisy blurry compressed pristine"
+).split()
+TAGGER = {
+    "image_size": 384,
+    "swin": {"patch_size": 8, "embed_dim": 32, "depths": (2, 2, 1), "num_heads": (2, 4, 8), "window_size": 12},
+    "token_width": WIDTH,
+    "label_width": WIDTH,
+    "head": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+
+
+def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """[B, H, W, 3] uint8 -> [B, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up, then a cosine down to 2 % of the peak."""
+    return peak * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+class Curve:
+    """Logs a running mean every `every` steps and keeps it as JSON lines."""
+
+    def __init__(self, stage: str, every: int = 100) -> None:
+        self.file = (WORK / f"{stage}.jsonl").open("w")
+        self.every, self.sums, self.started = every, {}, time.monotonic()
+
+    def add(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if (step + 1) % self.every == 0:
+            row = {"step": step + 1, "seconds": round(time.monotonic() - self.started, 1)}
+            row |= {name: round(total / self.every, 5) for name, total in self.sums.items()}
+            self.sums = {}
+            log.info("%s", row)
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+
+
+def autoencoder(device: torch.device, steps: int) -> None:
+    """Pixels -> latents -> pixels, with a little noise on the latents so that the decoder forgives small errors."""
+    rng = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+    net = AutoencoderTiny(**VAE).to(device)
+    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    optimiser = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+    feed = data.batches(rng, *data.corpus(SEED, DRAWN), side=64, count=16)
+    curve = Curve("autoencoder")
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, steps, 1e-3)
+        x = to_tensor(next(feed), device) * 2 - 1
+        with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.85 * steps):
+            z = net.encoder(x)
+            y = net.decoder(z + 0.03 * torch.randn_like(z))
+        loss = F.l1_loss(y.float(), x) + F.mse_loss(y.float(), x) + 1e-4 * z.float().square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        average.update_parameters(net)
+        error = F.mse_loss(y.detach().float().clamp(-1, 1), x) / 4
+        curve.add(step, loss=loss.item(), psnr=-10 * math.log10(error.item()), latent=z.detach().float().std().item())
+    torch.save(average.module.state_dict(), WORK / "autoencoder.pt")
+
+
+
+def attributes(picture: data.Picture, damage: data.Damage) -> np.ndarray:
+    """Which of TAGS hold, measured on the undamaged picture and known from the damage."""
+    rgb = picture.astype(np.float32)
+    luma = rgb @ np.float32([0.299, 0.587, 0.114])
+    saturation = np.ptp(rgb, axis=2).mean()
+    red, green, blue = rgb.mean((0, 1)) - rgb.mean()
+    detail = np.abs(np.diff(luma, axis=1)).mean()
+    return np.array(
+        [
+            luma.mean() < 75,
+            luma.mean() > 165,
+            saturation < 12,
+            saturation > 70,
+            red - blue > 15,
+            blue - red > 15,
+            red > 15 and red > green + 10,
+            green > 10 and green > red,
+            blue > 15 and blue > green,
+            blue < -20 and min(red, green) > 5,
+            luma.std() > 60,
+            luma.std() < 25,
+            detail < 4,
+            detail > 12,
+            damage.noise > 8,
+            damage.blur > 1.6,
+            damage.jpeg > 35,
+            damage == (0, 0, 0),
+        ]
+    )
+
+
+def example(rng: np.random.Generator, pictures: list, mix: list[float]) -> tuple:
+    """(high resolution [S, S, 3], enlarged input [S, S, 3], input as the tagger sees it, damage)."""
+    picture = pictures[rng.choice(len(pictures), p=mix)]
+    whole = data.crop(rng, picture, int(min(256, *picture.shape[:2])) // 64 * 64)
+    scale = 4.0 if rng.random() < 0.8 else rng.uniform(1.5, 4)
+    small, damage = data.degrade(rng, whole, scale)
+    return whole, data.enlarge(small, whole.shape[1::-1]), small, damage
+
+
+def tagger(device: torch.device, steps: int) -> None:
+    """Attributes that code can measure, from the damaged small picture."""
+    rng = np.random.default_rng(SEED + 1)
+    torch.manual_seed(SEED + 1)
+    net = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device)
+    nn.init.normal_(net.label_embed)
+    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
+    corpus = data.corpus(SEED, DRAWN)
+    curve = Curve("tagger", 50)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, steps, 1e-3)
+        examples = [example(rng, *corpus) for _ in range(12)]
+        x = torch.cat([preprocess(to_tensor(e[2][None], device), net.image_size) for e in examples])
+        truth = torch.from_numpy(np.stack([attributes(e[0], e[3]) for e in examples])).to(device).float()
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = net.logits(net.tokens(x)).float()
+        loss = F.binary_cross_entropy_with_logits(logits, truth)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        curve.add(step, loss=loss.item(), correct=((logits > 0) == truth.bool()).float().mean().item())
+    torch.save(net.state_dict(), WORK / "tagger.pt")
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A byte-pair vocabulary in CLIP's format, from the tags, the default prompts and the project's own prose."""
+    folder = WORK / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    words = [*TAGS * 50, Settings.positive_prompt * 50, Settings.negative_prompt * 50]
+    words += [Path(__file__).read_text(), Path(data.__file__).read_text()]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    bpe.normalizer = tokenizers.normalizers.Lowercase()
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=TEXT["vocab_size"],
+        special_tokens=["!", TOKENIZER["bos_token"], TOKENIZER["eos_token"]],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe.train_from_iterator(words, trainer)
+    bpe.model.save(str(folder))
+    config = {"model_max_length": 77, "pad_token": "!", "tokenizer_class": "CLIPTokenizer", **TOKENIZER}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+class Denoiser(nn.Module):
+    """All that is trained together in the last stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = CLIPTextModel(CLIPTextConfig(**TEXT))
+        self.unet = models.build_diffusion_network(UNet2DConditionModel, UNET)
+        self.controlnet = models.build_diffusion_network(ControlNetModel, CONTROLNET)
+        self.vae = AutoencoderTiny(**VAE)
+
+    def forward(self, z: Tensor, t: Tensor, hint: Tensor, words: Tensor, tokens: Tensor) -> Tensor:
+        """Noisy latents [B, 16, h, w] at t -> predicted clean latents."""
+        context = (words, tokens)
+        down, mid = self.controlnet(z, t, context, hint, return_dict=False)
+        return self.unet(
+            z, t, context, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False
+        )[0]
+
+
+class Pool:
+    """Damaged pictures with their image tokens and prompts, made once and cropped many times."""
+
+    def __init__(self, rng: np.random.Generator, corpus: tuple, net: Tagger, tokenizer: CLIPTokenizer, size: int) -> None:
+        self.pictures, self.hints, self.tokens, prompts = [], [], [], []
+        device = net.image_proj.weight.device
+        while len(self.pictures) < size:
+            whole, hint, small, _ = example(rng, *corpus)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                tokens = net.tokens(preprocess(to_tensor(small[None], device), net.image_size)).float()
+                tags = net.names(net.logits(tokens))
+            self.pictures.append(whole)
+            self.hints.append(hint)
+            self.tokens.append(tokens.half())
+            prompts.append(text.compose(tags, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
+        prompts.append(Settings.negative_prompt)
+        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
+        self.ids = ids.to(device)
+
+    def draw(self, rng: np.random.Generator, count: int, side: int, device: torch.device) -> tuple:
+        """(target, hint [B, 3, side, side] in [0, 1], ids, image tokens). One in eight asks for the unrestored look."""
+        targets, hints, ids, tokens = [], [], [], []
+        while len(targets) < count:
+            i = int(rng.integers(len(self.pictures)))
+            high, wide = (limit - side for limit in self.pictures[i].shape[:2])
+            if min(high, wide) < 0:
+                continue
+            top, left = (4 * int(rng.integers(limit // 4 + 1)) for limit in (high, wide))
+            place = (slice(top, top + side), slice(left, left + side))
+            poor = rng.random() < 0.125
+            targets.append((self.hints if poor else self.pictures)[i][place])
+            hints.append(self.hints[i][place])
+            ids.append(self.ids[-1 if poor else i])
+            tokens.append(self.tokens[i])
+        target, hint = (to_tensor(np.stack(images), device) for images in (targets, hints))
+        return target, hint, torch.stack(ids), torch.cat(tokens).float()
+
+
+def denoiser(device: torch.device, steps: int) -> None:
+    """UNet, ControlNet and text encoder, and the decoder on their output, by the error of the decoded picture.
+
+    The networks predict clean latents at the timesteps that 1 to 8 trailing steps visit. Later timesteps start from
+    the model's own first prediction, as they will at run time.
+    """
+    rng = np.random.default_rng(SEED + 2)
+    torch.manual_seed(SEED + 2)
+    net = Denoiser().to(device)
+    net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
+    net.vae.encoder.requires_grad_(False)
+    tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
+    tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
+    tokenizer, corpus = build_tokenizer(), data.corpus(SEED, DRAWN)
+    small = to_tensor(next(data.batches(rng, *corpus, side=128, count=32)), device)
+    with torch.no_grad():
+        scaling = 1 / net.vae.encoder(small * 2 - 1).std().item()
+    keep = [p for p in net.parameters() if p.requires_grad]
+    slow = {id(p) for p in net.vae.parameters()}
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in keep if id(p) not in slow], "peak": 6e-4},
+            {"params": [p for p in keep if id(p) in slow], "peak": 2e-4},
+        ],
+        betas=(0.9, 0.99),
+        weight_decay=1e-3,
+    )
+    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, device=device) ** 2
+    alpha_bar = torch.cumprod(1 - betas, 0)
+
+    def noisy(z: Tensor, t: Tensor) -> Tensor:
+        a = alpha_bar[t].view(-1, 1, 1, 1)
+        return a.sqrt() * z + (1 - a).sqrt() * torch.randn_like(z)
+
+    curve = Curve("denoiser")
+    for step in range(steps):
+        if step % 2500 == 0:
+            pool = Pool(rng, corpus, tags, tokenizer, 1500)
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, steps, group["peak"])
+        late = step > 0.6 * steps
+        target, hint, ids, tokens = pool.draw(rng, 2 if late and step % 2 else 6, 256 if late and step % 2 else 128, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.85 * steps):
+            words = net.text(ids).last_hidden_state
+            with torch.no_grad():
+                z_target = net.vae.encoder(target * 2 - 1).float() * scaling
+                t = torch.full((len(target),), 999, device=device)
+                x = noisy(net.vae.encoder(hint * 2 - 1).float() * scaling, t)
+                if rng.random() < 0.5:
+                    first = net(x, t, hint, words, tokens).float()
+                    visits = rng.integers(2, 9, len(target))
+                    later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
+                    t = torch.tensor(later, device=device)
+                    x = noisy(first, t)
+            z = net(x, t, hint, words, tokens).float()
+            picture = net.vae.decoder(z / scaling)
+        picture = (picture.float() + 1) / 2
+        loss = F.l1_loss(picture, target) + 0.02 * F.l1_loss(z, z_target)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(keep, 0.5)
+        optimiser.step()
+        average.update_parameters(net)
+        gain = 10 * (F.mse_loss(hint, target) / F.mse_loss(picture.detach().clamp(0, 1), target)).clamp(min=1e-3).log10()
+        curve.add(step, loss=loss.item(), gain_db=gain.item(), latent=F.mse_loss(z.detach(), z_target).sqrt().item())
+        if (step + 1) % 1000 == 0 or step + 1 == steps:
+            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
+
+
+def export(device: torch.device, steps: int) -> None:
+    """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
+    bundle = weights.ROOT / "pocket"
+    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    tokenizer = build_tokenizer()
+
+    def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
+        (bundle / folder).mkdir(parents=True, exist_ok=True)
+        (bundle / folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file({k: v.half().contiguous() for k, v in state.items()}, bundle / folder / file)
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in saved["net"].items() if k.startswith(prefix)}
+
+    part("unet", {"_class_name": "UNet2DConditionModel", **UNET}, of("unet."))
+    part("controlnet", {"_class_name": "ControlNetModel", **CONTROLNET}, of("controlnet."))
+    part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": saved["scaling"]}, of("vae."))
+    words = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
+    part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, words, "model.safetensors")
+    part("tagger", TAGGER, torch.load(WORK / "tagger.pt", map_location="cpu", weights_only=True), "model.safetensors")
+    (bundle / "tagger/tags.json").write_text(json.dumps({"tags": TAGS, "thresholds": [0.5] * len(TAGS)}) + "\n")
+    (bundle / "scheduler").mkdir(exist_ok=True)
+    (bundle / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1) + "\n")
+    tokenizer.save_pretrained(bundle / "tokenizer")
+    for file in (WORK / "tokenizer").iterdir():
+        (bundle / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    weights.write_manifest(bundle, "pocket", "pocket", "Apache-2.0")
+    log.info("%s: %.1f MB", bundle, sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / 1e6)
+
+
+STAGES = {
+    "autoencoder": (autoencoder, 8000),
+    "tagger": (tagger, 600),
+    "denoiser": (denoiser, 7000),
+    "export": (export, 0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage")
+    parser.add_argument("--steps", type=int, help="optimiser steps instead of the stage's own number")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    WORK.mkdir(parents=True, exist_ok=True)
+    for name in args.stage or STAGES:
+        stage, steps = STAGES[name]
+        stage(torch.device(args.device), args.steps or steps)
+
+
+if __name__ == "__main__":
+    main()

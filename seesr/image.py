@@ -1,0 +1,265 @@
+"""Untrusted files -> pixels, pixels -> files: size, orientation, alpha, colour profile, EXIF, 16 bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
+from seesr.settings import LARGEST_INPUT
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+LARGEST_FILE = 100 * 2**20  # bytes
+DIRECT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that convert to RGB(A) without a profile
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An upright picture and what came with it.
+
+    Attributes:
+        rgb: [H, W, 3], uint8 or uint16 over the full range.
+        alpha: [H, W] of the same dtype, not premultiplied, or None.
+        icc: colour profile of `rgb`; None means sRGB.
+        exif: EXIF block without an orientation, or None.
+        dpi: (horizontal, vertical), or None.
+    """
+
+    rgb: Pixels
+    alpha: Pixels | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), pixels."""
+        return self.rgb.shape[1], self.rgb.shape[0]
+
+    def pil(self) -> Image.Image:
+        """As an 8-bit Pillow image, RGB or RGBA."""
+        rgb = to_uint8(self.rgb)
+        return Image.fromarray(rgb if self.alpha is None else np.dstack([rgb, to_uint8(self.alpha)]))
+
+
+def read(source: Path | BinaryIO) -> Picture:
+    """Decodes an image file after checking its header.
+
+    Raises:
+        ValueError: not a JPEG, PNG or WebP; damaged; animated; too large. One line, without the path.
+    """
+    data = source.read_bytes() if isinstance(source, Path) else source.read()
+    if not data:
+        raise ValueError("the image file is empty")
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"the image file has {len(data) / 2**20:.1f} MiB; the limit is {LARGEST_FILE / 2**20:.0f} MiB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+        try:
+            header = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception as error:
+            raise ValueError(f"this is not an image that can be read: use {', '.join(FORMATS)}") from error
+        check_header(header)
+        try:
+            header.verify()
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            opened.load()
+        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
+            raise ValueError(f"the image file is damaged ({type(error).__name__} while decoding)") from error
+    return from_pil(opened, data)
+
+
+def check_header(header: Image.Image) -> None:
+    """Refuses by what the header says, before any pixel is decoded."""
+    width, height = header.size
+    if width * height > LARGEST_INPUT:
+        raise ValueError(
+            f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
+        )
+    if header.format != "MPO" and getattr(header, "n_frames", 1) > 1:
+        raise ValueError(f"the image has {header.n_frames} frames; send one still picture")  # pyright: ignore
+
+
+def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
+    """A Pillow image -> Picture. `data`, the file's bytes, is needed for 16 bits per colour.
+
+    Raises:
+        ValueError: a mode that has no defined colours (floating point, 32-bit integers).
+    """
+    exif = opened.getexif()
+    turn = exif.pop(ExifTags.Base.Orientation, 1)
+    block = exif.tobytes() if len(exif) else None
+    dpi = opened.info.get("dpi")
+    icc = opened.info.get("icc_profile") or None
+    deep = read_deep(opened, data)
+    if deep is not None:
+        deep = upright(deep, turn)
+        rgb, alpha = split(deep)
+        return Picture(rgb, alpha, icc, block, dpi)
+    image = ImageOps.exif_transpose(opened)
+    if image.mode not in DIRECT:
+        image, icc = to_srgb(image, icc), None
+    if icc is not None and ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space.strip() != "RGB":
+        icc = None  # a grey profile: sRGB's curve is the usual one
+    transparent = image.has_transparency_data
+    rgb, alpha = split(np.asarray(image.convert("RGBA" if transparent else "RGB")))
+    return Picture(rgb, alpha, icc, block, dpi)
+
+
+def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
+    """[H, W, 3 or 4] -> colours and alpha; an alpha that is opaque everywhere is none."""
+    if pixels.shape[2] == 3:
+        return pixels, None
+    alpha = pixels[..., 3]
+    return np.ascontiguousarray(pixels[..., :3]), None if (alpha == np.iinfo(alpha.dtype).max).all() else alpha
+
+
+def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | None:
+    """[H, W, 3 or 4] of a 16-bit PNG, which Pillow would cut to 8 bits; None for any other picture."""
+    if opened.mode.startswith("I;16"):
+        grey = np.asarray(opened).astype(np.uint16)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if opened.format != "PNG" or data is None or data[24] != 16:  # bit depth in IHDR
+        return None
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if deep is None or deep.dtype != np.uint16:
+        raise ValueError("the image file is damaged (16-bit PNG)")
+    if deep.ndim == 2:
+        return np.repeat(deep[..., None], 3, axis=2)
+    return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def upright(pixels: NDArray[np.uint16], orientation: int) -> NDArray[np.uint16]:
+    """Applies an EXIF orientation (1-8)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """CMYK, YCbCr and Lab to sRGB, by the profile if it can be used."""
+    if image.mode not in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise ValueError(f"images of mode {image.mode} have no defined colours; use 8 or 16 bits per channel")
+    if icc is not None:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None
+            return converted
+        except (ImageCms.PyCMSError, OSError):
+            log.warning("the colour profile cannot be used; converting without it")
+    if image.mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[return-value]
+    return image.convert("RGB")
+
+
+def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
+    """16 bits -> 8 bits, rounded; 8 bits pass."""
+    if pixels.dtype == np.uint8:
+        return pixels  # type: ignore[return-value]
+    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def enlarge(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> Pixels:
+    """Resizes [H, W] or [H, W, 3] to `size` = (width, height); same dtype. Pillow's filters, 16 bits without loss."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, resample))
+    planes = [pixels] if pixels.ndim == 2 else [pixels[..., c] for c in range(pixels.shape[2])]
+    resized = [np.asarray(Image.fromarray(p.astype(np.float32)).resize(size, resample)) for p in planes]
+    whole = resized[0] if pixels.ndim == 2 else np.dstack(resized)
+    return whole.clip(0, 65535).round().astype(np.uint16)
+
+
+def pad(pixels: Pixels, multiple: int, least: int) -> Pixels:
+    """Mirrors [H, W, 3] at the right and bottom until both sides are at least `least` and multiples of `multiple`."""
+    right, bottom = (max(least, -(-side // multiple) * multiple) - side for side in (pixels.shape[1], pixels.shape[0]))
+    return np.pad(pixels, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
+
+
+def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
+    """Gives fully transparent pixels the nearest visible colour, so that hidden colours do not bleed into edges."""
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return rgb
+    from scipy.ndimage import distance_transform_edt
+
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return rgb[rows, columns]
+
+
+def write(picture: Picture, path: Path, file_format: str, quality: int) -> None:
+    """Writes png, webp or jpg under a temporary name, checks that it opens at the right size, then renames it.
+
+    jpg has no alpha: the picture is laid on white. webp and jpg have 8 bits.
+    """
+    data = encode(picture, file_format, quality)
+    with Image.open(io.BytesIO(data)) as check:
+        if check.size != picture.size:
+            raise RuntimeError(f"the written file has {check.size} pixels instead of {picture.size}")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def encode(picture: Picture, file_format: str, quality: int) -> bytes:
+    """The bytes of a png, webp or jpg file with profile, EXIF and resolution."""
+    if file_format == "png":
+        return encode_png(picture)
+    image = picture.pil()
+    if file_format == "jpg" and image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    options = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
+    if file_format == "webp":
+        options["method"] = 2
+    buffer = io.BytesIO()
+    given = {key: value for key, value in options.items() if value is not None}
+    image.save(buffer, {"jpg": "JPEG", "webp": "WEBP"}[file_format], quality=quality, **given)
+    return buffer.getvalue()
+
+
+def encode_png(picture: Picture) -> bytes:
+    """OpenCV's encoder (fast, 8 and 16 bits) and our own metadata chunks behind the header."""
+    order = cv2.COLOR_RGB2BGR if picture.alpha is None else cv2.COLOR_RGBA2BGRA
+    pixels = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
+    done, buffer = cv2.imencode(".png", cv2.cvtColor(pixels, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done
+    data = buffer.tobytes()
+    chunks = b""
+    if picture.icc is not None:
+        chunks += chunk(b"iCCP", b"profile\0\0" + zlib.compress(picture.icc))
+    if picture.dpi is not None:
+        chunks += chunk(b"pHYs", struct.pack(">IIB", *(max(1, round(d / 0.0254)) for d in picture.dpi), 1))
+    if picture.exif is not None:
+        chunks += chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
+    after_header = 8 + 25  # signature and IHDR
+    return data[:after_header] + chunks + data[after_header:]
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """One PNG chunk."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

@@ -1,0 +1,150 @@
+"""Few-step sampling: LR start, ControlNet and UNet over tiles, guidance, DDPM. Free functions, networks as arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from seesr.tiling import Tile, blend, grid, window
+
+START = 999  # timestep of the LR start (SeeSR's start_steps)
+
+
+class Step(NamedTuple):
+    """One visit of the sampler. z = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps."""
+
+    t: int
+    alpha_bar: float
+    alpha_bar_next: float  # 1 after the last step
+
+
+def schedule(scheduler: DDPMScheduler, steps: int) -> list[Step]:
+    """The timesteps of `steps` trailing steps, with the cumulative alphas here and at the next one."""
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps.tolist()
+    alphas = [scheduler.alphas_cumprod[t].item() for t in times]
+    return [Step(t, a, b) for t, a, b in zip(times, alphas, [*alphas[1:], 1.0], strict=True)]
+
+
+def noise_stream(seed: int, shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
+    """Endless standard normal tensors of one shape, float32, from a CPU generator: one seed is one picture anywhere.
+
+    Drawn for the whole picture, so tiles, batches and the device change nothing.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    while True:
+        yield torch.randn(shape, generator=generator).to(device)
+
+
+def start_latents(z: Tensor, noise: Tensor, scheduler: DDPMScheduler) -> Tensor:
+    """Clean scaled latents of the enlarged input -> latents at t = 999: 7 % picture, the rest noise (SeeSR, LR start)."""
+    alpha_bar = scheduler.alphas_cumprod[START].item()
+    return math.sqrt(alpha_bar) * z + math.sqrt(1 - alpha_bar) * noise
+
+
+def predicted_x0(prediction: Tensor, z: Tensor, step: Step, kind: str) -> Tensor:
+    """What the network says the clean latents are. `kind` is the scheduler's prediction_type."""
+    a, g = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
+    if kind == "epsilon":
+        return (z - g * prediction) / a
+    if kind == "v_prediction":
+        return a * z - g * prediction
+    assert kind == "sample", kind
+    return prediction
+
+
+def ddpm_step(z: Tensor, x0: Tensor, step: Step, noise: Tensor) -> Tensor:
+    """The posterior of DDPM (Ho et al. 2020, equations 6 and 7) with fixed small variance, in float32.
+
+    After the last step this is x0 plus 1e-10 noise, as in the reference.
+    """
+    a, q = step.alpha_bar, step.alpha_bar_next
+    r = a / q
+    mean = math.sqrt(q) * (1 - r) / (1 - a) * x0 + math.sqrt(r) * (1 - q) / (1 - a) * z
+    variance = max((1 - r) * (1 - q) / (1 - a), 1e-20)
+    return mean + math.sqrt(variance) * noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """UNet and ControlNet with everything that stays the same for all tiles and steps of one picture.
+
+    Args:
+        text: text tokens [1, n, width], or [2, n, width] = (negative, positive) with guidance.
+        image: the tagger's image tokens [1, m, width].
+        hint: takes a tile in latent cells and returns the enlarged input under it, [1, 3, factor*h, factor*w] in [0, 1].
+        guidance: scale; 1 means off.
+        conditioning: weight of the ControlNet's residuals.
+        tiles: the tiles of the latents, all of one shape.
+        weight: blending weight of a tile, [h, w].
+        batch: tiles per forward pass.
+        on_batch: called with the number of tiles of each finished batch; may raise to cancel.
+    """
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    text: Tensor
+    image: Tensor
+    hint: Callable[[Tile], Tensor]
+    tiles: list[Tile]
+    weight: Tensor
+    guidance: float = 1.0
+    conditioning: float = 1.0
+    batch: int = 1
+    on_batch: Callable[[int], None] = lambda count: None
+
+    def __call__(self, z: Tensor, t: int) -> Tensor:
+        """Latents [1, C, H, W] float32 at timestep t -> the network's prediction, the same shape, float32."""
+
+        def run(tiles: list[Tile]) -> Tensor:
+            parts = torch.cat([tile.of(z) for tile in tiles])
+            prediction = self.predict(parts, t, torch.cat([self.hint(tile) for tile in tiles]))
+            self.on_batch(len(tiles))
+            return prediction
+
+        return blend(run, self.tiles, (z.shape[2], z.shape[3]), self.batch, self.weight)
+
+    @torch.no_grad()
+    def predict(self, z: Tensor, t: int, hint: Tensor) -> Tensor:
+        """One forward pass: latents [B, C, h, w] and hint [B, 3, factor*h, factor*w] -> prediction [B, C, h, w]."""
+        dtype = self.text.dtype
+        branches = len(self.text)
+        text = self.text.repeat_interleave(len(z), 0)
+        image = self.image.expand(len(text), -1, -1)
+        x = z.to(dtype).repeat(branches, 1, 1, 1)
+        hint = hint.to(dtype).repeat(branches, 1, 1, 1)
+        time = torch.full((len(x),), t, device=x.device)
+        down, mid = self.controlnet(x, time, (text, image), hint, self.conditioning, return_dict=False)
+        prediction = self.unet(
+            x,
+            time,
+            (text, image),
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0].float()
+        if branches == 1:
+            return prediction
+        negative, positive = prediction.chunk(2)
+        return negative + self.guidance * (positive - negative)
+
+
+def sample(denoiser: Denoiser, z: Tensor, steps: list[Step], noise: Iterator[Tensor], kind: str) -> Tensor:
+    """Latents at the first step -> clean latents, [1, C, H, W] float32, with fresh noise at every step."""
+    for step in steps:
+        x0 = predicted_x0(denoiser(z, step.t), z, step, kind)
+        z = ddpm_step(z, x0, step, next(noise))
+    return z
+
+
+def plan(height: int, width: int, tile: int, overlap: int, device: torch.device) -> tuple[list[Tile], Tensor]:
+    """Tiles of latents [height, width] and the blending weight of one, on `device`."""
+    tiles = grid(height, width, tile, overlap)
+    first = tiles[0]
+    return tiles, window(first.bottom - first.top, first.right - first.left).to(device)

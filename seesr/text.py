@@ -1,0 +1,33 @@
+"""Prompt composition and encoding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def compose(tags: list[str], user_prompt: str, positive_prompt: str) -> str:
+    """SeeSR's prompt: tags, user prompt, quality words (no space after the last comma)."""
+    return f"{', '.join(tags)}, {user_prompt},{positive_prompt}"
+
+
+def fit_tags(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positive_prompt: str) -> list[str]:
+    """As many of the first tags as leave room for the user's and the quality words.
+
+    The reference cuts the end of a long prompt instead, and with it what the user wrote.
+    """
+    limit = tokenizer.model_max_length
+    for count in range(len(tags), 0, -1):
+        if len(tokenizer(compose(tags[:count], user_prompt, positive_prompt))["input_ids"]) <= limit:
+            return tags[:count]
+    return []
+
+
+@torch.no_grad()
+def encode(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Prompts -> tokens [B, 77, width]: the last hidden state after the final LayerNorm, no attention mask."""
+    ids = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    )["input_ids"]
+    return encoder(ids.to(encoder.device)).last_hidden_state

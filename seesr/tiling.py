@@ -1,0 +1,87 @@
+"""One tiling combinator for every network: evenly spread tiles of one fixed shape, smoothly blended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """A rectangle in cells of the array that is tiled."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def times(self, factor: int) -> Tile:
+        """The same place on a grid `factor` times finer."""
+        return Tile(*(side * factor for side in self))
+
+    def of(self, array: Tensor) -> Tensor:
+        """The view of [..., H, W] under this tile."""
+        return array[..., self.top : self.bottom, self.left : self.right]
+
+
+def offsets(size: int, tile: int, overlap: int) -> list[int]:
+    """Starts of the fewest tiles that cover `size` with at least `overlap` in common, evenly spread.
+
+    Raises:
+        ValueError: the overlap leaves no room to advance.
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"a tile overlap of {overlap} does not work with tiles of {tile}: it must be from 0 to {tile - 1}")
+    if size <= tile:
+        return [0]
+    count = math.ceil((size - overlap) / (tile - overlap))
+    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
+
+
+def grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
+    """Tiles in reading order, all min(tile, height) x min(tile, width)."""
+    tall, wide = min(tile, height), min(tile, width)
+    return [
+        Tile(top, left, top + tall, left + wide)
+        for top in offsets(height, tile, overlap)
+        for left in offsets(width, tile, overlap)
+    ]
+
+
+def window(height: int, width: int) -> Tensor:
+    """Symmetric, smooth tile weights [height, width] (Hann, never zero), float32."""
+    rows, columns = (torch.sin(math.pi * (torch.arange(n) + 0.5) / n).square() for n in (height, width))
+    return rows[:, None] * columns[None, :]
+
+
+def blend(
+    fn: Callable[[list[Tile]], Tensor], tiles: list[Tile], size: tuple[int, int], batch: int, weight: Tensor
+) -> Tensor:
+    """Runs `fn` over batches of tiles and averages their results where tiles overlap.
+
+    Args:
+        fn: takes `batch` tiles and returns [batch, C, h, w]. A last, shorter batch is filled up with its last tile,
+            so that the network always sees one shape.
+        size: (height, width) of the whole.
+        weight: [h, w], relative weight of every cell of a tile; see `window`.
+
+    Returns:
+        [1, C, height, width] in float32.
+    """
+    total, share = None, torch.zeros(size, dtype=torch.float32, device=weight.device)
+    for tile in tiles:
+        tile.of(share).add_(weight)
+    for start in range(0, len(tiles), batch):
+        group = tiles[start : start + batch]
+        filled = [*group, *[group[-1]] * (batch - len(group))]
+        results = fn(filled)
+        if total is None:
+            total = torch.zeros(1, results.shape[1], *size, dtype=torch.float32, device=results.device)
+        for tile, result in zip(group, results, strict=False):
+            tile.of(total).add_(result.float() * (weight / tile.of(share)))
+    assert total is not None
+    return total
+

@@ -1,0 +1,244 @@
+"""The story of one picture.
+
+    file -image.read-> RGB [H, W, 3] (+ alpha, ICC, EXIF, kept aside)
+     |- tagger: the original small picture -> tags, image tokens [1, n, width]
+     |   '- text: tags + prompts -> text tokens [B, 77, width], B = 2 only with guidance
+     '- image.enlarge, image.pad -> hint [H', W', 3]
+           |- autoencoder.encode -> latents z [1, C, H'/f, W'/f]
+           |- sampling: noise at t = 999, then every step over tiles -> clean latents
+           '- autoencoder.decode -> [1, 3, H', W'] -> color.match with the hint
+                 '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> image.write
+
+The factor f, the channel count C and the token widths come from the bundle's configs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import resource
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seesr import autoencoder, color, image, models, sampling, text, weights
+from seesr.image import Picture
+from seesr.settings import Settings
+from seesr.tiling import Tile
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one call gives.
+
+    Attributes:
+        picture: the result with alpha, profile and EXIF of the input.
+        seed: the seed used, drawn if none was given.
+        metrics: tags, sizes, steps, tiles, seconds per stage, device, bundle.
+    """
+
+    picture: Picture
+    seed: int
+    metrics: dict[str, Any]
+
+    @property
+    def image(self) -> Image.Image:
+        """The result as an 8-bit Pillow image."""
+        return self.picture.pil()
+
+
+class Upscaler:
+    """Loaded networks, ready for any number of pictures.
+
+        upscaler = Upscaler.load("weights/pocket")
+        result = upscaler(Image.open("photo.jpg"), Settings(scale_factor=4, seed=1))
+    """
+
+    def __init__(self, networks: models.Models) -> None:
+        self.networks = networks
+
+    @classmethod
+    def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Upscaler:
+        """Loads a bundle: half precision on a GPU, single precision on a CPU.
+
+        Args:
+            bundle: the folder; None: SEESR_WEIGHTS, the full bundle or the pocket one, whichever is there.
+            device: a torch device; None: the GPU if there is one.
+
+        Raises:
+            WeightsError: the bundle is missing, damaged or does not fit.
+        """
+        path = weights.locate() if bundle is None else Path(bundle)
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        networks = models.load(path, target, torch.float32 if target.type == "cpu" else torch.float16)
+        log.info("bundle %s on %s in %s", networks.bundle.name, target, networks.dtype)
+        return cls(networks)
+
+    def __call__(self, source: Picture | Image.Image | Path, settings: Settings | None = None) -> Result:
+        """Upscales one picture.
+
+        Raises:
+            ValueError: the picture cannot be read, or is too large for the scale; one line.
+            RuntimeError: the networks gave no usable picture.
+        """
+        settings = settings or Settings()
+        picture = source if isinstance(source, Picture) else read(source)
+        return Job(self.networks, settings, picture).run()
+
+    def warm_up(self) -> None:
+        """Runs one step on a small grey picture, so that the first caller does not pay for lazy initialisation."""
+        side = self.networks.tile * self.networks.factor // 4
+        grey = np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8)
+        self(Picture(grey), Settings(num_inference_steps=1, seed=0))
+
+    def memory(self) -> str:
+        """Peak memory so far, in words."""
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+        words = f"{host:.1f} GiB host memory at most"
+        if self.networks.device.type == "cuda":
+            words += f", {torch.cuda.max_memory_allocated(self.networks.device) / 2**30:.1f} GiB device memory at most"
+        return words
+
+
+def read(source: Image.Image | Path) -> Picture:
+    return image.read(source) if isinstance(source, Path) else image.from_pil(source)
+
+
+class Job:
+    """One picture on its way. The methods are the hops of the road above, in order."""
+
+    def __init__(self, networks: models.Models, settings: Settings, picture: Picture) -> None:
+        self.networks, self.settings, self.picture = networks, settings, picture
+        self.seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
+        self.size = settings.output_size(*picture.size)
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Result:
+        with self.timed("tags"):
+            tags, image_tokens = self.tag()
+        with self.timed("text"):
+            text_tokens = self.encode_text(tags)
+        with self.timed("enlarge"):
+            hint = self.enlarge()
+        z_size = (hint.shape[0] // self.networks.factor, hint.shape[1] // self.networks.factor)
+        noise = sampling.noise_stream(
+            self.seed, (1, self.networks.unet.config["in_channels"], *z_size), self.networks.device
+        )
+        with self.timed("encode"):
+            first = next(noise)
+            z = autoencoder.encode(self.networks.vae, self.pixels(hint), next(noise))
+        with self.timed("denoise"):
+            denoiser = self.denoiser(hint, text_tokens, image_tokens, z_size)
+            scheduler = self.networks.scheduler
+            z = sampling.sample(
+                denoiser,
+                sampling.start_latents(z, first, scheduler),
+                sampling.schedule(scheduler, self.settings.num_inference_steps),
+                noise,
+                scheduler.config["prediction_type"],
+            )
+        with self.timed("decode"):
+            restored = autoencoder.decode(self.networks.vae, z)
+        with self.timed("color"):
+            restored = color.match(restored, self.pixels(hint), self.settings.color_fix)
+        with self.timed("finish"):
+            result = self.finish(restored, hint)
+        metrics = {
+            "seed": self.seed,
+            "tags": ", ".join(tags),
+            "input_size": "x".join(map(str, self.picture.size)),
+            "output_size": "x".join(map(str, result.size)),
+            "steps": self.settings.num_inference_steps,
+            "tiles": len(denoiser.tiles),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "device": device_name(self.networks.device),
+            "bundle": self.networks.bundle.name,
+        }
+        log.info("%s", metrics)
+        return Result(result, self.seed, metrics)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
+
+    def tag(self) -> tuple[list[str], Tensor]:
+        """The original small picture -> tags, image tokens [1, n, width]."""
+        return self.networks.tagger(self.pixels(self.picture.rgb))
+
+    def encode_text(self, tags: list[str]) -> Tensor:
+        """Tags and prompts -> text tokens [1, 77, width], or [2, 77, width] = (negative, positive) with guidance."""
+        settings, tokenizer = self.settings, self.networks.tokenizer
+        shown = text.fit_tags(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
+        if len(shown) < len(tags):
+            log.info("%d of %d tags fit the prompt", len(shown), len(tags))
+        prompts = [text.compose(shown, settings.user_prompt, settings.positive_prompt)]
+        if settings.cfg_scale > 1:
+            prompts.insert(0, settings.negative_prompt)
+        return text.encode(self.networks.text_encoder, tokenizer, prompts)
+
+    def enlarge(self) -> image.Pixels:
+        """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3]."""
+        rgb = self.picture.rgb
+        if self.picture.alpha is not None:
+            rgb = image.fill_hidden(rgb, self.picture.alpha)
+        networks = self.networks
+        cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
+        return image.pad(image.enlarge(rgb, self.size), cell, networks.tile * networks.factor)
+
+    def pixels(self, rgb: image.Pixels) -> Tensor:
+        """[H, W, 3] integers -> [1, 3, H, W] in [0, 1], float32, on the device."""
+        tensor = torch.from_numpy(rgb.astype(np.float32)).to(self.networks.device)
+        return (tensor / np.iinfo(rgb.dtype).max).permute(2, 0, 1)[None].contiguous()
+
+    def denoiser(
+        self, hint: image.Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: tuple[int, int]
+    ) -> sampling.Denoiser:
+        tile, overlap = self.networks.tile, self.networks.tile // 4
+        tiles, weight = sampling.plan(*z_size, tile, overlap, self.networks.device)
+
+        def under(tile: Tile) -> Tensor:
+            top, left, bottom, right = tile.times(self.networks.factor)
+            return self.pixels(hint[top:bottom, left:right])
+
+        return sampling.Denoiser(
+            unet=self.networks.unet,
+            controlnet=self.networks.controlnet,
+            text=text_tokens,
+            image=image_tokens,
+            hint=under,
+            tiles=tiles,
+            weight=weight,
+            guidance=self.settings.cfg_scale,
+        )
+
+    def finish(self, restored: Tensor, hint: image.Pixels) -> Picture:
+        """[1, 3, H', W'] -> the picture in its exact size and the depth of the input, alpha and metadata back."""
+        width, height = self.size
+        pixels = restored[0, :, :height, :width].permute(1, 2, 0)
+        if not torch.isfinite(pixels).all():
+            raise RuntimeError("the networks gave values that are not finite; nothing is returned")
+        depth = self.picture.rgb.dtype
+        most = np.iinfo(depth).max
+        rgb = (pixels.clamp(0, 1) * most).round().cpu().numpy().astype(depth)
+        if np.ptp(rgb) == 0 and np.ptp(hint[:height, :width]) > most // 32:
+            raise RuntimeError("the result is one flat colour although the input is not; nothing is returned")
+        alpha = self.picture.alpha
+        if alpha is not None:
+            alpha = image.enlarge(alpha, self.size, Image.Resampling.LANCZOS)
+        return dataclasses.replace(self.picture, rgb=rgb, alpha=alpha)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

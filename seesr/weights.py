@@ -1,0 +1,82 @@
+"""Bundles of weights on disk: where they are, and that every byte is the one that was published. No torch here.
+
+A bundle is a folder of diffusers-style sub-folders (unet, controlnet, vae, text_encoder, tokenizer, scheduler,
+tagger) and a bundle.json that names it and holds the sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+MANIFEST = "bundle.json"
+ROOT = Path(__file__).resolve().parent.parent / "weights"
+FETCH = "python scripts/download.py && python scripts/convert.py"
+
+
+class WeightsError(RuntimeError):
+    """Weights are missing, damaged or do not fit the networks. The message says which, and what to do."""
+
+
+class Bundle(NamedTuple):
+    """A verified bundle. `files` maps relative paths to sha256 sums."""
+
+    path: Path
+    name: str
+    kind: str
+    licence: str
+    files: dict[str, str]
+
+
+def locate() -> Path:
+    """The bundle to load: SEESR_WEIGHTS, else the full bundle if it is there, else the pocket one."""
+    named = os.environ.get("SEESR_WEIGHTS")
+    if named:
+        return Path(named)
+    full = ROOT / "full"
+    return full if (full / MANIFEST).exists() else ROOT / "pocket"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path) -> Bundle:
+    """Reads bundle.json and checks every file against it.
+
+    Raises:
+        WeightsError: no bundle, or a file that is missing, extra or altered.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"])
+    except FileNotFoundError:
+        raise WeightsError(f"no weights at {path}: fetch them with: {FETCH}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}") from None
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
+    for name in sorted(set(bundle.files) ^ present):
+        fault = "is missing" if name in bundle.files else f"is not listed in {MANIFEST}"
+        raise WeightsError(f"{path / name} {fault}: fetch the bundle again with: {FETCH}")
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        found = dict(zip(bundle.files, pool.map(lambda name: sha256(path / name), bundle.files), strict=True))
+    for name, expected in bundle.files.items():
+        if found[name] != expected:
+            raise WeightsError(
+                f"{path / name} is damaged: sha256 is {found[name]}, expected {expected}: fetch it again with: {FETCH}"
+            )
+    return bundle
+
+
+def write_manifest(path: Path, name: str, kind: str, licence: str) -> None:
+    """Writes bundle.json over all files that lie in `path` now."""
+    names: Iterable[str] = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
+    files = {n: sha256(path / n) for n in names if n != MANIFEST}
+    manifest = {"name": name, "kind": kind, "licence": licence, "files": files}
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
