@@ -31,6 +31,12 @@ from seesr import autoencoder, color, image, models, sampling, tagger, text, til
 
 ROOT = Path(__file__).resolve().parent.parent
 State = dict[str, Tensor]
+SMALL = {  # class and recipe salt of the small bundle's networks
+    "unet": (UNet2DConditionModel, ""),
+    "controlnet": (ControlNetModel, "controlnet:"),
+    "vae": (AutoencoderKL, "vae:"),
+    "text_encoder": (CLIPTextModel, "text:"),
+}
 
 
 def load_recipe() -> Any:
@@ -64,9 +70,25 @@ class Case:
         if "recipe" in source:
             made = json.loads((self.folder / source["recipe"]).read_text())[network]
             return {k: torch.from_numpy(v) for k, v in RECIPE.state_dict(made["shapes"], made["salt"]).items()}
-        folder = self.bundle / network
-        files = sorted(folder.glob("*.safetensors"))
-        return load_file(files[0])
+        files = sorted((self.bundle / network).glob("*.safetensors"))
+        return load_file(files[0]) if files else self.made(network)
+
+    def made(self, network: str) -> State:
+        """Weights of the small bundle, which are the recipe's, but for the VAE's quieter posterior."""
+        cls, salt = SMALL[network]
+        with torch.device("meta"):
+            if cls in (UNet2DConditionModel, ControlNetModel):
+                module = models.build_diffusion_network(cls, self.config(network))
+            else:
+                module = cls(CLIPTextConfig(**self.config(network))) if cls is CLIPTextModel else cls(**self.config(network))
+        names = reference.foreign_keys(module.state_dict())
+        if cls is CLIPTextModel:
+            names = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in names.items()}
+        made = RECIPE.state_dict({key: tuple(value.shape) for key, value in names.items()}, salt)
+        if cls is AutoencoderKL:
+            made["quant_conv.weight"] /= 2
+            made["quant_conv.bias"][4:] -= 2
+        return {key: torch.from_numpy(value) for key, value in made.items()}
 
     def config(self, network: str) -> dict[str, Any]:
         configs = self.about.get("configs", {})

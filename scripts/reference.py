@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,15 @@ from torch import Tensor
 
 from seesr import autoencoder
 from seesr.tiling import Tile
+
+
+def foreign_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our UNet and ControlNet names -> the reference's; the inverse of convert.diffusion_keys."""
+    names = {}
+    for key, value in state.items():
+        key = re.sub(r"attentions\.(\d+)\.image\.", r"image_attentions.\1.", key)
+        names[re.sub(r"attentions\.(\d+)\.text\.", r"attentions.\1.", key)] = value
+    return names
 
 
 def latent_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:

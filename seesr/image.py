@@ -16,7 +16,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 from seesr.settings import LARGEST_INPUT
 
@@ -108,17 +108,15 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     icc = opened.info.get("icc_profile") or None
     deep = read_deep(opened, data)
     if deep is not None:
-        deep = upright(deep, turn)
-        rgb, alpha = split(deep)
-        return Picture(rgb, alpha, icc, block, dpi)
-    image = ImageOps.exif_transpose(opened)
+        return Picture(*split(upright(deep, turn)), icc, block, dpi)
+    image = opened
     if image.mode not in DIRECT:
         image, icc = to_srgb(image, icc), None
     if icc is not None and ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space.strip() != "RGB":
         icc = None  # a grey profile: sRGB's curve is the usual one
     transparent = image.has_transparency_data
-    rgb, alpha = split(np.asarray(image.convert("RGBA" if transparent else "RGB")))
-    return Picture(rgb, alpha, icc, block, dpi)
+    pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    return Picture(*split(upright(pixels, turn)), icc, block, dpi)
 
 
 def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
@@ -144,7 +142,7 @@ def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | N
     return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
-def upright(pixels: NDArray[np.uint16], orientation: int) -> NDArray[np.uint16]:
+def upright(pixels: Pixels, orientation: int) -> Pixels:
     """Applies an EXIF orientation (1-8)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)

@@ -1,0 +1,53 @@
+"""Shared fixtures. Tests run on tiny networks of the real classes and on the bundled pocket model; nothing is mocked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import tiny
+import torch
+from PIL import Image
+
+from seesr import Upscaler
+
+torch.set_num_threads(2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that need minutes and up to 12 GB")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --slow"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_upscaler(tiny_bundle: Path) -> Upscaler:
+    return Upscaler.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Upscaler:
+    return Upscaler.load(tiny.POCKET, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A 64x48 piece of a photograph."""
+    return Image.fromarray(skimage.data.chelsea()[60:252, 100:356]).reduce(4)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

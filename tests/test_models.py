@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+
+from seesr import Upscaler, autoencoder, models, sampling, tagger, text, tiling
+from seesr.attention import TextThenImage
+
+SD21 = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "parameters", "image_parameters", "wraps", "keys"),
+    [(UNet2DConditionModel, 1_126_760_324, 260_849_600, 16, 1102), (ControlNetModel, 489_031_440, None, 7, 522)],
+)
+def test_full_size_networks_have_seesrs_keys_and_parameters(
+    cls: type, parameters: int, image_parameters: int | None, wraps: int, keys: int
+) -> None:
+    with torch.device("meta"):
+        network = models.build_diffusion_network(cls, SD21)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert len(network.state_dict()) == keys
+    pairs = [m for m in network.modules() if isinstance(m, TextThenImage)]
+    assert len(pairs) == wraps
+    if image_parameters:
+        assert sum(p.numel() for pair in pairs for p in pair.image.parameters()) == image_parameters
+
+
+def test_norm_epsilons_that_no_recorded_number_can_see() -> None:
+    with torch.device("meta"):
+        unet = models.build_diffusion_network(UNet2DConditionModel, SD21)
+        vae = AutoencoderKL(**tiny.KL)
+        tags = tagger.Tagger(**tiny.TAGGER, **tiny.TAGS)
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.GroupNorm):
+            assert module.eps == (1e-6 if "attentions" in name else 1e-5), name
+    assert {m.eps for m in vae.modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
+    assert {m.eps for m in tags.tagging_head.modules() if isinstance(m, nn.LayerNorm)} == {1e-12}
+    assert {m.eps for m in tags.visual_encoder.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
+
+
+def test_both_kinds_of_tokens_reach_the_prediction(tiny_upscaler: Upscaler) -> None:
+    networks = tiny_upscaler.networks
+    z, hint = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
+    words, tokens = torch.randn(1, 77, 16), torch.randn(1, 5, 24)
+
+    def predict(words: torch.Tensor, tokens: torch.Tensor, hint: torch.Tensor, t: int = 999) -> torch.Tensor:
+        denoiser = sampling.Denoiser(
+            unet=networks.unet, controlnet=networks.controlnet, text=words, image=tokens, hint=lambda tile: hint,
+            tiles=[], weight=z,
+        )  # fmt: skip
+        return denoiser.predict(z, t, hint)
+
+    base = predict(words, tokens, hint)
+    assert torch.equal(base, predict(words, tokens, hint))
+    for changed in (
+        predict(words.roll(1, 1), tokens, hint),
+        predict(words, -tokens, hint),
+        predict(words, tokens, 1 - hint),
+        predict(words, tokens, hint, 499),
+    ):
+        assert (changed - base).abs().max() > 1e-3
+
+
+def test_schedule_and_step_equal_the_library(tiny_upscaler: Upscaler) -> None:
+    scheduler = tiny_upscaler.networks.scheduler
+    z, eps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    for count in (1, 2, 3, 4, 5, 6, 7, 8):
+        steps = sampling.schedule(scheduler, count)
+        assert steps[0].t == sampling.START
+        assert steps[-1].alpha_bar_next == 1
+        for step in steps:
+            theirs = scheduler.step(eps, step.t, z, generator=torch.Generator().manual_seed(1)).prev_sample
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+            ours = sampling.ddpm_step(z, sampling.predicted_x0(eps, z, step, "epsilon"), step, noise)
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_predicted_x0_agrees_with_the_library(kind: str) -> None:
+    scheduler = DDPMScheduler.from_config(tiny.SCHEDULER, timestep_spacing="trailing", prediction_type=kind)
+    z, out = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    step = sampling.schedule(scheduler, 2)[1]
+    theirs = scheduler.step(out, step.t, z).pred_original_sample
+    torch.testing.assert_close(sampling.predicted_x0(out, z, step, kind), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_upscaler: Upscaler) -> None:
+    networks = tiny_upscaler.networks
+    z, hint = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
+    words, tokens = torch.randn(2, 77, 16), torch.randn(1, 5, 24)
+    tiles, weight = sampling.plan(16, 16, 16, 4, z.device)
+
+    def run(words: torch.Tensor, guidance: float) -> torch.Tensor:
+        denoiser = sampling.Denoiser(
+            unet=networks.unet, controlnet=networks.controlnet, text=words, image=tokens,
+            hint=lambda tile: tile.times(8).of(hint), tiles=tiles, weight=weight, guidance=guidance,
+        )  # fmt: skip
+        return denoiser(z, 999)
+
+    positive = run(words[1:], 1.0)
+    torch.testing.assert_close(run(words, 1.0), positive, atol=1e-5, rtol=1e-5)
+    negative = run(words[:1], 1.0)
+    torch.testing.assert_close(run(words, 1.5), negative + 1.5 * (positive - negative), atol=1e-4, rtol=1e-4)
+
+
+def test_noise_is_a_matter_of_the_seed_alone() -> None:
+    first, second = (sampling.noise_stream(7, (1, 4, 8, 8), torch.device("cpu")) for _ in range(2))
+    assert all(torch.equal(next(first), next(second)) for _ in range(3))
+    assert not torch.equal(next(first), next(sampling.noise_stream(8, (1, 4, 8, 8), torch.device("cpu"))))
+
+
+def test_tagger_reads_the_picture_without_antialiasing() -> None:
+    x = torch.rand(1, 3, 40, 900)
+    expected = torch.nn.functional.interpolate(x, (384, 384), mode="bilinear", antialias=False)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tagger.MEAN, tagger.STD))
+    torch.testing.assert_close(tagger.preprocess(x, 384), (expected - mean) / std)
+
+
+def test_tags_are_those_above_their_thresholds(tiny_upscaler: Upscaler) -> None:
+    network = tiny_upscaler.networks.tagger
+    names, tokens = network(torch.rand(1, 3, 30, 50))
+    logits = network.logits(tokens)[0]
+    assert names == [tag for tag, logit in zip(network.tags, logits, strict=True) if logit.sigmoid() > 0.5]
+    assert tokens.shape == (1, 1 + 12 * 12, 24)
+
+
+def test_prompts_are_composed_like_the_reference() -> None:
+    assert text.compose(["a", "b"], "", "clean, high-resolution, 8k") == "a, b, ,clean, high-resolution, 8k"
+    assert text.compose([], "", "clean") == ", ,clean"
+    assert text.compose(["a"], "a cat", "clean") == "a, a cat,clean"
+
+
+def test_too_many_tags_leave_room_for_what_the_user_wrote(tiny_upscaler: Upscaler) -> None:
+    tokenizer = tiny_upscaler.networks.tokenizer
+    tags = [f"noisy{n}" for n in range(100)]
+    shown = text.fit_tags(tokenizer, tags, "my prompt", "clean")
+    assert 0 < len(shown) < 100
+    assert len(tokenizer(text.compose(shown, "my prompt", "clean"))["input_ids"]) <= tokenizer.model_max_length
+    assert text.fit_tags(tokenizer, ["a", "b"], "", "clean") == ["a", "b"]
+
+
+def test_shared_norms_over_tiles_equal_one_norm_over_the_picture(tiny_upscaler: Upscaler) -> None:
+    norm = tiny_upscaler.networks.vae.decoder.conv_norm_out
+    x = torch.randn(1, 16, 20, 30) * torch.linspace(0.1, 3, 30) + torch.linspace(-1, 1, 20)[:, None]
+    tiles = [x[..., :7], x[..., 7:]]
+    together = torch.cat(autoencoder.SharedNorm()(tiles, norm), dim=3)
+    torch.testing.assert_close(together, norm(x), atol=1e-5, rtol=1e-5)
+    apart = torch.cat(autoencoder.SharedNorm(between=False)(tiles, norm), dim=3)
+    assert (apart - norm(x)).abs().max() > 0.05
+
+
+def test_layer_by_layer_equals_the_library(tiny_upscaler: Upscaler) -> None:
+    vae = tiny_upscaler.networks.vae
+    z, x = torch.randn(1, 4, 6, 9), torch.rand(1, 3, 48, 40)
+    for network, value in ((vae.decoder, z), (vae.encoder, x)):
+        (ours,) = autoencoder.run_tiles(network, [value], autoencoder.SharedNorm())
+        torch.testing.assert_close(ours, network(value), atol=2e-5, rtol=1e-5)
+
+
+def test_posterior_noise_is_used_and_its_absence_is_the_mean(tiny_upscaler: Upscaler) -> None:
+    vae = tiny_upscaler.networks.vae
+    x = torch.rand(1, 3, 32, 32)
+    mean = autoencoder.encode(vae, x, None)
+    noise = torch.randn_like(mean)
+    sampled = autoencoder.encode(vae, x, noise)
+    std = vae.encode(2 * x - 1).latent_dist.std
+    torch.testing.assert_close(sampled - mean, std * noise * vae.config["scaling_factor"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_tile_is_the_same_place_on_every_grid() -> None:
+    latents, pixels = torch.arange(24.0).view(1, 1, 4, 6), torch.arange(24.0).view(1, 1, 4, 6)
+    pixels = pixels.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    tile = tiling.Tile(1, 2, 3, 5)
+    assert torch.equal(tile.times(8).of(pixels)[..., ::8, ::8], tile.of(latents))

@@ -1,0 +1,147 @@
+"""Cog's real server over HTTP, on the pocket bundle."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from cog_server import ROOT, CogServer
+from PIL import Image
+
+
+def data_uri(data: bytes, mime: str = "image/png") -> str:
+    return f"data:{mime};base64," + base64.b64encode(data).decode()
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with CogServer(log, SEESR_WEIGHTS=str(ROOT / "weights/pocket")) as running:
+        running.wait_until_ready()
+        yield running
+    assert "deprecated" not in log.read_text()
+
+
+def predict(server: CogServer, **given: object) -> dict:
+    return requests.post(f"{server.url}/predictions", json={"input": given}, timeout=300).json()
+
+
+def picture_of(answer: dict) -> Image.Image:
+    assert answer["status"] == "succeeded", answer
+    return Image.open(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2])))
+
+
+def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: Image.Image) -> None:
+    given = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 1}
+    first = predict(server, **given)
+    assert picture_of(first).size == (256, 192)
+    metrics = first["metrics"]
+    assert metrics["seed"] == 5 and metrics["bundle"] == "pocket" and metrics["output_size"] == "256x192"
+    assert metrics["seconds"]["denoise"] > 0
+    assert predict(server, **given)["output"] == first["output"]
+    assert predict(server, **{**given, "seed": 6})["output"] != first["output"]
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_the_format_is_what_was_asked_for(server: CogServer, photo: Image.Image, kind: str) -> None:
+    answer = predict(server, image=data_uri(png(photo)), output_format=kind, num_inference_steps=1, seed=1)
+    assert picture_of(answer).format == {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[kind]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scale_factor": 9},
+        {"num_inference_steps": 0},
+        {"seed": -1},
+        {"color_fix": "lab"},
+        {"output_quality": 101},
+        {"cfg_scale": "high"},
+        {"user_prompt": "x" * 2001},
+    ],
+)
+def test_a_value_outside_the_schema_is_a_422(server: CogServer, photo: Image.Image, given: dict) -> None:
+    body = {"input": {"image": data_uri(png(photo)), **given}}
+    answer = requests.post(f"{server.url}/predictions", json=body, timeout=30)
+    assert answer.status_code == 422
+    assert next(iter(given)) in answer.text
+
+
+def test_a_missing_image_is_a_422(server: CogServer) -> None:
+    assert requests.post(f"{server.url}/predictions", json={"input": {}}, timeout=30).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (data_uri(b"not a picture", "image/png"), "not an image"),
+        ("data:image/png;base64,@@@", "empty"),
+        ("/etc/passwd", "must be an uploaded file"),
+        (data_uri(png(Image.new("RGB", (3000, 3000)))), "the limit is 67.1 MP"),
+    ],
+)
+def test_a_bad_image_fails_in_one_line_and_the_server_lives(
+    server: CogServer, photo: Image.Image, image: str, words: str
+) -> None:
+    started = time.monotonic()
+    answer = predict(server, image=image, scale_factor=4 if "limit" not in words else 8)
+    assert answer["status"] == "failed" and answer.get("output") is None
+    assert words in answer["error"]
+    assert "\n" not in answer["error"] and "Traceback" not in answer["error"] and "/tmp" not in answer["error"]
+    assert time.monotonic() - started < 1
+    good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
+    assert picture_of(good).size == (256, 192)
+    assert server.health()["status"] == "READY"
+
+
+def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.Image) -> None:
+    given = {"image": data_uri(png(photo.resize((200, 150)))), "scale_factor": 8, "num_inference_steps": 8, "seed": 1}
+    answers: list[dict] = []
+
+    def ask() -> None:
+        answers.append(requests.put(f"{server.url}/predictions/long", json={"input": given}, timeout=300).json())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while server.health()["status"] != "BUSY":
+        time.sleep(0.02)
+    time.sleep(0.5)
+    assert requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200
+    asking.join(60)
+    assert answers[0]["status"] == "canceled"
+    good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
+    assert np.asarray(picture_of(good)).shape == (192, 256, 3)
+
+
+def test_missing_weights_fail_setup_with_the_command_that_fetches_them(tmp_path: Path) -> None:
+    with (
+        CogServer(tmp_path / "log", SEESR_WEIGHTS="weights/nowhere") as broken,
+        pytest.raises(RuntimeError, match="scripts/download.py"),
+    ):
+        broken.wait_until_ready()
+
+
+def test_the_schema_is_served(server: CogServer) -> None:
+    served = requests.get(f"{server.url}/openapi.json", timeout=10).json()
+    assert "scale_factor" in served["components"]["schemas"]["Input"]["properties"]
+
+
+def test_importing_the_package_is_quick() -> None:
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import seesr; seesr.Settings()"], check=True, cwd=ROOT)
+    assert time.monotonic() - started < 3
