@@ -41,7 +41,13 @@ class Predictor(BaseRunner):
         negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to steer away from. Has no effect while cfg_scale is 1."),
         num_inference_steps: int = Input(default=4, ge=1, le=8, description="Denoising steps. 1 is fastest; 2 to 4 is usual for this model."),
         cfg_scale: float = Input(default=1.0, ge=1, le=2, description="Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high."),
+        latent_tiled_size: int = Input(default=64, ge=16, le=256, description="Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area."),
+        latent_tiled_overlap: int = Input(default=16, ge=0, le=128, description="Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further."),
+        use_kds: bool = Input(default=False, description="Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising."),
+        num_particles: int = Input(default=4, ge=1, le=16, description="Samples that Kernel Density Steering runs together. 1 is the same as off."),
+        bandwidth: float = Input(default=0.0, ge=0, le=10, description="Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples."),
         color_fix: str = Input(default="wavelet", choices=["wavelet", "adain", "none"], description="How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing."),
+        output_view: str = Input(default="image", choices=["image", "comparison", "uncertainty"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed (invented detail). The same seed gives the matching image."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format. png is lossless."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg files; png ignores it."),
         seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported."),
@@ -58,7 +64,7 @@ class Predictor(BaseRunner):
         result = self.upscaler(image.read(source), settings)
         started = time.perf_counter()
         path = self.folder / f"{result.seed}-{os.urandom(4).hex()}.{settings.output_format}"
-        image.write(result.picture, path, settings.output_format, settings.output_quality)
+        image.write(result.view(settings.output_view), path, settings.output_format, settings.output_quality)
         result.metrics["seconds"]["file"] = round(time.perf_counter() - started, 3)
         for name, value in result.metrics.items():
             for key, number in value.items() if isinstance(value, dict) else [(None, value)]:

@@ -1,7 +1,7 @@
 """Public checkpoints -> one full bundle: the only place that knows foreign key names or reads .pth files.
 
-    python scripts/convert.py                       weights/downloads -> weights/full
-    python scripts/convert.py --list weights/full   keys and shapes of every network, as diffable text
+python scripts/convert.py                       weights/downloads -> weights/full
+python scripts/convert.py --list weights/full   keys and shapes of every network, as diffable text
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ log = logging.getLogger("convert")
 State = dict[str, Tensor]
 LORA_RANK = 8  # alpha is 1, so merged updates are scaled by 1/8
 UNUSED = ("tag_encoder.", "text_decoder.")  # parts of RAM that tagging does not run
-SWIN_LARGE = {"patch_size": 4, "embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12}
+SWIN_LARGE = {
+    "patch_size": 4,
+    "embed_dim": 192,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [6, 12, 24, 48],
+    "window_size": 12,
+}
 HEAD = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 4}
 HEAD_PARTS = {
     "crossattention.self.query": "attention.query",
@@ -184,7 +190,9 @@ def tagger_config(base: State) -> dict[str, Any]:
     """The public Swin-L tagger; a miniature of the same layout is recognised by its shapes."""
     swin, head = dict(SWIN_LARGE), dict(HEAD)
     swin["embed_dim"] = base["visual_encoder.patch_embed.proj.weight"].shape[0]
-    blocks = [re.match(r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table", k) for k in base]
+    blocks = [
+        re.match(r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table", k) for k in base
+    ]
     depths: dict[int, int] = {}
     for match in filter(None, blocks):
         depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]) + 1)
@@ -199,7 +207,7 @@ def tagger_config(base: State) -> dict[str, Any]:
 
 
 def convert(source: Path, target: Path, licences: str) -> None:
-    """Converts the downloads in `source` (sd-turbo, seesr, ram) and puts the finished bundle at `target`, whole or not at all.
+    """Converts the downloads in `source` (sd-turbo, seesr, ram) to a bundle at `target`, whole or not at all.
 
     Raises:
         WeightsError: something is missing, extra or of the wrong shape; nothing is left at `target`.
@@ -221,7 +229,9 @@ def convert(source: Path, target: Path, licences: str) -> None:
     save(tagger_keys(merged), tagger_config(merged), part / "tagger", "model.safetensors")
     tags, thresholds = lines(ram / "ram_tag_list.txt"), [float(x) for x in lines(ram / "ram_tag_list_threshold.txt")]
     if not len(tags) == len(thresholds) == len(merged["label_embed"]):
-        raise WeightsError(f"{len(tags)} tags, {len(thresholds)} thresholds, {len(merged['label_embed'])} label embeddings")
+        raise WeightsError(
+            f"{len(tags)} tags, {len(thresholds)} thresholds, {len(merged['label_embed'])} label embeddings"
+        )
     (part / "tagger/tags.json").write_text(json.dumps({"tags": tags, "thresholds": thresholds}) + "\n")
     weights.write_manifest(part, target.name, "full", licences)
     try:
@@ -244,7 +254,9 @@ def listing(bundle: Path) -> Iterable[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=weights.ROOT / "downloads", help="what scripts/download.py fetched")
+    parser.add_argument(
+        "--source", type=Path, default=weights.ROOT / "downloads", help="what scripts/download.py fetched"
+    )
     parser.add_argument("--target", type=Path, default=weights.ROOT / "full", help="the bundle to make")
     parser.add_argument("--list", type=Path, metavar="BUNDLE", help="print keys and shapes instead")
     args = parser.parse_args()

@@ -1,12 +1,11 @@
 """Starts Cog's HTTP server on the default weights, posts a photo, and saves the result and a comparison.
 
-    python scripts/demo.py [photo.jpg]      -> out/photo-x4.png, out/photo-compare.png
+python scripts/demo.py [photo.jpg]      -> out/photo-x4.png, out/photo-compare.png
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import sys
 import tempfile
 import time

@@ -47,7 +47,11 @@ SEESR = Source("alexnasa/SEESR", "Apache-2.0")
 RAM = Source("xinyu1205/recognize_anything_model", "Apache-2.0")
 RAM_CODE = Source("xinyu1205/recognize-anything", "Apache-2.0", "space")  # the tag list lies beside RAM's code
 
-NETWORK = ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+NETWORK = (
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
 TEXT = ("model.fp16.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
@@ -138,7 +142,17 @@ def resolve(api: HfApi) -> list[Entry]:
                 target = f"{want.folder}/{Path(name).name}"
                 sum_ = found.lfs.sha256 if found.lfs else None
                 entries.append(
-                    Entry(target, source.repository, source.kind, commit, name, found.size, sum_, found.blob_id, source.licence)
+                    Entry(
+                        target,
+                        source.repository,
+                        source.kind,
+                        commit,
+                        name,
+                        found.size,
+                        sum_,
+                        found.blob_id,
+                        source.licence,
+                    )
                 )
                 break
         else:

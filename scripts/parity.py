@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from seesr import autoencoder, color, image, models, sampling, tagger, text, tiling
+from seesr import color, models, sampling, tagger, text, tiling
 
 ROOT = Path(__file__).resolve().parent.parent
 State = dict[str, Tensor]
@@ -80,7 +80,9 @@ class Case:
             if cls in (UNet2DConditionModel, ControlNetModel):
                 module = models.build_diffusion_network(cls, self.config(network))
             else:
-                module = cls(CLIPTextConfig(**self.config(network))) if cls is CLIPTextModel else cls(**self.config(network))
+                module = (
+                    cls(CLIPTextConfig(**self.config(network))) if cls is CLIPTextModel else cls(**self.config(network))
+                )
         names = reference.foreign_keys(module.state_dict())
         if cls is CLIPTextModel:
             names = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in names.items()}
@@ -167,7 +169,9 @@ def networks_case(case: Case) -> Produce:
             down, mid = residuals(call["residuals"]) if call["residuals"] else (None, None)
             context = (i["encoder_hidden_states"], i["image_encoder_hidden_states"])
             unet = get("unet")
-            return unet(i["sample"], call["timestep"], context, None, None, None, None, None, down, mid, return_dict=False)[0]
+            return unet(
+                i["sample"], call["timestep"], context, None, None, None, None, None, down, mid, return_dict=False
+            )[0]
         vae, x = get("vae"), i[call["input"]]
         if network == "vae" and call["method"] == "encode":
             posterior = vae.encode(2 * x - 1).latent_dist
@@ -260,7 +264,8 @@ def scheduler_tables(case: Case) -> list[tuple[str, Any, Any]]:
 def color_case(case: Case) -> Produce:
     def produce(name: str, call: dict[str, Any]) -> Tensor:
         source, target = (
-            case.inputs[f"{call['picture']}.{part}"].float().div(255).permute(2, 0, 1)[None] for part in ("source", "target")
+            case.inputs[f"{call['picture']}.{part}"].float().div(255).permute(2, 0, 1)[None]
+            for part in ("source", "target")
         )
         result = color.match(target, source, call["method"])
         if call["form"] == "f32":
@@ -383,7 +388,9 @@ def pipeline_case(case: Case) -> Produce:
         z = sampling.ddpm_step(z, x0, step, i[f"noise.step{n}"])
         results[f"latents_after_step{n}"] = z
     results["latents"] = z
-    raw = reference.tiled_decoder(vae.decoder, vae.post_quant_conv(z / vae.config["scaling_factor"]), o["vae_decoder_tile"])
+    raw = reference.tiled_decoder(
+        vae.decoder, vae.post_quant_conv(z / vae.config["scaling_factor"]), o["vae_decoder_tile"]
+    )
     results["image"] = (raw / 2 + 0.5).clamp(0, 1)
 
     def produce(name: str, call: Any) -> Tensor:
@@ -445,7 +452,9 @@ def run(case: Case) -> tuple[int, int]:
         total, failures = total + 1, failures + (not ok)
     for key, found, expected in expectations(case, produce):
         ok = found == expected
-        print(f"{name} {key} {'equal' if ok else f'{found} instead of {expected}'} {'ok' if ok else 'FAIL'}", flush=True)
+        print(
+            f"{name} {key} {'equal' if ok else f'{found} instead of {expected}'} {'ok' if ok else 'FAIL'}", flush=True
+        )
         total, failures = total + 1, failures + (not ok)
     return total, failures
 
@@ -453,7 +462,9 @@ def run(case: Case) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", type=Path, nargs="+")
-    parser.add_argument("--tiny-bundle", type=Path, help="the small bundle in the reference's names (default: beside the case)")
+    parser.add_argument(
+        "--tiny-bundle", type=Path, help="the small bundle in the reference's names (default: beside the case)"
+    )
     args = parser.parse_args()
     cases = total = failures = 0
     for folder in args.cases:

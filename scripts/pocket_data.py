@@ -192,16 +192,18 @@ def degrade(rng: Random, picture: Picture, scale: float, clean: float = 0.5) -> 
             sigma_x, sigma_y = np.exp(rng.uniform(np.log(0.2), np.log(2.5 if first else 1.3), 2))
             blur = float(np.hypot(blur, max(sigma_x, sigma_y) * (1 if first else 1 / middle)))
             image = cv2.GaussianBlur(image, (21, 21), sigma_x, sigmaY=sigma_y)
-        size = (max(1, round(picture.shape[1] * middle)), max(1, round(picture.shape[0] * middle))) if first else (width, height)
+        size = (
+            (max(1, round(picture.shape[1] * middle)), max(1, round(picture.shape[0] * middle)))
+            if first
+            else (width, height)
+        )
         kind = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(3)]
         image = cv2.resize(image, size, interpolation=kind)
         if rng.random() < 0.9:
             sigma = rng.uniform(1, 26 if first else 20)
             channels = 1 if rng.random() < 0.4 else 3
-            if rng.random() < 0.5:  # shot noise
-                level = np.sqrt(image.clip(0, 255) / 255) * sigma
-            else:
-                level = np.float32(sigma)
+            shot = rng.random() < 0.5  # grows with the light
+            level = np.sqrt(image.clip(0, 255) / 255) * sigma if shot else np.float32(sigma)
             image = image + rng.normal(0, 1, (*image.shape[:2], channels)).astype(np.float32) * level
             noise = float(np.hypot(noise * (0.5 if not first else 1), sigma))
         quality = int(rng.uniform(30, 95))

@@ -91,7 +91,7 @@ def tiled_decoder(decoder: Any, z: Tensor, tile: int | None) -> Tensor:
 
 
 def tiled(network: Any, x: Tensor, tile: int | None, encoder: bool) -> Tensor:
-    """The encoder or decoder network alone, un-tiled (tile None or the picture is small) or as the reference tiles it."""
+    """The encoder or decoder network alone, un-tiled (tile None, or a small picture) or as the reference tiles it."""
     height, width = x.shape[2:]
     pad = 32 if encoder else 11
     if tile is None or max(height, width) <= tile + 2 * pad:

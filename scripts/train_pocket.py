@@ -85,8 +85,8 @@ CONTROLNET = {
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
-    "beta_start": 2e-5,  # a gentle schedule: at t = 999 the latents are still 95 % the enlarged input, 32 % noise
-    "beta_end": 2.4e-4,
+    "beta_start": 2e-6,  # a gentle schedule: at t = 999 the latents are the enlarged input with 10 % noise
+    "beta_end": 2.4e-5,
     "beta_schedule": "scaled_linear",
     "variance_type": "fixed_small",
     "clip_sample": False,
@@ -94,8 +94,9 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
 }
 TAGS = (
-    "dark bright grey colourful warm cold red green blue yellow contrasty flat smooth detailed noisy blurry compressed pristine"
-).split()
+    *("dark", "bright", "grey", "colourful", "warm", "cold", "red", "green", "blue", "yellow"),
+    *("contrasty", "flat", "smooth", "detailed", "noisy", "blurry", "compressed", "pristine"),
+)
 TAGGER = {
     "image_size": 384,
     "swin": {"patch_size": 8, "embed_dim": 32, "depths": (2, 2, 1), "num_heads": (2, 4, 8), "window_size": 12},
@@ -159,7 +160,6 @@ def autoencoder(device: torch.device, steps: int) -> None:
         error = F.mse_loss(y.detach().float().clamp(-1, 1), x) / 4
         curve.add(step, loss=loss.item(), psnr=-10 * math.log10(error.item()), latent=z.detach().float().std().item())
     torch.save(average.module.state_dict(), WORK / "autoencoder.pt")
-
 
 
 def attributes(picture: data.Picture, damage: data.Damage) -> np.ndarray:
@@ -278,7 +278,9 @@ class Denoiser(nn.Module):
 class Pool:
     """Damaged pictures with their image tokens and prompts, made once and cropped many times."""
 
-    def __init__(self, rng: np.random.Generator, corpus: tuple, net: Tagger, tokenizer: CLIPTokenizer, size: int) -> None:
+    def __init__(
+        self, rng: np.random.Generator, corpus: tuple, net: Tagger, tokenizer: CLIPTokenizer, size: int
+    ) -> None:
         self.pictures, self.hints, self.tokens, prompts = [], [], [], []
         device = net.image_proj.weight.device
         while len(self.pictures) < size:
@@ -295,7 +297,7 @@ class Pool:
         self.ids = ids.to(device)
 
     def draw(self, rng: np.random.Generator, count: int, side: int, device: torch.device) -> tuple:
-        """(target, hint [B, 3, side, side] in [0, 1], ids, image tokens). One in eight asks for the unrestored look."""
+        """(target, hint [B, 3, side, side] in [0, 1], ids, image tokens). One in twelve asks for the unrestored look."""
         targets, hints, ids, tokens = [], [], [], []
         while len(targets) < count:
             i = int(rng.integers(len(self.pictures)))
@@ -304,7 +306,7 @@ class Pool:
                 continue
             top, left = (4 * int(rng.integers(limit // 4 + 1)) for limit in (high, wide))
             place = (slice(top, top + side), slice(left, left + side))
-            poor = rng.random() < 0.125
+            poor = rng.random() < 0.08
             targets.append((self.hints if poor else self.pictures)[i][place])
             hints.append(self.hints[i][place])
             ids.append(self.ids[-1 if poor else i])
@@ -358,7 +360,7 @@ def denoiser(device: torch.device, steps: int) -> None:
             pool = Pool(rng, corpus, tags, tokenizer, 1500)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
-        count, side = [(12, 64), (5, 128), (2, 192)][0 if step < 0.6 * steps else 1 + step % 2]
+        count, side = [(6, 96), (4, 128), (2, 192)][0 if step < 0.55 * steps else 1 + step % 2]
         target, hint, ids, tokens = pool.draw(rng, count, side, device)
         words = net.text(ids).last_hidden_state
         with torch.no_grad():
@@ -379,7 +381,9 @@ def denoiser(device: torch.device, steps: int) -> None:
         nn.utils.clip_grad_norm_(keep, 0.5)
         optimiser.step()
         average.update_parameters(net)
-        gain = 10 * (F.mse_loss(hint, target) / F.mse_loss(picture.detach().clamp(0, 1), target)).clamp(min=1e-3).log10()
+        gain = (
+            10 * (F.mse_loss(hint, target) / F.mse_loss(picture.detach().clamp(0, 1), target)).clamp(min=1e-3).log10()
+        )
         curve.add(step, loss=loss.item(), gain_db=gain.item(), latent=F.mse_loss(z.detach(), z_target).sqrt().item())
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")

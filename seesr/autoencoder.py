@@ -23,7 +23,8 @@ def encode(vae: Any, pixels: Tensor, noise: Tensor | None) -> Tensor:
     """
     x = (2 * pixels - 1).to(vae.dtype)
     if isinstance(vae, AutoencoderTiny):
-        return vae.encode(x).latents.float() * vae.config["scaling_factor"]
+        (latents,) = vae.encode(x, return_dict=False)
+        return latents.float() * vae.config["scaling_factor"]
     posterior = vae.encode(x).latent_dist
     z = posterior.mean.float()
     if noise is not None:

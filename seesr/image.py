@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -22,10 +22,21 @@ from seesr.settings import LARGEST_INPUT
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_FILE = 100 * 2**20  # bytes
-DIRECT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that convert to RGB(A) without a profile
+DIRECT = {
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "La",
+    "RGBa",
+}  # modes that convert to RGB(A) without a profile
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+Pixels = NDArray[np.uint8 | np.uint16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +123,20 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     image = opened
     if image.mode not in DIRECT:
         image, icc = to_srgb(image, icc), None
-    if icc is not None and ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space.strip() != "RGB":
+    if icc is not None and profile_space(icc) != "RGB":
         icc = None  # a grey profile: sRGB's curve is the usual one
     transparent = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
     return Picture(*split(upright(pixels, turn)), icc, block, dpi)
+
+
+def profile_space(icc: bytes) -> str:
+    """The colour space of a profile ("RGB", "GRAY", "CMYK", ...), or "" if it cannot be read."""
+    try:
+        core: Any = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile
+        return core.xcolor_space.strip()
+    except (ImageCms.PyCMSError, OSError):
+        return ""
 
 
 def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
@@ -134,12 +154,12 @@ def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | N
         return np.repeat(grey[..., None], 3, axis=2)
     if opened.format != "PNG" or data is None or data[24] != 16:  # bit depth in IHDR
         return None
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    deep: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
         raise ValueError("the image file is damaged (16-bit PNG)")
     if deep.ndim == 2:
         return np.repeat(deep[..., None], 3, axis=2)
-    return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -201,7 +221,8 @@ def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
         return rgb
     from scipy.ndimage import distance_transform_edt
 
-    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    nearest: Any = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    rows, columns = nearest
     return rgb[rows, columns]
 
 
@@ -218,7 +239,7 @@ def write(picture: Picture, path: Path, file_format: str, quality: int) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -242,9 +263,13 @@ def encode(picture: Picture, file_format: str, quality: int) -> bytes:
 
 def encode_png(picture: Picture) -> bytes:
     """OpenCV's encoder (fast, 8 and 16 bits) and our own metadata chunks behind the header."""
-    order = cv2.COLOR_RGB2BGR if picture.alpha is None else cv2.COLOR_RGBA2BGRA
-    pixels = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
-    done, buffer = cv2.imencode(".png", cv2.cvtColor(pixels, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if picture.alpha is not None:
+        pixels = cv2.cvtColor(np.dstack([picture.rgb, picture.alpha]), cv2.COLOR_RGBA2BGRA)
+    elif picture.icc is None and (picture.rgb == picture.rgb[..., :1]).all():
+        pixels = picture.rgb[..., 0]  # one channel is enough
+    else:
+        pixels = cv2.cvtColor(picture.rgb, cv2.COLOR_RGB2BGR)
+    done, buffer = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert done
     data = buffer.tobytes()
     chunks = b""

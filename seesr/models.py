@@ -77,7 +77,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return {k: v for k, v in json.loads((folder / name).read_text()).items() if not k.startswith("_")}
 
 
-def build_diffusion_network(cls: type[nn.Module], config: dict[str, Any]) -> nn.Module:
+def build_diffusion_network(cls: Any, config: dict[str, Any]) -> Any:
     """A UNet or ControlNet of the configured size with its image attention, weights not set."""
     config = dict(config)
     config.pop("use_image_cross_attention", None)
@@ -117,7 +117,9 @@ def text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> CLIP
 def scheduler(folder: Path) -> DDPMScheduler:
     """The bundle's noise schedule, read as DDPM with trailing timesteps, as SeeSR does."""
     config = read_config(folder, "scheduler_config.json")
-    return DDPMScheduler.from_config(config, timestep_spacing="trailing")
+    found = DDPMScheduler.from_config(config, timestep_spacing="trailing")
+    assert isinstance(found, DDPMScheduler)
+    return found
 
 
 def tagger(folder: Path, device: torch.device, dtype: torch.dtype) -> Tagger:
@@ -154,10 +156,12 @@ def fill(network: nn.Module, state: dict[str, Tensor], source: Path) -> Any:
     for module, name in unsaved_buffers(network):
         setattr(module, name, torch.empty_like(getattr(module, name), device=device))
         if name == "position_ids":
-            module.position_ids.copy_(torch.arange(module.position_ids.shape[-1], device=device))
+            buffer = module.get_buffer(name)
+            buffer.copy_(torch.arange(buffer.shape[-1], device=device))
     for module in network.modules():
-        if hasattr(module, "init_non_persistent_buffers"):  # timm's: position index, attention mask
-            module.init_non_persistent_buffers()
+        init = getattr(module, "init_non_persistent_buffers", None)  # timm's: position index, attention mask
+        if init is not None:
+            init()
     assert not list(unsaved_buffers(network))
     return network.requires_grad_(False).eval()
 

@@ -1,4 +1,4 @@
-"""Few-step sampling: LR start, ControlNet and UNet over tiles, guidance, DDPM. Free functions, networks as arguments."""
+"""Few-step sampling: LR start, ControlNet and UNet over tiles, guidance, DDPM. Networks are arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from seesr.tiling import Tile, blend, grid, window
+from seesr.steering import Ensemble
+from seesr.tiling import Place, Tile, blend, grid, window
 
 START = 999  # timestep of the LR start (SeeSR's start_steps)
 
@@ -43,7 +44,7 @@ def noise_stream(seed: int, shape: tuple[int, ...], device: torch.device) -> Ite
 
 
 def start_latents(z: Tensor, noise: Tensor, scheduler: DDPMScheduler) -> Tensor:
-    """Clean scaled latents of the enlarged input -> latents at t = 999: 7 % picture, the rest noise (SeeSR, LR start)."""
+    """Clean scaled latents of the enlarged input -> latents at t = 999: 7 % picture, the rest noise (LR start)."""
     alpha_bar = scheduler.alphas_cumprod[START].item()
     return math.sqrt(alpha_bar) * z + math.sqrt(1 - alpha_bar) * noise
 
@@ -71,6 +72,13 @@ def ddpm_step(z: Tensor, x0: Tensor, step: Step, noise: Tensor) -> Tensor:
     return mean + math.sqrt(variance) * noise
 
 
+def ddim_step(z: Tensor, x0: Tensor, step: Step) -> Tensor:
+    """The deterministic update (Song et al. 2021, equation 12 with eta = 0), with the noise that fits `x0`."""
+    a, g = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
+    a_next, g_next = math.sqrt(step.alpha_bar_next), math.sqrt(1 - step.alpha_bar_next)
+    return a_next * x0 + (g_next / g) * (z - a * x0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """UNet and ControlNet with everything that stays the same for all tiles and steps of one picture.
@@ -78,7 +86,7 @@ class Denoiser:
     Args:
         text: text tokens [1, n, width], or [2, n, width] = (negative, positive) with guidance.
         image: the tagger's image tokens [1, m, width].
-        hint: takes a tile in latent cells and returns the enlarged input under it, [1, 3, factor*h, factor*w] in [0, 1].
+        hint: takes a tile in latent cells and returns the enlarged input under it, [1, 3, f*h, f*w] in [0, 1].
         guidance: scale; 1 means off.
         conditioning: weight of the ControlNet's residuals.
         tiles: the tiles of the latents, all of one shape.
@@ -100,15 +108,15 @@ class Denoiser:
     on_batch: Callable[[int], None] = lambda count: None
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
-        """Latents [1, C, H, W] float32 at timestep t -> the network's prediction, the same shape, float32."""
+        """Latents [N, C, H, W] float32 at timestep t -> the network's predictions, the same shape, float32."""
 
-        def run(tiles: list[Tile]) -> Tensor:
-            parts = torch.cat([tile.of(z) for tile in tiles])
-            prediction = self.predict(parts, t, torch.cat([self.hint(tile) for tile in tiles]))
-            self.on_batch(len(tiles))
+        def run(places: list[Place]) -> Tensor:
+            parts = torch.stack([tile.of(z[n]) for n, tile in places])
+            prediction = self.predict(parts, t, torch.cat([self.hint(tile) for _, tile in places]))
+            self.on_batch(len(places))
             return prediction
 
-        return blend(run, self.tiles, (z.shape[2], z.shape[3]), self.batch, self.weight)
+        return blend(run, self.tiles, z.shape, self.batch, self.weight)
 
     @torch.no_grad()
     def predict(self, z: Tensor, t: int, hint: Tensor) -> Tensor:
@@ -135,11 +143,26 @@ class Denoiser:
         return negative + self.guidance * (positive - negative)
 
 
-def sample(denoiser: Denoiser, z: Tensor, steps: list[Step], noise: Iterator[Tensor], kind: str) -> Tensor:
-    """Latents at the first step -> clean latents, [1, C, H, W] float32, with fresh noise at every step."""
-    for step in steps:
+def sample(
+    denoiser: Denoiser,
+    z: Tensor,
+    steps: list[Step],
+    kind: str,
+    noise: Iterator[Tensor] | None,
+    ensemble: Ensemble | None = None,
+) -> Tensor:
+    """Latents at the first step -> clean latents, [N, C, H, W] float32.
+
+    Args:
+        kind: the scheduler's prediction_type.
+        noise: fresh noise for every step (DDPM, as the reference does); None: deterministic steps.
+        ensemble: steers the predicted clean latents of N particles; None: they are left alone.
+    """
+    for s, step in enumerate(steps):
         x0 = predicted_x0(denoiser(z, step.t), z, step, kind)
-        z = ddpm_step(z, x0, step, next(noise))
+        if ensemble is not None:
+            z, x0 = ensemble.steer(z, x0, s)
+        z = ddim_step(z, x0, step) if noise is None else ddpm_step(z, x0, step, next(noise))
     return z
 
 

@@ -28,19 +28,65 @@ class Settings:
         ge=1,
         le=8,
     )
-    user_prompt: str = _field("", "What the picture shows, in a few words. Added to the tags that are found automatically.", max_length=2000)
-    positive_prompt: str = _field(
-        "clean, high-resolution, 8k", "Quality words that end the prompt.", max_length=2000
+    user_prompt: str = _field(
+        "", "What the picture shows, in a few words. Added to the tags that are found automatically.", max_length=2000
     )
+    positive_prompt: str = _field("clean, high-resolution, 8k", "Quality words that end the prompt.", max_length=2000)
     negative_prompt: str = _field(
-        "dotted, noise, blur, lowres, smooth", "What to steer away from. Has no effect while cfg_scale is 1.", max_length=2000
+        "dotted, noise, blur, lowres, smooth",
+        "What to steer away from. Has no effect while cfg_scale is 1.",
+        max_length=2000,
     )
     num_inference_steps: int = _field(4, "Denoising steps. 1 is fastest; 2 to 4 is usual for this model.", ge=1, le=8)
-    cfg_scale: float = _field(1.0, "Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high.", ge=1, le=2)
-    color_fix: str = _field("wavelet", "How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing.", choices=("wavelet", "adain", "none"))
+    cfg_scale: float = _field(
+        1.0,
+        "Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high.",
+        ge=1,
+        le=2,
+    )
+    latent_tiled_size: int = _field(
+        64,
+        "Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area.",
+        ge=16,
+        le=256,
+    )
+    latent_tiled_overlap: int = _field(
+        16,
+        "Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further.",
+        ge=0,
+        le=128,
+    )
+    use_kds: bool = _field(
+        False,
+        "Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising.",
+    )
+    num_particles: int = _field(
+        4, "Samples that Kernel Density Steering runs together. 1 is the same as off.", ge=1, le=16
+    )
+    bandwidth: float = _field(
+        0.0,
+        "Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples.",
+        ge=0,
+        le=10,
+    )
+    color_fix: str = _field(
+        "wavelet",
+        "How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing.",
+        choices=("wavelet", "adain", "none"),
+    )
+    output_view: str = _field(
+        "image",
+        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed (invented detail). The same seed gives the matching image.",
+        choices=("image", "comparison", "uncertainty"),
+    )
     output_format: str = _field("png", "File format. png is lossless.", choices=("png", "webp", "jpg"))
     output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", ge=1, le=100)
-    seed: int | None = _field(None, "Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported.", ge=0, le=4294967295)
+    seed: int | None = _field(
+        None,
+        "Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported.",
+        ge=0,
+        le=4294967295,
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -55,9 +101,30 @@ class Settings:
             if "ge" in limits and not limits["ge"] <= value <= limits["le"]:
                 raise ValueError(f"{field.name} is {value}; it must be from {limits['ge']} to {limits['le']}")
             if kind is str and len(value) > limits.get("max_length", math.inf):
-                raise ValueError(f"{field.name} has {len(value)} characters; at most {limits['max_length']} are allowed")
+                raise ValueError(
+                    f"{field.name} has {len(value)} characters; at most {limits['max_length']} are allowed"
+                )
             if kind is str and not _is_text(value):
                 raise ValueError(f"{field.name} holds a NUL or half of a surrogate pair, which is not text")
+
+        if self.latent_tiled_overlap >= self.latent_tiled_size:
+            raise ValueError(
+                f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {self.latent_tiled_size}: "
+                "tiles cannot advance; it must be smaller"
+            )
+        if self.output_view == "uncertainty" and self.output_format != "png":
+            raise ValueError(
+                f"output_view uncertainty is a 16-bit PNG; output_format {self.output_format} cannot hold it"
+            )
+        if self.output_view == "uncertainty" and not self.steered:
+            raise ValueError(
+                "output_view uncertainty needs use_kds and num_particles of at least 2: one sample cannot disagree"
+            )
+
+    @property
+    def steered(self) -> bool:
+        """Whether there are particles to steer."""
+        return self.use_kds and self.num_particles > 1
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the result for an input of this size, in pixels.
@@ -66,7 +133,9 @@ class Settings:
             ValueError: the input or the result is over its limit; the message has the largest scale that fits.
         """
         if width * height > LARGEST_INPUT:
-            raise ValueError(f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP")
+            raise ValueError(
+                f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
+            )
         size = max(1, round(width * self.scale_factor)), max(1, round(height * self.scale_factor))
         if size[0] * size[1] > LARGEST_OUTPUT:
             largest = math.floor(100 * math.sqrt(LARGEST_OUTPUT / (width * height))) / 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,9 @@ class Tile(NamedTuple):
         return array[..., self.top : self.bottom, self.left : self.right]
 
 
+Place = tuple[int, Tile]  # (index of the picture in a batch, tile)
+
+
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
     """Starts of the fewest tiles that cover `size` with at least `overlap` in common, evenly spread.
 
@@ -34,7 +37,9 @@ def offsets(size: int, tile: int, overlap: int) -> list[int]:
         ValueError: the overlap leaves no room to advance.
     """
     if not 0 <= overlap < tile:
-        raise ValueError(f"a tile overlap of {overlap} does not work with tiles of {tile}: it must be from 0 to {tile - 1}")
+        raise ValueError(
+            f"a tile overlap of {overlap} does not work with tiles of {tile}: it must be from 0 to {tile - 1}"
+        )
     if size <= tile:
         return [0]
     count = math.ceil((size - overlap) / (tile - overlap))
@@ -58,30 +63,29 @@ def window(height: int, width: int) -> Tensor:
 
 
 def blend(
-    fn: Callable[[list[Tile]], Tensor], tiles: list[Tile], size: tuple[int, int], batch: int, weight: Tensor
+    fn: Callable[[list[Place]], Tensor], tiles: list[Tile], shape: Sequence[int], batch: int, weight: Tensor
 ) -> Tensor:
-    """Runs `fn` over batches of tiles and averages their results where tiles overlap.
+    """Runs `fn` over batches of places and averages its results where tiles overlap.
 
     Args:
-        fn: takes `batch` tiles and returns [batch, C, h, w]. A last, shorter batch is filled up with its last tile,
+        fn: takes `batch` places and returns [batch, C, h, w]. A last, shorter batch is filled up with its last place,
             so that the network always sees one shape.
-        size: (height, width) of the whole.
+        tiles: the tiles of one picture, all of one shape.
+        shape: [N, C, H, W] of the whole.
         weight: [h, w], relative weight of every cell of a tile; see `window`.
 
     Returns:
-        [1, C, height, width] in float32.
+        [N, C, H, W] in float32.
     """
-    total, share = None, torch.zeros(size, dtype=torch.float32, device=weight.device)
+    count, _, height, width = shape
+    share = torch.zeros(height, width, dtype=torch.float32, device=weight.device)
     for tile in tiles:
         tile.of(share).add_(weight)
-    for start in range(0, len(tiles), batch):
-        group = tiles[start : start + batch]
-        filled = [*group, *[group[-1]] * (batch - len(group))]
-        results = fn(filled)
-        if total is None:
-            total = torch.zeros(1, results.shape[1], *size, dtype=torch.float32, device=results.device)
-        for tile, result in zip(group, results, strict=False):
-            tile.of(total).add_(result.float() * (weight / tile.of(share)))
-    assert total is not None
+    places = [(n, tile) for n in range(count) for tile in tiles]
+    total = torch.zeros(tuple(shape), dtype=torch.float32, device=weight.device)
+    for start in range(0, len(places), batch):
+        group = places[start : start + batch]
+        results = fn([*group, *[group[-1]] * (batch - len(group))])
+        for (n, tile), result in zip(group, results, strict=False):
+            tile.of(total[n]).add_(result.float() * (weight / tile.of(share)))
     return total
-

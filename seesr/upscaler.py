@@ -20,16 +20,18 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from seesr import autoencoder, color, image, models, sampling, text, weights
+from seesr import autoencoder, color, image, models, sampling, steering, text, weights
 from seesr.image import Picture
 from seesr.settings import Settings
 from seesr.tiling import Tile
@@ -43,25 +45,46 @@ class Result:
 
     Attributes:
         picture: the result with alpha, profile and EXIF of the input.
+        uncertainty: where the particles of Kernel Density Steering disagreed, uint16 [H, W]; 65535 is a spread of 1
+            or more latent units. Relative and uncalibrated. None without steering.
         seed: the seed used, drawn if none was given.
         metrics: tags, sizes, steps, tiles, seconds per stage, device, bundle.
+        source: the input.
     """
 
     picture: Picture
+    uncertainty: NDArray[np.uint16] | None
     seed: int
     metrics: dict[str, Any]
+
+    source: Picture
 
     @property
     def image(self) -> Image.Image:
         """The result as an 8-bit Pillow image."""
         return self.picture.pil()
 
+    def view(self, name: str) -> Picture:
+        """The picture to write: "image"; "comparison", bicubic left and the result right; or "uncertainty".
+
+        Raises:
+            ValueError: there is no uncertainty map without steering.
+        """
+        if name == "image":
+            return self.picture
+        if name == "comparison":
+            plain = image.enlarge(self.source.rgb, self.picture.size)
+            return dataclasses.replace(self.picture, rgb=np.concatenate([plain, self.picture.rgb], axis=1), alpha=None)
+        if self.uncertainty is None:
+            raise ValueError("there is no uncertainty map without steering")
+        return Picture(np.repeat(self.uncertainty[..., None], 3, axis=2))
+
 
 class Upscaler:
     """Loaded networks, ready for any number of pictures.
 
-        upscaler = Upscaler.load("weights/pocket")
-        result = upscaler(Image.open("photo.jpg"), Settings(scale_factor=4, seed=1))
+    upscaler = Upscaler.load("weights/pocket")
+    result = upscaler(Image.open("photo.jpg"), Settings(scale_factor=4, seed=1))
     """
 
     def __init__(self, networks: models.Models) -> None:
@@ -130,23 +153,11 @@ class Job:
             text_tokens = self.encode_text(tags)
         with self.timed("enlarge"):
             hint = self.enlarge()
-        z_size = (hint.shape[0] // self.networks.factor, hint.shape[1] // self.networks.factor)
-        noise = sampling.noise_stream(
-            self.seed, (1, self.networks.unet.config["in_channels"], *z_size), self.networks.device
-        )
         with self.timed("encode"):
-            first = next(noise)
-            z = autoencoder.encode(self.networks.vae, self.pixels(hint), next(noise))
+            start, noise = self.start(hint)
         with self.timed("denoise"):
-            denoiser = self.denoiser(hint, text_tokens, image_tokens, z_size)
-            scheduler = self.networks.scheduler
-            z = sampling.sample(
-                denoiser,
-                sampling.start_latents(z, first, scheduler),
-                sampling.schedule(scheduler, self.settings.num_inference_steps),
-                noise,
-                scheduler.config["prediction_type"],
-            )
+            denoiser = self.denoiser(hint, text_tokens, image_tokens, start.shape[2:])
+            z, uncertainty, kds = self.denoise(denoiser, start, noise)
         with self.timed("decode"):
             restored = autoencoder.decode(self.networks.vae, z)
         with self.timed("color"):
@@ -164,8 +175,10 @@ class Job:
             "device": device_name(self.networks.device),
             "bundle": self.networks.bundle.name,
         }
+        if kds:
+            metrics["kds"] = kds
         log.info("%s", metrics)
-        return Result(result, self.seed, metrics)
+        return Result(result, uncertainty, self.seed, metrics, self.picture)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -195,18 +208,65 @@ class Job:
             rgb = image.fill_hidden(rgb, self.picture.alpha)
         networks = self.networks
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
-        return image.pad(image.enlarge(rgb, self.size), cell, networks.tile * networks.factor)
+        least = min(networks.tile, self.settings.latent_tiled_size)
+        return image.pad(image.enlarge(rgb, self.size), cell, least * networks.factor)
 
     def pixels(self, rgb: image.Pixels) -> Tensor:
         """[H, W, 3] integers -> [1, 3, H, W] in [0, 1], float32, on the device."""
         tensor = torch.from_numpy(rgb.astype(np.float32)).to(self.networks.device)
         return (tensor / np.iinfo(rgb.dtype).max).permute(2, 0, 1)[None].contiguous()
 
+    def start(self, hint: image.Pixels) -> tuple[Tensor, Iterator[Tensor] | None]:
+        """The enlarged picture -> latents at the first step [N, C, h, w], and the noise of every later step.
+
+        Steered particles differ in their first noise alone: they start from the mean of the posterior and then step
+        deterministically, since fresh noise would drive them apart again.
+        """
+        networks, scheduler = self.networks, self.networks.scheduler
+        shape = (
+            1,
+            networks.unet.config["in_channels"],
+            hint.shape[0] // networks.factor,
+            hint.shape[1] // networks.factor,
+        )
+        count = self.settings.num_particles if self.settings.steered else 1
+        seeds = steering.particle_seeds(self.seed, count)
+        streams = [sampling.noise_stream(seed, shape, networks.device) for seed in seeds]
+        first = torch.cat([next(stream) for stream in streams])
+        z = autoencoder.encode(networks.vae, self.pixels(hint), None if self.settings.steered else next(streams[0]))
+        return sampling.start_latents(z, first, scheduler), None if self.settings.steered else streams[0]
+
+    def denoise(
+        self, denoiser: sampling.Denoiser, start: Tensor, noise: Iterator[Tensor] | None
+    ) -> tuple[Tensor, NDArray[np.uint16] | None, dict[str, Any]]:
+        """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], uncertainty map, steering metrics."""
+        settings, scheduler = self.settings, self.networks.scheduler
+        steps = sampling.schedule(scheduler, settings.num_inference_steps)
+        kind = scheduler.config["prediction_type"]
+        if not settings.steered:
+            return sampling.sample(denoiser, start, steps, kind, noise), None, {}
+        factor = self.networks.factor
+        area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
+        method = steering.Steering(bandwidth=settings.bandwidth)
+        ensemble = steering.Ensemble(method, len(steps), len(start), area)
+        z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, kind, noise, ensemble))
+        if not metrics["effective"]:
+            log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
+        return z, self.uncertainty(ensemble), metrics
+
+    def uncertainty(self, ensemble: steering.Ensemble) -> NDArray[np.uint16] | None:
+        """Spread per cell -> 16-bit map at the size of the result."""
+        if ensemble.uncertainty is None:
+            return None
+        factor, (width, height) = self.networks.factor, self.size
+        whole = F.interpolate(ensemble.uncertainty[None, None], scale_factor=factor, mode="bilinear")[0, 0]
+        return (whole[:height, :width].clamp(max=1) * 65535).round().cpu().numpy().astype(np.uint16)
+
     def denoiser(
-        self, hint: image.Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: tuple[int, int]
+        self, hint: image.Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]
     ) -> sampling.Denoiser:
-        tile, overlap = self.networks.tile, self.networks.tile // 4
-        tiles, weight = sampling.plan(*z_size, tile, overlap, self.networks.device)
+        tile, overlap = self.settings.latent_tiled_size, self.settings.latent_tiled_overlap
+        tiles, weight = sampling.plan(z_size[0], z_size[1], tile, overlap, self.networks.device)
 
         def under(tile: Tile) -> Tensor:
             top, left, bottom, right = tile.times(self.networks.factor)

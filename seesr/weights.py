@@ -59,7 +59,9 @@ def verify(path: Path) -> Bundle:
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}: fetch them with: {FETCH}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}") from None
+        raise WeightsError(
+            f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}"
+        ) from None
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
     for name in sorted(set(bundle.files) ^ present):
         fault = "is missing" if name in bundle.files else f"is not listed in {MANIFEST}"

@@ -1,4 +1,4 @@
-"""Shared fixtures. Tests run on tiny networks of the real classes and on the bundled pocket model; nothing is mocked."""
+"""Shared fixtures: tiny networks of the real classes, the bundled pocket model, a photograph."""
 
 from __future__ import annotations
 

@@ -81,7 +81,16 @@ class Hub:
             if path.name.endswith(LARGE):
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
             siblings.append(entry)
-        return {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+        return {
+            "id": name,
+            "sha": COMMIT,
+            "siblings": siblings,
+            "private": False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+        }
 
     def send(self, request: BaseHTTPRequestHandler, status: int, data: bytes, body: bool, **headers: str) -> None:
         request.send_response(status)

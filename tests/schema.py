@@ -1,6 +1,6 @@
 """Reads predict.py as Cog does (statically) and builds the OpenAPI schema that Cog would. For tests and for
 
-    python tests/schema.py        which writes .cog/openapi_schema.json
+python tests/schema.py        which writes .cog/openapi_schema.json
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ def input_schema() -> dict[str, Any]:
         title = name.replace("_", " ").title()
         entry: dict[str, Any] = {"x-order": order}
         if "choices" in given:
-            enums[name] = {"title": name, "description": "An enumeration.", "type": TYPES[kind], "enum": given["choices"]}
+            enums[name] = {
+                "title": name,
+                "description": "An enumeration.",
+                "type": TYPES[kind],
+                "enum": given["choices"],
+            }
             entry["allOf"] = [{"$ref": f"#/components/schemas/{name}"}]
         elif kind == "Path":
             entry |= {"type": "string", "format": "uri", "title": title}
@@ -78,7 +83,10 @@ def build() -> dict[str, Any]:
         **common,
         "context": {"title": "Context", "type": "object", "additionalProperties": text, "nullable": True},
         "webhook": {"title": "Webhook", "type": "string", "format": "uri", "minLength": 1, "maxLength": 65536},
-        "webhook_events_filter": {"type": "array", "items": {"type": "string", "enum": ["start", "output", "logs", "completed"]}},
+        "webhook_events_filter": {
+            "type": "array",
+            "items": {"type": "string", "enum": ["start", "output", "logs", "completed"]},
+        },
     }
     response = {
         **common,
@@ -112,7 +120,12 @@ def build() -> dict[str, Any]:
         "200": {"description": "Successful Response", **body("PredictionResponse")},
         "422": {"description": "Validation Error", **body("HTTPValidationError")},
     }
-    predict = {"summary": "Predict", "operationId": "predict_predictions_post", "requestBody": body("PredictionRequest"), "responses": answers}
+    predict = {
+        "summary": "Predict",
+        "operationId": "predict_predictions_post",
+        "requestBody": body("PredictionRequest"),
+        "responses": answers,
+    }
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},

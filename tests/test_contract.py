@@ -68,7 +68,9 @@ def test_cog_yaml_has_nothing_that_cog_doctor_reports() -> None:
 
 
 def test_pins_are_exact_and_meet_the_projects_needs() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#"))
+    pins = dict(
+        line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")
+    )
     assert all(re.fullmatch(r"\d+(\.\d+)+", version) for version in pins.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for need in project["dependencies"]:

@@ -54,11 +54,23 @@ def publish(root: Path) -> None:
 
     unet = merge.config("unet")
     stock = {key: value for key, value in unet.items() if key != "use_image_cross_attention"}
-    put(turbo / "unet/diffusion_pytorch_model.fp16.safetensors", {**stock, "_class_name": "UNet2DConditionModel"}, half(merge.state("sd")))
+    put(
+        turbo / "unet/diffusion_pytorch_model.fp16.safetensors",
+        {**stock, "_class_name": "UNet2DConditionModel"},
+        half(merge.state("sd")),
+    )
     put(seesr / "seesr/unet/diffusion_pytorch_model.safetensors", unet, merge.state("seesr"))
-    put(seesr / "seesr/controlnet/diffusion_pytorch_model.safetensors", pipeline.config("controlnet"), pipeline.state("controlnet"))
+    put(
+        seesr / "seesr/controlnet/diffusion_pytorch_model.safetensors",
+        pipeline.config("controlnet"),
+        pipeline.state("controlnet"),
+    )
     vae = {old_vae_name(key): value for key, value in half(pipeline.state("vae")).items()}
-    put(turbo / "vae/diffusion_pytorch_model.fp16.safetensors", {**pipeline.config("vae"), "_class_name": "AutoencoderKL"}, vae)
+    put(
+        turbo / "vae/diffusion_pytorch_model.fp16.safetensors",
+        {**pipeline.config("vae"), "_class_name": "AutoencoderKL"},
+        vae,
+    )
     text = half(pipeline.state("text_encoder"))
     text["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     put(turbo / "text_encoder/model.fp16.safetensors", pipeline.config("text_encoder"), text)
@@ -78,7 +90,9 @@ def publish(root: Path) -> None:
     code = root / "spaces/xinyu1205/recognize-anything/ram/data"
     code.mkdir(parents=True)
     (code / "ram_tag_list.txt").write_text("\n".join(ram.options["tags"]))  # no end of line after the last
-    (code / "ram_tag_list_threshold.txt").write_text("\n".join(str(x) for x in ram.inputs["class_threshold"].tolist()) + "\n")
+    (code / "ram_tag_list_threshold.txt").write_text(
+        "\n".join(str(x) for x in ram.inputs["class_threshold"].tolist()) + "\n"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +116,9 @@ def fetched(hub: Hub, tmp_path: Path) -> Path:
     return tmp_path / "downloads"
 
 
-def test_download_convert_load_upscale(hub: Hub, tmp_path: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_convert_load_upscale(
+    hub: Hub, tmp_path: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
     lock = tmp_path / "weights.lock"
     download.download(tmp_path / "downloads", lock)
     told = capsys.readouterr().out
@@ -165,9 +181,7 @@ def test_a_server_that_vanishes_half_way_is_resumed(hub: Hub, tmp_path: Path, mo
     assert 0 < starts[0] < starts[1]
 
 
-def test_a_server_that_stays_away_is_a_clear_error(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_stays_away_is_a_clear_error(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client waits between its own tries too
     hub.fail["DAPE.pth"] = -1
     with pytest.raises(WeightsError, match=r"DAPE\.pth could not be fetched in 5 tries"):
@@ -297,7 +311,9 @@ def test_key_names_go_there_and_back() -> None:
 def test_old_vae_attention_names_and_convolutions_load() -> None:
     pipeline = parity.read_case(GOLDEN / "pipe_plain_s1_g1.0", None)
     state = pipeline.state("vae")
-    old = {old_vae_name(k): v[..., None, None] if ".attentions.0.to_" in k and v.ndim == 2 else v for k, v in state.items()}
+    old = {
+        old_vae_name(k): v[..., None, None] if ".attentions.0.to_" in k and v.ndim == 2 else v for k, v in state.items()
+    }
     assert any(".proj_attn.weight" in key for key in old)
     with torch.device("meta"):
         network = AutoencoderKL(**pipeline.config("vae"))

@@ -77,7 +77,9 @@ def test_a_header_over_the_limit_is_refused_before_decoding() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_every_mode_gives_its_colours(rng: np.random.Generator, mode: str) -> None:
     picture = random_picture(rng, 12, 10, 3).convert(mode)
-    read = image.read(file(picture, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 100} if mode == "CMYK" else {})))
+    read = image.read(
+        file(picture, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 100} if mode == "CMYK" else {}))
+    )
     if mode != "CMYK":
         np.testing.assert_array_equal(read.rgb, np.asarray(picture.convert("RGB")))
     assert read.rgb.shape == (12, 10, 3)

@@ -47,13 +47,17 @@ def test_every_field_describes_itself() -> None:
         assert field.metadata["description"].endswith(".")
 
 
-@pytest.mark.parametrize(("size", "scale", "expected"), [((1, 1), 1, (1, 1)), ((101, 67), 1.5, (152, 100)), ((3, 5), 2.5, (8, 12))])
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"), [((1, 1), 1, (1, 1)), ((101, 67), 1.5, (152, 100)), ((3, 5), 2.5, (8, 12))]
+)
 def test_output_size_is_rounded(size: tuple[int, int], scale: float, expected: tuple[int, int]) -> None:
     assert Settings(scale_factor=scale).output_size(*size) == expected
 
 
 def test_too_large_a_result_is_refused_with_the_largest_scale_that_fits() -> None:
-    with pytest.raises(ValueError, match=r"asks for 216.0 MP; the limit is 67.1 MP; the largest scale .* 3.34") as caught:
+    with pytest.raises(
+        ValueError, match=r"asks for 216.0 MP; the limit is 67.1 MP; the largest scale .* 3.34"
+    ) as caught:
         Settings(scale_factor=6).output_size(3000, 2000)
     largest = float(str(caught.value).split()[-1])
     width, height = Settings(scale_factor=largest).output_size(3000, 2000)

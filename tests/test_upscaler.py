@@ -58,7 +58,8 @@ def test_the_negative_prompt_works_with_guidance_only(pocket: Upscaler, photo: I
 
 
 @pytest.mark.parametrize(
-    ("size", "scale"), [((1, 1), 4), ((1, 1), 1), ((3, 2), 8), ((67, 41), 1.5), ((130, 1), 4), ((1, 90), 2.7), ((64, 64), 4)]
+    ("size", "scale"),
+    [((1, 1), 4), ((1, 1), 1), ((3, 2), 8), ((67, 41), 1.5), ((130, 1), 4), ((1, 90), 2.7), ((64, 64), 4)],
 )
 def test_the_size_is_exact(pocket: Upscaler, size: tuple[int, int], scale: float, rng: np.random.Generator) -> None:
     picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -94,7 +95,9 @@ def test_alpha_and_depth_and_metadata_survive(pocket: Upscaler, rng: np.random.G
     assert len(np.unique(result.rgb)) > 256
 
 
-def test_an_automatically_loaded_bundle_and_a_path_work(tiny_bundle: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_automatically_loaded_bundle_and_a_path_work(
+    tiny_bundle: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SEESR_WEIGHTS", str(tiny_bundle))
     photo.save(tmp_path / "photo.png")
     result = Upscaler.load(device="cpu")(tmp_path / "photo.png", QUICK)

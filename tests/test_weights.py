@@ -39,7 +39,9 @@ def test_a_flipped_byte_is_named_with_both_sums(bundle: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(WeightsError, match=r"unet/diffusion.* is damaged: sha256 is [0-9a-f]{64}, expected [0-9a-f]{64}"):
+    with pytest.raises(
+        WeightsError, match=r"unet/diffusion.* is damaged: sha256 is [0-9a-f]{64}, expected [0-9a-f]{64}"
+    ):
         reload(bundle)
 
 
