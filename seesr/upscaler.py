@@ -292,7 +292,7 @@ class Job:
         depth = self.picture.rgb.dtype
         most = np.iinfo(depth).max
         rgb = (pixels.clamp(0, 1) * most).round().cpu().numpy().astype(depth)
-        if np.ptp(rgb) == 0 and np.ptp(hint[:height, :width]) > most // 32:
+        if np.ptp(rgb, axis=(0, 1)).max() == 0 and np.ptp(hint[:height, :width], axis=(0, 1)).max() > most // 32:
             raise RuntimeError("the result is one flat colour although the input is not; nothing is returned")
         alpha = self.picture.alpha
         if alpha is not None:

@@ -72,7 +72,7 @@ def test_missing_extra_and_misshapen_keys_are_named(bundle: Path, part: str) -> 
     change_weights(bundle, part, lambda state: state.update({key: kept[key], "surplus": torch.zeros(1)}))
     with pytest.raises(WeightsError, match="1 extra keys, first surplus"):
         reload(bundle)
-    change_weights(bundle, part, lambda state: (state.pop("surplus"), state.update({key: kept[key][:1].clone()})))
+    change_weights(bundle, part, lambda state: (state.pop("surplus"), state.update({key: kept[key][..., :1].clone()})))
     with pytest.raises(WeightsError, match="has shape"):
         reload(bundle)
 
