@@ -175,7 +175,7 @@ class Damage(NamedTuple):
     jpeg: int  # 0 = none, else 100 - quality
 
 
-def degrade(rng: Random, picture: Picture, scale: float, clean: float = 0.5) -> tuple[Picture, Damage]:
+def degrade(rng: Random, picture: Picture, scale: float, clean: float = 0.6) -> tuple[Picture, Damage]:
     """High resolution -> low resolution: area averaging, or blur, resize, noise and JPEG in two rounds.
 
     The second form follows the order of Real-ESRGAN's recipe (Wang et al., 2021, figure 2).

@@ -1,0 +1,122 @@
+"""Is steering worth its cost? One sample, averages, choices and Kernel Density Steering side by side.
+
+    python scripts/compare_particles.py --json docs/decisions/steering.json
+
+All start from the same noise and step deterministically. "best" picks by PSNR against the truth, which no user can.
+Needs the `eval` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import skimage.data
+import torch
+from torch import Tensor
+
+from seesr import Settings, Upscaler, autoencoder, color, sampling, steering
+from seesr.image import Picture
+from seesr.upscaler import Job
+
+COUNTS = (2, 4, 10)
+SIDE = 256  # pixels of the truth: the middle of every built-in picture
+
+
+def middle(picture: np.ndarray) -> np.ndarray:
+    top, left = ((side - SIDE) // 2 for side in picture.shape[:2])
+    return picture[top : top + SIDE, left : left + SIDE]
+
+
+class Trial:
+    """One picture, ready to be denoised from any number of starts."""
+
+    def __init__(self, upscaler: Upscaler, low: np.ndarray, steps: int, seed: int) -> None:
+        settings = Settings(num_inference_steps=steps, seed=seed, use_kds=True, num_particles=max(COUNTS))
+        self.job = Job(upscaler.networks, settings, Picture(low))
+        tags, image_tokens = self.job.tag()
+        self.hint = self.job.enlarge()
+        self.starts, _ = self.job.start(self.hint)
+        self.denoiser = self.job.denoiser(self.hint, self.job.encode_text(tags), image_tokens, self.starts.shape[2:])
+        scheduler = upscaler.networks.scheduler
+        self.steps = sampling.schedule(scheduler, steps)
+        self.kind = scheduler.config["prediction_type"]
+
+    def sample(self, count: int, ensemble: steering.Ensemble | None = None) -> Tensor:
+        return sampling.sample(self.denoiser, self.starts[:count], self.steps, self.kind, None, ensemble)
+
+    def picture(self, z: Tensor) -> np.ndarray:
+        """Latents [1, C, h, w] -> [H, W, 3]."""
+        restored = autoencoder.decode(self.job.networks.vae, z)
+        return self.job.finish(color.match(restored, self.job.pixels(self.hint), "wavelet"), self.hint).rgb
+
+
+def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, seed: int) -> list[dict[str, Any]]:
+    trial = Trial(upscaler, low, steps, seed)
+    area = trial.starts.shape[2], trial.starts.shape[3]
+    rows: list[dict[str, Any]] = []
+
+    def add(method: str, count: int, z: Tensor, seconds: float) -> None:
+        row = {"steps": steps, "method": method, "particles": count, "seconds": seconds}
+        rows.append({**row, **evaluate.measure(trial.picture(z), high)})
+
+    started = time.perf_counter()
+    samples = trial.sample(max(COUNTS))
+    each = (time.perf_counter() - started) / max(COUNTS)
+    add("one sample", 1, samples[:1], each)
+    scores = [evaluate.psnr(evaluate.luma(trial.picture(z[None])), evaluate.luma(high)) for z in samples]
+    for count in COUNTS:
+        some = samples[:count]
+        index, _ = steering.choose(some, *area)
+        best = int(np.argmax(scores[:count]))
+        add("latent average", count, some.mean(0, keepdim=True), each * count)
+        add("closest to the mean", count, some[index : index + 1], each * count)
+        add("best of N", count, some[best : best + 1], each * count)
+        ensemble = steering.Ensemble(steering.Steering(), steps, count, area)
+        started = time.perf_counter()
+        chosen, metrics = ensemble.winner(trial.sample(count, ensemble))
+        add("KDS", count, chosen, time.perf_counter() - started)
+        rows[-1]["spread"] = metrics["spread_before"]
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    names = ("psnr_y", "ssim_y", "niqe", "seconds")
+    lines = ["| steps | method | N | PSNR y | SSIM y | NIQE | seconds |", "|" + " --- |" * 7]
+    for key in dict.fromkeys((r["steps"], r["particles"], r["method"]) for r in rows):
+        mine = [r for r in rows if (r["steps"], r["particles"], r["method"]) == key]
+        means = [np.mean([r[name] for r in mine]) for name in names]
+        lines.append(
+            f"| {key[0]} | {key[2]} | {key[1]} | {means[0]:.3f} | {means[1]:.4f} | {means[2]:.2f} | {means[3]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--device")
+    parser.add_argument("--degradation", choices=evaluate.DEGRADATIONS, default="clean")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    upscaler = Upscaler.load(args.bundle, args.device)
+    rows: list[dict[str, Any]] = []
+    for name in evaluate.BUILT_IN:
+        high = middle(getattr(skimage.data, name)())
+        low = evaluate.DEGRADATIONS[args.degradation](high, args.seed)
+        for steps in args.steps:
+            rows += [{"picture": name, **row} for row in trials(upscaler, low, high, steps, args.seed)]
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Degrades pictures, restores them, and measures: a table, a JSON file and a sheet to look at.
+
+    python scripts/evaluate.py                                  the built-in set, clean x4, pocket bundle
+    python scripts/evaluate.py --degradation realesrgan --seeds 1 2 3
+    python scripts/evaluate.py --hr DIV2K/HR --bundle weights/full --steps 1 2 4
+    python scripts/evaluate.py --hr RealSR/HR --lr RealSR/LR    pairs, nothing is degraded
+
+Needs the `eval` extra. PSNR and SSIM cut a border of `scale` pixels; "y" is BT.601 luma from 16 to 235.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import structural_similarity
+
+from seesr import Settings, Upscaler, image, tiling
+
+Picture = NDArray[np.uint8]
+BUILT_IN = ("astronaut", "chelsea", "coffee")  # held out of the pocket model's training
+SCALE = 4
+COLUMNS = ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "niqe", "delta_e", "seam", "seconds")
+
+
+def luma(picture: Picture) -> NDArray[np.float64]:
+    return picture @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
+
+
+def seam(picture: Picture, tile: int, overlap: int, factor: int) -> float:
+    """Mean gradient across tile borders over the mean gradient inside; 1 if there is one tile."""
+    grey = luma(picture)
+    across = inside = count_across = count_inside = 0.0
+    for axis in (0, 1):
+        gradient = np.abs(np.diff(grey, axis=axis)).mean(1 - axis)
+        cells = -(-grey.shape[axis] // factor)
+        starts = tiling.offsets(cells, tile, overlap)
+        borders = {factor * edge - 1 for start in starts for edge in (start, start + tile)}
+        on = np.array([position in borders for position in range(len(gradient))])
+        across, count_across = across + gradient[on].sum(), count_across + on.sum()
+        inside, count_inside = inside + gradient[~on].sum(), count_inside + (~on).sum()
+    return float((across / count_across) / (inside / count_inside)) if count_across else 1.0
+
+
+def measure(found: Picture, truth: Picture) -> dict[str, float]:
+    from basicsr.metrics.niqe import calculate_niqe
+
+    inner = (slice(SCALE, -SCALE), slice(SCALE, -SCALE))
+    a, b = found[inner], truth[inner]
+    return {
+        "psnr_y": psnr(luma(a), luma(b)),
+        "psnr_rgb": psnr(a, b),
+        "ssim_y": float(structural_similarity(luma(a), luma(b), data_range=255)),
+        "ssim_rgb": float(structural_similarity(a, b, data_range=255, channel_axis=2)),
+        "niqe": float(calculate_niqe(found[..., ::-1].astype(np.float32), SCALE)),
+        "delta_e": float(deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean()),
+    }
+
+
+def clean(picture: Picture, seed: int) -> Picture:
+    size = picture.shape[1] // SCALE, picture.shape[0] // SCALE
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+@torch.no_grad()
+def realesrgan(picture: Picture, seed: int) -> Picture:
+    """The second-order recipe of Real-ESRGAN (Wang et al. 2021) with its published settings, by basicsr's functions."""
+    from basicsr.data import degradations as d
+    from basicsr.utils import DiffJPEG
+    from basicsr.utils.img_process_util import filter2D
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    kinds = ["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+    odds = [0.45, 0.25, 0.12, 0.03, 0.12, 0.03]
+    modes = ("area", "bilinear", "bicubic")
+    jpeg = DiffJPEG(differentiable=False)
+    height, width = picture.shape[0] // SCALE, picture.shape[1] // SCALE
+    x = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+    def sinc(size: int, low: float) -> NDArray[Any]:
+        return d.circular_lowpass_kernel(np.random.uniform(low, np.pi), size, pad_to=21)
+
+    def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        size = random.choice(range(7, 22, 2))
+        if np.random.uniform() < 0.1:
+            kernel = sinc(size, np.pi / 3 if size < 13 else np.pi / 5)
+        else:
+            ranges = {"betag_range": [0.5, 4], "betap_range": [1, 2]}
+            kernel = d.random_mixed_kernels(kinds, odds, size, [0.2, sigma], [0.2, sigma], [-np.pi, np.pi], **ranges)
+            kernel = np.pad(kernel, (21 - size) // 2)
+        return filter2D(x, torch.from_numpy(kernel.astype(np.float32))[None])
+
+    def resize(x: torch.Tensor, base: tuple[int, int], weights: list[float], low: float, high: float) -> torch.Tensor:
+        kind = random.choices(("up", "down", "keep"), weights)[0]
+        ratio = {"up": np.random.uniform(1, high), "down": np.random.uniform(low, 1), "keep": 1}[kind]
+        size = tuple(int(side * ratio) for side in base)
+        return torch.nn.functional.interpolate(x, size=size, mode=random.choice(modes))
+
+    def noise(x: torch.Tensor, sigma: float, poisson: float) -> torch.Tensor:
+        options = {"gray_prob": 0.4, "clip": True, "rounds": False}
+        if np.random.uniform() < 0.5:
+            return d.random_add_gaussian_noise_pt(x, sigma_range=[1, sigma], **options)
+        return d.random_add_poisson_noise_pt(x, scale_range=[0.05, poisson], **options)
+
+    def compress(x: torch.Tensor) -> torch.Tensor:
+        return jpeg(x.clamp(0, 1), quality=x.new_empty(1).uniform_(30, 95))
+
+    x = compress(noise(resize(blur(x, 3.0), picture.shape[:2], [0.2, 0.7, 0.1], 0.15, 1.5), 30, 3.0))
+    if np.random.uniform() < 0.8:
+        x = blur(x, 1.5)
+    x = noise(resize(x, (height, width), [0.3, 0.4, 0.3], 0.3, 1.2), 25, 2.5)
+    last = sinc(random.choice(range(7, 22, 2)), np.pi / 3) if np.random.uniform() < 0.8 else None
+
+    def sharpen(x: torch.Tensor) -> torch.Tensor:
+        return x if last is None else filter2D(x, torch.from_numpy(last.astype(np.float32))[None])
+
+    def shrink(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x, size=(height, width), mode=random.choice(modes))
+
+    x = compress(sharpen(shrink(x))) if np.random.uniform() < 0.5 else sharpen(shrink(compress(x)))
+    return (x[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
+
+
+DEGRADATIONS: dict[str, Callable[[Picture, int], Picture]] = {"clean": clean, "realesrgan": realesrgan}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    name: str
+    low: Picture
+    high: Picture
+
+
+def pairs(args: argparse.Namespace) -> Iterator[Pair]:
+    """Low and high resolution pictures; the high one is cut to a multiple of the scale."""
+    for seed in args.seeds:
+        if args.hr is None:
+            sources = [(name, getattr(skimage.data, name)()) for name in BUILT_IN]
+        else:
+            files = sorted(
+                path for path in args.hr.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+            )
+            sources = [(path.name, image.to_uint8(image.read(path).rgb)) for path in files]
+        for name, high in sources:
+            high = high[: high.shape[0] // SCALE * SCALE, : high.shape[1] // SCALE * SCALE]
+            if args.lr is None:
+                low = DEGRADATIONS[args.degradation](high, seed)
+            else:
+                low = image.to_uint8(image.read(args.lr / name).rgb)
+            yield Pair(f"{name}/{seed}", low, high)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The central 95 % of the mean over 2,000 resamplings."""
+    rng = np.random.default_rng(0)
+    means = np.array(values)[rng.integers(0, len(values), (2000, len(values)))].mean(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[Picture]]]:
+    """One row per picture and method, and for each picture: input, bicubic, Lanczos, ours, truth."""
+    rows, sheet = [], []
+    factor = upscaler.networks.factor
+    for pair in pairs(args):
+        size = pair.high.shape[1], pair.high.shape[0]
+        filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+        shown = [image.enlarge(pair.low, size, Image.Resampling.NEAREST)]
+        for name, resample in filters.items():
+            plain = image.enlarge(pair.low, size, resample)
+            rows.append({"picture": pair.name, "method": name, **measure(plain, pair.high)})
+            shown.append(plain)
+        for steps in args.steps:
+            settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
+            result = upscaler(Image.fromarray(pair.low), settings)
+            ours = np.asarray(result.image)
+            seams = seam(ours, settings.latent_tiled_size, settings.latent_tiled_overlap, factor)
+            seams /= seam(pair.high, settings.latent_tiled_size, settings.latent_tiled_overlap, factor)
+            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measure(ours, pair.high), "seam": seams}
+            rows.append({**row, "seconds": sum(result.metrics["seconds"].values())})
+        sheet.append([*shown, ours, pair.high])
+    return rows, sheet
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means per method, the luma gain over bicubic with its interval, and the smallest gain."""
+    bicubic = {row["picture"]: row["psnr_y"] for row in rows if row["method"] == "bicubic"}
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        gains = [row["psnr_y"] - bicubic[row["picture"]] for row in mine]
+        means = {c: float(np.mean([row[c] for row in mine])) for c in COLUMNS if all(c in row for row in mine)}
+        found.append(
+            {"method": method, **means, "gain": float(np.mean(gains)), "gain_95": interval(gains), "least": min(gains)}
+        )
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    heads = ("method", *COLUMNS, "gain y, dB", "95 %", "least")
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for row in found:
+        cells = [f"{row[c]:.4f}" if "ssim" in c else f"{row[c]:.2f}" if c in row else "" for c in COLUMNS]
+        low, high = row["gain_95"]
+        gains = [f"{row['gain']:+.2f}", f"{low:+.2f} .. {high:+.2f}", f"{row['least']:+.2f}"]
+        lines.append("| " + " | ".join([row["method"], *cells, *gains]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--device")
+    parser.add_argument("--hr", type=Path, help="folder of high-resolution pictures (default: the built-in set)")
+    parser.add_argument("--lr", type=Path, help="folder of low-resolution pictures of the same names")
+    parser.add_argument("--degradation", choices=DEGRADATIONS, default="clean")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--cfg-scale", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=1, help="of the sampler")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the degradation")
+    parser.add_argument("--json", type=Path, help="write every row and the means")
+    parser.add_argument("--sheet", type=Path, help="write input, bicubic, Lanczos, ours, truth as one PNG per picture")
+    args = parser.parse_args()
+    rows, sheet = evaluate(Upscaler.load(args.bundle, args.device), args)
+    found = summary(rows)
+    print(table(found))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        args.json.write_text(json.dumps({"arguments": given, "means": found, "rows": rows}, indent=1) + "\n")
+    if args.sheet:
+        args.sheet.mkdir(parents=True, exist_ok=True)
+        for number, shown in enumerate(sheet):
+            Image.fromarray(np.concatenate(shown, axis=1)).save(args.sheet / f"{number}.png")
+
+
+if __name__ == "__main__":
+    main()
