@@ -42,6 +42,7 @@ def test_a_missing_seed_is_drawn_and_reported(pocket: Upscaler, photo: Image.Ima
         ("positive_prompt", "blur, lowres, smooth"),
         ("num_inference_steps", 2),
         ("cfg_scale", 2.0),
+        ("latent_tiled_size", 32),
         ("color_fix", "adain"),
         ("color_fix", "none"),
     ],
@@ -55,6 +56,24 @@ def test_the_negative_prompt_works_with_guidance_only(pocket: Upscaler, photo: I
     np.testing.assert_array_equal(pixels(pocket, photo), pixels(pocket, photo, negative_prompt="dark"))
     guided = pixels(pocket, photo, cfg_scale=2.0)
     assert (guided != pixels(pocket, photo, cfg_scale=2.0, negative_prompt="dark")).any()
+
+
+def test_the_overlap_changes_the_tiles_and_the_picture(pocket: Upscaler, photo: Image.Image) -> None:
+    few, many = (
+        pocket(photo, dataclasses.replace(QUICK, latent_tiled_size=32, latent_tiled_overlap=overlap))
+        for overlap in (0, 24)
+    )
+    assert few.metrics["tiles"] == 4 < many.metrics["tiles"]
+    assert (np.asarray(few.image) != np.asarray(many.image)).any()
+
+
+def test_views(pocket: Upscaler, photo: Image.Image) -> None:
+    result = pocket(photo, QUICK)
+    comparison = result.view("comparison")
+    assert comparison.size == (512, 192)
+    np.testing.assert_array_equal(comparison.rgb[:, 256:], result.picture.rgb)
+    with pytest.raises(ValueError, match="without steering"):
+        result.view("uncertainty")
 
 
 @pytest.mark.parametrize(
