@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seesr import color, models, sampling, tagger, text, tiling
+from seesr.attention import Tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 State = dict[str, Tensor]
@@ -363,8 +364,8 @@ def pipeline_case(case: Case) -> Produce:
     denoiser = sampling.Denoiser(
         unet=unet,
         controlnet=controlnet,
-        text=words,
-        image=i["ram_encoder_hidden_states"],
+        text=Tokens(words),
+        image=Tokens(i["ram_encoder_hidden_states"]),
         hint=lambda tile: tile.times(8).of(picture),
         tiles=tiles,
         weight=weight,

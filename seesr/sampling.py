@@ -11,9 +11,11 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from seesr.attention import Tokens
 from seesr.steering import Ensemble
 from seesr.tiling import Place, Tile, blend, grid, window
 
+FEATURE_BYTES = 2**29  # hint features kept over steps and particles, at most
 START = 999  # timestep of the LR start (SeeSR's start_steps)
 
 
@@ -84,8 +86,8 @@ class Denoiser:
     """UNet and ControlNet with everything that stays the same for all tiles and steps of one picture.
 
     Args:
-        text: text tokens [1, n, width], or [2, n, width] = (negative, positive) with guidance.
-        image: the tagger's image tokens [1, m, width].
+        text: text tokens, B = 1, or B = 2 = (negative, positive) with guidance.
+        image: the tagger's image tokens, B = 1.
         hint: takes a tile in latent cells and returns the enlarged input under it, [1, 3, f*h, f*w] in [0, 1].
         guidance: scale; 1 means off.
         conditioning: weight of the ControlNet's residuals.
@@ -97,8 +99,8 @@ class Denoiser:
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
-    text: Tensor
-    image: Tensor
+    text: Tokens
+    image: Tokens
     hint: Callable[[Tile], Tensor]
     tiles: list[Tile]
     weight: Tensor
@@ -106,33 +108,43 @@ class Denoiser:
     conditioning: float = 1.0
     batch: int = 1
     on_batch: Callable[[int], None] = lambda count: None
+    features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
         """Latents [N, C, H, W] float32 at timestep t -> the network's predictions, the same shape, float32."""
 
         def run(places: list[Place]) -> Tensor:
             parts = torch.stack([tile.of(z[n]) for n, tile in places])
-            prediction = self.predict(parts, t, torch.cat([self.hint(tile) for _, tile in places]))
+            prediction = self.predict(parts, t, torch.cat([self.hint_features(tile) for _, tile in places]))
             self.on_batch(len(places))
             return prediction
 
         return blend(run, self.tiles, z.shape, self.batch, self.weight)
 
     @torch.no_grad()
+    def hint_features(self, tile: Tile) -> Tensor:
+        """What the ControlNet makes of the hint under a tile, [1, C, h, w]: computed once, while there is room."""
+        if tile in self.features:
+            return self.features[tile]
+        features = self.controlnet.controlnet_cond_embedding(self.hint(tile).to(self.text.values.dtype))
+        if len(self.features) * features.nbytes < FEATURE_BYTES:
+            self.features[tile] = features
+        return features
+
+    @torch.no_grad()
     def predict(self, z: Tensor, t: int, hint: Tensor) -> Tensor:
-        """One forward pass: latents [B, C, h, w] and hint [B, 3, factor*h, factor*w] -> prediction [B, C, h, w]."""
-        dtype = self.text.dtype
-        branches = len(self.text)
-        text = self.text.repeat_interleave(len(z), 0)
-        image = self.image.expand(len(text), -1, -1)
+        """One forward pass: latents [B, C, h, w] and hint, or its features [B, C', h, w] -> prediction [B, C, h, w]."""
+        dtype = self.text.values.dtype
+        branches = len(self.text.values)
         x = z.to(dtype).repeat(branches, 1, 1, 1)
         hint = hint.to(dtype).repeat(branches, 1, 1, 1)
         time = torch.full((len(x),), t, device=x.device)
-        down, mid = self.controlnet(x, time, (text, image), hint, self.conditioning, return_dict=False)
+        context = (self.text, self.image)
+        down, mid = self.controlnet(x, time, context, hint, self.conditioning, return_dict=False)
         prediction = self.unet(
             x,
             time,
-            (text, image),
+            context,
             down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
             return_dict=False,

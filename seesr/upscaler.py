@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from seesr import autoencoder, color, image, models, sampling, steering, text, weights
+from seesr.attention import Tokens
 from seesr.image import Picture
 from seesr.settings import Settings
 from seesr.tiling import Tile
@@ -275,8 +276,8 @@ class Job:
         return sampling.Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
-            text=text_tokens,
-            image=image_tokens,
+            text=Tokens(text_tokens),
+            image=Tokens(image_tokens),
             hint=under,
             tiles=tiles,
             weight=weight,

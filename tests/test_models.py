@@ -4,10 +4,11 @@ import pytest
 import tiny
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch import nn
 
-from seesr import Upscaler, autoencoder, models, sampling, tagger, text, tiling
-from seesr.attention import TextThenImage
+from seesr import Settings, Upscaler, autoencoder, models, sampling, tagger, text, tiling
+from seesr.attention import TextThenImage, Tokens
 
 SD21 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -54,8 +55,8 @@ def test_both_kinds_of_tokens_reach_the_prediction(tiny_upscaler: Upscaler) -> N
 
     def predict(words: torch.Tensor, tokens: torch.Tensor, hint: torch.Tensor, t: int = 999) -> torch.Tensor:
         denoiser = sampling.Denoiser(
-            unet=networks.unet, controlnet=networks.controlnet, text=words, image=tokens, hint=lambda tile: hint,
-            tiles=[], weight=z,
+            unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
+            hint=lambda tile: hint, tiles=[], weight=z,
         )  # fmt: skip
         return denoiser.predict(z, t, hint)
 
@@ -101,7 +102,7 @@ def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_u
 
     def run(words: torch.Tensor, guidance: float) -> torch.Tensor:
         denoiser = sampling.Denoiser(
-            unet=networks.unet, controlnet=networks.controlnet, text=words, image=tokens,
+            unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
             hint=lambda tile: tile.times(8).of(hint), tiles=tiles, weight=weight, guidance=guidance,
         )  # fmt: skip
         return denoiser(z, 999)
@@ -110,6 +111,50 @@ def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_u
     torch.testing.assert_close(run(words, 1.0), positive, atol=1e-5, rtol=1e-5)
     negative = run(words[:1], 1.0)
     torch.testing.assert_close(run(words, 1.5), negative + 1.5 * (positive - negative), atol=1e-4, rtol=1e-4)
+
+
+def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
+    """Keys and values once per cross-attention, hint features once per tile, tagger and encoder once per picture."""
+    networks = tiny_upscaler.networks
+    calls: dict[str, int] = {}
+    handles = []
+
+    def count(module: nn.Module, name: str) -> None:
+        def called(*_: object) -> None:
+            calls[name] = calls.get(name, 0) + 1
+
+        handles.append(module.register_forward_hook(called))
+
+    both = [*networks.unet.modules(), *networks.controlnet.modules()]
+    pairs = [module for module in both if isinstance(module, TextThenImage)]
+    for number, pair in enumerate(pairs):
+        count(pair.text.transformer_blocks[0].attn2.to_k, f"text {number}")
+        count(pair.image.transformer_blocks[0].attn2.to_v, f"image {number}")
+    count(networks.controlnet.controlnet_cond_embedding.conv_in, "hint")
+    count(networks.tagger.visual_encoder.norm, "tagger")
+    count(networks.vae.encoder, "encoder")
+    count(networks.vae.decoder, "decoder")
+    count(networks.unet.conv_in, "unet")
+    settings = Settings(
+        seed=1, num_inference_steps=3, use_kds=True, num_particles=2, latent_tiled_size=16, latent_tiled_overlap=4
+    )
+    tiles = tiny_upscaler(photo, settings).metrics["tiles"]
+    for handle in handles:
+        handle.remove()
+    assert tiles > 1
+    assert calls.pop("hint") == tiles
+    assert calls.pop("unet") == tiles * 3 * 2
+    assert set(calls.values()) == {1}
+    assert len(calls) == 2 * len(pairs) + 3
+
+
+def test_cached_keys_and_values_give_the_same_prediction(tiny_upscaler: Upscaler) -> None:
+    unet = tiny_upscaler.networks.unet
+    z, words, image = torch.randn(4, 4, 16, 16), torch.randn(2, 77, 16), torch.randn(1, 5, 24)
+    plain = unet(z, 999, (words.repeat_interleave(2, 0), image.expand(4, -1, -1)), return_dict=False)[0]
+    context = (Tokens(words), Tokens(image))
+    for _ in range(2):
+        torch.testing.assert_close(unet(z, 999, context, return_dict=False)[0], plain, atol=1e-5, rtol=1e-5)
 
 
 def test_noise_is_a_matter_of_the_seed_alone() -> None:
