@@ -15,12 +15,14 @@ import math
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pocket_data as data
 import tokenizers
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -419,7 +421,30 @@ def export(device: torch.device, steps: int) -> None:
     for file in (WORK / "tokenizer").iterdir():
         (bundle / "tokenizer" / file.name).write_bytes(file.read_bytes())
     weights.write_manifest(bundle, "pocket", "pocket", "Apache-2.0")
+    plot(Path("docs/decisions/pocket-curve.png"))
     log.info("%s: %.1f MB", bundle, sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / 1e6)
+
+
+def plot(path: Path, width: int = 640, height: int = 320) -> None:
+    """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
+    rows = [json.loads(line) for line in (WORK / "denoiser.jsonl").read_text().splitlines()]
+    steps, gains = (np.array([row[key] for row in rows], float) for key in ("step", "gain_db"))
+    low, high = math.floor(gains.min() * 2) / 2, math.ceil(gains.max() * 2) / 2
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    left, bottom = 60, height - 40
+
+    def at(step: float, gain: float) -> tuple[int, int]:
+        x = left + (width - left - 20) * step / steps[-1]
+        return round(x), round(bottom - (bottom - 20) * (gain - low) / (high - low))
+
+    for mark in np.arange(low, high + 0.01, 0.5):
+        cv2.line(canvas, at(0, mark), at(steps[-1], mark), (220, 220, 220))
+        cv2.putText(canvas, f"{mark:+.1f} dB", (2, at(0, mark)[1] + 4), 0, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    for mark in np.linspace(0, steps[-1], 5):
+        cv2.putText(canvas, f"{mark:.0f}", (at(mark, low)[0] - 14, height - 20), 0, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    points = np.array([at(*pair) for pair in zip(steps, gains, strict=True)], np.int32)
+    cv2.polylines(canvas, [points], False, (40, 90, 200), 2, cv2.LINE_AA)
+    Image.fromarray(canvas).save(path)
 
 
 STAGES = {
