@@ -33,6 +33,16 @@ def middle(picture: np.ndarray) -> np.ndarray:
     return picture[top : top + SIDE, left : left + SIDE]
 
 
+def grid_lines(z: Tensor, patch: int) -> float:
+    """Mean step of latents [1, C, H, W] across the borders of the steering patches, over the mean step inside them."""
+    ratios = []
+    for axis in (2, 3):
+        steps = z.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
+        border = torch.arange(len(steps), device=z.device) % patch == patch - 1
+        ratios.append((steps[border].mean() / steps[~border].mean()).item())
+    return sum(ratios) / 2
+
+
 class Trial:
     """One picture, ready to be denoised from any number of starts."""
 
@@ -81,7 +91,8 @@ def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, se
         started = time.perf_counter()
         chosen, metrics = ensemble.winner(trial.sample(count, ensemble))
         add("KDS", count, chosen, time.perf_counter() - started)
-        rows[-1]["spread"] = metrics["spread_before"]
+        rows[-1] |= {"spread_before": metrics["spread_before"], "spread_after": metrics["spread_after"]}
+        rows[-1]["grid_lines"] = grid_lines(chosen, ensemble.steering.patch)
     return rows
 
 

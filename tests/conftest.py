@@ -11,7 +11,7 @@ import tiny
 import torch
 from PIL import Image
 
-from seesr import Upscaler
+from seesr import Upscaler, weights
 
 torch.set_num_threads(2)
 
@@ -21,10 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs --slow"))
+    absent = {"slow": not config.getoption("--slow"), "full": not (weights.ROOT / "full" / weights.MANIFEST).exists()}
+    for item in items:
+        for mark, missing in absent.items():
+            if missing and mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason={"slow": "needs --slow", "full": "needs weights/full"}[mark]))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from seesr import Settings, Upscaler, sampling, steering
+from seesr import Settings, Upscaler, sampling, steering, weights
 from seesr.steering import Ensemble, Steering, mean_shift
 from seesr.tiling import Place, blend, grid, window
 
@@ -244,6 +244,22 @@ def test_k20_uncertainty() -> None:
     x[1] = 2.0
     torch.testing.assert_close(steering.spread(x), torch.full((6, 5), math.sqrt(2.0)))
     assert (steering.spread(x[[0, 0, 0]]) == 0).all()
+
+
+@pytest.mark.full
+def test_k21_trained_weights_agree_more_after_steering_and_show_no_grid() -> None:
+    """K22 is the table: python scripts/compare_particles.py --bundle weights/full"""
+    import compare_particles
+    import evaluate
+    import skimage.data
+
+    upscaler = Upscaler.load(weights.ROOT / "full")
+    high = compare_particles.middle(skimage.data.astronaut())
+    rows = compare_particles.trials(upscaler, evaluate.clean(high, 1), high, 4, 1)
+    for row in (r for r in rows if r["method"] == "KDS"):
+        steered = [s for s, strength in enumerate(steering.strengths(4, DELTA)) if strength]
+        assert all(row["spread_after"][s] < row["spread_before"][s] for s in steered)
+        assert row["grid_lines"] <= 1.05
 
 
 def test_the_winner_is_nearest_to_the_mean_within_the_picture() -> None:
