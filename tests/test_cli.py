@@ -71,7 +71,13 @@ def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
         (folder / f"in/{number}.png").write_bytes((folder / "in/a.png").read_bytes())
     out = folder / "out"
     command = [sys.executable, "-m", "seesr.cli", "upscale", str(folder / "in"), "--out", str(out), *QUICK]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it ignored
+    )
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.png")) if out.exists() else []) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
