@@ -57,6 +57,16 @@ def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: 
     assert predict(server, **{**given, "seed": 6})["output"] != first["output"]
 
 
+def test_steering_reports_itself_and_gives_its_map(server: CogServer, photo: Image.Image) -> None:
+    given = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 2, "use_kds": True, "num_particles": 3}
+    answer = predict(server, **given, output_view="uncertainty")
+    assert picture_of(answer).mode.startswith("I;16") and picture_of(answer).size == (256, 192)
+    kds = answer["metrics"]["kds"]
+    assert kds["particles"] == 3 and len(kds["distances"]) == 3 and len(kds["spread_before"]) == 2
+    refused = predict(server, **{**given, "num_particles": 1}, output_view="uncertainty")
+    assert refused["status"] == "failed" and "one sample cannot disagree" in refused["error"]
+
+
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
 def test_the_format_is_what_was_asked_for(server: CogServer, photo: Image.Image, kind: str) -> None:
     answer = predict(server, image=data_uri(png(photo)), output_format=kind, num_inference_steps=1, seed=1)
