@@ -38,7 +38,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
 
 
 def predict(server: CogServer, **given: object) -> dict:
-    return requests.post(f"{server.url}/predictions", json={"input": given}, timeout=300).json()
+    """Cog answers a moment before its slot is free again, so a 409 right after an answer is asked again."""
+    for _ in range(50):
+        answer = requests.post(f"{server.url}/predictions", json={"input": given}, timeout=300)
+        if answer.status_code != 409:
+            break
+        time.sleep(0.02)
+    return answer.json()
 
 
 def picture_of(answer: dict) -> Image.Image:
