@@ -19,7 +19,6 @@ import skimage.data
 import torch
 
 from seesr import Settings, Upscaler, autoencoder, color
-from seesr.attention import Tokens
 from seesr.image import Picture
 from seesr.upscaler import Job
 
@@ -47,7 +46,7 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     z, noise = job.start(hint)
     denoiser = job.denoiser(hint, words, image_tokens, z.shape[2:])
     if variant == "no ControlNet":
-        denoiser = dataclasses.replace(denoiser, conditioning=0.0, image=Tokens(image_tokens), text=Tokens(words))
+        denoiser = dataclasses.replace(denoiser, conditioning=0.0)
     z, _, _ = job.denoise(denoiser, z, noise)
     restored = autoencoder.decode(upscaler.networks.vae, z)
     return job.finish(color.match(restored, job.pixels(hint), settings.color_fix), hint).rgb

@@ -6,7 +6,6 @@ astronaut, chelsea and coffee are held out: nothing here returns them.
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -224,11 +223,3 @@ def batches(rng: Random, pictures: list[Picture], weights: list[float], side: in
 def enlarge(picture: Picture, size: tuple[int, int]) -> Picture:
     """Pillow's bicubic, which the product uses too. `size` is (width, height)."""
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-
-
-def sheet(pictures: list[Picture], columns: int) -> bytes:
-    """Equal-sized pictures as one PNG."""
-    rows = [np.concatenate(pictures[i : i + columns], 1) for i in range(0, len(pictures), columns)]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
-    return buffer.getvalue()

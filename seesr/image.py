@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from seesr.settings import LARGEST_INPUT
+from seesr.settings import check_input
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_FILE = 100 * 2**20  # bytes
@@ -97,11 +97,7 @@ def read(source: Path | BinaryIO) -> Picture:
 
 def check_header(header: Image.Image) -> None:
     """Refuses by what the header says, before any pixel is decoded."""
-    width, height = header.size
-    if width * height > LARGEST_INPUT:
-        raise ValueError(
-            f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
-        )
+    check_input(*header.size)
     if header.format != "MPO" and getattr(header, "n_frames", 1) > 1:
         raise ValueError(f"the image has {header.n_frames} frames; send one still picture")  # pyright: ignore
 

@@ -132,10 +132,7 @@ class Settings:
         Raises:
             ValueError: the input or the result is over its limit; the message has the largest scale that fits.
         """
-        if width * height > LARGEST_INPUT:
-            raise ValueError(
-                f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
-            )
+        check_input(width, height)
         size = max(1, round(width * self.scale_factor)), max(1, round(height * self.scale_factor))
         if size[0] * size[1] > LARGEST_OUTPUT:
             largest = math.floor(100 * math.sqrt(LARGEST_OUTPUT / (width * height))) / 100
@@ -144,6 +141,18 @@ class Settings:
                 f"the limit is {LARGEST_OUTPUT / 1e6:.1f} MP; the largest scale for this image is {largest:g}"
             )
         return size
+
+
+def check_input(width: int, height: int) -> None:
+    """Refuses an input of more than LARGEST_INPUT pixels.
+
+    Raises:
+        ValueError: with the size and the limit.
+    """
+    if width * height > LARGEST_INPUT:
+        raise ValueError(
+            f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
+        )
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

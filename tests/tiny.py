@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -90,15 +90,12 @@ def write(folder: Path, config: dict, network: nn.Module, name: str = models.DIF
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / name)
 
 
-def build(path: Path, latents: int = 4, vae: type = AutoencoderKL) -> Path:
+def build(path: Path) -> Path:
     """Writes a whole bundle to `path`."""
     torch.manual_seed(0)
-    unet = {**UNET, "in_channels": latents, "out_channels": latents}
-    controlnet = {**CONTROLNET, "in_channels": latents}
-    write(path / "unet", unet, randomise(models.build_diffusion_network(UNet2DConditionModel, unet), 1))
-    write(path / "controlnet", controlnet, randomise(models.build_diffusion_network(ControlNetModel, controlnet), 2))
+    write(path / "unet", UNET, randomise(models.build_diffusion_network(UNet2DConditionModel, UNET), 1))
+    write(path / "controlnet", CONTROLNET, randomise(models.build_diffusion_network(ControlNetModel, CONTROLNET), 2))
     vae_config = {**KL, "_class_name": "AutoencoderKL"}
-    assert vae in (AutoencoderKL, AutoencoderTiny)
     write(path / "vae", vae_config, randomise(AutoencoderKL(**KL), 3))
     text = randomise(CLIPTextModel(CLIPTextConfig(**TEXT)), 4)
     write(path / "text_encoder", TEXT, text, "model.safetensors")
