@@ -13,12 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import degradations
 import evaluate
 import numpy as np
 import skimage.data
 import torch
 
-from seesr import Settings, Upscaler, autoencoder, color
+from seesr import Settings, Upscaler
 from seesr.image import Picture
 from seesr.upscaler import Job
 
@@ -48,8 +49,7 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     if variant == "no ControlNet":
         denoiser = dataclasses.replace(denoiser, conditioning=0.0)
     z, _, _ = job.denoise(denoiser, z, noise)
-    restored = autoencoder.decode(upscaler.networks.vae, z)
-    return job.finish(color.match(restored, job.pixels(hint), settings.color_fix), hint).rgb
+    return job.finish(job.decode(z), hint).rgb
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     upscaler = Upscaler.load(args.bundle, args.device)
     rows: list[dict[str, Any]] = []
-    for degradation, degrade in evaluate.DEGRADATIONS.items():
+    for degradation, degrade in degradations.BY_NAME.items():
         for name in evaluate.BUILT_IN:
             high = getattr(skimage.data, name)()
             high = high[: high.shape[0] // 4 * 4, : high.shape[1] // 4 * 4]
@@ -72,7 +72,7 @@ def main() -> None:
                     found = evaluate.measure(restore(upscaler, low, args.steps, variant), high)
                     rows.append({"degradation": degradation, "picture": name, "variant": variant, **found})
     print("| degradation | variant | PSNR y | change | SSIM y | NIQE |\n|" + " --- |" * 6)
-    for degradation in evaluate.DEGRADATIONS:
+    for degradation in degradations.BY_NAME:
         base = 0.0
         for variant in VARIANTS:
             mine = [r for r in rows if (r["degradation"], r["variant"]) == (degradation, variant)]

@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import degradations
 import evaluate
 import numpy as np
 import skimage.data
 import torch
 from torch import Tensor
 
-from seesr import Settings, Upscaler, autoencoder, color, sampling, steering
+from seesr import Settings, Upscaler, sampling, steering
 from seesr.image import Picture
 from seesr.upscaler import Job
 
@@ -62,8 +63,7 @@ class Trial:
 
     def picture(self, z: Tensor) -> np.ndarray:
         """Latents [1, C, h, w] -> [H, W, 3]."""
-        restored = autoencoder.decode(self.job.networks.vae, z)
-        return self.job.finish(color.match(restored, self.job.pixels(self.hint), "wavelet"), self.hint).rgb
+        return self.job.finish(self.job.decode(z), self.hint).rgb
 
 
 def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, seed: int) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--device")
-    parser.add_argument("--degradation", choices=evaluate.DEGRADATIONS, default="clean")
+    parser.add_argument("--degradation", choices=degradations.BY_NAME, default="clean")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -121,7 +121,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in evaluate.BUILT_IN:
         high = middle(getattr(skimage.data, name)())
-        low = evaluate.DEGRADATIONS[args.degradation](high, args.seed)
+        low = degradations.BY_NAME[args.degradation](high, args.seed)
         for steps in args.steps:
             rows += [{"picture": name, **row} for row in trials(upscaler, low, high, steps, args.seed)]
     print(table(rows))

@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
+import degradations
 import numpy as np
 import skimage.data
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -31,7 +29,7 @@ from seesr import Settings, Upscaler, image, tiling
 
 Picture = NDArray[np.uint8]
 BUILT_IN = ("astronaut", "chelsea", "coffee")  # held out of the pocket model's training
-SCALE = 4
+SCALE = degradations.SCALE
 COLUMNS = ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "niqe", "delta_e", "seam", "seconds")
 
 
@@ -73,75 +71,6 @@ def measure(found: Picture, truth: Picture) -> dict[str, float]:
     }
 
 
-def clean(picture: Picture, seed: int) -> Picture:
-    size = picture.shape[1] // SCALE, picture.shape[0] // SCALE
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
-@torch.no_grad()
-def realesrgan(picture: Picture, seed: int) -> Picture:
-    """The second-order recipe of Real-ESRGAN (Wang et al. 2021) with its published settings, by basicsr's functions."""
-    from basicsr.data import degradations as d
-    from basicsr.utils import DiffJPEG
-    from basicsr.utils.img_process_util import filter2D
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    kinds = ["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
-    odds = [0.45, 0.25, 0.12, 0.03, 0.12, 0.03]
-    modes = ("area", "bilinear", "bicubic")
-    jpeg = DiffJPEG(differentiable=False)
-    height, width = picture.shape[0] // SCALE, picture.shape[1] // SCALE
-    x = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)[None]
-
-    def sinc(size: int, low: float) -> NDArray[Any]:
-        return d.circular_lowpass_kernel(np.random.uniform(low, np.pi), size, pad_to=21)
-
-    def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        size = random.choice(range(7, 22, 2))
-        if np.random.uniform() < 0.1:
-            kernel = sinc(size, np.pi / 3 if size < 13 else np.pi / 5)
-        else:
-            ranges = {"betag_range": [0.5, 4], "betap_range": [1, 2]}
-            kernel = d.random_mixed_kernels(kinds, odds, size, [0.2, sigma], [0.2, sigma], [-np.pi, np.pi], **ranges)
-            kernel = np.pad(kernel, (21 - size) // 2)
-        return filter2D(x, torch.from_numpy(kernel.astype(np.float32))[None])
-
-    def resize(x: torch.Tensor, base: tuple[int, int], weights: list[float], low: float, high: float) -> torch.Tensor:
-        kind = random.choices(("up", "down", "keep"), weights)[0]
-        ratio = {"up": np.random.uniform(1, high), "down": np.random.uniform(low, 1), "keep": 1}[kind]
-        size = tuple(int(side * ratio) for side in base)
-        return torch.nn.functional.interpolate(x, size=size, mode=random.choice(modes))
-
-    def noise(x: torch.Tensor, sigma: float, poisson: float) -> torch.Tensor:
-        options = {"gray_prob": 0.4, "clip": True, "rounds": False}
-        if np.random.uniform() < 0.5:
-            return d.random_add_gaussian_noise_pt(x, sigma_range=[1, sigma], **options)
-        return d.random_add_poisson_noise_pt(x, scale_range=[0.05, poisson], **options)
-
-    def compress(x: torch.Tensor) -> torch.Tensor:
-        return jpeg(x.clamp(0, 1), quality=x.new_empty(1).uniform_(30, 95))
-
-    x = compress(noise(resize(blur(x, 3.0), picture.shape[:2], [0.2, 0.7, 0.1], 0.15, 1.5), 30, 3.0))
-    if np.random.uniform() < 0.8:
-        x = blur(x, 1.5)
-    x = noise(resize(x, (height, width), [0.3, 0.4, 0.3], 0.3, 1.2), 25, 2.5)
-    last = sinc(random.choice(range(7, 22, 2)), np.pi / 3) if np.random.uniform() < 0.8 else None
-
-    def sharpen(x: torch.Tensor) -> torch.Tensor:
-        return x if last is None else filter2D(x, torch.from_numpy(last.astype(np.float32))[None])
-
-    def shrink(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(x, size=(height, width), mode=random.choice(modes))
-
-    x = compress(sharpen(shrink(x))) if np.random.uniform() < 0.5 else sharpen(shrink(compress(x)))
-    return (x[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
-
-
-DEGRADATIONS: dict[str, Callable[[Picture, int], Picture]] = {"clean": clean, "realesrgan": realesrgan}
-
-
 @dataclasses.dataclass(frozen=True)
 class Pair:
     name: str
@@ -162,7 +91,7 @@ def pairs(args: argparse.Namespace) -> Iterator[Pair]:
         for name, high in sources:
             high = high[: high.shape[0] // SCALE * SCALE, : high.shape[1] // SCALE * SCALE]
             if args.lr is None:
-                low = DEGRADATIONS[args.degradation](high, seed)
+                low = degradations.BY_NAME[args.degradation](high, seed)
             else:
                 low = image.to_uint8(image.read(args.lr / name).rgb)
             yield Pair(f"{name}/{seed}", low, high)
@@ -230,7 +159,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--hr", type=Path, help="folder of high-resolution pictures (default: the built-in set)")
     parser.add_argument("--lr", type=Path, help="folder of low-resolution pictures of the same names")
-    parser.add_argument("--degradation", choices=DEGRADATIONS, default="clean")
+    parser.add_argument("--degradation", choices=degradations.BY_NAME, default="clean")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--cfg-scale", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1, help="of the sampler")

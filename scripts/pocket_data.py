@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import cv2
+import degradations
 import numpy as np
 import skimage.data
 from numpy.typing import NDArray
@@ -166,51 +166,19 @@ def crop(rng: Random, picture: Picture, side: int) -> Picture:
     return piece.clip(0, 255).round().astype(np.uint8)
 
 
-class Damage(NamedTuple):
-    """What was done to a picture on its way to low resolution, each from 0 (nothing) upwards."""
+def example(rng: Random, picture: Picture) -> tuple[Picture, Picture, Picture, bool]:
+    """A crop -> (high resolution [S, S, 3], enlarged input [S, S, 3], small input, whether it was damaged).
 
-    blur: float  # standard deviation of the blur kernel, high-resolution pixels
-    noise: float  # standard deviation, of 255
-    jpeg: int  # 0 = none, else 100 - quality
-
-
-def degrade(rng: Random, picture: Picture, scale: float, clean: float = 0.6) -> tuple[Picture, Damage]:
-    """High resolution -> low resolution: area averaging, or blur, resize, noise and JPEG in two rounds.
-
-    The second form follows the order of Real-ESRGAN's recipe (Wang et al., 2021, figure 2).
+    Half are cleanly averaged, most by 4, some by less; the other half go through Real-ESRGAN's recipe.
     """
-    height, width = (max(1, round(side / scale)) for side in picture.shape[:2])
-    if rng.random() < clean:
-        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), Damage(0, 0, 0)
-    image = picture.astype(np.float32)
-    blur = noise = 0.0
-    jpeg = 0
-    middle = rng.uniform(0.3, 1.2)  # size after the first round, of the high resolution
-    for first in (True, False):
-        if first or rng.random() < 0.8:
-            sigma_x, sigma_y = np.exp(rng.uniform(np.log(0.2), np.log(2.5 if first else 1.3), 2))
-            blur = float(np.hypot(blur, max(sigma_x, sigma_y) * (1 if first else 1 / middle)))
-            image = cv2.GaussianBlur(image, (21, 21), sigma_x, sigmaY=sigma_y)
-        size = (
-            (max(1, round(picture.shape[1] * middle)), max(1, round(picture.shape[0] * middle)))
-            if first
-            else (width, height)
-        )
-        kind = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(3)]
-        image = cv2.resize(image, size, interpolation=kind)
-        if rng.random() < 0.9:
-            sigma = rng.uniform(1, 26 if first else 20)
-            channels = 1 if rng.random() < 0.4 else 3
-            shot = rng.random() < 0.5  # grows with the light
-            level = np.sqrt(image.clip(0, 255) / 255) * sigma if shot else np.float32(sigma)
-            image = image + rng.normal(0, 1, (*image.shape[:2], channels)).astype(np.float32) * level
-            noise = float(np.hypot(noise * (0.5 if not first else 1), sigma))
-        quality = int(rng.uniform(30, 95))
-        bgr = np.ascontiguousarray(image.clip(0, 255).round().astype(np.uint8)[..., ::-1])
-        image = cv2.imdecode(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)[..., ::-1]
-        image = image.astype(np.float32)
-        jpeg = max(jpeg, 100 - quality)
-    return image.clip(0, 255).round().astype(np.uint8), Damage(blur, noise, jpeg)
+    high = crop(rng, picture, min(384, *picture.shape[:2]) // 64 * 64)
+    damaged = rng.random() < 0.5
+    if damaged:
+        small = degradations.realesrgan(high, int(rng.integers(2**31)))
+    else:
+        side = round(len(high) / (4.0 if rng.random() < 0.8 else rng.uniform(1, 4)))
+        small = cv2.resize(high, (side, side), interpolation=cv2.INTER_AREA)
+    return high, enlarge(small, high.shape[1::-1]), small, damaged
 
 
 def batches(rng: Random, pictures: list[Picture], weights: list[float], side: int, count: int) -> Iterator[Picture]:

@@ -82,23 +82,70 @@ def vae_boxes(height: int, width: int, tile: int, encoder: bool) -> tuple[list[l
     return inputs, outputs
 
 
+class TilesNorm:
+    """The reference's GroupNorm over tiles: statistics averaged over tiles, without the variance between them."""
+
+    def __init__(self, norm: Any, tiles: list[Tensor]) -> None:
+        self.whole = autoencoder.WholeNorm(norm)
+        shares = torch.tensor([tile[0, 0].numel() for tile in tiles], dtype=torch.float32)
+        shares = (shares / shares.sum())[:, None]
+        parts = [torch.var_mean(t.float().reshape(norm.num_groups, -1), dim=1, correction=0) for t in tiles]
+        variance, mean = ((shares * torch.stack(values)).sum(0) for values in zip(*parts, strict=True))
+        self.whole.use(mean, variance)
+
+    def __call__(self, tile: Tensor) -> Tensor:
+        return self.whole(tile)
+
+
+def own_attention(attention: Any, x: Tensor) -> Tensor:
+    """A tile's cells look at the cells of the tile only."""
+    whole = autoencoder.WholeAttention(attention, x.shape[2:])
+    whole.look(x, Tile(0, 0, 0, 0))
+    whole.finish()
+    return whole(x)
+
+
+def in_step(stages: list[autoencoder.Stage], tiles: list[Tensor]) -> list[Tensor]:
+    """All tiles through all stages, layer by layer, with the reference's norms and attention."""
+
+    def send(walk: autoencoder.Walk, value: Any) -> tuple[Any, Tensor]:
+        try:
+            return walk.send(value)
+        except StopIteration as end:
+            return None, end.value
+
+    for stage in stages:
+        walks = [stage(tile) for tile in tiles]
+        sent: list[Any] = [None] * len(walks)
+        while True:
+            waiting = [send(walk, value) for walk, value in zip(walks, sent, strict=True)]
+            layer, tiles = waiting[0][0], [x for _, x in waiting]
+            if layer is None:
+                break
+            if isinstance(layer, torch.nn.GroupNorm):
+                norm = TilesNorm(layer, tiles)
+                sent = [norm(x) for x in tiles]
+            else:
+                sent = [own_attention(layer, x) for x in tiles]
+    return tiles
+
+
 def tiled_encoder(encoder: Any, x: Tensor, tile: int | None) -> Tensor:
-    return tiled(encoder, x, tile, True)
+    return tiled(encoder, autoencoder.encoder_stages(encoder), x, tile, True)
 
 
 def tiled_decoder(decoder: Any, z: Tensor, tile: int | None) -> Tensor:
-    return tiled(decoder, z, tile, False)
+    return tiled(decoder, autoencoder.decoder_stages(decoder), z, tile, False)
 
 
-def tiled(network: Any, x: Tensor, tile: int | None, encoder: bool) -> Tensor:
+def tiled(network: Any, stages: list[autoencoder.Stage], x: Tensor, tile: int | None, encoder: bool) -> Tensor:
     """The encoder or decoder network alone, un-tiled (tile None, or a small picture) or as the reference tiles it."""
     height, width = x.shape[2:]
     pad = 32 if encoder else 11
     if tile is None or max(height, width) <= tile + 2 * pad:
         return network(x)
     inputs, outputs = vae_boxes(height, width, tile, encoder)
-    parts = [x[..., y1:y2, x1:x2] for x1, x2, y1, y2 in inputs]
-    parts = autoencoder.run_tiles(network, parts, autoencoder.SharedNorm(between=False))
+    parts = in_step(stages, [x[..., y1:y2, x1:x2] for x1, x2, y1, y2 in inputs])
     scale = (lambda side: side // 8) if encoder else (lambda side: side * 8)
     result = torch.zeros(1, parts[0].shape[1], scale(height), scale(width))
     for part, (x1, _, y1, _), (left, right, top, bottom) in zip(parts, inputs, outputs, strict=True):

@@ -25,6 +25,7 @@ from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seesr import models, sampling, text, weights
@@ -33,7 +34,9 @@ from seesr.tagger import Tagger, preprocess
 
 WORK = Path("build/pocket")
 SEED = 20
-DRAWN = 240
+DRAWN = 240  # pictures drawn in code
+POOL, POOL_STEPS = 1200, 3000  # low-resolution pictures at a time, and for how many steps
+LUMA = np.float32([0.299, 0.587, 0.114])
 log = logging.getLogger("train_pocket")
 
 VAE = {
@@ -42,8 +45,8 @@ VAE = {
     "encoder_block_out_channels": (32, 32, 32),
     "decoder_block_out_channels": (32, 32, 32),
     "num_encoder_blocks": (1, 1, 2),
-    "num_decoder_blocks": (3, 2, 1),
-    "latent_channels": 16,
+    "num_decoder_blocks": (2, 1, 1),
+    "latent_channels": 32,
 }
 
 WIDTH = 64  # of text and image tokens
@@ -70,15 +73,15 @@ BLOCKS = {
 }
 UNET = {
     "sample_size": 64,
-    "in_channels": 16,
-    "out_channels": 16,
+    "in_channels": 32,
+    "out_channels": 32,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "image_cross_attention_dim": WIDTH,
     **BLOCKS,
 }
 CONTROLNET = {
-    "in_channels": 16,
+    "in_channels": 32,
     "down_block_types": UNET["down_block_types"],
     "conditioning_embedding_out_channels": (16, 32, 64),
     "image_cross_attention_dim": WIDTH,
@@ -87,8 +90,8 @@ CONTROLNET = {
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
-    "beta_start": 5e-7,  # a gentle schedule: at t = 999 the latents are the enlarged input with 5 % noise
-    "beta_end": 5.5e-6,
+    "beta_start": 1.8e-7,  # a gentle schedule: at t = 999 the latents are the enlarged input with 3 % noise
+    "beta_end": 2e-6,
     "beta_schedule": "scaled_linear",
     "variance_type": "fixed_small",
     "clip_sample": False,
@@ -97,7 +100,7 @@ SCHEDULER = {
 }
 TAGS = (
     *("dark", "bright", "grey", "colourful", "warm", "cold", "red", "green", "blue", "yellow"),
-    *("contrasty", "flat", "smooth", "detailed", "noisy", "blurry", "compressed", "pristine"),
+    *("contrasty", "flat", "smooth", "detailed", "damaged", "noisy", "blurry", "pristine"),
 )
 TAGGER = {
     "image_size": 384,
@@ -127,10 +130,11 @@ class Curve:
 
     def add(self, step: int, **values: float) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            if not math.isnan(value):
+                self.sums.setdefault(name, []).append(value)
         if (step + 1) % self.every == 0:
             row = {"step": step + 1, "seconds": round(time.monotonic() - self.started, 1)}
-            row |= {name: round(total / self.every, 5) for name, total in self.sums.items()}
+            row |= {name: round(float(np.mean(found)), 5) for name, found in self.sums.items()}
             self.sums = {}
             log.info("%s", row)
             self.file.write(json.dumps(row) + "\n")
@@ -138,10 +142,10 @@ class Curve:
 
 
 def autoencoder(device: torch.device, steps: int) -> None:
-    """Pixels -> latents -> pixels, with a little noise on the latents so that the decoder forgives small errors."""
+    """Pixels -> latents -> pixels, of sharp pictures and of enlarged ones, where the denoiser starts."""
     rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
-    net = AutoencoderTiny(**VAE).to(device)
+    net = AutoencoderTiny(**VAE).to(device, memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     optimiser = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
     feed = data.batches(rng, *data.corpus(SEED, DRAWN), side=64, count=16)
@@ -149,28 +153,37 @@ def autoencoder(device: torch.device, steps: int) -> None:
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, 1e-3)
-        x = to_tensor(next(feed), device) * 2 - 1
+        sharp = next(feed)
+        half = len(sharp) // 2
+        soft = [data.enlarge(cv2.resize(p, (16, 16), interpolation=cv2.INTER_AREA), (64, 64)) for p in sharp[half:]]
+        x = to_tensor(np.concatenate([sharp[:half], np.stack(soft)]), device) * 2 - 1
         with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.85 * steps):
             z = net.encoder(x)
-            y = net.decoder(z + 0.03 * torch.randn_like(z))
-        loss = F.l1_loss(y.float(), x) + F.mse_loss(y.float(), x) + 1e-4 * z.float().square().mean()
+            y = net.decoder(z + 0.01 * torch.randn_like(z))
+        error = (y.float() - x).square().mean((1, 2, 3))
+        loss = (error + 1e-5).log().mean() / 4 + F.l1_loss(y.float(), x) + 1e-4 * z.float().square().mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         average.update_parameters(net)
-        error = F.mse_loss(y.detach().float().clamp(-1, 1), x) / 4
-        curve.add(step, loss=loss.item(), psnr=-10 * math.log10(error.item()), latent=z.detach().float().std().item())
+        psnr = -10 * (error.detach() / 4 + 1e-12).log10()
+        curve.add(step, loss=loss.item(), sharp=psnr[:half].mean().item(), soft=psnr[half:].mean().item())
     torch.save(average.module.state_dict(), WORK / "autoencoder.pt")
 
 
-def attributes(picture: data.Picture, damage: data.Damage) -> np.ndarray:
-    """Which of TAGS hold, measured on the undamaged picture and known from the damage."""
-    rgb = picture.astype(np.float32)
-    luma = rgb @ np.float32([0.299, 0.587, 0.114])
+def attributes(high: data.Picture, small: data.Picture, damaged: bool) -> np.ndarray:
+    """Which of TAGS hold: of the undamaged picture, and of what the way to the small one did to it."""
+    rgb = high.astype(np.float32)
+    luma = rgb @ LUMA
     saturation = np.ptp(rgb, axis=2).mean()
     red, green, blue = rgb.mean((0, 1)) - rgb.mean()
     detail = np.abs(np.diff(luma, axis=1)).mean()
+    best = cv2.resize(luma, small.shape[1::-1], interpolation=cv2.INTER_AREA)
+    found = small.astype(np.float32) @ LUMA
+    error = found - best
+    fine = (error - cv2.GaussianBlur(error, (0, 0), 1.5)).std()
+    slopes = [np.abs(np.diff(cv2.GaussianBlur(x, (0, 0), 0.7), axis=1)).mean() for x in (found, best)]
     return np.array(
         [
             luma.mean() < 75,
@@ -187,21 +200,12 @@ def attributes(picture: data.Picture, damage: data.Damage) -> np.ndarray:
             luma.std() < 25,
             detail < 4,
             detail > 12,
-            damage.noise > 8,
-            damage.blur > 1.6,
-            damage.jpeg > 35,
-            damage == (0, 0, 0),
+            damaged and fine > 6,
+            damaged and fine > 12,
+            damaged and slopes[0] < 0.75 * slopes[1],
+            not damaged,
         ]
     )
-
-
-def example(rng: np.random.Generator, pictures: list, mix: list[float]) -> tuple:
-    """(high resolution [S, S, 3], enlarged input [S, S, 3], input as the tagger sees it, damage)."""
-    picture = pictures[rng.choice(len(pictures), p=mix)]
-    whole = data.crop(rng, picture, int(min(256, *picture.shape[:2])) // 64 * 64)
-    scale = 4.0 if rng.random() < 0.8 else rng.uniform(1.5, 4)
-    small, damage = data.degrade(rng, whole, scale)
-    return whole, data.enlarge(small, whole.shape[1::-1]), small, damage
 
 
 def tagger(device: torch.device, steps: int) -> None:
@@ -211,14 +215,14 @@ def tagger(device: torch.device, steps: int) -> None:
     net = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device)
     nn.init.normal_(net.label_embed)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
-    corpus = data.corpus(SEED, DRAWN)
+    pictures, mix = data.corpus(SEED, DRAWN)
     curve = Curve("tagger", 50)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, 1e-3)
-        examples = [example(rng, *corpus) for _ in range(12)]
+        examples = [data.example(rng, pictures[rng.choice(len(pictures), p=mix)]) for _ in range(12)]
         x = torch.cat([preprocess(to_tensor(e[2][None], device), net.image_size) for e in examples])
-        truth = torch.from_numpy(np.stack([attributes(e[0], e[3]) for e in examples])).to(device).float()
+        truth = torch.from_numpy(np.stack([attributes(e[0], e[2], e[3]) for e in examples])).to(device).float()
         with torch.autocast(device.type, torch.bfloat16):
             logits = net.logits(net.tokens(x)).float()
         loss = F.binary_cross_entropy_with_logits(logits, truth)
@@ -272,7 +276,7 @@ class Denoiser(nn.Module):
                 nn.init.constant_(module.weight, 3.0)  # makes up for the large epsilon
 
     def forward(self, z: Tensor, t: Tensor, hint: Tensor, words: Tensor, tokens: Tensor) -> Tensor:
-        """Noisy latents [B, 16, h, w] at t -> predicted noise."""
+        """Noisy latents [B, 32, h, w] at t -> predicted noise."""
         context = (words, tokens)
         down, mid = self.controlnet(z, t, context, hint, return_dict=False)
         return self.unet(
@@ -281,54 +285,60 @@ class Denoiser(nn.Module):
 
 
 class Pool:
-    """Damaged pictures with their image tokens and prompts, made once and cropped many times."""
+    """Low-resolution pictures with their image tokens and prompts, made once and cropped many times."""
 
     def __init__(
         self, rng: np.random.Generator, corpus: tuple, net: Tagger, tokenizer: CLIPTokenizer, size: int
     ) -> None:
-        self.pictures, self.hints, self.tokens, prompts = [], [], [], []
+        self.pictures, self.hints, self.tokens, self.damaged, prompts = [], [], [], [], []
         device = net.image_proj.weight.device
-        while len(self.pictures) < size:
-            whole, hint, small, _ = example(rng, *corpus)
+        pictures, mix = corpus
+        for _ in range(size):
+            high, hint, small, damaged = data.example(rng, pictures[rng.choice(len(pictures), p=mix)])
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 tokens = net.tokens(preprocess(to_tensor(small[None], device), net.image_size)).float()
                 tags = net.names(net.logits(tokens))
-            self.pictures.append(whole)
+            self.pictures.append(high)
             self.hints.append(hint)
             self.tokens.append(tokens.half())
+            self.damaged.append(damaged)
             prompts.append(text.compose(tags, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
         prompts.append(Settings.negative_prompt)
         ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
         self.ids = ids.to(device)
 
-    def draw(self, rng: np.random.Generator, count: int, side: int, device: torch.device) -> tuple:
-        """(target, hint [B, 3, side, side] in [0, 1], ids, image tokens). One in twelve wants the input back."""
-        targets, hints, ids, tokens = [], [], [], []
-        while len(targets) < count:
-            i = int(rng.integers(len(self.pictures)))
-            high, wide = (limit - side for limit in self.pictures[i].shape[:2])
-            if min(high, wide) < 0:
-                continue
-            top, left = (4 * int(rng.integers(limit // 4 + 1)) for limit in (high, wide))
+    def draw(
+        self, rng: np.random.Generator, count: int, side: int, share: float, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """(target, truth, hint [B, 3, side, side] in [0, 1], ids, image tokens); a `share` of damaged pictures.
+
+        One in ten has the negative prompt, and its input as the target: what guidance is to lead away from.
+        """
+        targets, truths, hints, ids, tokens = [], [], [], [], []
+        for _ in range(count):
+            i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < share))))
+            top, left = (4 * int(rng.integers((limit - side) // 4 + 1)) for limit in self.pictures[i].shape[:2])
             place = (slice(top, top + side), slice(left, left + side))
-            poor = rng.random() < 0.08
+            poor = rng.random() < 0.1
             targets.append((self.hints if poor else self.pictures)[i][place])
+            truths.append(self.pictures[i][place])
             hints.append(self.hints[i][place])
             ids.append(self.ids[-1 if poor else i])
             tokens.append(self.tokens[i])
-        target, hint = (to_tensor(np.stack(images), device) for images in (targets, hints))
-        return target, hint, torch.stack(ids), torch.cat(tokens).float()
+        images = (to_tensor(np.stack(pictures), device) for pictures in (targets, truths, hints))
+        return *images, torch.stack(ids), torch.cat(tokens).float()
 
 
 def denoiser(device: torch.device, steps: int) -> None:
     """UNet, ControlNet and text encoder, and the decoder on their output, by the error of the decoded picture.
 
-    Trained at the timesteps that 1 to 8 trailing steps visit. Later timesteps start from the model's own first
-    prediction, as they will at run time.
+    The error counts relative to that of bicubic interpolation, or bad inputs would drown the good ones; those join
+    after the first steps, which would otherwise learn to leave everything alone. Trained at the timesteps that 1 to 8
+    trailing steps visit; later ones start from the model's own first prediction, as they will at run time.
     """
     rng = np.random.default_rng(SEED + 2)
     torch.manual_seed(SEED + 2)
-    net = Denoiser().to(device)
+    net = Denoiser().to(device, memory_format=torch.channels_last)
     net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
@@ -357,41 +367,47 @@ def denoiser(device: torch.device, steps: int) -> None:
 
     def clean(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         a = alpha_bar[t].view(-1, 1, 1, 1)
-        return (x - (1 - a).sqrt() * eps) / a.sqrt()
+        return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
     curve = Curve("denoiser")
     for step in range(steps):
-        if step % 5000 == 0:
-            pool = Pool(rng, corpus, tags, tokenizer, 2000)
+        if step % POOL_STEPS == 0:
+            pool = Pool(rng, corpus, tags, tokenizer, POOL)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
-        count, side = [(6, 96), (4, 128), (2, 192)][0 if step < 0.55 * steps else 1 + step % 2]
-        target, hint, ids, tokens = pool.draw(rng, count, side, device)
-        words = net.text(ids).last_hidden_state
-        with torch.no_grad():
-            z_target = net.vae.encoder(target * 2 - 1) * scaling
-            t = torch.full((len(target),), sampling.START, device=device)
-            x = noisy(net.vae.encoder(hint * 2 - 1) * scaling, t)
-            if step > 0.3 * steps and rng.random() < 0.3:
-                first = clean(x, t, net(x, t, hint, words, tokens))
-                visits = rng.integers(2, 9, len(target))
-                later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
-                t = torch.tensor(later, device=device)
-                x = noisy(first, t)
-        z = clean(x, t, net(x, t, hint, words, tokens))
-        picture = (net.vae.decoder(z / scaling) + 1) / 2
-        loss = F.l1_loss(picture, target) + 0.3 * (1 - step / steps) ** 4 * F.l1_loss(z, z_target)
+        count, side = (12, 64) if step < 0.7 * steps else (6, 96)
+        share = 0.0 if step < 0.15 * steps else 0.4
+        target, truth, hint, ids, tokens = pool.draw(rng, count, side, share, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * steps), sdpa_kernel(SDPBackend.MATH):
+            words = net.text(ids).last_hidden_state
+            with torch.no_grad():
+                t = torch.full((len(target),), sampling.START, device=device)
+                x = noisy(net.vae.encoder(hint * 2 - 1).float() * scaling, t)
+                if step > 0.3 * steps and rng.random() < 0.25:
+                    first = clean(x, t, net(x, t, hint, words, tokens))
+                    visits = rng.integers(2, 9, len(target))
+                    later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
+                    t = torch.tensor(later, device=device)
+                    x = noisy(first, t)
+            z = clean(x, t, net(x, t, hint, words, tokens))
+            picture = (net.vae.decoder(z / scaling).float() + 1) / 2
+        plain = (hint - truth).square().mean((1, 2, 3))
+        loss = ((picture - target).square().mean((1, 2, 3)) / (plain + 2e-4)).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(keep, 0.5)
         optimiser.step()
         average.update_parameters(net)
-        gain = (
-            10 * (F.mse_loss(hint, target) / F.mse_loss(picture.detach().clamp(0, 1), target)).clamp(min=1e-3).log10()
-        )
-        curve.add(step, loss=loss.item(), gain_db=gain.item(), latent=F.mse_loss(z.detach(), z_target).sqrt().item())
+        asked = (target == truth).flatten(1).all(1)
+        ours = (picture.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
+        gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
+        curve.add(step, loss=loss.item(), gain_db=average_of(gain[asked]), gain_negative_db=average_of(gain[~asked]))
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
+
+
+def average_of(values: Tensor) -> float:
+    return values.mean().item() if len(values) else math.nan
 
 
 def export(device: torch.device, steps: int) -> None:
@@ -448,9 +464,9 @@ def plot(path: Path, width: int = 640, height: int = 320) -> None:
 
 
 STAGES = {
-    "autoencoder": (autoencoder, 8000),
+    "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 600),
-    "denoiser": (denoiser, 4500),
+    "denoiser": (denoiser, 9000),
     "export": (export, 0),
 }
 

@@ -1,117 +1,307 @@
-"""Pixels to latents and back, in one go or by tiles that share their GroupNorm statistics."""
+"""Pixels to latents and back, tile by tile, with the result of one pass over the whole picture.
+
+A convolution needs only its neighbours: a tile with a margin (halo) gives it the same values as the whole picture. But
+a GroupNorm and the middle attention look at every pixel. So a tile runs as a generator that waits at each of these
+layers; when every tile has shown the layer its part, the layer knows the whole picture and the tiles go on. What a
+waiting tile has computed is kept if memory allows, else it is computed again: the result is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
-Norm = Callable[[list[Tensor], nn.GroupNorm], list[Tensor]]
+from seesr.budget import Budget
+from seesr.progress import Progress
+from seesr.tiling import Tile, cores, grid
+
+TILE = 96  # side of a tile with its halo, cells
+HALO = 8  # cells; pixels farther away can still matter through 30 layers, but hardly do (docs/decisions/0005)
+HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
+KEYS = 2**18  # cells that the middle attention looks at: all of them up to 4096 x 4096 pixels, evenly spread ones above
+WEIGHTS = 2**28  # attention weights computed at once
+
+Walk = Generator[tuple[nn.Module, Tensor], Tensor, Tensor]  # yields (layer, its input), is sent the output
+Stage = Callable[[Tensor], Walk]
 
 
 @torch.no_grad()
-def encode(vae: Any, pixels: Tensor, noise: Tensor | None) -> Tensor:
-    """[1, 3, H, W] in [0, 1] -> scaled latents [1, C, H/f, W/f], float32.
+def encode(
+    vae: Any,
+    pixels: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    noise: Tensor | None,
+    budget: Budget,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Pixels -> scaled latents [1, C, h, w], float32, on the device of the autoencoder.
 
     Args:
+        pixels: takes a tile in latent cells and returns the picture under it, [1, 3, f*h, f*w] in [0, 1].
+        size: (h, w) of the latents.
         noise: standard normal, latent shape: a sample of the posterior. None: its mean. An AutoencoderTiny has no
             posterior and ignores it.
+        budget: says how much memory waiting tiles may hold.
     """
-    x = (2 * pixels - 1).to(vae.dtype)
+
+    def source(tile: Tile) -> Tensor:
+        return (2 * pixels(tile) - 1).to(vae.dtype)
+
+    moments = torch.empty(0)
+    outer = vae.quant_conv if getattr(vae, "quant_conv", None) is not None else nn.Identity()
+    for part, values in run("encode", vae.encoder, source, size, halo(vae), budget, progress):
+        values = outer(values)
+        if moments.numel() == 0:
+            moments = values.new_empty((1, values.shape[1], *size), dtype=torch.float32)
+        part.of(moments).copy_(values)
     if isinstance(vae, AutoencoderTiny):
-        (latents,) = vae.encode(x, return_dict=False)
-        return latents.float() * vae.config["scaling_factor"]
-    posterior = vae.encode(x).latent_dist
-    z = posterior.mean.float()
+        return moments * vae.config["scaling_factor"]
+    z, log_variance = moments.chunk(2, dim=1)
     if noise is not None:
-        z = z + posterior.std.float() * noise
+        z = z + (log_variance.clamp(-30, 20) / 2).exp() * noise
     return z * vae.config["scaling_factor"]
 
 
 @torch.no_grad()
-def decode(vae: Any, z: Tensor) -> Tensor:
-    """Scaled latents [1, C, h, w] float32 -> [1, 3, f*h, f*w] float32, nominally in [0, 1], not clamped."""
+def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress | None = None) -> Tensor:
+    """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32 in host memory, nominally in [0, 1], not clamped."""
     z = (z / vae.config["scaling_factor"]).to(vae.dtype)
-    return vae.decode(z).sample.float() / 2 + 0.5
+    size = (z.shape[2], z.shape[3])
+    whole = torch.empty(3, factor * size[0], factor * size[1])
+    inner = vae.post_quant_conv if getattr(vae, "post_quant_conv", None) is not None else nn.Identity()
+
+    def source(tile: Tile) -> Tensor:
+        return inner(tile.of(z))
+
+    for part, pixels in run("decode", vae.decoder, source, size, halo(vae), budget, progress):
+        part.times(factor).of(whole).copy_(pixels[0].float() / 2 + 0.5)
+    return whole
 
 
-class SharedNorm:
-    """GroupNorm over several tiles as if they were one picture.
+def encoder_stages(encoder: Any) -> list[Stage]:
+    """Pixels -> moments (or a tiny one's latents), a stage per resolution."""
+    if not isinstance(encoder, Encoder):
+        return [functools.partial(never_waits, encoder)]
 
-    The first tiles that come to a norm set its statistics, later ones use them. So one pass over some tiles measures,
-    and every tile can then be run alone.
+    def last(x: Tensor) -> Walk:
+        x = yield from middle(encoder.mid_block, x)
+        x = yield encoder.conv_norm_out, x
+        return encoder.conv_out(F.silu(x))
 
-    Args:
-        between: count the variance between the tiles' means too, which is what a norm over one picture does. The
-            SeeSR reference leaves it out.
-    """
-
-    def __init__(self, between: bool = True) -> None:
-        self.between = between
-        self.statistics: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, tiles: list[Tensor], norm: nn.GroupNorm) -> list[Tensor]:
-        groups = norm.num_groups
-        if norm not in self.statistics:
-            shares = torch.tensor([tile[0, 0].numel() for tile in tiles], dtype=torch.float32)
-            shares = (shares / shares.sum()).to(tiles[0].device)[:, None]
-            parts = [torch.var_mean(t.float().reshape(groups, -1), dim=1, correction=0) for t in tiles]
-            variances, means = (torch.stack(values) for values in zip(*parts, strict=True))
-            mean = (shares * means).sum(0)
-            variance = (shares * variances).sum(0)
-            if self.between:
-                variance = variance + (shares * (means - mean).square()).sum(0)
-            self.statistics[norm] = mean, variance
-        mean, variance = self.statistics[norm]
-        scale = norm.weight.float() * (variance + norm.eps).rsqrt().repeat_interleave(norm.num_channels // groups)
-        shift = norm.bias.float() - mean.repeat_interleave(norm.num_channels // groups) * scale
-        return [torch.addcmul(shift[:, None, None], t, scale[:, None, None]).to(t.dtype) for t in tiles]
+    first = functools.partial(never_waits, encoder.conv_in)
+    return [first, *(functools.partial(level, block) for block in encoder.down_blocks), last]
 
 
-@torch.no_grad()
-def run_tiles(network: Any, tiles: list[Tensor], norm: Norm) -> list[Tensor]:
-    """Runs an AutoencoderKL's encoder or decoder over several tiles layer by layer, so that norms can see them all."""
-    tiles = [network.conv_in(tile) for tile in tiles]
-    if hasattr(network, "up_blocks"):
-        tiles = middle(network.mid_block, tiles, norm)
-        for block in network.up_blocks:
-            for layer in block.resnets:
-                tiles = resnet(layer, tiles, norm)
-            for layer in block.upsamplers or []:
-                tiles = [layer(tile) for tile in tiles]
-    else:
-        for block in network.down_blocks:
-            for layer in block.resnets:
-                tiles = resnet(layer, tiles, norm)
-            for layer in block.downsamplers or []:
-                tiles = [layer(tile) for tile in tiles]
-        tiles = middle(network.mid_block, tiles, norm)
-    return [network.conv_out(F.silu(tile)) for tile in norm(tiles, network.conv_norm_out)]
+def decoder_stages(decoder: Any) -> list[Stage]:
+    """Latents -> pixels, a stage per resolution."""
+    if not isinstance(decoder, Decoder):
+        return [functools.partial(never_waits, decoder)]
+
+    def first(x: Tensor) -> Walk:
+        return (yield from middle(decoder.mid_block, decoder.conv_in(x)))
+
+    def last(x: Tensor) -> Walk:
+        x = yield decoder.conv_norm_out, x
+        return decoder.conv_out(F.silu(x))
+
+    return [first, *(functools.partial(level, block) for block in decoder.up_blocks), last]
 
 
-def resnet(layer: Any, tiles: list[Tensor], norm: Norm) -> list[Tensor]:
-    inner = [layer.conv1(F.silu(tile)) for tile in norm(tiles, layer.norm1)]
-    inner = [layer.conv2(F.silu(tile)) for tile in norm(inner, layer.norm2)]
-    skips = tiles if layer.conv_shortcut is None else [layer.conv_shortcut(tile) for tile in tiles]
-    return [skip + tile for skip, tile in zip(skips, inner, strict=True)]
+def never_waits(network: Callable[[Tensor], Tensor], x: Tensor) -> Walk:
+    yield from ()
+    return network(x)
 
 
-def middle(block: Any, tiles: list[Tensor], norm: Norm) -> list[Tensor]:
-    tiles = resnet(block.resnets[0], tiles, norm)
+def level(block: Any, x: Tensor) -> Walk:
+    """The residual blocks of one resolution, then the step to the next."""
+    for layer in block.resnets:
+        x = yield from resnet(layer, x)
+    for layer in [*(getattr(block, "upsamplers", None) or []), *(getattr(block, "downsamplers", None) or [])]:
+        x = layer(x)
+    return x
+
+
+def middle(block: Any, x: Tensor) -> Walk:
+    x = yield from resnet(block.resnets[0], x)
     for attention, layer in zip(block.attentions, block.resnets[1:], strict=True):
-        inner = [attend(attention, tile) for tile in norm(tiles, attention.group_norm)]
-        tiles = [tile + change for tile, change in zip(tiles, inner, strict=True)]
-        tiles = resnet(layer, tiles, norm)
-    return tiles
+        inner = yield attention.group_norm, x
+        inner = yield attention, inner
+        x = yield from resnet(layer, x + inner)
+    return x
 
 
-def attend(attention: Any, x: Tensor) -> Tensor:
-    """Single-head self-attention over all cells of [1, C, H, W], normalised before, residual added after."""
-    rows = x.flatten(2).transpose(1, 2)
-    q, k, v = attention.to_q(rows), attention.to_k(rows), attention.to_v(rows)
-    rows = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-    return attention.to_out[0](rows).transpose(1, 2).reshape(x.shape)
+def resnet(layer: Any, x: Tensor) -> Walk:
+    inner = yield layer.norm1, x
+    inner = yield layer.norm2, layer.conv1(F.silu(inner))
+    inner = layer.conv2(F.silu(inner))
+    return (x if layer.conv_shortcut is None else layer.conv_shortcut(x)) + inner
+
+
+def halo(vae: Any) -> int:
+    return HALO_TINY if isinstance(vae, AutoencoderTiny) else HALO
+
+
+def waits(network: nn.Module) -> int:
+    """At how many layers a tile has to wait for the others."""
+    return sum(isinstance(module, (nn.GroupNorm, Attention)) for module in network.modules())
+
+
+def run(
+    name: str,
+    network: nn.Module,
+    source: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    halo: int,
+    budget: Budget,
+    progress: Progress | None,
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Walks every tile of `size` cells through the network; yields (part in cells, values of that part)."""
+    stages = (encoder_stages if name == "encode" else decoder_stages)(network)
+    tiles = grid(*size, TILE, 2 * halo)
+    walks = [TileWalk(stages, source, tile, part) for tile, part in zip(tiles, cores(tiles), strict=True)]
+    known: dict[nn.Module, Whole] = {}
+    progress = progress or Progress()
+    progress.start(name, len(walks) * (waits(network) + 1))
+
+    def forget() -> None:
+        for walk in walks:
+            walk.forget()
+
+    while True:
+        found: Whole | None = None
+        for walk in walks:
+            layer = budget.attempt("hold", functools.partial(walk.go_on, known), forget)
+            progress.advance()
+            if layer is None:
+                yield walk.part, walk.inner()
+                walk.forget()
+                continue
+            found = found or (WholeNorm(layer) if isinstance(layer, nn.GroupNorm) else WholeAttention(layer, size))
+            found.look(walk.inner(), walk.part)
+            walk.spare(budget.hold // len(walks))
+        if found is None:
+            return
+        found.finish()
+        known[found.module] = found
+
+
+class TileWalk:
+    """One tile on its way through the stages, and the part of the picture that it alone gives, in cells."""
+
+    x: Tensor  # what it has come to: the input of the layer it waits for, or the result
+
+    def __init__(self, stages: list[Stage], source: Callable[[Tile], Tensor], tile: Tile, part: Tile) -> None:
+        self.stages, self.source, self.tile, self.part = stages, source, tile, part
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to the beginning, nothing held."""
+        self.mark: tuple[int, Tensor | None] = (0, None)  # a stage to start again from, and its input (None: source)
+        self.latest = self.mark
+        self.walk: Walk | None = None
+        self.layer: nn.Module | None = None
+        self.x = torch.empty(0)
+
+    def go_on(self, known: dict[nn.Module, Whole]) -> nn.Module | None:
+        """Walks up to the next layer that is not known yet, and returns it; None at the end."""
+        if self.walk is None:
+            stage, x = self.latest = self.mark
+            self.walk, self.layer = self.stages[stage](self.source(self.tile) if x is None else x), None
+        while True:
+            try:
+                if self.layer is None:
+                    self.layer, self.x = next(self.walk)
+                elif self.layer in known:
+                    self.layer, self.x = self.walk.send(known[self.layer](self.x))
+                else:
+                    return self.layer
+            except StopIteration as end:
+                self.x = end.value
+                stage = self.latest[0] + 1
+                if stage == len(self.stages):
+                    return None
+                self.latest = stage, self.x
+                self.walk, self.layer = self.stages[stage](self.x), None
+
+    def spare(self, allowance: int) -> None:
+        """Gives up what does not fit in `allowance` bytes: first the walk, then the input of its stage."""
+        _, x = self.latest
+        mark = 0 if x is None else x.nbytes
+        if mark <= allowance:
+            self.mark = self.latest
+        if mark + 2 * self.x.nbytes > allowance:  # the layer's input and the residual beside it
+            self.latest, self.walk, self.x = self.mark, None, torch.empty(0)
+
+    def inner(self) -> Tensor:
+        """What `x` says of the tile's own part, [1, C, h, w]."""
+        tile, part = self.tile, self.part
+        scale = self.x.shape[3] // (tile.right - tile.left)
+        shifted = Tile(part.top - tile.top, part.left - tile.left, part.bottom - tile.top, part.right - tile.left)
+        return shifted.times(scale).of(self.x)
+
+
+class WholeNorm:
+    """A GroupNorm with the statistics of the whole picture."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        self.module = norm
+        self.parts: list[tuple[int, Tensor, Tensor]] = []  # number of values, variance and mean of every group
+
+    def look(self, values: Tensor, part: Tile) -> None:
+        groups = values.float().reshape(self.module.num_groups, -1)
+        self.parts.append((groups.shape[1], *torch.var_mean(groups, dim=1, correction=0)))
+
+    def finish(self) -> None:
+        counts, variances, means = zip(*self.parts, strict=True)
+        share = torch.tensor(counts, dtype=torch.float32, device=means[0].device)[:, None] / sum(counts)
+        mean = (share * torch.stack(means)).sum(0)
+        self.use(mean, (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(0))
+
+    def use(self, mean: Tensor, variance: Tensor) -> None:
+        """Sets the statistics of every group."""
+        norm = self.module
+        each = norm.num_channels // norm.num_groups
+        scale = norm.weight.float() * (variance + norm.eps).rsqrt().repeat_interleave(each)
+        shift = norm.bias.float() - mean.repeat_interleave(each) * scale
+        self.scale, self.shift = scale[:, None, None], shift[:, None, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
+
+
+class WholeAttention:
+    """Single-head self-attention of a tile's cells to the cells of the whole picture."""
+
+    def __init__(self, attention: Any, size: tuple[int, int]) -> None:
+        self.module = attention
+        self.stride = 1
+        while (size[0] // self.stride) * (size[1] // self.stride) > KEYS:
+            self.stride += 1
+        self.parts: list[tuple[Tensor, Tensor]] = []
+
+    def look(self, values: Tensor, part: Tile) -> None:
+        seen = values[..., -part.top % self.stride :: self.stride, -part.left % self.stride :: self.stride]
+        rows = seen.flatten(2).transpose(1, 2)
+        self.parts.append((self.module.to_k(rows), self.module.to_v(rows)))
+
+    def finish(self) -> None:
+        self.keys, self.values = (torch.cat(rows, dim=1)[:, None] for rows in zip(*self.parts, strict=True))
+        self.parts.clear()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalised [1, C, h, w] -> what attention adds, the same shape."""
+        queries = self.module.to_q(x.flatten(2).transpose(1, 2))[:, None]
+        chunks = queries.split(max(1, WEIGHTS // self.keys.shape[2]), dim=2)
+        rows = torch.cat([F.scaled_dot_product_attention(q, self.keys, self.values) for q in chunks], dim=2)[:, 0]
+        return self.module.to_out[0](rows).transpose(1, 2).reshape(x.shape)
+
+
+Whole = WholeNorm | WholeAttention

@@ -12,6 +12,8 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from seesr.attention import Tokens
+from seesr.budget import Budget
+from seesr.progress import Progress
 from seesr.steering import Ensemble
 from seesr.tiling import Place, Tile, blend, grid, window
 
@@ -93,8 +95,8 @@ class Denoiser:
         conditioning: weight of the ControlNet's residuals.
         tiles: the tiles of the latents, all of one shape.
         weight: blending weight of a tile, [h, w].
-        batch: tiles per forward pass.
-        on_batch: called with the number of tiles of each finished batch; may raise to cancel.
+        budget: tiles per forward pass, fewer when memory runs out.
+        progress: counts finished tiles.
     """
 
     unet: UNet2DConditionModel
@@ -106,8 +108,8 @@ class Denoiser:
     weight: Tensor
     guidance: float = 1.0
     conditioning: float = 1.0
-    batch: int = 1
-    on_batch: Callable[[int], None] = lambda count: None
+    budget: Budget = dataclasses.field(default_factory=Budget)
+    progress: Progress = dataclasses.field(default_factory=Progress)
     features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
@@ -116,10 +118,13 @@ class Denoiser:
         def run(places: list[Place]) -> Tensor:
             parts = torch.stack([tile.of(z[n]) for n, tile in places])
             prediction = self.predict(parts, t, torch.cat([self.hint_features(tile) for _, tile in places]))
-            self.on_batch(len(places))
+            self.progress.advance(len(places))
             return prediction
 
-        return blend(run, self.tiles, z.shape, self.batch, self.weight)
+        def whole() -> Tensor:
+            return blend(run, self.tiles, z.shape, self.budget.batch, self.weight)
+
+        return self.budget.attempt("batch", whole, self.features.clear)
 
     @torch.no_grad()
     def hint_features(self, tile: Tile) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -54,6 +55,23 @@ def grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
         for top in offsets(height, tile, overlap)
         for left in offsets(width, tile, overlap)
     ]
+
+
+def cores(tiles: list[Tile]) -> list[Tile]:
+    """For every tile of a grid the part that is its alone: overlaps are halved, so that each cell belongs to one."""
+
+    def bounds(spans: set[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+        ordered = sorted(spans)
+        cuts = [(end + start) // 2 for (_, end), (start, _) in itertools.pairwise(ordered)]
+        return dict(zip(ordered, zip([ordered[0][0], *cuts], [*cuts, ordered[-1][1]], strict=True), strict=True))
+
+    rows = bounds({(tile.top, tile.bottom) for tile in tiles})
+    columns = bounds({(tile.left, tile.right) for tile in tiles})
+    found = []
+    for tile in tiles:
+        (top, bottom), (left, right) = rows[tile.top, tile.bottom], columns[tile.left, tile.right]
+        found.append(Tile(top, left, bottom, right))
+    return found
 
 
 def window(height: int, width: int) -> Tensor:

@@ -6,7 +6,7 @@
      '- image.enlarge, image.pad -> hint [H', W', 3]
            |- autoencoder.encode -> latents z [1, C, H'/f, W'/f]
            |- sampling: noise at t = 999, then every step over tiles -> clean latents
-           '- autoencoder.decode -> [1, 3, H', W'] -> color.match with the hint
+           '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the hint
                  '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> image.write
 
 The factor f, the channel count C and the token widths come from the bundle's configs.
@@ -20,7 +20,7 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from torch import Tensor
 
 from seesr import autoencoder, color, image, models, sampling, steering, text, weights
 from seesr.attention import Tokens
+from seesr.budget import Budget
 from seesr.image import Picture
+from seesr.progress import Progress
 from seesr.settings import Settings
 from seesr.tiling import Tile
 
@@ -108,7 +110,12 @@ class Upscaler:
         log.info("bundle %s on %s in %s", networks.bundle.name, target, networks.dtype)
         return cls(networks)
 
-    def __call__(self, source: Picture | Image.Image | Path, settings: Settings | None = None) -> Result:
+    def __call__(
+        self,
+        source: Picture | Image.Image | Path,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
         """Upscales one picture.
 
         Raises:
@@ -117,7 +124,7 @@ class Upscaler:
         """
         settings = settings or Settings()
         picture = source if isinstance(source, Picture) else read(source)
-        return Job(self.networks, settings, picture).run()
+        return Job(self.networks, settings, picture, progress).run()
 
     def warm_up(self) -> None:
         """Runs one step on a small grey picture, so that the first caller does not pay for lazy initialisation."""
@@ -141,11 +148,15 @@ def read(source: Image.Image | Path) -> Picture:
 class Job:
     """One picture on its way. The methods are the hops of the road above, in order."""
 
-    def __init__(self, networks: models.Models, settings: Settings, picture: Picture) -> None:
+    def __init__(
+        self, networks: models.Models, settings: Settings, picture: Picture, progress: Progress | None = None
+    ) -> None:
         self.networks, self.settings, self.picture = networks, settings, picture
         self.seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
         self.size = settings.output_size(*picture.size)
         self.seconds: dict[str, float] = {}
+        self.budget = Budget.plan(networks.device, settings.latent_tiled_size**2)
+        self.progress = progress or Progress()
 
     def run(self) -> Result:
         with self.timed("tags"):
@@ -160,9 +171,7 @@ class Job:
             denoiser = self.denoiser(hint, text_tokens, image_tokens, start.shape[2:])
             z, uncertainty, kds = self.denoise(denoiser, start, noise)
         with self.timed("decode"):
-            restored = autoencoder.decode(self.networks.vae, z)
-        with self.timed("color"):
-            restored = color.match(restored, self.pixels(hint), self.settings.color_fix)
+            restored = self.decode(z)
         with self.timed("finish"):
             result = self.finish(restored, hint)
         metrics = {
@@ -172,6 +181,8 @@ class Job:
             "output_size": "x".join(map(str, result.size)),
             "steps": self.settings.num_inference_steps,
             "tiles": len(denoiser.tiles),
+            "tile_batch": self.budget.batch,
+            "out_of_memory_retries": self.budget.retries,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "device": device_name(self.networks.device),
             "bundle": self.networks.bundle.name,
@@ -234,7 +245,9 @@ class Job:
         seeds = steering.particle_seeds(self.seed, count)
         streams = [sampling.noise_stream(seed, shape, networks.device) for seed in seeds]
         first = torch.cat([next(stream) for stream in streams])
-        z = autoencoder.encode(networks.vae, self.pixels(hint), None if self.settings.steered else next(streams[0]))
+        posterior = None if self.settings.steered else next(streams[0])
+        size = shape[2:]
+        z = autoencoder.encode(networks.vae, self.under(hint), size, posterior, self.budget, self.progress)
         return sampling.start_latents(z, first, scheduler), None if self.settings.steered else streams[0]
 
     def denoise(
@@ -243,6 +256,7 @@ class Job:
         """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], uncertainty map, steering metrics."""
         settings, scheduler = self.settings, self.networks.scheduler
         steps = sampling.schedule(scheduler, settings.num_inference_steps)
+        self.progress.start("denoise", len(steps) * len(start) * len(denoiser.tiles))
         kind = scheduler.config["prediction_type"]
         if not settings.steered:
             return sampling.sample(denoiser, start, steps, kind, noise), None, {}
@@ -268,31 +282,55 @@ class Job:
     ) -> sampling.Denoiser:
         tile, overlap = self.settings.latent_tiled_size, self.settings.latent_tiled_overlap
         tiles, weight = sampling.plan(z_size[0], z_size[1], tile, overlap, self.networks.device)
-
-        def under(tile: Tile) -> Tensor:
-            top, left, bottom, right = tile.times(self.networks.factor)
-            return self.pixels(hint[top:bottom, left:right])
-
         return sampling.Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
             text=Tokens(text_tokens),
             image=Tokens(image_tokens),
-            hint=under,
+            hint=self.under(hint),
             tiles=tiles,
             weight=weight,
             guidance=self.settings.cfg_scale,
+            budget=self.budget,
+            progress=self.progress,
         )
 
+    def under(self, hint: image.Pixels) -> Callable[[Tile], Tensor]:
+        """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""
+
+        def pixels(tile: Tile) -> Tensor:
+            top, left, bottom, right = tile.times(self.networks.factor)
+            return self.pixels(hint[top:bottom, left:right])
+
+        return pixels
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Clean latents [1, C, h, w] -> [3, H', W'] in host memory."""
+        networks = self.networks
+        return autoencoder.decode(networks.vae, z, networks.factor, self.budget, self.progress)
+
     def finish(self, restored: Tensor, hint: image.Pixels) -> Picture:
-        """[1, 3, H', W'] -> the picture in its exact size and the depth of the input, alpha and metadata back."""
+        """[3, H', W'] -> the picture in its exact size, its colours and the depth of the input, with alpha and metadata.
+
+        Raises:
+            RuntimeError: values that are not finite, or one flat colour from an input that is not.
+        """
         width, height = self.size
-        pixels = restored[0, :, :height, :width].permute(1, 2, 0)
-        if not torch.isfinite(pixels).all():
-            raise RuntimeError("the networks gave values that are not finite; nothing is returned")
         depth = self.picture.rgb.dtype
         most = np.iinfo(depth).max
-        rgb = (pixels.clamp(0, 1) * most).round().cpu().numpy().astype(depth)
+        rgb = np.empty((height, width, 3), depth)
+        device = self.networks.device
+        strips = color.match_by_strips(
+            lambda top, bottom: restored[None, :, top:bottom].to(device),
+            lambda top, bottom: self.pixels(hint[top:bottom]),
+            len(hint),
+            self.settings.color_fix,
+        )
+        for top, rows in strips:
+            pixels = rows[0, :, : height - top, :width].permute(1, 2, 0)
+            if not torch.isfinite(pixels).all():
+                raise RuntimeError("the networks gave values that are not finite; nothing is returned")
+            rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round().cpu().numpy()
         if np.ptp(rgb, axis=(0, 1)).max() == 0 and np.ptp(hint[:height, :width], axis=(0, 1)).max() > most // 32:
             raise RuntimeError("the result is one flat colour although the input is not; nothing is returned")
         alpha = self.picture.alpha

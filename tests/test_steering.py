@@ -250,12 +250,12 @@ def test_k20_uncertainty() -> None:
 def test_k21_trained_weights_agree_more_after_steering_and_show_no_grid() -> None:
     """K22 is the table: python scripts/compare_particles.py --bundle weights/full"""
     import compare_particles
-    import evaluate
+    import degradations
     import skimage.data
 
     upscaler = Upscaler.load(weights.ROOT / "full")
     high = compare_particles.middle(skimage.data.astronaut())
-    rows = compare_particles.trials(upscaler, evaluate.clean(high, 1), high, 4, 1)
+    rows = compare_particles.trials(upscaler, degradations.clean(high, 1), high, 4, 1)
     for row in (r for r in rows if r["method"] == "KDS"):
         steered = [s for s, strength in enumerate(steering.strengths(4, DELTA)) if strength]
         assert all(row["spread_after"][s] < row["spread_before"][s] for s in steered)

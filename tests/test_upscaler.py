@@ -99,7 +99,7 @@ def test_metrics_say_what_happened(pocket: Upscaler, photo: Image.Image) -> None
     assert metrics["input_size"] == "64x48" and metrics["output_size"] == "256x192"
     assert metrics["steps"] == 1 and metrics["tiles"] == 1
     assert metrics["bundle"] == "pocket" and metrics["device"] == "cpu"
-    assert set(metrics["seconds"]) == {"tags", "text", "enlarge", "encode", "denoise", "decode", "color", "finish"}
+    assert set(metrics["seconds"]) == {"tags", "text", "enlarge", "encode", "denoise", "decode", "finish"}
 
 
 def test_alpha_and_depth_and_metadata_survive(pocket: Upscaler, rng: np.random.Generator) -> None:

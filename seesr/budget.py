@@ -1,0 +1,104 @@
+"""What fits: tiles per batch from the free memory, and the way down when memory was not enough."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+LARGEST_BATCH = 8
+HALF_CELL = 90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
+HOST_HOLD = 2**31  # bytes that waiting tiles may keep in host memory, at most
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class OutOfMemory(RuntimeError):
+    """Nothing is left to give up. One line: what was tried, what is free, what to change."""
+
+
+class Budget:
+    """How much is run and held at once for one picture. Stepping down changes the time, never the pixels.
+
+    Attributes:
+        batch: tiles per forward pass of the denoiser.
+        hold: bytes that waiting tiles of the autoencoder may keep.
+        retries: how often memory was not enough.
+    """
+
+    def __init__(self, batch: int = 1, hold: int = 0) -> None:
+        self.batch, self.hold = batch, hold
+        self.retries = 0
+
+    @classmethod
+    def plan(cls, device: torch.device, cells: int) -> Budget:
+        """For tiles of `cells` latent cells: half of what is free, first for batches, later for the autoencoder."""
+        half = free(device) // 2
+        if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
+            return cls(1, min(half, HOST_HOLD))
+        batch = LARGEST_BATCH
+        while batch > 1 and batch * cells * HALF_CELL > half:
+            batch //= 2
+        return cls(batch, half)
+
+    def attempt(self, what: str, work: Callable[[], T], release: Callable[[], None] = lambda: None) -> T:
+        """Returns work(); when memory runs out, halves `batch`, or lets go of what is held, and tries again.
+
+        Args:
+            what: "batch" or "hold".
+            release: drops what an interrupted `work` and its neighbours still hold.
+
+        Raises:
+            OutOfMemory: not even one tile at a time fits.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+            release()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if getattr(self, what) == (1 if what == "batch" else 0):
+                log.error("out of memory with nothing left to give up: %s", reason)
+                raise OutOfMemory(
+                    f"out of memory: a single tile does not fit ({reason}); use a smaller latent_tiled_size,"
+                    " fewer particles, or a device with more free memory"
+                )
+            self.retries += 1
+            if what == "batch":
+                self.batch //= 2
+            else:
+                self.hold = 0
+            log.warning("out of memory (%s); going on with %s = %d", reason, what, getattr(self, what))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Torch's CPU allocator and some CUDA libraries say so in words only."""
+    words = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in words
+        or "ALLOC_FAILED" in words
+        or "out of memory" in words
+    )
+
+
+def free(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of the machine within the limit of its control group."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return max(0, available)
