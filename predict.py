@@ -3,8 +3,10 @@
 Every Input is one line of literals because Cog parses this file without running it.
 """
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path as LocalPath
@@ -12,7 +14,7 @@ from typing import Optional
 
 from cog import BaseRunner, Input, Path
 
-from seesr import Settings, Upscaler, WeightsError, image
+from seesr import Progress, Settings, Upscaler, image, logs
 
 log = logging.getLogger("predict")
 
@@ -20,7 +22,7 @@ log = logging.getLogger("predict")
 class Predictor(BaseRunner):
     def setup(self) -> None:
         """Loads the weights that SEESR_WEIGHTS names and runs one small picture through everything."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+        logs.configure()
         started = time.perf_counter()
         self.upscaler = Upscaler.load()
         loaded = time.perf_counter()
@@ -30,12 +32,16 @@ class Predictor(BaseRunner):
         )
         if self.upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
-        self.folder = LocalPath(tempfile.mkdtemp(prefix="seesr-"))
+        self.folder = output_folder()
+
+    def healthcheck(self) -> bool:
+        """False once the device has failed for good, so that the platform starts another worker."""
+        return self.upscaler.healthy()
 
     def run(
         self,
-        image: Path = Input(description="JPEG, PNG or WebP to enlarge, at most 67.1 megapixels and 100 MiB.", accept="image/*"),
-        scale_factor: float = Input(default=4.0, ge=1, le=8, description="Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192)."),
+        image: Path = Input(description="JPEG, PNG or WebP to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB.", accept="image/*"),
+        scale_factor: float = Input(default=4.0, ge=1, le=8, description="Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side."),
         user_prompt: str = Input(default="", max_length=2000, description="What the picture shows, in a few words. Added to the tags that are found automatically."),
         positive_prompt: str = Input(default="clean, high-resolution, 8k", max_length=2000, description="Quality words that end the prompt."),
         negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to steer away from. Has no effect while cfg_scale is 1."),
@@ -50,6 +56,7 @@ class Predictor(BaseRunner):
         output_view: str = Input(default="image", choices=["image", "comparison", "uncertainty"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed (invented detail). The same seed gives the matching image."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format. png is lossless."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg files; png ignores it."),
+        keep_exif: bool = Input(default=True, description="Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result."),
         seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported."),
     ) -> Path:
         """Returns the enlarged picture as one file."""
@@ -57,11 +64,13 @@ class Predictor(BaseRunner):
         return self.upscale(image, Settings(**given))
 
     def upscale(self, source: Path, settings: Settings) -> Path:
-        if not isinstance(source, LocalPath):
+        if not isinstance(source, LocalPath):  # a string that is neither an upload nor a URL
             raise ValueError("image must be an uploaded file, a data URI or an http(s) URL")
         for old in self.folder.iterdir():
             old.unlink()
-        result = self.upscaler(image.read(source), settings)
+        with image.open_upload(source, LocalPath(tempfile.gettempdir())) as file:
+            picture = image.read(file, settings.output_size)
+        result = self.upscaler(picture, settings, Progress.to_stderr())
         started = time.perf_counter()
         path = self.folder / f"{result.seed}-{os.urandom(4).hex()}.{settings.output_format}"
         image.write(result.view(settings.output_view), path, settings.output_format, settings.output_quality)
@@ -72,4 +81,14 @@ class Predictor(BaseRunner):
         return Path(path)
 
 
-__all__ = ["Predictor", "WeightsError"]
+def output_folder() -> LocalPath:
+    """A fresh folder for the outputs of this process; those of processes that were killed are removed."""
+    top = LocalPath(tempfile.gettempdir())
+    for old in top.glob("seesr-outputs-*"):
+        if not LocalPath("/proc", old.name.rpartition("-")[2]).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    folder = top / f"seesr-outputs-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

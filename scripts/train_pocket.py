@@ -35,7 +35,7 @@ from seesr.tagger import Tagger, preprocess
 WORK = Path("build/pocket")
 SEED = 20
 DRAWN = 240  # pictures drawn in code
-POOL, POOL_STEPS = 1200, 3000  # low-resolution pictures at a time, and for how many steps
+POOL, POOL_STEPS = 1500, 5000  # low-resolution pictures at a time, and for how many steps
 LUMA = np.float32([0.299, 0.587, 0.114])
 log = logging.getLogger("train_pocket")
 
@@ -376,7 +376,7 @@ def denoiser(device: torch.device, steps: int) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
         count, side = (12, 64) if step < 0.7 * steps else (6, 96)
-        share = 0.0 if step < 0.15 * steps else 0.4
+        share = 0.0 if step < 0.3 * steps else 0.3
         target, truth, hint, ids, tokens = pool.draw(rng, count, side, share, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * steps), sdpa_kernel(SDPBackend.MATH):
             words = net.text(ids).last_hidden_state
@@ -466,7 +466,7 @@ def plot(path: Path, width: int = 640, height: int = 320) -> None:
 STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 600),
-    "denoiser": (denoiser, 9000),
+    "denoiser": (denoiser, 5000),
     "export": (export, 0),
 }
 

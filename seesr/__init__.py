@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from seesr.progress import Progress
 from seesr.settings import Settings
 from seesr.weights import WeightsError
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from seesr.upscaler import Result, Upscaler
 
 __version__ = "0.1.0"
-__all__ = ["Result", "Settings", "Upscaler", "WeightsError"]
+__all__ = ["Progress", "Result", "Settings", "Upscaler", "WeightsError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
 from seesr.budget import Budget
+from seesr.precision import again_in_float32, check_finite
 from seesr.progress import Progress
 from seesr.tiling import Tile, cores, grid
 
@@ -55,8 +56,9 @@ def encode(
     def source(tile: Tile) -> Tensor:
         return (2 * pixels(tile) - 1).to(vae.dtype)
 
-    moments = torch.empty(0)
     outer = vae.quant_conv if getattr(vae, "quant_conv", None) is not None else nn.Identity()
+
+    moments = torch.empty(0)
     for part, values in run("encode", vae.encoder, source, size, halo(vae), budget, progress):
         values = outer(values)
         if moments.numel() == 0:
@@ -73,17 +75,20 @@ def encode(
 @torch.no_grad()
 def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress | None = None) -> Tensor:
     """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32 in host memory, nominally in [0, 1], not clamped."""
-    z = (z / vae.config["scaling_factor"]).to(vae.dtype)
+    z = z / vae.config["scaling_factor"]
     size = (z.shape[2], z.shape[3])
     whole = torch.empty(3, factor * size[0], factor * size[1])
     inner = vae.post_quant_conv if getattr(vae, "post_quant_conv", None) is not None else nn.Identity()
 
     def source(tile: Tile) -> Tensor:
-        return inner(tile.of(z))
+        return inner(tile.of(z).to(vae.dtype))
 
-    for part, pixels in run("decode", vae.decoder, source, size, halo(vae), budget, progress):
-        part.times(factor).of(whole).copy_(pixels[0].float() / 2 + 0.5)
-    return whole
+    def work() -> Tensor:
+        for part, pixels in run("decode", vae.decoder, source, size, halo(vae), budget, progress):
+            part.times(factor).of(whole).copy_(pixels[0].float() / 2 + 0.5)
+        return whole
+
+    return again_in_float32(work, budget, vae)
 
 
 def encoder_stages(encoder: Any) -> list[Stage]:
@@ -181,6 +186,7 @@ def run(
             layer = budget.attempt("hold", functools.partial(walk.go_on, known), forget)
             progress.advance()
             if layer is None:
+                check_finite(walk.x, name)
                 yield walk.part, walk.inner()
                 walk.forget()
                 continue
@@ -189,7 +195,7 @@ def run(
             walk.spare(budget.hold // len(walks))
         if found is None:
             return
-        found.finish()
+        check_finite(found.finish(), name)
         known[found.module] = found
 
 
@@ -259,11 +265,14 @@ class WholeNorm:
         groups = values.float().reshape(self.module.num_groups, -1)
         self.parts.append((groups.shape[1], *torch.var_mean(groups, dim=1, correction=0)))
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
+        """Takes what was seen into use; returns values that are finite if all were."""
         counts, variances, means = zip(*self.parts, strict=True)
         share = torch.tensor(counts, dtype=torch.float32, device=means[0].device)[:, None] / sum(counts)
         mean = (share * torch.stack(means)).sum(0)
-        self.use(mean, (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(0))
+        variance = (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(0)
+        self.use(mean, variance)
+        return variance
 
     def use(self, mean: Tensor, variance: Tensor) -> None:
         """Sets the statistics of every group."""
@@ -292,9 +301,10 @@ class WholeAttention:
         rows = seen.flatten(2).transpose(1, 2)
         self.parts.append((self.module.to_k(rows), self.module.to_v(rows)))
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         self.keys, self.values = (torch.cat(rows, dim=1)[:, None] for rows in zip(*self.parts, strict=True))
         self.parts.clear()
+        return self.values
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalised [1, C, h, w] -> what attention adds, the same shape."""

@@ -28,11 +28,12 @@ class Budget:
         batch: tiles per forward pass of the denoiser.
         hold: bytes that waiting tiles of the autoencoder may keep.
         retries: how often memory was not enough.
+        redone: how often half precision was not enough.
     """
 
     def __init__(self, batch: int = 1, hold: int = 0) -> None:
         self.batch, self.hold = batch, hold
-        self.retries = 0
+        self.retries = self.redone = 0
 
     @classmethod
     def plan(cls, device: torch.device, cells: int) -> Budget:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seesr import weights
+from seesr import logs, weights
 from seesr.settings import Settings
 from seesr.weights import WeightsError
 
@@ -74,7 +74,7 @@ def upscale(args: argparse.Namespace) -> int:
     for target, source in tqdm(todo.items(), unit="picture", disable=not todo):
         assert upscaler is not None
         try:
-            result = upscaler(image.read(source), settings)
+            result = upscaler(image.read(source, settings.output_size), settings)
             target.parent.mkdir(parents=True, exist_ok=True)
             image.write(result.view(settings.output_view), target, settings.output_format, settings.output_quality)
         except (ValueError, RuntimeError, OSError) as error:
@@ -128,7 +128,7 @@ def doctor() -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logs.configure(logging.WARNING)
     try:
         return doctor() if args.command == "doctor" else upscale(args)
     except (ValueError, WeightsError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seesr.attention import Tokens
 from seesr.budget import Budget
+from seesr.precision import again_in_float32, check_finite
 from seesr.progress import Progress
 from seesr.steering import Ensemble
 from seesr.tiling import Place, Tile, blend, grid, window
@@ -117,7 +118,14 @@ class Denoiser:
 
         def run(places: list[Place]) -> Tensor:
             parts = torch.stack([tile.of(z[n]) for n, tile in places])
-            prediction = self.predict(parts, t, torch.cat([self.hint_features(tile) for _, tile in places]))
+
+            def work() -> Tensor:
+                own = self if self.unet.dtype == self.text.values.dtype else self.in_float32()
+                prediction = own.predict(parts, t, torch.cat([own.hint_features(tile) for _, tile in places]))
+                check_finite(prediction, "denoise")
+                return prediction
+
+            prediction = again_in_float32(work, self.budget, self.unet, self.controlnet)
             self.progress.advance(len(places))
             return prediction
 
@@ -125,6 +133,11 @@ class Denoiser:
             return blend(run, self.tiles, z.shape, self.budget.batch, self.weight)
 
         return self.budget.attempt("batch", whole, self.features.clear)
+
+    def in_float32(self) -> Denoiser:
+        """The same for networks that were cast up for a moment."""
+        text, image = Tokens(self.text.values.float()), Tokens(self.image.values.float())
+        return dataclasses.replace(self, text=text, image=image, features={})
 
     @torch.no_grad()
     def hint_features(self, tile: Tile) -> Tensor:

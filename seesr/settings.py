@@ -8,6 +8,8 @@ from typing import Any
 
 LARGEST_OUTPUT = 8192 * 8192  # pixels
 LARGEST_INPUT = 8192 * 8192  # pixels
+LARGEST_SIDE = 32768  # pixels, of the input and of the output
+FORMAT_SIDES = {"webp": 16383}  # pixels, where the format itself ends earlier
 
 
 def _field(default: Any, description: str, **limits: Any) -> Any:
@@ -24,7 +26,7 @@ class Settings:
 
     scale_factor: float = _field(
         4.0,
-        "Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192).",
+        "Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side.",
         ge=1,
         le=8,
     )
@@ -81,6 +83,9 @@ class Settings:
     )
     output_format: str = _field("png", "File format. png is lossless.", choices=("png", "webp", "jpg"))
     output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", ge=1, le=100)
+    keep_exif: bool = _field(
+        True, "Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result."
+    )
     seed: int | None = _field(
         None,
         "Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported.",
@@ -140,15 +145,24 @@ class Settings:
                 f"scale {self.scale_factor:g} of a {width}x{height} image asks for {size[0] * size[1] / 1e6:.1f} MP; "
                 f"the limit is {LARGEST_OUTPUT / 1e6:.1f} MP; the largest scale for this image is {largest:g}"
             )
+        longest = FORMAT_SIDES.get(self.output_format, LARGEST_SIDE)
+        if max(size) > longest:
+            raise ValueError(
+                f"scale {self.scale_factor:g} of a {width}x{height} image asks for {size[0]}x{size[1]} pixels; a"
+                f" {self.output_format} may have {longest} on a side here; the largest scale for this image is"
+                f" {math.floor(100 * longest / max(width, height)) / 100:g}"
+            )
         return size
 
 
 def check_input(width: int, height: int) -> None:
-    """Refuses an input of more than LARGEST_INPUT pixels.
+    """Refuses an input of more than LARGEST_INPUT pixels, or LARGEST_SIDE on a side.
 
     Raises:
         ValueError: with the size and the limit.
     """
+    if max(width, height) > LARGEST_SIDE:
+        raise ValueError(f"the image is {width}x{height}; the limit is {LARGEST_SIDE} pixels on a side")
     if width * height > LARGEST_INPUT:
         raise ValueError(
             f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"

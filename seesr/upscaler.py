@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from seesr import autoencoder, color, image, models, sampling, steering, text, weights
+from seesr import __version__, autoencoder, color, image, models, sampling, steering, text, weights
 from seesr.attention import Tokens
 from seesr.budget import Budget
 from seesr.image import Picture
+from seesr.precision import check_finite
 from seesr.progress import Progress
 from seesr.settings import Settings
 from seesr.tiling import Tile
@@ -80,7 +81,7 @@ class Result:
             return dataclasses.replace(self.picture, rgb=np.concatenate([plain, self.picture.rgb], axis=1), alpha=None)
         if self.uncertainty is None:
             raise ValueError("there is no uncertainty map without steering")
-        return Picture(np.repeat(self.uncertainty[..., None], 3, axis=2))
+        return Picture(np.repeat(self.uncertainty[..., None], 3, axis=2), record=self.picture.record)
 
 
 class Upscaler:
@@ -123,7 +124,9 @@ class Upscaler:
             RuntimeError: the networks gave no usable picture.
         """
         settings = settings or Settings()
-        picture = source if isinstance(source, Picture) else read(source)
+        if isinstance(source, Path):
+            source = image.read(source, settings.output_size)
+        picture = source if isinstance(source, Picture) else image.from_pil(source)
         return Job(self.networks, settings, picture, progress).run()
 
     def warm_up(self) -> None:
@@ -132,6 +135,14 @@ class Upscaler:
         grey = np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8)
         self(Picture(grey), Settings(num_inference_steps=1, seed=0))
 
+    def healthy(self) -> bool:
+        """Whether the device still computes; a GPU does not after an illegal access."""
+        try:
+            return torch.ones(2, device=self.networks.device).sum().item() == 2
+        except RuntimeError as error:
+            log.error("the device has failed: %s", error)
+            return False
+
     def memory(self) -> str:
         """Peak memory so far, in words."""
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
@@ -139,10 +150,6 @@ class Upscaler:
         if self.networks.device.type == "cuda":
             words += f", {torch.cuda.max_memory_allocated(self.networks.device) / 2**30:.1f} GiB device memory at most"
         return words
-
-
-def read(source: Image.Image | Path) -> Picture:
-    return image.read(source) if isinstance(source, Path) else image.from_pil(source)
 
 
 class Job:
@@ -183,6 +190,7 @@ class Job:
             "tiles": len(denoiser.tiles),
             "tile_batch": self.budget.batch,
             "out_of_memory_retries": self.budget.retries,
+            "float32_retries": self.budget.redone,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "device": device_name(self.networks.device),
             "bundle": self.networks.bundle.name,
@@ -190,6 +198,7 @@ class Job:
         if kds:
             metrics["kds"] = kds
         log.info("%s", metrics)
+        result = dataclasses.replace(result, record=self.record())
         return Result(result, uncertainty, self.seed, metrics, self.picture)
 
     @contextlib.contextmanager
@@ -197,6 +206,11 @@ class Job:
         started = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - started
+
+    def record(self) -> dict[str, Any]:
+        """All that is needed to make the same picture again from the same input."""
+        settings = dataclasses.asdict(dataclasses.replace(self.settings, seed=self.seed))
+        return {"version": __version__, "bundle": self.networks.bundle.name, "settings": settings}
 
     def tag(self) -> tuple[list[str], Tensor]:
         """The original small picture -> tags, image tokens [1, n, width]."""
@@ -310,7 +324,7 @@ class Job:
         return autoencoder.decode(networks.vae, z, networks.factor, self.budget, self.progress)
 
     def finish(self, restored: Tensor, hint: image.Pixels) -> Picture:
-        """[3, H', W'] -> the picture in its exact size, its colours and the depth of the input, with alpha and metadata.
+        """[3, H', W'] -> the picture in exact size, colours and depth, with alpha and metadata.
 
         Raises:
             RuntimeError: values that are not finite, or one flat colour from an input that is not.
@@ -328,15 +342,15 @@ class Job:
         )
         for top, rows in strips:
             pixels = rows[0, :, : height - top, :width].permute(1, 2, 0)
-            if not torch.isfinite(pixels).all():
-                raise RuntimeError("the networks gave values that are not finite; nothing is returned")
+            check_finite(pixels, "color")
             rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round().cpu().numpy()
         if np.ptp(rgb, axis=(0, 1)).max() == 0 and np.ptp(hint[:height, :width], axis=(0, 1)).max() > most // 32:
             raise RuntimeError("the result is one flat colour although the input is not; nothing is returned")
         alpha = self.picture.alpha
         if alpha is not None:
             alpha = image.enlarge(alpha, self.size, Image.Resampling.LANCZOS)
-        return dataclasses.replace(self.picture, rgb=rgb, alpha=alpha)
+        exif = self.picture.exif if self.settings.keep_exif else None
+        return dataclasses.replace(self.picture, rgb=rgb, alpha=alpha, exif=exif)
 
 
 def device_name(device: torch.device) -> str:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DCondi
 from PIL import Image
 from torch import nn
 
-from seesr import Settings, Upscaler, autoencoder, models, sampling, tagger, text, tiling
+from seesr import Settings, Upscaler, models, sampling, tagger, text, tiling
 from seesr.attention import TextThenImage, Tokens
 
 SD21 = {

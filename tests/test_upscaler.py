@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 
-from seesr import Settings, Upscaler
+from seesr import Settings, Upscaler, image, models
+from seesr.budget import Budget, OutOfMemory
 from seesr.image import Picture
+from seesr.upscaler import Job
 
 QUICK = Settings(num_inference_steps=1, seed=1)
 
@@ -149,3 +152,85 @@ def test_a_flat_picture_stays_one(pocket: Upscaler) -> None:
     off = np.abs(pixels(pocket, Image.new("RGB", (64, 48), (90, 120, 150))).astype(int) - (90, 120, 150))
     assert off[32:-32, 32:-32].max() <= 4  # convolutions see zeros beyond the border
     assert off.mean() <= 1
+
+
+TILED = dataclasses.replace(QUICK, num_inference_steps=2, latent_tiled_size=32, latent_tiled_overlap=8)
+
+
+def run(upscaler: Upscaler, picture: Image.Image, budget: Budget) -> tuple[np.ndarray, dict]:
+    job = Job(upscaler.networks, TILED, image.from_pil(picture))
+    job.budget = budget
+    result = job.run()
+    return result.picture.rgb, result.metrics
+
+
+@pytest.mark.parametrize("batch", [2, 4, 8])
+def test_the_tile_batch_does_not_change_a_byte(pocket: Upscaler, photo: Image.Image, batch: int) -> None:
+    np.testing.assert_array_equal(run(pocket, photo, Budget(1))[0], run(pocket, photo, Budget(batch))[0])
+
+
+@pytest.mark.parametrize("fits", [4, 2, 1])
+def test_every_rung_of_the_ladder_recovers_without_a_trace(pocket: Upscaler, photo: Image.Image, fits: int) -> None:
+    """An allocation fails for batches of more than `fits` tiles."""
+
+    def allocate(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
+
+    undisturbed, _ = run(pocket, photo, Budget(8))
+    hook = pocket.networks.unet.conv_in.register_forward_pre_hook(allocate)
+    try:
+        found, metrics = run(pocket, photo, Budget(8))
+    finally:
+        hook.remove()
+    np.testing.assert_array_equal(found, undisturbed)
+    assert metrics["tile_batch"] == fits
+    assert metrics["out_of_memory_retries"] == {4: 1, 2: 2, 1: 3}[fits]
+
+
+def test_an_upscaler_that_ran_out_of_memory_works_again(pocket: Upscaler, photo: Image.Image) -> None:
+    def allocate(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB")
+
+    before = pixels(pocket, photo)
+    hook = pocket.networks.unet.conv_in.register_forward_pre_hook(allocate)
+    try:
+        with pytest.raises(OutOfMemory, match="smaller latent_tiled_size"):
+            pocket(photo, QUICK)
+    finally:
+        hook.remove()
+    np.testing.assert_array_equal(before, pixels(pocket, photo))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_an_overflow_in_half_precision_is_done_again(tiny_bundle: Path, photo: Image.Image, part: str) -> None:
+    networks = models.load(tiny_bundle, torch.device("cpu"), torch.bfloat16)
+    network = networks.unet if part == "unet" else networks.vae
+    layer = network.conv_out if part == "unet" else network.decoder.conv_out
+
+    def overflow(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output if output.dtype == torch.float32 else output * float("inf")
+
+    layer.register_forward_hook(overflow)
+    result = Upscaler(networks)(photo, QUICK)
+    assert result.metrics["float32_retries"] == 1
+    assert network.dtype == torch.bfloat16
+    assert np.ptp(result.picture.rgb) > 0
+
+
+@pytest.mark.parametrize("kind", ["flat", "gradient", "noise", "photo"])
+def test_no_seam_where_tiles_meet(pocket: Upscaler, kind: str, rng: np.random.Generator) -> None:
+    import evaluate
+
+    ramp = np.linspace(0, 255, 160)[None, :, None] * np.ones((96, 1, 3))
+    picture = {
+        "flat": np.full((96, 160, 3), (90, 120, 150)),
+        "gradient": ramp,
+        "noise": rng.normal(128, 40, (96, 160, 3)).clip(0, 255),
+        "photo": skimage.data.astronaut()[100:484, :640].reshape(96, 4, 128, 4, 3).mean((1, 3)),
+    }[kind].astype(np.uint8)
+    low = Image.fromarray(picture)
+    tiled, whole = (pocket(low, dataclasses.replace(QUICK, latent_tiled_size=side)) for side in (64, 160))
+    assert tiled.metrics["tiles"] >= 4 > 1 == whole.metrics["tiles"]
+    found, content = (evaluate.seam(result.picture.rgb, 64, 16, pocket.networks.factor) for result in (tiled, whole))
+    assert found / content <= 1.05

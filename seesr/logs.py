@@ -1,0 +1,33 @@
+"""Logs of one line per event, as words or, with LOG_FORMAT=json, as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+
+class JsonLines(logging.Formatter):
+    """{"time", "level", "logger", "message"}, or the values themselves where an event was logged as a dict."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        values = record.args if isinstance(record.args, dict) else {"message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps({**line, **values}, default=str)
+
+
+class OneLine(logging.Formatter):
+    """Words; a traceback is folded into the line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", " | ")
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Sends all logs to standard error in the format that LOG_FORMAT names."""
+    handler = logging.StreamHandler()
+    words = OneLine("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if os.environ.get("LOG_FORMAT") == "json" else words)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
