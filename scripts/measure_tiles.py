@@ -9,6 +9,7 @@ tiles: norms without the variance between tiles, attention within a tile.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -69,8 +70,12 @@ def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]],
         )
         if halo == 8:
             differences.append(found - whole)
-            add("encode", "ours, halo 8, nothing held", lambda: encode(0), z)
-            add("decode", "ours, halo 8, nothing held", lambda: autoencoder.decode(vae, z, 8, Budget()), whole)
+            for share in (4, 16):
+                hold = 2 * 4 * 128 * picture.shape[2] * picture.shape[3] // share
+                add("encode", f"ours, halo 8, 1/{share} of the memory", lambda hold=hold: encode(hold), z)
+                little = Budget(hold=hold)
+                work = functools.partial(autoencoder.decode, vae, z, 8, little)
+                add("decode", f"ours, halo 8, 1/{share} of the memory", work, whole)
     add("encode", "reference's tiles", lambda: reference_encode() * scaling, z)
 
     def reference_decode() -> Tensor:

@@ -35,7 +35,7 @@ from seesr.tagger import Tagger, preprocess
 WORK = Path("build/pocket")
 SEED = 20
 DRAWN = 240  # pictures drawn in code
-POOL, POOL_STEPS = 1500, 5000  # low-resolution pictures at a time, and for how many steps
+POOL, POOL_STEPS = 1200, 5000  # low-resolution pictures at a time, and for how many steps
 LUMA = np.float32([0.299, 0.587, 0.114])
 log = logging.getLogger("train_pocket")
 
@@ -376,20 +376,19 @@ def denoiser(device: torch.device, steps: int) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
         count, side = (12, 64) if step < 0.7 * steps else (6, 96)
-        share = 0.0 if step < 0.3 * steps else 0.3
+        share = 0.0 if step < 0.3 * steps else 0.25
         target, truth, hint, ids, tokens = pool.draw(rng, count, side, share, device)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            t = torch.full((len(target),), sampling.START, device=device)
+            x = noisy(net.vae.encoder(hint * 2 - 1) * scaling, t)
+            if step > 0.3 * steps and rng.random() < 0.2:
+                first = clean(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
+                visits = rng.integers(2, 9, len(target))
+                later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
+                t = torch.tensor(later, device=device)
+                x = noisy(first, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * steps), sdpa_kernel(SDPBackend.MATH):
-            words = net.text(ids).last_hidden_state
-            with torch.no_grad():
-                t = torch.full((len(target),), sampling.START, device=device)
-                x = noisy(net.vae.encoder(hint * 2 - 1).float() * scaling, t)
-                if step > 0.3 * steps and rng.random() < 0.25:
-                    first = clean(x, t, net(x, t, hint, words, tokens))
-                    visits = rng.integers(2, 9, len(target))
-                    later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
-                    t = torch.tensor(later, device=device)
-                    x = noisy(first, t)
-            z = clean(x, t, net(x, t, hint, words, tokens))
+            z = clean(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
             picture = (net.vae.decoder(z / scaling).float() + 1) / 2
         plain = (hint - truth).square().mean((1, 2, 3))
         loss = ((picture - target).square().mean((1, 2, 3)) / (plain + 2e-4)).mean()
@@ -466,7 +465,7 @@ def plot(path: Path, width: int = 640, height: int = 320) -> None:
 STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 600),
-    "denoiser": (denoiser, 5000),
+    "denoiser": (denoiser, 4200),
     "export": (export, 0),
 }
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from seesr.settings import check_input
+from seesr.settings import LARGEST_INPUT, check_input
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_FILE = 100 * 2**20  # bytes
@@ -111,11 +111,15 @@ def read(source: Path | BinaryIO, check_size: Callable[[int, int], object] = che
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
         try:
             header = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"the image is far over the limit of {LARGEST_INPUT / 1e6:.1f} MP") from error
         except Exception as error:
             raise ValueError(f"this is not an image that can be read: use {', '.join(FORMATS)}") from error
         check_size(*header.size)
         if header.format != "MPO" and getattr(header, "n_frames", 1) > 1:
             raise ValueError(f"the image has {header.n_frames} frames; send one still picture")  # pyright: ignore
+        if header.format == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+            raise ValueError("the image file is damaged (its end is missing)")  # the decoder would not say so
         try:
             header.verify()
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -131,9 +135,7 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     Raises:
         ValueError: a mode that has no defined colours (floating point, 32-bit integers).
     """
-    exif = opened.getexif()
-    turn = exif.pop(ExifTags.Base.Orientation, 1)
-    block = exif.tobytes() if len(exif) else None
+    turn, block = read_exif(opened)
     dpi = opened.info.get("dpi")
     icc = opened.info.get("icc_profile") or None
     deep = read_deep(opened, data)
@@ -147,6 +149,17 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     transparent = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
     return Picture(*split(upright(pixels, turn)), icc, block, dpi)
+
+
+def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
+    """Orientation and the EXIF block without it; a block that cannot be read is left out."""
+    try:
+        exif = opened.getexif()
+        turn = exif.pop(ExifTags.Base.Orientation, 1)
+        return turn, exif.tobytes() if len(exif) else None
+    except Exception as error:  # the parser raises SyntaxError, struct.error, ValueError, ...
+        log.warning("the EXIF data cannot be read and are left out (%s)", type(error).__name__)
+        return 1, None
 
 
 def profile_space(icc: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import skimage.data
 import tiny
 import torch
+from cog_server import ROOT, CogServer
 from PIL import Image
 
 from seesr import Upscaler, weights
@@ -48,6 +50,16 @@ def pocket() -> Upscaler:
 def photo() -> Image.Image:
     """A 64x48 piece of a photograph."""
     return Image.fromarray(skimage.data.chelsea()[60:252, 100:356]).reduce(4)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
+    """Cog's server on the pocket bundle."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with CogServer(log, SEESR_WEIGHTS=str(ROOT / "weights/pocket")) as running:
+        running.wait_until_ready()
+        yield running
+    assert "deprecated" not in log.read_text()
 
 
 @pytest.fixture

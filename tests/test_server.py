@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,40 +13,7 @@ import pytest
 import requests
 from cog_server import ROOT, CogServer
 from PIL import Image
-
-
-def data_uri(data: bytes, mime: str = "image/png") -> str:
-    return f"data:{mime};base64," + base64.b64encode(data).decode()
-
-
-def png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    with CogServer(log, SEESR_WEIGHTS=str(ROOT / "weights/pocket")) as running:
-        running.wait_until_ready()
-        yield running
-    assert "deprecated" not in log.read_text()
-
-
-def predict(server: CogServer, **given: object) -> dict:
-    """Cog answers a moment before its slot is free again, so a 409 right after an answer is asked again."""
-    for _ in range(50):
-        answer = requests.post(f"{server.url}/predictions", json={"input": given}, timeout=300)
-        if answer.status_code != 409:
-            break
-        time.sleep(0.02)
-    return answer.json()
-
-
-def picture_of(answer: dict) -> Image.Image:
-    assert answer["status"] == "succeeded", answer
-    return Image.open(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2])))
+from service import data_uri, picture_of, png, predict
 
 
 def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: Image.Image) -> None:

@@ -1,0 +1,43 @@
+"""Asking Cog's server, for tests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+
+import requests
+from cog_server import CogServer
+from PIL import Image
+
+
+def data_uri(data: bytes, mime: str = "image/png") -> str:
+    return f"data:{mime};base64," + base64.b64encode(data).decode()
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ask(server: CogServer, body: object) -> requests.Response:
+    """Cog answers a moment before its slot is free again, so a 409 right after an answer is asked again."""
+    options = {"data": body} if isinstance(body, str) else {"json": body}
+    for _ in range(100):
+        answer = requests.post(
+            f"{server.url}/predictions", **options, headers={"Content-Type": "application/json"}, timeout=300
+        )
+        if answer.status_code != 409:
+            break
+        time.sleep(0.02)
+    return answer
+
+
+def predict(server: CogServer, **given: object) -> dict:
+    return ask(server, {"input": given}).json()
+
+
+def picture_of(answer: dict) -> Image.Image:
+    assert answer["status"] == "succeeded", answer
+    return Image.open(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2])))
