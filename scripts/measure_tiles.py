@@ -61,20 +61,17 @@ def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]],
     z = add("encode", "un-tiled", lambda: vae.encode(2 * picture - 1).latent_dist.mean * scaling, None)
     whole = add("decode", "un-tiled", lambda: vae.decode(z / scaling).sample[0] / 2 + 0.5, None)
     differences = []
-    held = Budget(hold=EVERYTHING)
     for halo in (4, 8, 12):
         autoencoder.HALO, autoencoder.TILE = halo, tile + 2 * halo
         add("encode", f"ours, halo {halo}", lambda: encode(EVERYTHING), z)
-        found = add(
-            "decode", f"ours, halo {halo}", lambda: autoencoder.decode(vae, z, 8, Budget(hold=EVERYTHING)), whole
-        )
+        work = functools.partial(autoencoder.decode, vae, z, FACTOR, Budget(hold=EVERYTHING))
+        found = add("decode", f"ours, halo {halo}", work, whole)
         if halo == 8:
             differences.append(found - whole)
             for share in (4, 16):
                 hold = 2 * 4 * 128 * picture.shape[2] * picture.shape[3] // share
                 add("encode", f"ours, halo 8, 1/{share} of the memory", lambda hold=hold: encode(hold), z)
-                little = Budget(hold=hold)
-                work = functools.partial(autoencoder.decode, vae, z, 8, little)
+                work = functools.partial(autoencoder.decode, vae, z, FACTOR, Budget(hold=hold))
                 add("decode", f"ours, halo 8, 1/{share} of the memory", work, whole)
     add("encode", "reference's tiles", lambda: reference_encode() * scaling, z)
 

@@ -3,7 +3,7 @@
     python scripts/train_pocket.py                     all stages, about two hours on two CPU cores
     python scripts/train_pocket.py --stage tagger      one stage, from the checkpoints of those before it
 
-Stages: autoencoder, tagger, denoiser, export. Checkpoints and curves go to build/pocket.
+Stages: autoencoder, tagger, denoiser, restorer, export. Checkpoints and curves go to build/pocket.
 """
 
 from __future__ import annotations
@@ -330,29 +330,55 @@ class Pool:
 
 
 def denoiser(device: torch.device, steps: int) -> None:
+    """From the start, mostly on cleanly reduced pictures: a mixture would learn to leave everything alone."""
+    net = Denoiser()
+    net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
+    fit("denoiser", net, device, steps, seed=SEED + 2, peak=1e-3, clean=0.3, share=0.25)
+
+
+def restorer(device: torch.device, steps: int) -> None:
+    """Goes on where the denoiser stopped, half of it on damaged pictures."""
+    net = Denoiser()
+    saved = torch.load(WORK / "denoiser.pt", weights_only=True)
+    net.load_state_dict(saved["net"])
+    fit("restorer", net, device, steps, seed=SEED + 3, peak=7e-4, clean=0.0, share=0.5, scaling=saved["scaling"])
+
+
+def fit(
+    stage: str,
+    net: Denoiser,
+    device: torch.device,
+    steps: int,
+    *,
+    seed: int,
+    peak: float,
+    clean: float,
+    share: float,
+    scaling: float | None = None,
+) -> None:
     """UNet, ControlNet and text encoder, and the decoder on their output, by the error of the decoded picture.
 
-    The error counts relative to that of bicubic interpolation, or bad inputs would drown the good ones; those join
-    after the first steps, which would otherwise learn to leave everything alone. Trained at the timesteps that 1 to 8
-    trailing steps visit; later ones start from the model's own first prediction, as they will at run time.
+    The error counts relative to that of bicubic interpolation, or bad inputs would drown the good ones; a `share` of
+    those joins after the first part, `clean`. Trained at the timesteps that 1 to 8 trailing steps visit; later ones
+    start from the model's own first prediction, as they will at run time.
     """
-    rng = np.random.default_rng(SEED + 2)
-    torch.manual_seed(SEED + 2)
-    net = Denoiser().to(device, memory_format=torch.channels_last)
-    net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    net = net.to(device, memory_format=torch.channels_last)
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
     tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
     tokenizer, corpus = build_tokenizer(), data.corpus(SEED, DRAWN)
-    small = to_tensor(next(data.batches(rng, *corpus, side=128, count=32)), device)
-    with torch.no_grad():
-        scaling = 1 / net.vae.encoder(small * 2 - 1).std().item()
+    if scaling is None:  # what brings the latents to unit variance
+        small = to_tensor(next(data.batches(rng, *corpus, side=128, count=32)), device)
+        with torch.no_grad():
+            scaling = 1 / net.vae.encoder(small * 2 - 1).std().item()
     keep = [p for p in net.parameters() if p.requires_grad]
     slow = {id(p) for p in net.vae.parameters()}
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for p in keep if id(p) not in slow], "peak": 1e-3},
-            {"params": [p for p in keep if id(p) in slow], "peak": 2e-4},
+            {"params": [p for p in keep if id(p) not in slow], "peak": peak},
+            {"params": [p for p in keep if id(p) in slow], "peak": peak / 5},
         ],
         betas=(0.9, 0.99),
         weight_decay=1e-3,
@@ -365,30 +391,30 @@ def denoiser(device: torch.device, steps: int) -> None:
         a = alpha_bar[t].view(-1, 1, 1, 1)
         return a.sqrt() * z + (1 - a).sqrt() * torch.randn_like(z)
 
-    def clean(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def predict(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         a = alpha_bar[t].view(-1, 1, 1, 1)
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
-    curve = Curve("denoiser")
+    curve = Curve(stage)
     for step in range(steps):
         if step % POOL_STEPS == 0:
             pool = Pool(rng, corpus, tags, tokenizer, POOL)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
         count, side = (12, 64) if step < 0.7 * steps else (6, 96)
-        share = 0.0 if step < 0.3 * steps else 0.25
-        target, truth, hint, ids, tokens = pool.draw(rng, count, side, share, device)
+        early = step < clean * steps
+        target, truth, hint, ids, tokens = pool.draw(rng, count, side, 0.0 if early else share, device)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             t = torch.full((len(target),), sampling.START, device=device)
             x = noisy(net.vae.encoder(hint * 2 - 1) * scaling, t)
-            if step > 0.3 * steps and rng.random() < 0.2:
-                first = clean(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
+            if not early and rng.random() < 0.2:
+                first = predict(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
                 visits = rng.integers(2, 9, len(target))
                 later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
                 t = torch.tensor(later, device=device)
                 x = noisy(first, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * steps), sdpa_kernel(SDPBackend.MATH):
-            z = clean(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
+            z = predict(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
             picture = (net.vae.decoder(z / scaling).float() + 1) / 2
         plain = (hint - truth).square().mean((1, 2, 3))
         loss = ((picture - target).square().mean((1, 2, 3)) / (plain + 2e-4)).mean()
@@ -402,7 +428,7 @@ def denoiser(device: torch.device, steps: int) -> None:
         gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
         curve.add(step, loss=loss.item(), gain_db=average_of(gain[asked]), gain_negative_db=average_of(gain[~asked]))
         if (step + 1) % 1000 == 0 or step + 1 == steps:
-            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
+            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
 
 
 def average_of(values: Tensor) -> float:
@@ -412,7 +438,7 @@ def average_of(values: Tensor) -> float:
 def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.ROOT / "pocket"
-    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    saved = torch.load(WORK / "restorer.pt", map_location="cpu", weights_only=True)
     tokenizer = build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
@@ -442,8 +468,13 @@ def export(device: torch.device, steps: int) -> None:
 
 def plot(path: Path, width: int = 640, height: int = 320) -> None:
     """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
-    rows = [json.loads(line) for line in (WORK / "denoiser.jsonl").read_text().splitlines()]
-    steps, gains = (np.array([row[key] for row in rows], float) for key in ("step", "gain_db"))
+    steps, gains = [0.0], [0.0]  # it starts as bicubic
+    for stage in ("denoiser", "restorer"):
+        before = steps[-1]
+        for row in map(json.loads, (WORK / f"{stage}.jsonl").read_text().splitlines()):
+            steps.append(before + row["step"])
+            gains.append(row["gain_db"])
+    steps, gains = np.array(steps), np.array(gains)
     low, high = math.floor(gains.min() * 2) / 2, math.ceil(gains.max() * 2) / 2
     canvas = np.full((height, width, 3), 255, np.uint8)
     left, bottom = 60, height - 40
@@ -466,6 +497,7 @@ STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 600),
     "denoiser": (denoiser, 4200),
+    "restorer": (restorer, 12000),
     "export": (export, 0),
 }
 

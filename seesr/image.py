@@ -262,19 +262,25 @@ def write(picture: Picture, path: Path, file_format: str, quality: int) -> None:
     """Writes png, webp or jpg under a temporary name, checks that it opens at the right size, then renames it.
 
     jpg has no alpha: the picture is laid on white. webp and jpg have 8 bits.
+
+    Raises:
+        RuntimeError: the file does not open at its size, or the disk is full or read-only. One line, without the path.
     """
     data = encode(picture, file_format, quality)
     with Image.open(io.BytesIO(data)) as check:
         if check.size != picture.size:
             raise RuntimeError(f"the written file has {check.size} pixels instead of {picture.size}")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RuntimeError(f"the result cannot be written: {error.strerror}") from error
 
 
 def encode(picture: Picture, file_format: str, quality: int) -> bytes:

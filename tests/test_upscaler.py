@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,16 @@ def test_no_seam_where_tiles_meet(pocket: Upscaler, kind: str, rng: np.random.Ge
     assert tiled.metrics["tiles"] >= 4 > 1 == whole.metrics["tiles"]
     found, content = (evaluate.seam(result.picture.rgb, 64, 16, pocket.networks.factor) for result in (tiled, whole))
     assert found / content <= 1.05
+
+
+def test_exif_is_kept_or_gone(pocket: Upscaler, photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "a camera"
+    exif.get_ifd(0x8825)[1] = "N"  # GPS
+    source = dataclasses.replace(image.from_pil(photo), exif=exif.tobytes())
+    for kept in (True, False):
+        found = pocket(source, dataclasses.replace(QUICK, keep_exif=kept)).picture
+        for kind in ("png", "webp", "jpg"):
+            with Image.open(io.BytesIO(image.encode(found, kind, 90))) as opened:
+                assert (opened.getexif().get(0x0110) == "a camera") == kept
+                assert bool(opened.getexif().get_ifd(0x8825)) == kept
