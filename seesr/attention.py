@@ -6,6 +6,7 @@ transformer that looks at the tagger's image tokens. Both run one after the othe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -46,14 +47,19 @@ def project(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-class CrossAttention:
-    """A diffusers attention processor that takes Tokens, or a plain tensor as in training."""
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values [B, heads, n, d] -> [B, heads, n, d]
+
+
+class Attend:
+    """A diffusers attention processor that takes Tokens, or a plain tensor as in training, or looks at itself."""
+
+    kernel: Kernel = staticmethod(F.scaled_dot_product_attention)
 
     def __call__(
         self,
         attn: Attention,
         hidden_states: Tensor,
-        encoder_hidden_states: Tokens | Tensor,
+        encoder_hidden_states: Tokens | Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         assert attention_mask is None
@@ -61,8 +67,8 @@ class CrossAttention:
         if isinstance(encoder_hidden_states, Tokens):
             keys, values = encoder_hidden_states.keys_values(attn, len(hidden_states))
         else:
-            keys, values = project(attn, encoder_hidden_states)
-        found = F.scaled_dot_product_attention(queries, keys, values)
+            keys, values = project(attn, hidden_states if encoder_hidden_states is None else encoder_hidden_states)
+        found = self.kernel(queries, keys, values)
         return attn.to_out[0](found.transpose(1, 2).flatten(2))  # type: ignore[index]
 
 
@@ -96,13 +102,21 @@ class TextThenImage(nn.Module):
         )
         for transformer in (self.text, self.image):
             for block in transformer.transformer_blocks:
-                block.attn2.set_processor(CrossAttention())  # type: ignore[union-attr]
+                block.attn1.set_processor(Attend())  # type: ignore[union-attr]
+                block.attn2.set_processor(Attend())  # type: ignore[union-attr]
 
     def forward(self, hidden: Tensor, encoder_hidden_states: tuple[Any, Any], **options: Any) -> tuple[Tensor]:
         """[B, C, H, W] -> ([B, C, H, W],)."""
         text, image = encoder_hidden_states
         hidden = self.text(hidden, encoder_hidden_states=text, **options)[0]
         return (self.image(hidden, encoder_hidden_states=image, return_dict=False)[0],)
+
+
+def set_kernel(network: nn.Module, kernel: Kernel) -> None:
+    """Has every attention of a UNet or ControlNet computed by `kernel`."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.processor.kernel = kernel  # type: ignore[union-attr]
 
 
 def add_image_attention(model: UNet2DConditionModel | ControlNetModel, image_width: int) -> None:

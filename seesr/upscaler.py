@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from seesr import __version__, autoencoder, color, image, models, sampling, steering, text, weights
+from seesr import __version__, autoencoder, color, hardware, image, models, sampling, steering, text, weights
 from seesr.attention import Tokens
 from seesr.budget import Budget
 from seesr.image import Picture
@@ -93,6 +93,7 @@ class Upscaler:
 
     def __init__(self, networks: models.Models) -> None:
         self.networks = networks
+        self.attention = hardware.tune(networks)  # name of the kernel
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Upscaler:
@@ -108,8 +109,11 @@ class Upscaler:
         path = weights.locate() if bundle is None else Path(bundle)
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         networks = models.load(path, target, torch.float32 if target.type == "cpu" else torch.float16)
-        log.info("bundle %s on %s in %s", networks.bundle.name, target, networks.dtype)
-        return cls(networks)
+        upscaler = cls(networks)
+        log.info(
+            "bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, upscaler.attention
+        )
+        return upscaler
 
     def __call__(
         self,
