@@ -25,7 +25,7 @@ class Tokens:
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self.made: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.made: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def keys_values(self, attention: Attention, batch: int) -> tuple[Tensor, Tensor]:
         """For a batch that holds B groups of equal size: [batch, heads, n, head width] each."""
@@ -36,6 +36,15 @@ class Tokens:
             return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
         times = batch // len(keys)
         return keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)
+
+    def become(self, others: Tokens) -> None:
+        """Takes the values of another picture's tokens into the same memory, and what was made of them."""
+        self.values.copy_(others.values)
+        for attention, made in self.made.items():
+            if attention not in others.made:
+                others.made[attention] = project(attention, others.values)
+            for mine, new in zip(made, others.made[attention], strict=True):
+                mine.copy_(new)
 
 
 def project(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:

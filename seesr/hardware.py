@@ -56,6 +56,13 @@ class OneDnnLinear(nn.Linear):
         return matrix_product(input, self.weight, self.bias)
 
 
+class TileLinear(OneDnnLinear):
+    """One tile of a batch at a time: the order of sums must not depend on how many there are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([matrix_product(x, self.weight, self.bias) for x in input.split(1)])
+
+
 def one(backend: SDPBackend) -> Kernel:
     """Torch's attention by this backend alone."""
 
@@ -99,14 +106,10 @@ def tune(networks: Any) -> str:
         for network in (networks.unet, networks.controlnet, networks.vae):
             network.to(memory_format=torch.channels_last)
     if on_cpu and one_dnn():
-        for network in (networks.unet, networks.controlnet, networks.text_encoder, networks.tagger):
-            for module in network.modules():
-                if (
-                    type(module) is nn.Linear
-                    and module.weight.numel() >= SMALL
-                    and module.weight.dtype == torch.float32
-                ):
-                    module.__class__ = OneDnnLinear  # the same parameters under the same names
+        for network in (networks.text_encoder, networks.tagger):
+            use_one_dnn(network, OneDnnLinear)
+        for network in (networks.unet, networks.controlnet):
+            use_one_dnn(network, TileLinear)
     name = os.environ.get("SEESR_ATTENTION", "auto")
     if name == "auto":
         name = ("rows" if one_dnn() else "sdpa") if on_cpu else fastest(networks.device, networks.dtype)
@@ -120,6 +123,18 @@ def tune(networks: Any) -> str:
     for network in (networks.unet, networks.controlnet):
         set_kernel(network, KERNELS[name])
     return name
+
+
+def use_one_dnn(network: nn.Module, kind: type[OneDnnLinear]) -> None:
+    """Makes every large Linear of a float32 network one of `kind`, with the same parameters."""
+    for module in network.modules():
+        if type(module) is nn.Linear and module.weight.numel() >= SMALL and module.weight.dtype == torch.float32:
+            module.__class__ = kind
+
+
+def wants_graphs(device: torch.device) -> bool:
+    """CUDA graphs are an option, SEESR_CUDA_GRAPHS=1, until they have been measured on a GPU."""
+    return device.type == "cuda" and os.environ.get("SEESR_CUDA_GRAPHS") == "1"
 
 
 def one_dnn() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from seesr.attention import Tokens
 from seesr.budget import Budget
+from seesr.graphs import Graphs
 from seesr.precision import again_in_float32, check_finite
 from seesr.progress import Progress
 from seesr.steering import Ensemble
@@ -98,6 +100,7 @@ class Denoiser:
         weight: blending weight of a tile, [h, w].
         budget: tiles per forward pass, fewer when memory runs out.
         progress: counts finished tiles.
+        graphs: records and replays the forward pass; None: it is run.
     """
 
     unet: UNet2DConditionModel
@@ -111,6 +114,7 @@ class Denoiser:
     conditioning: float = 1.0
     budget: Budget = dataclasses.field(default_factory=Budget)
     progress: Progress = dataclasses.field(default_factory=Progress)
+    graphs: Graphs | None = None
     features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, z: Tensor, t: int) -> Tensor:
@@ -121,7 +125,9 @@ class Denoiser:
 
             def work() -> Tensor:
                 own = self if self.unet.dtype == self.text.values.dtype else self.in_float32()
-                prediction = own.predict(parts, t, torch.cat([own.hint_features(tile) for _, tile in places]))
+                predict = own.predict if own.graphs is None else functools.partial(own.graphs.predict, own)
+                time = torch.full((len(parts),), t, device=parts.device)
+                prediction = predict(parts, time, torch.cat([own.hint_features(tile) for _, tile in places]))
                 check_finite(prediction, "denoise")
                 return prediction
 
@@ -132,12 +138,18 @@ class Denoiser:
         def whole() -> Tensor:
             return blend(run, self.tiles, z.shape, self.budget.batch, self.weight)
 
-        return self.budget.attempt("batch", whole, self.features.clear)
+        return self.budget.attempt("batch", whole, self.release)
+
+    def release(self) -> None:
+        self.features.clear()
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def in_float32(self) -> Denoiser:
         """The same for networks that were cast up for a moment."""
+        self.release()  # recorded graphs would read weights that are no longer there
         text, image = Tokens(self.text.values.float()), Tokens(self.image.values.float())
-        return dataclasses.replace(self, text=text, image=image, features={})
+        return dataclasses.replace(self, text=text, image=image, features={}, graphs=None)
 
     @torch.no_grad()
     def hint_features(self, tile: Tile) -> Tensor:
@@ -150,13 +162,22 @@ class Denoiser:
         return features
 
     @torch.no_grad()
-    def predict(self, z: Tensor, t: int, hint: Tensor) -> Tensor:
-        """One forward pass: latents [B, C, h, w] and hint, or its features [B, C', h, w] -> prediction [B, C, h, w]."""
+    def predict(self, z: Tensor, t: Tensor, hint: Tensor) -> Tensor:
+        """One forward pass of tiles.
+
+        Args:
+            z: latents [B, C, h, w].
+            t: timesteps [B].
+            hint: [B, 3, f*h, f*w] in [0, 1], or its features [B, C', h, w].
+
+        Returns:
+            Predictions [B, C, h, w], float32.
+        """
         dtype = self.text.values.dtype
         branches = len(self.text.values)
         x = z.to(dtype).repeat(branches, 1, 1, 1)
         hint = hint.to(dtype).repeat(branches, 1, 1, 1)
-        time = torch.full((len(x),), t, device=x.device)
+        time = t.repeat(branches)
         context = (self.text, self.image)
         down, mid = self.controlnet(x, time, context, hint, self.conditioning, return_dict=False)
         prediction = self.unet(

@@ -80,14 +80,19 @@ def window(height: int, width: int) -> Tensor:
     return rows[:, None] * columns[None, :]
 
 
+def even(count: int, batch: int) -> int:
+    """The smallest size of batches, at most `batch`, that takes no more of them: 25 by 8 are four of 7."""
+    return -(-count // -(-count // batch))
+
+
 def blend(
     fn: Callable[[list[Place]], Tensor], tiles: list[Tile], shape: Sequence[int], batch: int, weight: Tensor
 ) -> Tensor:
     """Runs `fn` over batches of places and averages its results where tiles overlap.
 
     Args:
-        fn: takes `batch` places and returns [batch, C, h, w]. A last, shorter batch is filled up with its last place,
-            so that the network always sees one shape.
+        fn: takes places, at most `batch`, and returns [places, C, h, w]. All batches are of one size, so that the
+            network always sees one shape: a last, shorter one is filled up with its last place.
         tiles: the tiles of one picture, all of one shape.
         shape: [N, C, H, W] of the whole.
         weight: [h, w], relative weight of every cell of a tile; see `window`.
@@ -100,6 +105,7 @@ def blend(
     for tile in tiles:
         tile.of(share).add_(weight)
     places = [(n, tile) for n in range(count) for tile in tiles]
+    batch = even(len(places), batch)
     total = torch.zeros(tuple(shape), dtype=torch.float32, device=weight.device)
     for start in range(0, len(places), batch):
         group = places[start : start + batch]

@@ -34,6 +34,7 @@ from torch import Tensor
 from seesr import __version__, autoencoder, color, hardware, image, models, sampling, steering, text, weights
 from seesr.attention import Tokens
 from seesr.budget import Budget
+from seesr.graphs import Graphs
 from seesr.image import Picture
 from seesr.precision import check_finite
 from seesr.progress import Progress
@@ -94,6 +95,7 @@ class Upscaler:
     def __init__(self, networks: models.Models) -> None:
         self.networks = networks
         self.attention = hardware.tune(networks)  # name of the kernel
+        self.graphs = Graphs() if hardware.wants_graphs(networks.device) else None
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Upscaler:
@@ -131,7 +133,7 @@ class Upscaler:
         if isinstance(source, Path):
             source = image.read(source, settings.output_size)
         picture = source if isinstance(source, Picture) else image.from_pil(source)
-        return Job(self.networks, settings, picture, progress).run()
+        return Job(self.networks, settings, picture, progress, self.graphs).run()
 
     def warm_up(self) -> None:
         """Runs one step on a small grey picture, so that the first caller does not pay for lazy initialisation."""
@@ -160,7 +162,12 @@ class Job:
     """One picture on its way. The methods are the hops of the road above, in order."""
 
     def __init__(
-        self, networks: models.Models, settings: Settings, picture: Picture, progress: Progress | None = None
+        self,
+        networks: models.Models,
+        settings: Settings,
+        picture: Picture,
+        progress: Progress | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         self.networks, self.settings, self.picture = networks, settings, picture
         self.seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
@@ -168,6 +175,7 @@ class Job:
         self.seconds: dict[str, float] = {}
         self.budget = Budget.plan(networks.device, settings.latent_tiled_size**2)
         self.progress = progress or Progress()
+        self.graphs = graphs
 
     def run(self) -> Result:
         with self.timed("tags"):
@@ -209,6 +217,8 @@ class Job:
     def timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
+        if self.networks.device.type == "cuda":
+            torch.cuda.synchronize(self.networks.device)
         self.seconds[stage] = time.perf_counter() - started
 
     def record(self) -> dict[str, Any]:
@@ -311,6 +321,7 @@ class Job:
             guidance=self.settings.cfg_scale,
             budget=self.budget,
             progress=self.progress,
+            graphs=self.graphs,
         )
 
     def under(self, hint: image.Pixels) -> Callable[[Tile], Tensor]:

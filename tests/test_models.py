@@ -58,7 +58,7 @@ def test_both_kinds_of_tokens_reach_the_prediction(tiny_upscaler: Upscaler) -> N
             unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
             hint=lambda tile: hint, tiles=[], weight=z,
         )  # fmt: skip
-        return denoiser.predict(z, t, hint)
+        return denoiser.predict(z, torch.tensor([t]), hint)
 
     base = predict(words, tokens, hint)
     assert torch.equal(base, predict(words, tokens, hint))
