@@ -107,7 +107,7 @@ def main() -> None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     if args.map:
         grey = [d.abs().mean(0).cpu().numpy() for d in differences]
-        panels = [(255 * panel / panel.max()).astype(np.uint8) for panel in grey]
+        panels = [(255 * panel / max(panel.max(), 1e-12)).astype(np.uint8) for panel in grey]
         Image.fromarray(np.concatenate(panels, axis=1)).resize((1024, 512)).save(args.map)
         print("largest difference:", ", ".join(f"{panel.max():.2g}" for panel in grey))
 

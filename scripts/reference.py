@@ -147,7 +147,7 @@ def tiled(network: Any, stages: list[autoencoder.Stage], x: Tensor, tile: int | 
     inputs, outputs = vae_boxes(height, width, tile, encoder)
     parts = in_step(stages, [x[..., y1:y2, x1:x2] for x1, x2, y1, y2 in inputs])
     scale = (lambda side: side // 8) if encoder else (lambda side: side * 8)
-    result = torch.zeros(1, parts[0].shape[1], scale(height), scale(width))
+    result = parts[0].new_zeros(1, parts[0].shape[1], scale(height), scale(width))
     for part, (x1, _, y1, _), (left, right, top, bottom) in zip(parts, inputs, outputs, strict=True):
         y, x_ = top - scale(y1), left - scale(x1)
         result[..., top:bottom, left:right] = part[..., y : y + bottom - top, x_ : x_ + right - left]

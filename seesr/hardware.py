@@ -160,7 +160,7 @@ def channels_last_pays(device: torch.device, dtype: torch.dtype) -> bool:
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         block = nn.Sequential(nn.GroupNorm(32, BLOCK[1]), nn.SiLU(), nn.Conv2d(BLOCK[1], BLOCK[1], 3, padding=1))
-        block = block.to(device, dtype).to(memory_format=layout)
+        block = block.to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
         x = torch.zeros(BLOCK, device=device, dtype=dtype).contiguous(memory_format=layout)
         found.append(least_seconds(functools.partial(block, x), device, times=5))
     log.info("residual block, ms: %.2f, channels last %.2f", *(1000 * value for value in found))

@@ -1,0 +1,91 @@
+"""Which tiles the denoiser should work on: seam, nearness to one tile, and cost of sizes and overlaps, as a table.
+
+    python scripts/measure_tiling.py --json docs/decisions/tiling.json
+
+The pocket bundle (or --bundle) upscales photographs by 4 at one seed. Nearness is PSNR against the same picture made
+from one tile. Cost is counted for the full-size networks at 4096 x 4096 pixels, relative to tiles of 64 without overlap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import full_size
+import numpy as np
+import skimage.data
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from seesr import Settings, Upscaler, models, tiling, weights
+from seesr.attention import Tokens
+
+LAYOUTS = ((64, 4), (64, 8), (64, 16), (64, 32), (96, 16), (96, 32), (128, 16))
+PICTURES = ("astronaut", "chelsea", "coffee")
+
+
+def tile_tflop(side: int) -> float:
+    """Of one step of the full-size networks on one tile."""
+    with torch.device("meta"):
+        unet = models.build_diffusion_network(UNet2DConditionModel, full_size.UNET)
+        controlnet = models.build_diffusion_network(ControlNetModel, full_size.BLOCKS)
+        z, t, features = torch.empty(1, 4, side, side), torch.empty(1), torch.empty(1, 320, side, side)
+        context = (Tokens(torch.empty(1, 77, 1024)), Tokens(torch.empty(1, 145, 512)))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(z, t, context)
+        controlnet(z, t, context, features)
+    return counter.get_total_flops() / 1e12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=weights.ROOT / "pocket")
+    parser.add_argument("--side", type=int, default=160, help="of the small pictures, pixels")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    upscaler = Upscaler.load(args.bundle, "cpu")
+    factor = upscaler.networks.factor
+    base = Settings(num_inference_steps=args.steps, seed=1)
+    small = [Image.fromarray(getattr(skimage.data, name)()).resize((args.side, args.side)) for name in PICTURES]
+    whole = dataclasses.replace(base, latent_tiled_size=256, latent_tiled_overlap=0)
+    expected = [np.asarray(upscaler(picture, whole).image) for picture in small]
+    plain = (4096 // 8 // 64) ** 2 * tile_tflop(64)
+    rows: list[dict[str, Any]] = []
+    for tile, overlap in LAYOUTS:
+        settings = dataclasses.replace(base, latent_tiled_size=tile, latent_tiled_overlap=overlap)
+        found = [np.asarray(upscaler(picture, settings).image) for picture in small]
+        seams = [
+            evaluate.seam(a, tile, overlap, factor) / evaluate.seam(b, tile, overlap, factor)
+            for a, b in zip(found, expected, strict=True)
+        ]
+        rows.append(
+            {
+                "tile": tile,
+                "overlap": overlap,
+                "seam": float(np.mean(seams)),
+                "psnr_to_one_tile": float(
+                    np.mean([evaluate.psnr(*pair) for pair in zip(found, expected, strict=True)])
+                ),
+                "tiles_4096": len(tiling.grid(512, 512, tile, overlap)),
+                "cost_4096": len(tiling.grid(512, 512, tile, overlap)) * tile_tflop(tile) / plain,
+            }
+        )
+    print("| tile / overlap | seam | PSNR to one tile, dB | tiles at 4096 px | cost |\n| --- | --- | --- | --- | --- |")
+    for row in rows:
+        print(
+            f"| {row['tile']}/{row['overlap']} | {row['seam']:.3f} | {row['psnr_to_one_tile']:.1f}"
+            f" | {row['tiles_4096']} | {row['cost_4096']:.2f} |"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
