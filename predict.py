@@ -48,7 +48,7 @@ class Predictor(BaseRunner):
         num_inference_steps: int = Input(default=4, ge=1, le=8, description="Denoising steps. 1 is fastest; 2 to 4 is usual for this model."),
         cfg_scale: float = Input(default=1.0, ge=1, le=2, description="Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high."),
         latent_tiled_size: int = Input(default=64, ge=16, le=256, description="Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area."),
-        latent_tiled_overlap: int = Input(default=16, ge=0, le=128, description="Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further."),
+        latent_tiled_overlap: int = Input(default=6, ge=0, le=128, description="Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further."),
         use_kds: bool = Input(default=False, description="Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising."),
         num_particles: int = Input(default=4, ge=1, le=16, description="Samples that Kernel Density Steering runs together. 1 is the same as off."),
         bandwidth: float = Input(default=0.0, ge=0, le=10, description="Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples."),

@@ -3,7 +3,7 @@
     python scripts/measure_tiling.py --json docs/decisions/tiling.json
 
 The pocket bundle (or --bundle) upscales photographs by 4 at one seed. Nearness is PSNR against the same picture made
-from one tile. Cost is counted for the full-size networks at 4096 x 4096 pixels, relative to tiles of 64 without overlap.
+from one tile. Cost is counted for the full-size networks, relative to tiles of 64 without overlap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from seesr import Settings, Upscaler, models, tiling, weights
 from seesr.attention import Tokens
 
-LAYOUTS = ((64, 4), (64, 8), (64, 16), (64, 32), (96, 16), (96, 32), (128, 16))
+LAYOUTS = ((64, 6), (64, 8), (64, 16), (64, 32), (96, 16), (96, 32), (128, 16))
+SIDES = (2048, 4096, 8192)  # of the outputs whose cost is counted, pixels
 PICTURES = ("astronaut", "chelsea", "coffee")
 
 
@@ -43,6 +44,11 @@ def tile_tflop(side: int) -> float:
     return counter.get_total_flops() / 1e12
 
 
+def plain(side: int) -> float:
+    """TFLOP of a step on tiles of 64 side by side."""
+    return (side / 8 / 64) ** 2 * tile_tflop(64)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=weights.ROOT / "pocket")
@@ -56,7 +62,6 @@ def main() -> None:
     small = [Image.fromarray(getattr(skimage.data, name)()).resize((args.side, args.side)) for name in PICTURES]
     whole = dataclasses.replace(base, latent_tiled_size=256, latent_tiled_overlap=0)
     expected = [np.asarray(upscaler(picture, whole).image) for picture in small]
-    plain = (4096 // 8 // 64) ** 2 * tile_tflop(64)
     rows: list[dict[str, Any]] = []
     for tile, overlap in LAYOUTS:
         settings = dataclasses.replace(base, latent_tiled_size=tile, latent_tiled_overlap=overlap)
@@ -73,16 +78,17 @@ def main() -> None:
                 "psnr_to_one_tile": float(
                     np.mean([evaluate.psnr(*pair) for pair in zip(found, expected, strict=True)])
                 ),
-                "tiles_4096": len(tiling.grid(512, 512, tile, overlap)),
-                "cost_4096": len(tiling.grid(512, 512, tile, overlap)) * tile_tflop(tile) / plain,
+                "cost": {
+                    str(side): len(tiling.grid(side // 8, side // 8, tile, overlap)) * tile_tflop(tile) / plain(side)
+                    for side in SIDES
+                },
             }
         )
-    print("| tile / overlap | seam | PSNR to one tile, dB | tiles at 4096 px | cost |\n| --- | --- | --- | --- | --- |")
+    heads = " | ".join(f"cost at {side} px" for side in SIDES)
+    print(f"| tile / overlap | seam | PSNR to one tile, dB | {heads} |\n|{' --- |' * (3 + len(SIDES))}")
     for row in rows:
-        print(
-            f"| {row['tile']}/{row['overlap']} | {row['seam']:.3f} | {row['psnr_to_one_tile']:.1f}"
-            f" | {row['tiles_4096']} | {row['cost_4096']:.2f} |"
-        )
+        costs = " | ".join(f"{value:.2f}" for value in row["cost"].values())
+        print(f"| {row['tile']}/{row['overlap']} | {row['seam']:.3f} | {row['psnr_to_one_tile']:.1f} | {costs} |")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

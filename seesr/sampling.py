@@ -20,7 +20,7 @@ from seesr.progress import Progress
 from seesr.steering import Ensemble
 from seesr.tiling import Place, Tile, blend, grid, window
 
-FEATURE_BYTES = 2**29  # hint features kept over steps and particles, at most
+FEATURE_BYTES = 2**28  # hint features kept over steps and particles, at most
 START = 999  # timestep of the LR start (SeeSR's start_steps)
 
 

@@ -53,7 +53,7 @@ class Settings:
         le=256,
     )
     latent_tiled_overlap: int = _field(
-        16,
+        6,
         "Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further.",
         ge=0,
         le=128,

@@ -74,10 +74,12 @@ def test_batches_are_even() -> None:
     assert [tiling.even(n, 8) for n in (1, 7, 8, 9, 25, 121)] == [1, 7, 8, 5, 7, 8]
 
 
-@pytest.mark.parametrize("side", [2048, 4096, 8192])
-def test_overlap_wastes_at_most_a_third(side: int) -> None:
-    tiles = tiling.grid(side // 8, side // 8, Settings.latent_tiled_size, Settings.latent_tiled_overlap)
-    assert len(tiles) * Settings.latent_tiled_size**2 <= {2048: 1.57, 4096: 1.9, 8192: 1.73}[side] * (side // 8) ** 2
+@pytest.mark.parametrize(("side", "most"), [(2048, 1.57), (4096, 1.35), (8192, 1.35)])
+def test_overlap_wastes_little(side: int, most: float) -> None:
+    """At 2048 pixels four tiles a row would not overlap, so there are five."""
+    tile = Settings.latent_tiled_size
+    tiles = tiling.grid(side // 8, side // 8, tile, Settings.latent_tiled_overlap)
+    assert len(tiles) * tile**2 <= most * (side // 8) ** 2
 
 
 def tflop(network: nn.Module, *inputs: object, **options: object) -> float:

@@ -1,0 +1,97 @@
+"""The life of the server: cancelling at every stage, terminating in flight, damaged weights."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from cog_server import ROOT, CogServer
+from PIL import Image
+from service import data_uri, picture_of, png, predict
+
+POCKET = ROOT / "weights/pocket"
+
+
+def ask_in_background(server: CogServer, **given: object) -> tuple[threading.Thread, list[dict]]:
+    answers: list[dict] = []
+
+    def ask() -> None:
+        url = f"{server.url}/predictions/long"
+        answers.append(requests.put(url, json={"input": given}, timeout=300).json())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, answers
+
+
+def wait_for(server: CogServer, status: str) -> None:
+    while server.health()["status"] != status:
+        time.sleep(0.01)
+
+
+def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo: Image.Image) -> None:
+    given = {"image": data_uri(png(photo.resize((160, 120)))), "scale_factor": 8, "num_inference_steps": 1, "seed": 1}
+    seconds = predict(server, **given)["metrics"]["seconds"]
+    passed = 0.0
+    for stage, length in seconds.items():
+        if length > 0.5:
+            wait_for(server, "READY")
+            asking, answers = ask_in_background(server, **given)
+            wait_for(server, "BUSY")
+            time.sleep(passed + length / 2)
+            started = time.monotonic()
+            assert requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200, (
+                stage,
+                seconds,
+                answers,
+            )
+            asking.join(60)
+            assert time.monotonic() - started < 0.5, stage
+            assert answers[0]["status"] == "canceled", stage
+        passed += length
+    assert passed > 2
+    good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
+    assert picture_of(good).size == (256, 192)
+
+
+def test_what_is_in_flight_at_sigterm_is_answered_and_nothing_is_left(photo: Image.Image, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with CogServer(tmp_path / "log", SEESR_WEIGHTS=str(POCKET), TMPDIR=str(temporary)) as server:
+        server.wait_until_ready()
+        assert list(temporary.glob("seesr-outputs-*"))
+        asking, answers = ask_in_background(server, image=data_uri(png(photo)), seed=1)
+        wait_for(server, "BUSY")
+        server.process.terminate()
+        asking.join(60)
+        assert picture_of(answers[0]).size == (256, 192)
+        assert server.process.wait(20) == 0
+    assert not list(temporary.glob("seesr-outputs-*"))
+
+
+def test_outputs_of_a_killed_worker_are_removed_at_the_next_start(tmp_path: Path) -> None:
+    stale = Path(tempfile.gettempdir()) / "seesr-outputs-999999999"
+    stale.mkdir(exist_ok=True)
+    (stale / "old.png").write_bytes(b"old")
+    with CogServer(tmp_path / "log", SEESR_WEIGHTS=str(POCKET)) as server:
+        server.wait_until_ready()
+        assert not stale.exists()
+
+
+def test_damaged_weights_fail_setup_by_name(tmp_path: Path) -> None:
+    bundle = tmp_path / "pocket"
+    shutil.copytree(POCKET, bundle)
+    file = bundle / "unet/diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes(data)
+    with (
+        CogServer(tmp_path / "log", SEESR_WEIGHTS=str(bundle)) as broken,
+        pytest.raises(RuntimeError, match="unet/diffusion_pytorch_model.safetensors"),
+    ):
+        broken.wait_until_ready()
