@@ -27,9 +27,7 @@ class Predictor(BaseRunner):
         self.upscaler = Upscaler.load()
         loaded = time.perf_counter()
         self.upscaler.warm_up()
-        log.info(
-            "setup: load %.1f s, warm-up %.1f s, %s", loaded - started, time.perf_counter() - loaded, self.upscaler.memory()
-        )
+        log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if self.upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
         self.folder = output_folder()

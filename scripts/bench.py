@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -38,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E
 
 from seesr import Settings, Upscaler, hardware, image, models, sampling, text  # noqa: E402
 from seesr.image import Picture  # noqa: E402
-from seesr.upscaler import Job, device_name  # noqa: E402
+from seesr.upscaler import Job, device_name, peak_memory  # noqa: E402
 
 IMPORTED = time.perf_counter()
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,13 +151,6 @@ def photograph(side: int) -> Picture:
     return Picture(np.asarray(found))
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.max_memory_allocated(device)
-    return found
-
-
 def predict(upscaler: Upscaler, picture: Picture, settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds per stage, the PNG file among them, and the metrics."""
     result = upscaler(picture, settings)
@@ -208,7 +200,7 @@ def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args
         "seconds_first": round(sum(first.values()), 4),
         "seconds_per_tile_step": round(seconds["denoise"] / (steps * args.particles * metrics["tiles"]), 5),
         "tflop": {name: round(value, 4) for name, value in tflop.items()},
-        "peak_bytes": memory,
+        "peak_memory_mb": memory,
         "repeats": args.repeats,
     }
     if plain:
@@ -310,7 +302,7 @@ def table(folder: Path) -> str:
         words += ["", f"## {device}, {dtype}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
         for row in found:
             stages = [f"{row['seconds'][stage]:.3g}" for stage in STAGES]
-            memory = row["peak_bytes"]
+            memory = row["peak_memory_mb"]
             cells = [
                 row["weights"],
                 str(row["size"]),
@@ -321,8 +313,8 @@ def table(folder: Path) -> str:
                 f"{row['seconds_first']:.3g}",
                 f"{sum(row['tflop'].values()):.3g}",
                 f"{row['fraction_of_ceiling']:.0%} of {row['ceiling_tflops']:.3g} TFLOP/s",
-                f"{memory['host'] / 1e9:.1f}",
-                f"{memory['device'] / 1e9:.1f}" if "device" in memory else "",
+                f"{memory['host'] / 1000:.1f}",
+                f"{memory['device'] / 1000:.1f}" if "device" in memory else "",
             ]
             words.append("| " + " | ".join(cells) + " |")
         for row in found:

@@ -53,7 +53,7 @@ class Result:
         uncertainty: where the particles of Kernel Density Steering disagreed, uint16 [H, W]; 65535 is a spread of 1
             or more latent units. Relative and uncalibrated. None without steering.
         seed: the seed used, drawn if none was given.
-        metrics: tags, sizes, steps, tiles, seconds per stage, device, bundle.
+        metrics: tags, sizes, steps, tiles, seconds per stage, peak memory of the process, device, bundle.
         source: the input.
     """
 
@@ -149,14 +149,6 @@ class Upscaler:
             log.error("the device has failed: %s", error)
             return False
 
-    def memory(self) -> str:
-        """Peak memory so far, in words."""
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-        words = f"{host:.1f} GiB host memory at most"
-        if self.networks.device.type == "cuda":
-            words += f", {torch.cuda.max_memory_allocated(self.networks.device) / 2**30:.1f} GiB device memory at most"
-        return words
-
 
 class Job:
     """One picture on its way. The methods are the hops of the road above, in order."""
@@ -204,6 +196,7 @@ class Job:
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "peak_memory_mb": peak_memory(self.networks.device),
             "device": device_name(self.networks.device),
             "bundle": self.networks.bundle.name,
         }
@@ -370,3 +363,11 @@ class Job:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most that this process has held so far, in MB (10^6 bytes)."""
+    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6}  # KiB on Linux
+    if device.type == "cuda":
+        found["device"] = torch.cuda.max_memory_allocated(device) // 10**6
+    return found
