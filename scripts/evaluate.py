@@ -5,7 +5,8 @@
     python scripts/evaluate.py --hr DIV2K/HR --bundle weights/full --steps 1 2 4
     python scripts/evaluate.py --hr RealSR/HR --lr RealSR/LR    pairs, nothing is degraded
 
-Needs the `eval` extra. PSNR and SSIM cut a border of `scale` pixels; "y" is BT.601 luma from 16 to 235.
+Needs the `eval` extra. PSNR and SSIM cut a border of `scale` pixels; "y" is BT.601 luma from 16 to 235. delta_e is
+against the truth, shift against the input after averaging the result down to it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from seesr import Settings, Upscaler, image, tiling
 Picture = NDArray[np.uint8]
 BUILT_IN = ("astronaut", "chelsea", "coffee")  # held out of the pocket model's training
 SCALE = degradations.SCALE
-COLUMNS = ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "niqe", "delta_e", "seam", "seconds")
+COLUMNS = ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "niqe", "delta_e", "shift", "seam", "seconds")
 
 
 def luma(picture: Picture) -> NDArray[np.float64]:
@@ -56,6 +57,15 @@ def seam(picture: Picture, tile: int, overlap: int, factor: int) -> float:
     return float(np.mean(across) / np.mean(beside)) if across else 1.0
 
 
+def colour_shift(found: Picture, low: Picture) -> float:
+    """Mean Delta E 2000 between the input and the result averaged down to it: what was done to its colours."""
+    return delta_e(degradations.clean(found, 0), low)
+
+
+def delta_e(a: Picture, b: Picture) -> float:
+    return float(deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean())
+
+
 def measure(found: Picture, truth: Picture) -> dict[str, float]:
     from basicsr.metrics.niqe import calculate_niqe
 
@@ -67,7 +77,7 @@ def measure(found: Picture, truth: Picture) -> dict[str, float]:
         "ssim_y": float(structural_similarity(luma(a), luma(b), data_range=255)),
         "ssim_rgb": float(structural_similarity(a, b, data_range=255, channel_axis=2)),
         "niqe": float(calculate_niqe(found[..., ::-1].astype(np.float32), SCALE)),
-        "delta_e": float(deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean()),
+        "delta_e": delta_e(a, b),
     }
 
 
@@ -115,14 +125,16 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
         shown = [image.enlarge(pair.low, size, Image.Resampling.NEAREST)]
         for name, resample in filters.items():
             plain = image.enlarge(pair.low, size, resample)
-            rows.append({"picture": pair.name, "method": name, **measure(plain, pair.high)})
+            measured = {**measure(plain, pair.high), "shift": colour_shift(plain, pair.low)}
+            rows.append({"picture": pair.name, "method": name, **measured})
             shown.append(plain)
         for steps in args.steps:
             settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
             result = upscaler(Image.fromarray(pair.low), settings)
             ours = np.asarray(result.image)
             seams = seam(ours, settings.latent_tiled_size, settings.latent_tiled_overlap, factor)
-            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measure(ours, pair.high), "seam": seams}
+            measured = {**measure(ours, pair.high), "shift": colour_shift(ours, pair.low), "seam": seams}
+            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measured}
             rows.append({**row, "seconds": sum(result.metrics["seconds"].values())})
         sheet.append([*shown, ours, pair.high])
     return rows, sheet

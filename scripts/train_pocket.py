@@ -3,7 +3,7 @@
     python scripts/train_pocket.py                     all stages, about two hours on two CPU cores
     python scripts/train_pocket.py --stage tagger      one stage, from the checkpoints of those before it
 
-Stages: autoencoder, tagger, denoiser, restorer, export. Checkpoints and curves go to build/pocket.
+Stages: autoencoder, tagger, denoiser, restorer, sampler, export. Checkpoints and curves go to build/pocket.
 """
 
 from __future__ import annotations
@@ -344,6 +344,15 @@ def restorer(device: torch.device, steps: int) -> None:
     fit("restorer", net, device, steps, seed=SEED + 3, peak=7e-4, clean=0.0, share=0.5, scaling=saved["scaling"])
 
 
+def sampler(device: torch.device, steps: int) -> None:
+    """Goes on at a low rate, mostly on the states that several steps lead to."""
+    net = Denoiser()
+    saved = torch.load(WORK / "restorer.pt", weights_only=True)
+    net.load_state_dict(saved["net"])
+    options = {"clean": 0.0, "share": 0.5, "later": 0.5, "scaling": saved["scaling"]}
+    fit("sampler", net, device, steps, seed=SEED + 4, peak=3e-4, **options)
+
+
 def fit(
     stage: str,
     net: Denoiser,
@@ -354,13 +363,14 @@ def fit(
     peak: float,
     clean: float,
     share: float,
+    later: float = 0.2,
     scaling: float | None = None,
 ) -> None:
     """UNet, ControlNet and text encoder, and the decoder on their output, by the error of the decoded picture.
 
     The error counts relative to that of bicubic interpolation, or bad inputs would drown the good ones; a `share` of
-    those joins after the first part, `clean`. Trained at the timesteps that 1 to 8 trailing steps visit; later ones
-    start from the model's own first prediction, as they will at run time.
+    those joins after the first part, `clean`. A share of the batches, `later`, is trained where the model's own first
+    steps lead, at the timesteps that 2 to 8 trailing steps visit.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -386,10 +396,7 @@ def fit(
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, device=device) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0)
-
-    def noisy(z: Tensor, t: Tensor) -> Tensor:
-        a = alpha_bar[t].view(-1, 1, 1, 1)
-        return a.sqrt() * z + (1 - a).sqrt() * torch.randn_like(z)
+    schedule = models.DDPMScheduler.from_config({k: v for k, v in SCHEDULER.items() if k != "_class_name"})
 
     def predict(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         a = alpha_bar[t].view(-1, 1, 1, 1)
@@ -405,14 +412,15 @@ def fit(
         early = step < clean * steps
         target, truth, hint, ids, tokens = pool.draw(rng, count, side, 0.0 if early else share, device)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            t = torch.full((len(target),), sampling.START, device=device)
-            x = noisy(net.vae.encoder(hint * 2 - 1) * scaling, t)
-            if not early and rng.random() < 0.2:
-                first = predict(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
-                visits = rng.integers(2, 9, len(target))
-                later = [round(1000 - 1000 * rng.integers(1, n) / n) - 1 for n in visits]
-                t = torch.tensor(later, device=device)
-                x = noisy(first, t)
+            words, t = net.text(ids).last_hidden_state, torch.full((len(target),), sampling.START, device=device)
+            z = net.vae.encoder(hint * 2 - 1) * scaling
+            x = sampling.start_latents(z, torch.randn_like(z), schedule)
+            visits = sampling.schedule(schedule, int(rng.integers(2, 9)))
+            if not early and rng.random() < later:
+                for visit in visits[: rng.integers(1, min(4, len(visits)))]:
+                    first = predict(x, t, net(x, t, hint, words, tokens))
+                    x = sampling.ddpm_step(x, first, visit, torch.randn_like(x))
+                    t = torch.full_like(t, visits[visits.index(visit) + 1].t)
         with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * steps), sdpa_kernel(SDPBackend.MATH):
             z = predict(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
             picture = (net.vae.decoder(z / scaling).float() + 1) / 2
@@ -438,7 +446,7 @@ def average_of(values: Tensor) -> float:
 def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.ROOT / "pocket"
-    saved = torch.load(WORK / "restorer.pt", map_location="cpu", weights_only=True)
+    saved = torch.load(WORK / "sampler.pt", map_location="cpu", weights_only=True)
     tokenizer = build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
@@ -469,7 +477,7 @@ def export(device: torch.device, steps: int) -> None:
 def plot(path: Path, width: int = 640, height: int = 320) -> None:
     """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
     steps, gains = [0.0], [0.0]  # it starts as bicubic
-    for stage in ("denoiser", "restorer"):
+    for stage in ("denoiser", "restorer", "sampler"):
         before = steps[-1]
         for row in map(json.loads, (WORK / f"{stage}.jsonl").read_text().splitlines()):
             steps.append(before + row["step"])
@@ -498,6 +506,7 @@ STAGES = {
     "tagger": (tagger, 600),
     "denoiser": (denoiser, 4200),
     "restorer": (restorer, 12000),
+    "sampler": (sampler, 2600),
     "export": (export, 0),
 }
 

@@ -110,7 +110,14 @@ def doctor() -> int:
         check(True, f"torch {torch.__version__} on the CPU: no GPU is visible", "")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     check(memory > 7, f"{memory:.1f} GiB of host memory", "use a machine with at least 8 GiB")
-    check(True, "attention: torch scaled_dot_product_attention", "")
+    from seesr import hardware
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kernel = hardware.choose(device, torch.float16 if device.type == "cuda" else torch.float32)
+        check(True, f"attention: {kernel}", "")
+    except ValueError as error:
+        check(False, str(error), "unset SEESR_ATTENTION")
     path = weights.locate()
     try:
         bundle = weights.verify(path)

@@ -93,11 +93,8 @@ KERNELS: dict[str, Kernel] = {
 def tune(networks: Any) -> str:
     """Arranges loaded networks for their device, in place; returns the name of the attention kernel.
 
-    SEESR_ATTENTION names one of KERNELS; otherwise a CPU takes "rows" where oneDNN is there, and a GPU the fastest of a
-    short measurement.
-
     Raises:
-        ValueError: SEESR_ATTENTION is not one of KERNELS, or does not work here.
+        ValueError: from `choose`.
     """
     on_cpu = networks.device.type == "cpu"
     if on_cpu:
@@ -110,18 +107,32 @@ def tune(networks: Any) -> str:
             use_one_dnn(network, OneDnnLinear)
         for network in (networks.unet, networks.controlnet):
             use_one_dnn(network, TileLinear)
-    name = os.environ.get("SEESR_ATTENTION", "auto")
-    if name == "auto":
-        name = ("rows" if one_dnn() else "sdpa") if on_cpu else fastest(networks.device, networks.dtype)
-    elif name not in KERNELS:
-        raise ValueError(f"SEESR_ATTENTION is {name!r}: not one of auto, {', '.join(KERNELS)}")
-    else:
-        try:
-            seconds(KERNELS[name], networks.device, networks.dtype, times=1)
-        except (RuntimeError, ImportError, NotImplementedError) as error:
-            raise ValueError(f"SEESR_ATTENTION={name} does not work here: {first_line(error)}") from error
+    name = choose(networks.device, networks.dtype)
     for network in (networks.unet, networks.controlnet):
         set_kernel(network, KERNELS[name])
+    return name
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the attention kernel for this device.
+
+    SEESR_ATTENTION names one of KERNELS; otherwise a CPU takes "rows" where oneDNN is there, and a GPU the fastest of a
+    short measurement.
+
+    Raises:
+        ValueError: SEESR_ATTENTION is not one of KERNELS, or does not work here.
+    """
+    name = os.environ.get("SEESR_ATTENTION", "auto")
+    if name == "auto" and device.type == "cpu":
+        return "rows" if one_dnn() else "sdpa"
+    if name == "auto":
+        return fastest(device, dtype)
+    if name not in KERNELS:
+        raise ValueError(f"SEESR_ATTENTION is {name!r}: not one of auto, {', '.join(KERNELS)}")
+    try:
+        seconds(KERNELS[name], device, dtype, times=1)
+    except (RuntimeError, ImportError, NotImplementedError) as error:
+        raise ValueError(f"SEESR_ATTENTION={name} does not work here: {first_line(error)}") from error
     return name
 
 

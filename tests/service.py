@@ -41,3 +41,11 @@ def predict(server: CogServer, **given: object) -> dict:
 def picture_of(answer: dict) -> Image.Image:
     assert answer["status"] == "succeeded", answer
     return Image.open(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2])))
+
+
+def wait_for(server: CogServer, status: str, seconds: float = 30) -> None:
+    """Waits until the health check says `status`; a slot is freed a moment after its answer."""
+    deadline = time.monotonic() + seconds
+    while (found := server.health()["status"]) != status:
+        assert time.monotonic() < deadline, f"{found} instead of {status}"
+        time.sleep(0.01)

@@ -104,3 +104,8 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     assert cli.main(["doctor"]) == 1
     told = capsys.readouterr().out
     assert "PROBLEM weights: no weights" in told and f"mend it with: {weights.FETCH}" in told
+    monkeypatch.setenv("SEESR_WEIGHTS", str(tiny.POCKET))
+    monkeypatch.setenv("SEESR_ATTENTION", "fast")
+    assert cli.main(["doctor"]) == 1
+    told = capsys.readouterr().out
+    assert "PROBLEM SEESR_ATTENTION is 'fast'" in told and "mend it with: unset SEESR_ATTENTION" in told

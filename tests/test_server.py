@@ -13,7 +13,7 @@ import pytest
 import requests
 from cog_server import ROOT, CogServer
 from PIL import Image
-from service import data_uri, picture_of, png, predict
+from service import data_uri, picture_of, png, predict, wait_for
 
 
 def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: Image.Image) -> None:
@@ -86,7 +86,7 @@ def test_a_bad_image_fails_in_one_line_and_the_server_lives(
     assert time.monotonic() - started < 1
     good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
     assert picture_of(good).size == (256, 192)
-    assert server.health()["status"] == "READY"
+    wait_for(server, "READY", seconds=1)
 
 
 def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.Image) -> None:
@@ -98,8 +98,7 @@ def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.I
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while server.health()["status"] != "BUSY":
-        time.sleep(0.02)
+    wait_for(server, "BUSY")
     time.sleep(0.5)
     assert requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200
     asking.join(60)

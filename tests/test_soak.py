@@ -30,12 +30,14 @@ def processes(server: CogServer) -> list[Path]:
 
 
 def usage(server: CogServer) -> dict[str, int]:
-    every = processes(server)
+    every, temporary = processes(server), Path(tempfile.gettempdir())
     return {
         "memory": sum(int((p / "statm").read_text().split()[1]) * PAGE for p in every),
         "files": sum(len(list((p / "fd").iterdir())) for p in every),
         "threads": sum(len(list((p / "task").iterdir())) for p in every),
-        "outputs": sum(len(list(folder.iterdir())) for folder in Path(tempfile.gettempdir()).glob("seesr-outputs-*")),
+        "outputs": sum(
+            len(list(folder.iterdir())) for p in every for folder in temporary.glob(f"seesr-outputs-{p.name}")
+        ),
     }
 
 
