@@ -2,8 +2,8 @@
 
     python scripts/measure_tiles.py --json docs/decisions/tiles.json --map docs/decisions/tiles.png
 
-The full-size AutoencoderKL with made-up weights (or that of --bundle) on a photograph; beside it the SeeSR reference's
-tiles: norms without the variance between tiles, attention within a tile.
+The full-size AutoencoderKL with made-up weights (or that of --bundle) on a photograph in 2 x 2 tiles; beside it the SeeSR
+reference's tiles: norms without the variance between tiles, attention within a tile.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]],
     whole = add("decode", "un-tiled", lambda: vae.decode(z / scaling).sample[0] / 2 + 0.5, None)
     differences = []
     for halo in (4, 8, 12):
-        autoencoder.HALO, autoencoder.TILE = halo, tile + 2 * halo
+        autoencoder.HALO, autoencoder.TILE = halo, tile + halo  # two a row, which overlap by two halos
         add("encode", f"ours, halo {halo}", lambda: encode(EVERYTHING), z)
         work = functools.partial(autoencoder.decode, vae, z, FACTOR, Budget(hold=EVERYTHING))
         found = add("decode", f"ours, halo {halo}", work, whole)
@@ -86,7 +86,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--side", type=int, default=512, help="of the picture, pixels")
-    parser.add_argument("--tile", type=int, default=32, help="side of a tile without its halo, cells")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--map", type=Path, help="PNG: ours and the reference's difference, by their own largest value")
@@ -98,7 +97,7 @@ def main() -> None:
         vae = full_size.filled(lambda: AutoencoderKL(**full_size.VAE), 3, device, torch.float32)
     photo = Image.fromarray(skimage.data.astronaut()).resize((args.side, args.side), Image.Resampling.BICUBIC)
     picture = torch.from_numpy(np.asarray(photo, np.float32) / 255).permute(2, 0, 1)[None].to(device)
-    rows, *differences = measure(vae, picture, args.tile)
+    rows, *differences = measure(vae, picture, args.side // FACTOR // 2)
     print("| stage | tiles | PSNR to un-tiled, dB | seconds |\n| --- | --- | --- | --- |")
     for row in rows:
         near = f"{row['psnr']:.1f}" if "psnr" in row else ""

@@ -178,9 +178,13 @@ def channels_last_pays(device: torch.device, dtype: torch.dtype) -> bool:
     return found[1] < found[0]
 
 
+@torch.no_grad()
 def seconds(kernel: Kernel, device: torch.device, dtype: torch.dtype, times: int) -> float:
-    """Of one attention on PROBE, or on a few rows of it on a CPU."""
-    q = torch.zeros(PROBE if device.type != "cpu" else (1, 1, 64, PROBE[3]), device=device, dtype=dtype)
+    """Of one self-attention on PROBE, or on a few rows of it on a CPU, laid out as in the networks."""
+    batch, heads, count, width = PROBE if device.type != "cpu" else (1, 1, 64, PROBE[3])
+    q = torch.zeros(batch, count, heads, width, device=device, dtype=dtype).transpose(1, 2)
+    context = q[:1, :, :63].expand(batch, -1, -1, -1)  # as of the prompt: the same for all tiles
+    kernel(q, context, context)
     return least_seconds(lambda: kernel(q, q, q), device, times)
 
 
