@@ -2,8 +2,8 @@
 
     python scripts/measure_tiles.py --json docs/decisions/tiles.json --map docs/decisions/tiles.png
 
-The full-size AutoencoderKL with made-up weights (or that of --bundle) on a photograph in 2 x 2 tiles; beside it the SeeSR
-reference's tiles: norms without the variance between tiles, attention within a tile.
+The full-size AutoencoderKL with made-up weights (or that of --bundle) on a photograph in 2 x 2 tiles; beside it the
+SeeSR reference's tiles: norms without the variance between tiles, attention within a tile.
 """
 
 from __future__ import annotations
