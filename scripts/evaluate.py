@@ -120,21 +120,23 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
     rows, sheet = [], []
     factor = upscaler.networks.factor
     for pair in pairs(args):
+
+        def measured(found: Picture, pair: Pair = pair) -> dict[str, float]:
+            seams = seam(found, Settings.latent_tiled_size, Settings.latent_tiled_overlap, factor)
+            return {**measure(found, pair.high), "shift": colour_shift(found, pair.low), "seam": seams}
+
         size = pair.high.shape[1], pair.high.shape[0]
         filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
         shown = [image.enlarge(pair.low, size, Image.Resampling.NEAREST)]
         for name, resample in filters.items():
             plain = image.enlarge(pair.low, size, resample)
-            measured = {**measure(plain, pair.high), "shift": colour_shift(plain, pair.low)}
-            rows.append({"picture": pair.name, "method": name, **measured})
+            rows.append({"picture": pair.name, "method": name, **measured(plain)})
             shown.append(plain)
         for steps in args.steps:
             settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
             result = upscaler(Image.fromarray(pair.low), settings)
             ours = np.asarray(result.image)
-            seams = seam(ours, settings.latent_tiled_size, settings.latent_tiled_overlap, factor)
-            measured = {**measure(ours, pair.high), "shift": colour_shift(ours, pair.low), "seam": seams}
-            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measured}
+            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measured(ours)}
             rows.append({**row, "seconds": sum(result.metrics["seconds"].values())})
         sheet.append([*shown, ours, pair.high])
     return rows, sheet

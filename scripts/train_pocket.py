@@ -1,9 +1,9 @@
 """Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
 
-    python scripts/train_pocket.py                     all stages, about two hours on two CPU cores
+    python scripts/train_pocket.py                     all stages, about three hours on two CPU cores
     python scripts/train_pocket.py --stage tagger      one stage, from the checkpoints of those before it
 
-Stages: autoencoder, tagger, denoiser, restorer, sampler, export. Checkpoints and curves go to build/pocket.
+Stages: autoencoder, tagger, denoiser, restorer, sampler, repairer, export. Checkpoints and curves go to build/pocket.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from seesr.tagger import Tagger, preprocess
 WORK = Path("build/pocket")
 SEED = 20
 DRAWN = 240  # pictures drawn in code
-POOL, POOL_STEPS = 1200, 5000  # low-resolution pictures at a time, and for how many steps
+POOL, POOL_STEPS = 1200, 3000  # low-resolution pictures at a time, and for how many steps
+REPAIRED = 0.3  # of the way from the sampler's weights to the repairer's: more takes fine texture from clean pictures
 LUMA = np.float32([0.299, 0.587, 0.114])
 log = logging.getLogger("train_pocket")
 
@@ -235,11 +236,10 @@ def tagger(device: torch.device, steps: int) -> None:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A byte-pair vocabulary in CLIP's format, from the tags, the default prompts and the project's own prose."""
+    """A byte-pair vocabulary in CLIP's format, from the tags and the default prompts; other words are spelled out."""
     folder = WORK / "tokenizer"
     folder.mkdir(exist_ok=True)
-    words = [*TAGS * 50, Settings.positive_prompt * 50, Settings.negative_prompt * 50]
-    words += [Path(__file__).read_text(), Path(data.__file__).read_text()]
+    words = [*TAGS, Settings.positive_prompt, Settings.negative_prompt]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.normalizer = tokenizers.normalizers.Lowercase()
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -353,6 +353,15 @@ def sampler(device: torch.device, steps: int) -> None:
     fit("sampler", net, device, steps, seed=SEED + 4, peak=3e-4, **options)
 
 
+def repairer(device: torch.device, steps: int) -> None:
+    """Goes on with crops large enough to tell damage from detail, most of them damaged."""
+    net = Denoiser()
+    saved = torch.load(WORK / "sampler.pt", weights_only=True)
+    net.load_state_dict(saved["net"])
+    options = {"clean": 0.0, "share": 0.65, "later": 0.25, "scaling": saved["scaling"], "large": True}
+    fit("repairer", net, device, steps, seed=SEED + 5, peak=7e-4, **options)
+
+
 def fit(
     stage: str,
     net: Denoiser,
@@ -365,6 +374,7 @@ def fit(
     share: float,
     later: float = 0.2,
     scaling: float | None = None,
+    large: bool = False,
 ) -> None:
     """UNet, ControlNet and text encoder, and the decoder on their output, by the error of the decoded picture.
 
@@ -408,7 +418,7 @@ def fit(
             pool = Pool(rng, corpus, tags, tokenizer, POOL)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
-        count, side = (12, 64) if step < 0.7 * steps else (6, 96)
+        count, side = (4, 128) if large else (12, 64) if step < 0.7 * steps else (6, 96)
         early = step < clean * steps
         target, truth, hint, ids, tokens = pool.draw(rng, count, side, 0.0 if early else share, device)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -446,7 +456,10 @@ def average_of(values: Tensor) -> float:
 def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.ROOT / "pocket"
-    saved = torch.load(WORK / "sampler.pt", map_location="cpu", weights_only=True)
+    sampler, repairer = (
+        torch.load(WORK / f"{stage}.pt", map_location="cpu", weights_only=True) for stage in ("sampler", "repairer")
+    )
+    net = {name: torch.lerp(value, repairer["net"][name], REPAIRED) for name, value in sampler["net"].items()}
     tokenizer = build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
@@ -455,11 +468,11 @@ def export(device: torch.device, steps: int) -> None:
         save_file({k: v.half().contiguous() for k, v in state.items()}, bundle / folder / file)
 
     def of(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in saved["net"].items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in net.items() if k.startswith(prefix)}
 
     part("unet", {"_class_name": "UNet2DConditionModel", **UNET}, of("unet."))
     part("controlnet", {"_class_name": "ControlNetModel", **CONTROLNET}, of("controlnet."))
-    part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": saved["scaling"]}, of("vae."))
+    part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": sampler["scaling"]}, of("vae."))
     words = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
     part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, words, "model.safetensors")
     part("tagger", TAGGER, torch.load(WORK / "tagger.pt", map_location="cpu", weights_only=True), "model.safetensors")
@@ -477,7 +490,7 @@ def export(device: torch.device, steps: int) -> None:
 def plot(path: Path, width: int = 640, height: int = 320) -> None:
     """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
     steps, gains = [0.0], [0.0]  # it starts as bicubic
-    for stage in ("denoiser", "restorer", "sampler"):
+    for stage in ("denoiser", "restorer", "sampler", "repairer"):
         before = steps[-1]
         for row in map(json.loads, (WORK / f"{stage}.jsonl").read_text().splitlines()):
             steps.append(before + row["step"])
@@ -505,8 +518,9 @@ STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 600),
     "denoiser": (denoiser, 4200),
-    "restorer": (restorer, 12000),
+    "restorer": (restorer, 9000),
     "sampler": (sampler, 2600),
+    "repairer": (repairer, 11000),
     "export": (export, 0),
 }
 
