@@ -518,7 +518,7 @@ STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 600),
     "denoiser": (denoiser, 4200),
-    "restorer": (restorer, 9000),
+    "restorer": (restorer, 7000),
     "sampler": (sampler, 2600),
     "repairer": (repairer, 11000),
     "export": (export, 0),
