@@ -33,6 +33,7 @@ from seesr.settings import Settings
 from seesr.tagger import Tagger, preprocess
 
 WORK = Path("build/pocket")
+DOCS = Path("docs/decisions/pocket-curves")
 SEED = 20
 DRAWN = 240  # pictures drawn in code
 POOL, POOL_STEPS = 1200, 3000  # low-resolution pictures at a time, and for how many steps
@@ -240,6 +241,8 @@ def build_tokenizer() -> CLIPTokenizer:
     folder = WORK / "tokenizer"
     folder.mkdir(exist_ok=True)
     words = [*TAGS, Settings.positive_prompt, Settings.negative_prompt]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    ends = [f"{letter}</w>" for letter in alphabet]  # named here, or every run would number them in another order
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.normalizer = tokenizers.normalizers.Lowercase()
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -250,8 +253,8 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=TEXT["vocab_size"],
-        special_tokens=["!", TOKENIZER["bos_token"], TOKENIZER["eos_token"]],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["!", TOKENIZER["bos_token"], TOKENIZER["eos_token"], *ends],
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -338,28 +341,27 @@ def denoiser(device: torch.device, steps: int) -> None:
 
 def restorer(device: torch.device, steps: int) -> None:
     """Goes on where the denoiser stopped, half of it on damaged pictures."""
-    net = Denoiser()
-    saved = torch.load(WORK / "denoiser.pt", weights_only=True)
-    net.load_state_dict(saved["net"])
-    fit("restorer", net, device, steps, seed=SEED + 3, peak=7e-4, clean=0.0, share=0.5, scaling=saved["scaling"])
+    net, scaling = trained("denoiser")
+    fit("restorer", net, device, steps, seed=SEED + 3, peak=7e-4, share=0.5, scaling=scaling)
 
 
 def sampler(device: torch.device, steps: int) -> None:
     """Goes on at a low rate, mostly on the states that several steps lead to."""
-    net = Denoiser()
-    saved = torch.load(WORK / "restorer.pt", weights_only=True)
-    net.load_state_dict(saved["net"])
-    options = {"clean": 0.0, "share": 0.5, "later": 0.5, "scaling": saved["scaling"]}
-    fit("sampler", net, device, steps, seed=SEED + 4, peak=3e-4, **options)
+    net, scaling = trained("restorer")
+    fit("sampler", net, device, steps, seed=SEED + 4, peak=3e-4, share=0.5, later=0.5, scaling=scaling)
 
 
 def repairer(device: torch.device, steps: int) -> None:
     """Goes on with crops large enough to tell damage from detail, most of them damaged."""
-    net = Denoiser()
-    saved = torch.load(WORK / "sampler.pt", weights_only=True)
+    net, scaling = trained("sampler")
+    fit("repairer", net, device, steps, seed=SEED + 5, peak=7e-4, share=0.65, later=0.25, scaling=scaling, large=True)
+
+
+def trained(stage: str) -> tuple[Denoiser, float]:
+    """What an earlier stage left, and the factor of its latents."""
+    net, saved = Denoiser(), torch.load(WORK / f"{stage}.pt", weights_only=True)
     net.load_state_dict(saved["net"])
-    options = {"clean": 0.0, "share": 0.65, "later": 0.25, "scaling": saved["scaling"], "large": True}
-    fit("repairer", net, device, steps, seed=SEED + 5, peak=7e-4, **options)
+    return net, saved["scaling"]
 
 
 def fit(
@@ -370,8 +372,8 @@ def fit(
     *,
     seed: int,
     peak: float,
-    clean: float,
     share: float,
+    clean: float = 0.0,
     later: float = 0.2,
     scaling: float | None = None,
     large: bool = False,
@@ -484,6 +486,10 @@ def export(device: torch.device, steps: int) -> None:
         (bundle / "tokenizer" / file.name).write_bytes(file.read_bytes())
     weights.write_manifest(bundle, "pocket", "pocket", "Apache-2.0")
     plot(Path("docs/decisions/pocket-curve.png"))
+    DOCS.mkdir(exist_ok=True)
+    for stage in STAGES:
+        if stage != "export":
+            (DOCS / f"{stage}.jsonl").write_bytes((WORK / f"{stage}.jsonl").read_bytes())
     log.info("%s: %.1f MB", bundle, sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / 1e6)
 
 
