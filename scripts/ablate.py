@@ -16,7 +16,6 @@ from typing import Any
 import degradations
 import evaluate
 import numpy as np
-import skimage.data
 import torch
 
 from seesr import Settings, Upscaler
@@ -63,9 +62,7 @@ def main() -> None:
     upscaler = Upscaler.load(args.bundle, args.device)
     rows: list[dict[str, Any]] = []
     for degradation, degrade in degradations.BY_NAME.items():
-        for name in evaluate.BUILT_IN:
-            high = getattr(skimage.data, name)()
-            high = high[: high.shape[0] // 4 * 4, : high.shape[1] // 4 * 4]
+        for name, high in evaluate.built_in():
             for seed in args.seeds if degradation != "clean" else [0]:
                 low = degrade(high, seed)
                 for variant in VARIANTS:

@@ -88,18 +88,34 @@ class Pair:
     high: Picture
 
 
+def measure_pair(found: Picture, pair: Pair, factor: int) -> dict[str, float]:
+    """Against the truth and the input; the seam at the borders of the default tiles."""
+    seams = seam(found, Settings.latent_tiled_size, Settings.latent_tiled_overlap, factor)
+    return {**measure(found, pair.high), "shift": colour_shift(found, pair.low), "seam": seams}
+
+
+def built_in() -> Iterator[tuple[str, Picture]]:
+    """Names and pictures of the built-in set."""
+    for name in BUILT_IN:
+        yield name, cut(getattr(skimage.data, name)())
+
+
+def cut(high: Picture) -> Picture:
+    """To a multiple of the scale."""
+    return high[: high.shape[0] // SCALE * SCALE, : high.shape[1] // SCALE * SCALE]
+
+
 def pairs(args: argparse.Namespace) -> Iterator[Pair]:
     """Low and high resolution pictures; the high one is cut to a multiple of the scale."""
     for seed in args.seeds:
         if args.hr is None:
-            sources = [(name, getattr(skimage.data, name)()) for name in BUILT_IN]
+            sources = list(built_in())
         else:
             files = sorted(
                 path for path in args.hr.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
             )
-            sources = [(path.name, image.to_uint8(image.read(path).rgb)) for path in files]
+            sources = [(path.name, cut(image.to_uint8(image.read(path).rgb))) for path in files]
         for name, high in sources:
-            high = high[: high.shape[0] // SCALE * SCALE, : high.shape[1] // SCALE * SCALE]
             if args.lr is None:
                 low = degradations.BY_NAME[args.degradation](high, seed)
             else:
@@ -120,23 +136,18 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
     rows, sheet = [], []
     factor = upscaler.networks.factor
     for pair in pairs(args):
-
-        def measured(found: Picture, pair: Pair = pair) -> dict[str, float]:
-            seams = seam(found, Settings.latent_tiled_size, Settings.latent_tiled_overlap, factor)
-            return {**measure(found, pair.high), "shift": colour_shift(found, pair.low), "seam": seams}
-
         size = pair.high.shape[1], pair.high.shape[0]
         filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
         shown = [image.enlarge(pair.low, size, Image.Resampling.NEAREST)]
         for name, resample in filters.items():
             plain = image.enlarge(pair.low, size, resample)
-            rows.append({"picture": pair.name, "method": name, **measured(plain)})
+            rows.append({"picture": pair.name, "method": name, **measure_pair(plain, pair, factor)})
             shown.append(plain)
         for steps in args.steps:
             settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
             result = upscaler(Image.fromarray(pair.low), settings)
             ours = np.asarray(result.image)
-            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measured(ours)}
+            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measure_pair(ours, pair, factor)}
             rows.append({**row, "seconds": sum(result.metrics["seconds"].values())})
         sheet.append([*shown, ours, pair.high])
     return rows, sheet

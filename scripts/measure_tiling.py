@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from seesr.attention import Tokens
 
 LAYOUTS = ((64, 6), (64, 8), (64, 16), (64, 32), (96, 16), (96, 32), (128, 16))
 SIDES = (2048, 4096, 8192)  # of the outputs whose cost is counted, pixels
-PICTURES = ("astronaut", "chelsea", "coffee")
 
 
+@functools.cache
 def tile_tflop(side: int) -> float:
     """Of one step of the full-size networks on one tile."""
     with torch.device("meta"):
@@ -59,7 +60,9 @@ def main() -> None:
     upscaler = Upscaler.load(args.bundle, "cpu")
     factor = upscaler.networks.factor
     base = Settings(num_inference_steps=args.steps, seed=1)
-    small = [Image.fromarray(getattr(skimage.data, name)()).resize((args.side, args.side)) for name in PICTURES]
+    small = [
+        Image.fromarray(getattr(skimage.data, name)()).resize((args.side, args.side)) for name in evaluate.BUILT_IN
+    ]
     whole = dataclasses.replace(base, latent_tiled_size=256, latent_tiled_overlap=0)
     expected = [np.asarray(upscaler(picture, whole).image) for picture in small]
     rows: list[dict[str, Any]] = []

@@ -15,7 +15,6 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-HELD_OUT = ("astronaut", "chelsea", "coffee")
 COLOUR = ("rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page", "text", "clock")
 

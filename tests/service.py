@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import time
 
 import requests
@@ -32,6 +33,19 @@ def ask(server: CogServer, body: object) -> requests.Response:
             break
         time.sleep(0.02)
     return answer
+
+
+def ask_in_background(server: CogServer, **given: object) -> tuple[threading.Thread, list[dict]]:
+    """A prediction named "long" on its way, and the list that will hold its answer."""
+    answers: list[dict] = []
+
+    def send() -> None:
+        url = f"{server.url}/predictions/long"
+        answers.append(requests.put(url, json={"input": given}, timeout=300).json())
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread, answers
 
 
 def predict(server: CogServer, **given: object) -> dict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -12,21 +11,9 @@ import pytest
 import requests
 from cog_server import ROOT, CogServer
 from PIL import Image
-from service import data_uri, picture_of, png, predict, wait_for
+from service import ask_in_background, data_uri, picture_of, png, predict, wait_for
 
 POCKET = ROOT / "weights/pocket"
-
-
-def ask_in_background(server: CogServer, **given: object) -> tuple[threading.Thread, list[dict]]:
-    answers: list[dict] = []
-
-    def ask() -> None:
-        url = f"{server.url}/predictions/long"
-        answers.append(requests.put(url, json={"input": given}, timeout=300).json())
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    return thread, answers
 
 
 def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo: Image.Image) -> None:

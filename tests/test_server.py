@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import requests
 from cog_server import ROOT, CogServer
 from PIL import Image
-from service import data_uri, picture_of, png, predict, wait_for
+from service import ask_in_background, data_uri, picture_of, png, predict, wait_for
 
 
 def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: Image.Image) -> None:
@@ -91,13 +90,7 @@ def test_a_bad_image_fails_in_one_line_and_the_server_lives(
 
 def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.Image) -> None:
     given = {"image": data_uri(png(photo.resize((200, 150)))), "scale_factor": 8, "num_inference_steps": 8, "seed": 1}
-    answers: list[dict] = []
-
-    def ask() -> None:
-        answers.append(requests.put(f"{server.url}/predictions/long", json={"input": given}, timeout=300).json())
-
-    asking = threading.Thread(target=ask)
-    asking.start()
+    asking, answers = ask_in_background(server, **given)
     wait_for(server, "BUSY")
     time.sleep(0.5)
     assert requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200
