@@ -15,6 +15,7 @@ from typing import Optional
 from cog import BaseRunner, Input, Path
 
 from seesr import Progress, Settings, Upscaler, image, logs
+from seesr.one_thread import OneThread
 
 log = logging.getLogger("predict")
 
@@ -23,10 +24,11 @@ class Predictor(BaseRunner):
     def setup(self) -> None:
         """Loads the weights that SEESR_WEIGHTS names and runs one small picture through everything."""
         logs.configure()
+        self.thread = OneThread()
         started = time.perf_counter()
-        self.upscaler = Upscaler.load()
+        self.upscaler = self.thread.run(Upscaler.load)
         loaded = time.perf_counter()
-        self.upscaler.warm_up()
+        self.thread.run(self.upscaler.warm_up)
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if self.upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
@@ -59,7 +61,7 @@ class Predictor(BaseRunner):
     ) -> Path:
         """Returns the enlarged picture as one file."""
         given = {name: value for name, value in locals().items() if name not in ("self", "image")}
-        return self.upscale(image, Settings(**given))
+        return self.thread.run(lambda: self.upscale(image, Settings(**given)))
 
     def upscale(self, source: Path, settings: Settings) -> Path:
         if not isinstance(source, LocalPath):  # a string that is neither an upload nor a URL

@@ -19,25 +19,24 @@ POCKET = ROOT / "weights/pocket"
 def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo: Image.Image) -> None:
     given = {"image": data_uri(png(photo.resize((160, 120)))), "scale_factor": 8, "num_inference_steps": 1, "seed": 1}
     seconds = predict(server, **given)["metrics"]["seconds"]
-    passed = 0.0
-    for stage in ("tags", "text", "enlarge", "encode", "denoise", "decode"):
-        length = seconds[stage]
-        if length > 0.5:
-            wait_for(server, "READY")
-            asking, answers = ask_in_background(server, **given)
-            wait_for(server, "BUSY")
-            time.sleep(passed + length / 2)
-            started = time.monotonic()
-            assert requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200, (
-                stage,
-                seconds,
-                answers,
-            )
-            asking.join(60)
+    stages = ("tags", "text", "enlarge", "encode", "denoise", "decode")
+    waiting, done = [stage for stage in stages if seconds[stage] > 0.5], 0
+    while waiting and done < 10:  # a run may be quicker than the one before, and end before it is cancelled
+        stage = waiting[0]
+        wait_for(server, "READY")
+        asking, answers = ask_in_background(server, **given)
+        wait_for(server, "BUSY")
+        time.sleep(sum(seconds[name] for name in stages[: stages.index(stage)]) + seconds[stage] / 2)
+        started = time.monotonic()
+        cancelled = requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200
+        asking.join(60)
+        if cancelled and answers[0]["status"] == "canceled":
             assert time.monotonic() - started < 0.5, stage
-            assert answers[0]["status"] == "canceled", stage
-        passed += length
-    assert passed > 2
+            waiting.remove(stage)
+        else:
+            seconds = picture_of(answers[0]) and answers[0]["metrics"]["seconds"]
+        done += 1
+    assert not waiting and done >= 2
     good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
     assert picture_of(good).size == (256, 192)
 

@@ -14,6 +14,7 @@ from cog_server import ROOT, CogServer
 from service import data_uri, predict
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+POOL = "tokio-rt-worker"  # the runtime's own threads, which come and go with what it has to do
 
 
 def processes(server: CogServer) -> list[Path]:
@@ -29,12 +30,19 @@ def processes(server: CogServer) -> list[Path]:
     return found
 
 
+def name(thread: Path) -> str:
+    try:
+        return (thread / "comm").read_text().strip()
+    except OSError:  # it has ended since
+        return POOL
+
+
 def usage(server: CogServer) -> dict[str, int]:
     every, temporary = processes(server), Path(tempfile.gettempdir())
     return {
         "memory": sum(int((p / "statm").read_text().split()[1]) * PAGE for p in every),
         "files": sum(len(list((p / "fd").iterdir())) for p in every),
-        "threads": sum(len(list((p / "task").iterdir())) for p in every),
+        "threads": sum(name(thread) != POOL for p in every for thread in (p / "task").iterdir()),
         "outputs": sum(
             len(list(folder.iterdir())) for p in every for folder in temporary.glob(f"seesr-outputs-{p.name}")
         ),

@@ -1,0 +1,45 @@
+"""One thread for all predictions.
+
+OpenMP, oneDNN, cuDNN, cuBLAS and the allocator keep threads, handles and memory for every thread that calls them. A
+server that lends a prediction any thread of its pool pays for each of them again, and pays in the first predictions.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+T = TypeVar("T")
+LOOK = 0.05  # seconds; an exception sent to a waiting thread arrives when its wait ends
+
+
+class OneThread:
+    """Runs one piece of work after the other on a thread that stays the same until one is cancelled."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.pool = ThreadPoolExecutor(1, "seesr")
+        self.ident = self.pool.submit(threading.get_ident).result()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, in the caller's context.
+
+        An exception that is sent to the caller while it waits, such as Cog's CancelationException, is passed on to the
+        work, and raised once that has ended.
+        """
+        future = self.pool.submit(contextvars.copy_context().run, work)
+        try:
+            while not future.done():
+                wait([future], LOOK)
+        except BaseException as error:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(type(error)))
+            self.pool.shutdown()  # it may arrive after the work: this thread is not used again
+            self._start()
+            raise
+        return future.result()
