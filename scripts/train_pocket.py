@@ -3,12 +3,15 @@
     python scripts/train_pocket.py                     all stages, about three hours on two CPU cores
     python scripts/train_pocket.py --stage tagger      one stage, from the checkpoints of those before it
 
-Stages: autoencoder, tagger, denoiser, restorer, sampler, repairer, export. Checkpoints and curves go to build/pocket.
+Stages: autoencoder, tagger, words, denoiser, export. Checkpoints and curves go to build/pocket.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import functools
+import itertools
 import json
 import logging
 import math
@@ -36,8 +39,8 @@ WORK = Path("build/pocket")
 DOCS = Path("docs/decisions/pocket-curves")
 SEED = 20
 DRAWN = 240  # pictures drawn in code
-POOL, POOL_STEPS = 1200, 3000  # low-resolution pictures at a time, and for how many steps
-REPAIRED = 0.3  # of the way from the sampler's weights to the repairer's: more takes fine texture from clean pictures
+POOL, POOL_STEPS = 1200, 2000  # low-resolution pictures at a time, and for how many steps
+EARLY, DAMAGED, LATER = 0.08, 0.4, 0.25  # clean first part; then the share of damaged pictures, and of later timesteps
 LUMA = np.float32([0.299, 0.587, 0.114])
 log = logging.getLogger("train_pocket")
 
@@ -68,7 +71,7 @@ BLOCKS = {
     "block_out_channels": (128, 96),
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "norm_eps": 1.0,  # near the variance: group norms stay nearly linear and keep contrast, in any tile
+    "norm_eps": 400.0,  # far above the variance: group norms stay linear and keep contrast, in any tile
     "attention_head_dim": (2, 2),  # the number of heads, under its historical name
     "cross_attention_dim": WIDTH,
     "use_linear_projection": True,
@@ -104,9 +107,10 @@ TAGS = (
     *("dark", "bright", "grey", "colourful", "warm", "cold", "red", "green", "blue", "yellow"),
     *("contrasty", "flat", "smooth", "detailed", "damaged", "noisy", "blurry", "pristine"),
 )
+DAMAGE = TAGS[-4:]
 TAGGER = {
-    "image_size": 384,
-    "swin": {"patch_size": 8, "embed_dim": 32, "depths": (2, 2, 1), "num_heads": (2, 4, 8), "window_size": 12},
+    "image_size": 192,
+    "swin": {"patch_size": 8, "embed_dim": 32, "depths": (2, 2, 1), "num_heads": (2, 4, 8), "window_size": 6},
     "token_width": WIDTH,
     "label_width": WIDTH,
     "head": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -126,9 +130,14 @@ def rate(step: int, steps: int, peak: float) -> float:
 class Curve:
     """Logs a running mean every `every` steps and keeps it as JSON lines."""
 
-    def __init__(self, stage: str, every: int = 100) -> None:
-        self.file = (WORK / f"{stage}.jsonl").open("w")
-        self.every, self.sums, self.started = every, {}, time.monotonic()
+    def __init__(self, stage: str, every: int = 100, first: int = 0) -> None:
+        """Goes on at step `first` of a run that was interrupted."""
+        path = WORK / f"{stage}.jsonl"
+        before = path.read_text().splitlines()[: first // every] if first else []
+        self.file = path.open("w")
+        self.file.writelines(line + "\n" for line in before)
+        self.every, self.sums = every, {}
+        self.started = time.monotonic() - (json.loads(before[-1])["seconds"] if before else 0)
 
     def add(self, step: int, **values: float) -> None:
         for name, value in values.items():
@@ -210,29 +219,48 @@ def attributes(high: data.Picture, small: data.Picture, damaged: bool) -> np.nda
     )
 
 
+@torch.no_grad()
+def start_as_cosines(weight: Tensor) -> None:
+    """Filters [32, 3, 8, 8] = the lowest terms of JPEG's transform: from random ones, noise took long to be seen."""
+    k = torch.arange(8)
+    waves = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
+    terms = sorted(itertools.product(range(8), repeat=2), key=sum)
+    luma, red, blue = torch.tensor([[0.299, 0.587, 0.114], [0.5, -0.42, -0.08], [-0.17, -0.33, 0.5]])
+    chosen = [(luma, *term) for term in terms[:26]] + [(c, *term) for term in terms[:3] for c in (red, blue)]
+    for row, (colour, u, v) in zip(weight, chosen, strict=True):
+        row.copy_(colour[:, None, None] * waves[u][:, None] * waves[v] * (4 if u + v else 1))
+
+
 def tagger(device: torch.device, steps: int) -> None:
-    """Attributes that code can measure, from the damaged small picture."""
+    """Attributes that code can measure, from the damaged small picture; what damaged it is the hardest to see."""
     rng = np.random.default_rng(SEED + 1)
     torch.manual_seed(SEED + 1)
     net = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device)
     nn.init.normal_(net.label_embed)
+    start_as_cosines(net.visual_encoder.patch_embed.proj.weight)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
     pictures, mix = data.corpus(SEED, DRAWN)
+    recent: collections.deque = collections.deque(maxlen=480)  # each example serves three times
+    importance = torch.tensor([1.0 if tag not in DAMAGE else 3.0 for tag in TAGS], device=device)
     curve = Curve("tagger", 50)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, 1e-3)
-        examples = [data.example(rng, pictures[rng.choice(len(pictures), p=mix)]) for _ in range(12)]
-        x = torch.cat([preprocess(to_tensor(e[2][None], device), net.image_size) for e in examples])
-        truth = torch.from_numpy(np.stack([attributes(e[0], e[2], e[3]) for e in examples])).to(device).float()
+        for _ in range(4):
+            high, _, small, damaged = data.example(rng, pictures[rng.choice(len(pictures), p=mix)])
+            recent.append((small, attributes(high, small, damaged)))
+        examples = [recent[i] for i in rng.integers(len(recent), size=12)]
+        x = torch.cat([preprocess(to_tensor(small[None], device), net.image_size) for small, _ in examples])
+        truth = torch.from_numpy(np.stack([found for _, found in examples])).to(device).float()
         with torch.autocast(device.type, torch.bfloat16):
             logits = net.logits(net.tokens(x)).float()
-        loss = F.binary_cross_entropy_with_logits(logits, truth)
+        loss = F.binary_cross_entropy_with_logits(logits, truth, importance)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
-        curve.add(step, loss=loss.item(), correct=((logits > 0) == truth.bool()).float().mean().item())
+        correct = ((logits > 0) == truth.bool()).float().mean(0)
+        curve.add(step, loss=loss.item(), correct=correct.mean().item(), damage=correct[importance > 1].mean().item())
     torch.save(net.state_dict(), WORK / "tagger.pt")
 
 
@@ -265,18 +293,57 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def words(device: torch.device, steps: int) -> None:
+    """The text encoder, without pictures: from its end on, every token of a prompt learns to name the tags in it.
+
+    It stays as it is afterwards, as CLIP's does. Trained with the denoiser it hardly told prompts apart: most of 77
+    tokens are padding, and what they say of the prompt was lost.
+    """
+    rng = np.random.default_rng(SEED + 5)
+    torch.manual_seed(SEED + 5)
+    net = CLIPTextModel(CLIPTextConfig(**TEXT)).to(device)
+    for module in net.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    head = nn.Linear(WIDTH, len(TAGS) + 2).to(device)
+    optimiser = torch.optim.AdamW([*net.parameters(), *head.parameters()], weight_decay=1e-2)
+    tokenizer = build_tokenizer()
+    curve = Curve("words")
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, steps, 1e-3)
+        truth = rng.random((48, len(TAGS) + 2)) < rng.uniform(0.05, 0.5, (48, 1))  # the last two: the default prompts
+        truth[:8, -1], truth[:8, :-1], truth[8:, -1] = True, False, False
+        prompts = [Settings.negative_prompt] * 8
+        for row in truth[8:]:
+            found = [tag for tag, on in zip(TAGS, row[:-2], strict=True) if on]
+            prompts.append(text.compose(found, "", Settings.positive_prompt if row[-2] else ""))
+        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
+        ids = ids.to(device)
+        logits = head(net(ids).last_hidden_state)
+        ended = (ids == TEXT["eos_token_id"]).cumsum(1) > 0
+        expected = torch.from_numpy(truth).to(logits)[:, None].expand_as(logits)
+        loss = F.binary_cross_entropy_with_logits(logits[ended], expected[ended])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        correct = ((logits[ended] > 0) == expected[ended].bool()).float().mean()
+        curve.add(step, loss=loss.item(), correct=correct.item())
+    torch.save(net.state_dict(), WORK / "words.pt")
+
+
 class Denoiser(nn.Module):
-    """All that is trained together in the last stage."""
+    """All that is trained together in the last stage, and the text encoder."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = CLIPTextModel(CLIPTextConfig(**TEXT))
+        self.text = CLIPTextModel(CLIPTextConfig(**TEXT)).requires_grad_(False)
         self.unet = models.build_diffusion_network(UNet2DConditionModel, UNET)
         self.controlnet = models.build_diffusion_network(ControlNetModel, CONTROLNET)
         self.vae = AutoencoderTiny(**VAE)
         for module in [*self.unet.modules(), *self.controlnet.modules()]:
-            if isinstance(module, nn.GroupNorm):
-                nn.init.constant_(module.weight, 3.0)  # makes up for the large epsilon
+            if isinstance(module, nn.GroupNorm) and module.eps == BLOCKS["norm_eps"]:
+                nn.init.constant_(module.weight, 40.0)  # makes up for the large epsilon
 
     def forward(self, z: Tensor, t: Tensor, hint: Tensor, words: Tensor, tokens: Tensor) -> Tensor:
         """Noisy latents [B, 32, h, w] at t -> predicted noise."""
@@ -310,19 +377,27 @@ class Pool:
         ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
         self.ids = ids.to(device)
 
-    def draw(
-        self, rng: np.random.Generator, count: int, side: int, share: float, device: torch.device
-    ) -> tuple[Tensor, ...]:
-        """(target, truth, hint [B, 3, side, side] in [0, 1], ids, image tokens); a `share` of damaged pictures.
+    def place(self, rng: np.random.Generator, i: int, side: int) -> tuple[slice, slice]:
+        """A square of picture `i`, in whole pixels of a clean small picture."""
+        top, left = (4 * int(rng.integers((limit - side) // 4 + 1)) for limit in self.pictures[i].shape[:2])
+        return slice(top, top + side), slice(left, left + side)
 
-        One in ten has the negative prompt, and its input as the target: what guidance is to lead away from.
+    def error(self, i: int, place: tuple[slice, slice]) -> float:
+        return cv2.norm(self.pictures[i][place], self.hints[i][place])
+
+    def draw(
+        self, rng: np.random.Generator, count: int, side: int, damaged: float, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """(target, truth, hint [B, 3, side, side] in [0, 1], ids, image tokens); `damaged` is a share.
+
+        Of two places in a picture, the one where bicubic errs more. One in twelve has the negative prompt, and its
+        input as the target: what guidance is to lead away from.
         """
         targets, truths, hints, ids, tokens = [], [], [], [], []
         for _ in range(count):
-            i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < share))))
-            top, left = (4 * int(rng.integers((limit - side) // 4 + 1)) for limit in self.pictures[i].shape[:2])
-            place = (slice(top, top + side), slice(left, left + side))
-            poor = rng.random() < 0.1
+            i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < damaged))))
+            place = max((self.place(rng, i, side) for _ in range(2)), key=functools.partial(self.error, i))
+            poor = rng.random() < 1 / 12
             targets.append((self.hints if poor else self.pictures)[i][place])
             truths.append(self.pictures[i][place])
             hints.append(self.hints[i][place])
@@ -333,77 +408,37 @@ class Pool:
 
 
 def denoiser(device: torch.device, steps: int) -> None:
-    """From the start, mostly on cleanly reduced pictures: a mixture would learn to leave everything alone."""
+    """UNet, ControlNet and the decoder on their output, by the error of the decoded picture.
+
+    The error counts relative to that of bicubic interpolation, or bad inputs would drown the good ones. Those join
+    after the first part: a mixture from the start teaches the network to leave everything alone. A share of the batches
+    is trained where the model's own first steps lead, at the timesteps that 2 to 8 trailing steps visit. A run that was
+    interrupted goes on where its last pool of pictures began, to the same result.
+    """
+    rng = np.random.default_rng(SEED + 2)
+    torch.manual_seed(SEED + 2)
     net = Denoiser()
     net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
-    fit("denoiser", net, device, steps, seed=SEED + 2, peak=1e-3, clean=0.3, share=0.25)
-
-
-def restorer(device: torch.device, steps: int) -> None:
-    """Goes on where the denoiser stopped, half of it on damaged pictures."""
-    net, scaling = trained("denoiser")
-    fit("restorer", net, device, steps, seed=SEED + 3, peak=7e-4, share=0.5, scaling=scaling)
-
-
-def sampler(device: torch.device, steps: int) -> None:
-    """Goes on at a low rate, mostly on the states that several steps lead to."""
-    net, scaling = trained("restorer")
-    fit("sampler", net, device, steps, seed=SEED + 4, peak=3e-4, share=0.5, later=0.5, scaling=scaling)
-
-
-def repairer(device: torch.device, steps: int) -> None:
-    """Goes on with crops large enough to tell damage from detail, most of them damaged."""
-    net, scaling = trained("sampler")
-    fit("repairer", net, device, steps, seed=SEED + 5, peak=7e-4, share=0.65, later=0.25, scaling=scaling, large=True)
-
-
-def trained(stage: str) -> tuple[Denoiser, float]:
-    """What an earlier stage left, and the factor of its latents."""
-    net, saved = Denoiser(), torch.load(WORK / f"{stage}.pt", weights_only=True)
-    net.load_state_dict(saved["net"])
-    return net, saved["scaling"]
-
-
-def fit(
-    stage: str,
-    net: Denoiser,
-    device: torch.device,
-    steps: int,
-    *,
-    seed: int,
-    peak: float,
-    share: float,
-    clean: float = 0.0,
-    later: float = 0.2,
-    scaling: float | None = None,
-    large: bool = False,
-) -> None:
-    """UNet, ControlNet and text encoder, and the decoder on their output, by the error of the decoded picture.
-
-    The error counts relative to that of bicubic interpolation, or bad inputs would drown the good ones; a `share` of
-    those joins after the first part, `clean`. A share of the batches, `later`, is trained where the model's own first
-    steps lead, at the timesteps that 2 to 8 trailing steps visit.
-    """
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
+    net.text.load_state_dict(torch.load(WORK / "words.pt", weights_only=True))
     net = net.to(device, memory_format=torch.channels_last)
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
     tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
     tokenizer, corpus = build_tokenizer(), data.corpus(SEED, DRAWN)
-    if scaling is None:  # what brings the latents to unit variance
-        small = to_tensor(next(data.batches(rng, *corpus, side=128, count=32)), device)
-        with torch.no_grad():
-            scaling = 1 / net.vae.encoder(small * 2 - 1).std().item()
+    sharp = to_tensor(next(data.batches(rng, *corpus, side=128, count=32)), device)
+    with torch.no_grad():
+        scaling = 1 / net.vae.encoder(sharp * 2 - 1).std().item()  # brings the latents to unit variance
     keep = [p for p in net.parameters() if p.requires_grad]
     slow = {id(p) for p in net.vae.parameters()}
+    fast = [p for p in keep if id(p) not in slow]
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for p in keep if id(p) not in slow], "peak": peak},
-            {"params": [p for p in keep if id(p) in slow], "peak": peak / 5},
+            {"params": [p for p in fast if p.ndim > 1], "peak": 6e-4, "weight_decay": 0.1},
+            {"params": [p for p in fast if p.ndim == 1], "peak": 6e-4, "weight_decay": 0.0},
+            {"params": [p for p in keep if id(p) in slow], "peak": 2e-4, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.99),
-        weight_decay=1e-3,
+        fused=True,
     )
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, device=device) ** 2
@@ -414,27 +449,36 @@ def fit(
         a = alpha_bar[t].view(-1, 1, 1, 1)
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
-    curve = Curve(stage)
-    for step in range(steps):
+    begin, interrupted = 0, WORK / "denoiser.interrupted"
+    if interrupted.exists():
+        saved = torch.load(interrupted, map_location=device, weights_only=True)
+        for part, state in zip((net, average, optimiser), saved["states"], strict=True):
+            part.load_state_dict(state)
+        begin, rng.bit_generator.state = saved["step"], saved["rng"]
+    curve = Curve("denoiser", first=begin)
+    for step in range(begin, steps):
         if step % POOL_STEPS == 0:
+            states = [part.state_dict() for part in (net, average, optimiser)]
+            torch.save({"step": step, "states": states, "rng": rng.bit_generator.state}, interrupted)
             pool = Pool(rng, corpus, tags, tokenizer, POOL)
+            torch.manual_seed(SEED + step)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
-        count, side = (4, 128) if large else (12, 64) if step < 0.7 * steps else (6, 96)
-        early = step < clean * steps
-        target, truth, hint, ids, tokens = pool.draw(rng, count, side, 0.0 if early else share, device)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            words, t = net.text(ids).last_hidden_state, torch.full((len(target),), sampling.START, device=device)
-            z = net.vae.encoder(hint * 2 - 1) * scaling
+        early = step < EARLY * steps
+        target, truth, hint, ids, tokens = pool.draw(rng, 6, 112, 0.0 if early else DAMAGED, device)
+        rough = torch.autocast(device.type, torch.bfloat16, enabled=step < 0.95 * steps)
+        with torch.no_grad(), rough, sdpa_kernel(SDPBackend.MATH):
+            prompt, t = net.text(ids).last_hidden_state, torch.full((len(target),), sampling.START, device=device)
+            z = net.vae.encoder(hint * 2 - 1).float() * scaling
             x = sampling.start_latents(z, torch.randn_like(z), schedule)
             visits = sampling.schedule(schedule, int(rng.integers(2, 9)))
-            if not early and rng.random() < later:
+            if not early and rng.random() < LATER:
                 for visit in visits[: rng.integers(1, min(4, len(visits)))]:
-                    first = predict(x, t, net(x, t, hint, words, tokens))
+                    first = predict(x, t, net(x, t, hint, prompt, tokens))
                     x = sampling.ddpm_step(x, first, visit, torch.randn_like(x))
                     t = torch.full_like(t, visits[visits.index(visit) + 1].t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * steps), sdpa_kernel(SDPBackend.MATH):
-            z = predict(x, t, net(x, t, hint, net.text(ids).last_hidden_state, tokens))
+        with rough, sdpa_kernel(SDPBackend.MATH):
+            z = predict(x, t, net(x, t, hint, prompt, tokens))
             picture = (net.vae.decoder(z / scaling).float() + 1) / 2
         plain = (hint - truth).square().mean((1, 2, 3))
         loss = ((picture - target).square().mean((1, 2, 3)) / (plain + 2e-4)).mean()
@@ -448,7 +492,8 @@ def fit(
         gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
         curve.add(step, loss=loss.item(), gain_db=average_of(gain[asked]), gain_negative_db=average_of(gain[~asked]))
         if (step + 1) % 1000 == 0 or step + 1 == steps:
-            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
+            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
+    interrupted.unlink()
 
 
 def average_of(values: Tensor) -> float:
@@ -458,10 +503,7 @@ def average_of(values: Tensor) -> float:
 def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.ROOT / "pocket"
-    sampler, repairer = (
-        torch.load(WORK / f"{stage}.pt", map_location="cpu", weights_only=True) for stage in ("sampler", "repairer")
-    )
-    net = {name: torch.lerp(value, repairer["net"][name], REPAIRED) for name, value in sampler["net"].items()}
+    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
     tokenizer = build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
@@ -470,11 +512,11 @@ def export(device: torch.device, steps: int) -> None:
         save_file({k: v.half().contiguous() for k, v in state.items()}, bundle / folder / file)
 
     def of(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in net.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in saved["net"].items() if k.startswith(prefix)}
 
     part("unet", {"_class_name": "UNet2DConditionModel", **UNET}, of("unet."))
     part("controlnet", {"_class_name": "ControlNetModel", **CONTROLNET}, of("controlnet."))
-    part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": sampler["scaling"]}, of("vae."))
+    part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": saved["scaling"]}, of("vae."))
     words = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
     part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, words, "model.safetensors")
     part("tagger", TAGGER, torch.load(WORK / "tagger.pt", map_location="cpu", weights_only=True), "model.safetensors")
@@ -495,12 +537,8 @@ def export(device: torch.device, steps: int) -> None:
 
 def plot(path: Path, width: int = 640, height: int = 320) -> None:
     """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
-    steps, gains = [0.0], [0.0]  # it starts as bicubic
-    for stage in ("denoiser", "restorer", "sampler", "repairer"):
-        before = steps[-1]
-        for row in map(json.loads, (WORK / f"{stage}.jsonl").read_text().splitlines()):
-            steps.append(before + row["step"])
-            gains.append(row["gain_db"])
+    rows = [json.loads(line) for line in (WORK / "denoiser.jsonl").read_text().splitlines()]
+    steps, gains = [0.0, *(row["step"] for row in rows)], [0.0, *(row["gain_db"] for row in rows)]  # from bicubic
     steps, gains = np.array(steps), np.array(gains)
     low, high = math.floor(gains.min() * 2) / 2, math.ceil(gains.max() * 2) / 2
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -522,11 +560,9 @@ def plot(path: Path, width: int = 640, height: int = 320) -> None:
 
 STAGES = {
     "autoencoder": (autoencoder, 6000),
-    "tagger": (tagger, 600),
-    "denoiser": (denoiser, 4200),
-    "restorer": (restorer, 7000),
-    "sampler": (sampler, 2600),
-    "repairer": (repairer, 11000),
+    "tagger": (tagger, 2000),
+    "words": (words, 600),
+    "denoiser": (denoiser, 22000),
     "export": (export, 0),
 }
 
