@@ -136,6 +136,7 @@ class Curve:
         before = path.read_text().splitlines()[: first // every] if first else []
         self.file = path.open("w")
         self.file.writelines(line + "\n" for line in before)
+        self.file.flush()  # or a second interruption would lose them
         self.every, self.sums = every, {}
         self.started = time.monotonic() - (json.loads(before[-1])["seconds"] if before else 0)
 
