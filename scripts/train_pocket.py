@@ -518,8 +518,8 @@ def export(device: torch.device, steps: int) -> None:
     part("unet", {"_class_name": "UNet2DConditionModel", **UNET}, of("unet."))
     part("controlnet", {"_class_name": "ControlNetModel", **CONTROLNET}, of("controlnet."))
     part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": saved["scaling"]}, of("vae."))
-    words = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
-    part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, words, "model.safetensors")
+    encoder = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
+    part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, encoder, "model.safetensors")
     part("tagger", TAGGER, torch.load(WORK / "tagger.pt", map_location="cpu", weights_only=True), "model.safetensors")
     (bundle / "tagger/tags.json").write_text(json.dumps({"tags": TAGS, "thresholds": [0.5] * len(TAGS)}) + "\n")
     (bundle / "scheduler").mkdir(exist_ok=True)
