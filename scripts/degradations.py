@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,11 @@ def clean(picture: Picture, seed: int) -> Picture:
 
 
 @torch.no_grad()
-def realesrgan(picture: Picture, seed: int) -> Picture:
-    """The second-order recipe of Real-ESRGAN (Wang et al. 2021) with its published settings, by basicsr's functions."""
+def realesrgan(picture: Picture, seed: int, noiseless: bool = False) -> Picture:
+    """The second-order recipe of Real-ESRGAN (Wang et al. 2021) with its published settings, by basicsr's functions.
+
+    `noiseless` leaves noise and JPEG out of the same draw: what a perfect removal of both would find.
+    """
     from basicsr.data import degradations as d
     from basicsr.utils import DiffJPEG
     from basicsr.utils.img_process_util import filter2D
@@ -59,11 +63,14 @@ def realesrgan(picture: Picture, seed: int) -> Picture:
     def noise(x: torch.Tensor, sigma: float, poisson: float) -> torch.Tensor:
         options = {"gray_prob": 0.4, "clip": True, "rounds": False}
         if np.random.uniform() < 0.5:
-            return d.random_add_gaussian_noise_pt(x, sigma_range=[1, sigma], **options)
-        return d.random_add_poisson_noise_pt(x, scale_range=[0.05, poisson], **options)
+            noisy = d.random_add_gaussian_noise_pt(x, sigma_range=[1, sigma], **options)
+        else:
+            noisy = d.random_add_poisson_noise_pt(x, scale_range=[0.05, poisson], **options)
+        return x if noiseless else noisy
 
     def compress(x: torch.Tensor) -> torch.Tensor:
-        return jpeg(x.clamp(0, 1), quality=x.new_empty(1).uniform_(30, 95))
+        quality = x.new_empty(1).uniform_(30, 95)
+        return x if noiseless else jpeg(x.clamp(0, 1), quality=quality)
 
     x = compress(noise(resize(blur(x, 3.0), picture.shape[:2], [0.2, 0.7, 0.1], 0.15, 1.5), 30, 3.0))
     if np.random.uniform() < 0.8:
@@ -81,4 +88,8 @@ def realesrgan(picture: Picture, seed: int) -> Picture:
     return (x[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
 
 
-BY_NAME: dict[str, Callable[[Picture, int], Picture]] = {"clean": clean, "realesrgan": realesrgan}
+BY_NAME: dict[str, Callable[[Picture, int], Picture]] = {
+    "clean": clean,
+    "realesrgan": realesrgan,
+    "realesrgan-noiseless": functools.partial(realesrgan, noiseless=True),
+}

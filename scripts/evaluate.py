@@ -2,6 +2,7 @@
 
     python scripts/evaluate.py                                  the built-in set, clean x4, pocket bundle
     python scripts/evaluate.py --degradation realesrgan --seeds 1 2 3
+    python scripts/evaluate.py --degradation realesrgan-noiseless        the same draws without their noise and JPEG
     python scripts/evaluate.py --hr DIV2K/HR --bundle weights/full --steps 1 2 4
     python scripts/evaluate.py --hr RealSR/HR --lr RealSR/LR    pairs, nothing is degraded
 
@@ -147,8 +148,9 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
             settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
             result = upscaler(Image.fromarray(pair.low), settings)
             ours = np.asarray(result.image)
-            row = {"picture": pair.name, "method": f"ours, {steps} steps", **measure_pair(ours, pair, factor)}
-            rows.append({**row, "seconds": sum(result.metrics["seconds"].values())})
+            measured = {**measure_pair(ours, pair, factor), "seconds": sum(result.metrics["seconds"].values())}
+            name = f"ours, {steps} steps"
+            rows.append({"picture": pair.name, "method": name, **measured, "tags": result.metrics["tags"]})
         sheet.append([*shown, ours, pair.high])
     return rows, sheet
 

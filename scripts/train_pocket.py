@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -361,24 +362,24 @@ class Pool:
     """Low-resolution pictures with their image tokens and prompts, made once and cropped many times."""
 
     def __init__(
-        self, rng: np.random.Generator, corpus: tuple, net: Tagger, tokenizer: CLIPTokenizer, untagged: float
+        self, rng: np.random.Generator, tags: Tagger, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, untagged: float
     ) -> None:
         self.pictures, self.hints, self.tokens, self.damaged, prompts = [], [], [], [], []
-        device = net.image_proj.weight.device
-        pictures, mix = corpus
+        device = tags.image_proj.weight.device
+        pictures, mix = data.corpus(SEED, DRAWN)
         for _ in range(POOL):
             high, hint, small, damaged = data.example(rng, pictures[rng.choice(len(pictures), p=mix)])
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-                tokens = net.tokens(preprocess(to_tensor(small[None], device), net.image_size)).float()
-                tags = [] if untagged and rng.random() < untagged else net.names(net.logits(tokens))
+                tokens = tags.tokens(preprocess(to_tensor(small[None], device), tags.image_size)).float()
+                names = [] if untagged and rng.random() < untagged else tags.names(tags.logits(tokens))
             self.pictures.append(high)
             self.hints.append(hint)
             self.tokens.append(tokens.half())
             self.damaged.append(damaged)
-            prompts.append(text.compose(tags, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
+            prompts.append(text.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
         prompts.append(Settings.negative_prompt)
-        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
-        self.ids = ids.to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            self.prompts = text.encode(encoder, tokenizer, prompts).float()
 
     def place(self, rng: np.random.Generator, i: int, side: int) -> tuple[slice, slice]:
         """A square of picture `i`, in whole pixels of a clean small picture."""
@@ -391,12 +392,12 @@ class Pool:
     def draw(
         self, rng: np.random.Generator, count: int, side: int, damaged: float, device: torch.device
     ) -> tuple[Tensor, ...]:
-        """(target, truth, hint [B, 3, side, side] in [0, 1], ids, image tokens); `damaged` is a share.
+        """(target, truth, hint [B, 3, side, side] in [0, 1], prompts, image tokens, whether damaged [B]).
 
         Of two places in a picture, the one where bicubic errs more. One in twelve has the negative prompt, and its
-        input as the target: what guidance is to lead away from.
+        input as the target: what guidance is to lead away from. `damaged` is a share.
         """
-        targets, truths, hints, ids, tokens = [], [], [], [], []
+        targets, truths, hints, chosen = [], [], [], []
         for _ in range(count):
             i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < damaged))))
             place = max((self.place(rng, i, side) for _ in range(2)), key=functools.partial(self.error, i))
@@ -404,10 +405,11 @@ class Pool:
             targets.append((self.hints if poor else self.pictures)[i][place])
             truths.append(self.pictures[i][place])
             hints.append(self.hints[i][place])
-            ids.append(self.ids[-1 if poor else i])
-            tokens.append(self.tokens[i])
+            chosen.append((i, -1 if poor else i))
         images = (to_tensor(np.stack(pictures), device) for pictures in (targets, truths, hints))
-        return *images, torch.stack(ids), torch.cat(tokens).float()
+        prompts = torch.stack([self.prompts[prompt] for _, prompt in chosen])
+        tokens = torch.cat([self.tokens[i] for i, _ in chosen]).float()
+        return *images, prompts, tokens, torch.tensor([self.damaged[i] for i, _ in chosen], device=device)
 
 
 def denoiser(device: torch.device, steps: int) -> None:
@@ -427,8 +429,8 @@ def denoiser(device: torch.device, steps: int) -> None:
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
     tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
-    tokenizer, corpus = build_tokenizer(), data.corpus(SEED, DRAWN)
-    sharp = to_tensor(next(data.batches(rng, *corpus, side=128, count=32)), device)
+    tokenizer = build_tokenizer()
+    sharp = to_tensor(next(data.batches(rng, *data.corpus(SEED, DRAWN), side=128, count=32)), device)
     with torch.no_grad():
         scaling = 1 / net.vae.encoder(sharp * 2 - 1).std().item()  # brings the latents to unit variance
     keep = [p for p in net.parameters() if p.requires_grad]
@@ -453,8 +455,11 @@ def denoiser(device: torch.device, steps: int) -> None:
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
     begin, interrupted = 0, WORK / "denoiser.interrupted"
+    recipe = f"{steps} steps of {zlib.crc32(Path(__file__).read_bytes())}"
     if interrupted.exists():
         saved = torch.load(interrupted, map_location=device, weights_only=True)
+        if saved["recipe"] != recipe:
+            raise SystemExit(f"{interrupted} is of another number of steps or another script: remove it to begin anew")
         for part, state in zip((net, average, optimiser), saved["states"], strict=True):
             part.load_state_dict(state)
         begin, rng.bit_generator.state = saved["step"], saved["rng"]
@@ -463,15 +468,16 @@ def denoiser(device: torch.device, steps: int) -> None:
         joined = min(max(step / (EARLY * steps) - 1, 0), 1)
         if step % POOL_STEPS == 0:
             states = [part.state_dict() for part in (net, average, optimiser)]
-            torch.save({"step": step, "states": states, "rng": rng.bit_generator.state}, interrupted)
-            pool = Pool(rng, corpus, tags, tokenizer, UNTAGGED if joined == 1 else 0)
+            now = {"recipe": recipe, "step": step, "states": states, "rng": rng.bit_generator.state}
+            torch.save(now, interrupted)
+            pool = Pool(rng, tags, net.text, tokenizer, UNTAGGED if joined == 1 else 0)
             torch.manual_seed(SEED + step)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
-        target, truth, hint, ids, tokens = pool.draw(rng, 6, 112, joined * DAMAGED, device)
+        target, truth, hint, prompt, tokens, damaged = pool.draw(rng, 6, 112, joined * DAMAGED, device)
         rough = torch.autocast(device.type, torch.bfloat16, enabled=step < 0.95 * steps)
         with torch.no_grad(), rough, sdpa_kernel(SDPBackend.MATH):
-            prompt, t = net.text(ids).last_hidden_state, torch.full((len(target),), sampling.START, device=device)
+            t = torch.full((len(target),), sampling.START, device=device)
             z = net.vae.encoder(hint * 2 - 1).float() * scaling
             x = sampling.start_latents(z, torch.randn_like(z), schedule)
             visits = sampling.schedule(schedule, int(rng.integers(2, 9)))
@@ -494,7 +500,14 @@ def denoiser(device: torch.device, steps: int) -> None:
         asked = (target == truth).flatten(1).all(1)
         ours = (picture.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
         gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
-        curve.add(step, loss=loss.item(), gain_db=average_of(gain[asked]), gain_negative_db=average_of(gain[~asked]))
+        curve.add(
+            step,
+            loss=loss.item(),
+            gain_db=average_of(gain[asked]),
+            gain_clean_db=average_of(gain[asked & ~damaged]),
+            gain_damaged_db=average_of(gain[asked & damaged]),
+            gain_negative_db=average_of(gain[~asked]),
+        )
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
     interrupted.unlink()
