@@ -322,8 +322,7 @@ def words(device: torch.device, steps: int) -> None:
         for row in truth[8:]:
             found = [tag for tag, on in zip(TAGS, row[:-2], strict=True) if on]
             prompts.append(text.compose(found, "", Settings.positive_prompt if row[-2] else ""))
-        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
-        ids = ids.to(device)
+        ids = text.token_ids(tokenizer, prompts).to(device)
         logits = head(net(ids).last_hidden_state)
         ended = (ids == TEXT["eos_token_id"]).cumsum(1) > 0
         expected = torch.from_numpy(truth).to(logits)[:, None].expand_as(logits)
@@ -378,7 +377,7 @@ class Pool:
             self.damaged.append(damaged)
             prompts.append(text.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
         prompts.append(Settings.negative_prompt)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             self.prompts = text.encode(encoder, tokenizer, prompts).float()
 
     def place(self, rng: np.random.Generator, i: int, side: int) -> tuple[slice, slice]:
@@ -390,26 +389,26 @@ class Pool:
         return cv2.norm(self.pictures[i][place], self.hints[i][place])
 
     def draw(
-        self, rng: np.random.Generator, count: int, side: int, damaged: float, device: torch.device
+        self, rng: np.random.Generator, count: int, side: int, share: float, device: torch.device
     ) -> tuple[Tensor, ...]:
         """(target, truth, hint [B, 3, side, side] in [0, 1], prompts, image tokens, whether damaged [B]).
 
         Of two places in a picture, the one where bicubic errs more. One in twelve has the negative prompt, and its
-        input as the target: what guidance is to lead away from. `damaged` is a share.
+        input as the target: what guidance is to lead away from. `share` of them are damaged.
         """
-        targets, truths, hints, chosen = [], [], [], []
+        targets, truths, hints, prompts, tokens, damaged = [], [], [], [], [], []
         for _ in range(count):
-            i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < damaged))))
+            i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < share))))
             place = max((self.place(rng, i, side) for _ in range(2)), key=functools.partial(self.error, i))
             poor = rng.random() < 1 / 12
             targets.append((self.hints if poor else self.pictures)[i][place])
             truths.append(self.pictures[i][place])
             hints.append(self.hints[i][place])
-            chosen.append((i, -1 if poor else i))
+            prompts.append(self.prompts[-1 if poor else i])
+            tokens.append(self.tokens[i])
+            damaged.append(self.damaged[i])
         images = (to_tensor(np.stack(pictures), device) for pictures in (targets, truths, hints))
-        prompts = torch.stack([self.prompts[prompt] for _, prompt in chosen])
-        tokens = torch.cat([self.tokens[i] for i, _ in chosen]).float()
-        return *images, prompts, tokens, torch.tensor([self.damaged[i] for i, _ in chosen], device=device)
+        return *images, torch.stack(prompts), torch.cat(tokens).float(), torch.tensor(damaged, device=device)
 
 
 def denoiser(device: torch.device, steps: int) -> None:

@@ -24,10 +24,15 @@ def fit_tags(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positi
     return []
 
 
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Prompts -> ids [B, 77], cut or filled up to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")[
+        "input_ids"
+    ]
+
+
 @torch.no_grad()
 def encode(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
     """Prompts -> tokens [B, 77, width]: the last hidden state after the final LayerNorm, no attention mask."""
-    ids = tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-    )["input_ids"]
-    return encoder(ids.to(encoder.device)).last_hidden_state
+    return encoder(token_ids(tokenizer, prompts).to(encoder.device)).last_hidden_state
