@@ -18,6 +18,8 @@ from PIL import Image
 COLOUR = ("rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page", "text", "clock")
 
+LARGEST = 640  # side of a crop: the tagger, which sees every picture in one size, must know damage at any scale
+
 Picture = NDArray[np.uint8]  # [H, W, 3], RGB
 Random = np.random.Generator
 
@@ -170,7 +172,8 @@ def example(rng: Random, picture: Picture) -> tuple[Picture, Picture, Picture, b
 
     Half are cleanly averaged, most by 4, some by less; the other half go through Real-ESRGAN's recipe.
     """
-    high = crop(rng, picture, min(384, *picture.shape[:2]) // 64 * 64)
+    most = min(LARGEST, *picture.shape[:2]) // 64
+    high = crop(rng, picture, 64 * int(3 + (most - 2) * rng.random() ** 0.5))
     damaged = rng.random() < 0.5
     if damaged:
         small = degradations.realesrgan(high, int(rng.integers(2**31)))
@@ -178,6 +181,23 @@ def example(rng: Random, picture: Picture) -> tuple[Picture, Picture, Picture, b
         side = round(len(high) / (4.0 if rng.random() < 0.8 else rng.uniform(1, 4)))
         small = cv2.resize(high, (side, side), interpolation=cv2.INTER_AREA)
     return high, enlarge(small, high.shape[1::-1]), small, damaged
+
+
+def mosaic(rng: Random, pictures: list[Picture], weights: list[float]) -> Picture:
+    """Nine crops of pictures, [576, 576, 3]: as much content at once as a large photograph has."""
+    crops = [crop(rng, pictures[i], 192) for i in rng.choice(len(pictures), size=9, p=weights)]
+    return np.vstack([np.hstack(crops[row : row + 3]) for row in (0, 3, 6)])
+
+
+def part(rng: Random, *pictures: Picture) -> list[Picture]:
+    """The same rectangle of pictures of one content, each side at least 0.6 of the whole: damage at other aspects."""
+    size = rng.uniform(0.6, 1, 2)
+    start = rng.uniform(0, 1 - size)
+    found = []
+    for picture in pictures:
+        (top, left), (bottom, right) = ((at * picture.shape[:2]).astype(int) for at in (start, start + size))
+        found.append(picture[top:bottom, left:right])
+    return found
 
 
 def batches(rng: Random, pictures: list[Picture], weights: list[float], side: int, count: int) -> Iterator[Picture]:

@@ -1,9 +1,9 @@
 """Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
 
-    python scripts/train_pocket.py                     all stages, about two hours on two CPU cores
+    python scripts/train_pocket.py                     all stages, under three hours on two CPU cores
     python scripts/train_pocket.py --stage tagger      one stage, from the checkpoints of those before it
 
-Stages: autoencoder, tagger, words, denoiser, export. Checkpoints and curves go to build/pocket.
+Stages: autoencoder, tagger, words, denoiser, repair, export. Checkpoints and curves go to build/pocket.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ SEED = 20
 DRAWN = 240  # pictures drawn in code
 POOL, POOL_STEPS = 1200, 2000  # low-resolution pictures at a time, and for how many steps
 EARLY = 0.1  # clean pictures alone; in as many more steps the others join
-DAMAGED, LATER = 0.4, 0.25  # the shares of damaged pictures and of later timesteps
+DAMAGED = {"denoiser": 0.4, "repair": 0.5}  # the share of damaged pictures
+PEAK = {"denoiser": 6e-4, "repair": 4e-4}  # of the learning rate
+LATER = 0.25  # the share of later timesteps
 UNTAGGED = 0.4  # prompts without tags, once the others have joined: or the image tokens would have nothing to add
 LUMA = np.float32([0.299, 0.587, 0.114])
 log = logging.getLogger("train_pocket")
@@ -225,14 +227,18 @@ def attributes(high: data.Picture, small: data.Picture, damaged: bool) -> np.nda
 
 @torch.no_grad()
 def start_as_cosines(weight: Tensor) -> None:
-    """Filters [32, 3, 8, 8] = the lowest terms of JPEG's transform: from random ones, noise took long to be seen."""
+    """Filters [32, 3, 8, 8] = the lowest terms of JPEG's transform, each about as strong in photographs as any other.
+
+    From random ones, noise is hardly ever seen; unscaled, the low terms rule the norm behind the filters, and damage,
+    which is in the high ones, is not seen in whole pictures.
+    """
     k = torch.arange(8)
     waves = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
     terms = sorted(itertools.product(range(8), repeat=2), key=sum)
     luma, red, blue = torch.tensor([[0.299, 0.587, 0.114], [0.5, -0.42, -0.08], [-0.17, -0.33, 0.5]])
     chosen = [(luma, *term) for term in terms[:26]] + [(c, *term) for term in terms[:3] for c in (red, blue)]
     for row, (colour, u, v) in zip(weight, chosen, strict=True):
-        row.copy_(colour[:, None, None] * waves[u][:, None] * waves[v] * (4 if u + v else 1))
+        row.copy_(colour[:, None, None] * waves[u][:, None] * waves[v] * (1 + u + v) ** 3)
 
 
 def tagger(device: torch.device, steps: int) -> None:
@@ -244,14 +250,17 @@ def tagger(device: torch.device, steps: int) -> None:
     start_as_cosines(net.visual_encoder.patch_embed.proj.weight)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
     pictures, mix = data.corpus(SEED, DRAWN)
-    recent: collections.deque = collections.deque(maxlen=480)  # each example serves three times
+    recent: collections.deque = collections.deque(maxlen=2000)  # each example serves six times
     importance = torch.tensor([1.0 if tag not in DAMAGE else 3.0 for tag in TAGS], device=device)
     curve = Curve("tagger", 50)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, 1e-3)
-        for _ in range(4):
-            high, _, small, damaged = data.example(rng, pictures[rng.choice(len(pictures), p=mix)])
+        for _ in range(2):
+            single = rng.random() < 0.5
+            picture = pictures[rng.choice(len(pictures), p=mix)] if single else data.mosaic(rng, pictures, mix)
+            high, _, small, damaged = data.example(rng, picture)
+            high, small = data.part(rng, high, small)
             recent.append((small, attributes(high, small, damaged)))
         examples = [recent[i] for i in rng.integers(len(recent), size=12)]
         x = torch.cat([preprocess(to_tensor(small[None], device), net.image_size) for small, _ in examples])
@@ -336,7 +345,7 @@ def words(device: torch.device, steps: int) -> None:
 
 
 class Denoiser(nn.Module):
-    """All that is trained together in the last stage, and the text encoder."""
+    """All that is trained together in the last stages, and the text encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -412,12 +421,9 @@ class Pool:
 
 
 def denoiser(device: torch.device, steps: int) -> None:
-    """UNet, ControlNet and the decoder on their output, by the logarithm of the decoded picture's error.
+    """UNet, ControlNet and the decoder, on clean pictures first, then on damaged ones too.
 
-    So bad inputs do not drown good ones, and giving the input back when asked to pays. Damaged pictures join little by
-    little after the first part, since a mixture from the start teaches the network to leave everything alone; with them
-    joins a share of batches at later timesteps, from states that the model's own first steps lead to. A run that was
-    interrupted goes on where its last pool of pictures began, to the same result.
+    Damaged ones join little by little, since a mixture from the start teaches the network to leave everything alone.
     """
     rng = np.random.default_rng(SEED + 2)
     torch.manual_seed(SEED + 2)
@@ -425,21 +431,40 @@ def denoiser(device: torch.device, steps: int) -> None:
     net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
     net.text.load_state_dict(torch.load(WORK / "words.pt", weights_only=True))
     net = net.to(device, memory_format=torch.channels_last)
+    sharp = to_tensor(next(data.batches(rng, *data.corpus(SEED, DRAWN), side=128, count=32)), device)
+    with torch.no_grad():
+        scaling = 1 / net.vae.encoder(sharp * 2 - 1).std().item()  # brings the latents to unit variance
+    train("denoiser", net, scaling, rng, steps)
+
+
+def repair(device: torch.device, steps: int) -> None:
+    """The same networks go on, with more damaged pictures."""
+    saved = torch.load(WORK / "denoiser.pt", map_location=device, weights_only=True)
+    net = Denoiser()
+    net.load_state_dict(saved["net"])
+    net = net.to(device, memory_format=torch.channels_last)
+    train("repair", net, saved["scaling"], np.random.default_rng(SEED + 3), steps)
+
+
+def train(stage: str, net: Denoiser, scaling: float, rng: np.random.Generator, steps: int) -> None:
+    """By the logarithm of the decoded picture's error: bad inputs do not drown good ones, and giving back pays.
+
+    A share of the batches is at later timesteps, from states that the model's own first steps lead to. A run that was
+    interrupted goes on where its last pool of pictures began, to the same result.
+    """
+    device = net.unet.device
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
     tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
     tokenizer = build_tokenizer()
-    sharp = to_tensor(next(data.batches(rng, *data.corpus(SEED, DRAWN), side=128, count=32)), device)
-    with torch.no_grad():
-        scaling = 1 / net.vae.encoder(sharp * 2 - 1).std().item()  # brings the latents to unit variance
     keep = [p for p in net.parameters() if p.requires_grad]
     slow = {id(p) for p in net.vae.parameters()}
     fast = [p for p in keep if id(p) not in slow]
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for p in fast if p.ndim > 1], "peak": 6e-4, "weight_decay": 0.1},
-            {"params": [p for p in fast if p.ndim == 1], "peak": 6e-4, "weight_decay": 0.0},
-            {"params": [p for p in keep if id(p) in slow], "peak": 2e-4, "weight_decay": 0.0},
+            {"params": [p for p in fast if p.ndim > 1], "peak": PEAK[stage], "weight_decay": 0.1},
+            {"params": [p for p in fast if p.ndim == 1], "peak": PEAK[stage], "weight_decay": 0.0},
+            {"params": [p for p in keep if id(p) in slow], "peak": PEAK[stage] / 3, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.99),
         fused=True,
@@ -453,7 +478,7 @@ def denoiser(device: torch.device, steps: int) -> None:
         a = alpha_bar[t].view(-1, 1, 1, 1)
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
-    begin, interrupted = 0, WORK / "denoiser.interrupted"
+    begin, interrupted = 0, WORK / f"{stage}.interrupted"
     recipe = f"{steps} steps of {zlib.crc32(Path(__file__).read_bytes())}"
     if interrupted.exists():
         saved = torch.load(interrupted, map_location=device, weights_only=True)
@@ -462,9 +487,9 @@ def denoiser(device: torch.device, steps: int) -> None:
         for part, state in zip((net, average, optimiser), saved["states"], strict=True):
             part.load_state_dict(state)
         begin, rng.bit_generator.state = saved["step"], saved["rng"]
-    curve = Curve("denoiser", first=begin)
+    curve = Curve(stage, first=begin)
     for step in range(begin, steps):
-        joined = min(max(step / (EARLY * steps) - 1, 0), 1)
+        joined = min(max(step / (EARLY * steps) - 1, 0), 1) if stage == "denoiser" else 1
         if step % POOL_STEPS == 0:
             states = [part.state_dict() for part in (net, average, optimiser)]
             now = {"recipe": recipe, "step": step, "states": states, "rng": rng.bit_generator.state}
@@ -473,7 +498,7 @@ def denoiser(device: torch.device, steps: int) -> None:
             torch.manual_seed(SEED + step)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, group["peak"])
-        target, truth, hint, prompt, tokens, damaged = pool.draw(rng, 6, 112, joined * DAMAGED, device)
+        target, truth, hint, prompt, tokens, damaged = pool.draw(rng, 6, 112, joined * DAMAGED[stage], device)
         rough = torch.autocast(device.type, torch.bfloat16, enabled=step < 0.95 * steps)
         with torch.no_grad(), rough, sdpa_kernel(SDPBackend.MATH):
             t = torch.full((len(target),), sampling.START, device=device)
@@ -508,7 +533,7 @@ def denoiser(device: torch.device, steps: int) -> None:
             gain_negative_db=average_of(gain[~asked]),
         )
         if (step + 1) % 1000 == 0 or step + 1 == steps:
-            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
+            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
     interrupted.unlink()
 
 
@@ -519,7 +544,7 @@ def average_of(values: Tensor) -> float:
 def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.ROOT / "pocket"
-    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    saved = torch.load(WORK / "repair.pt", map_location="cpu", weights_only=True)
     tokenizer = build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
@@ -553,7 +578,8 @@ def export(device: torch.device, steps: int) -> None:
 
 def plot(path: Path, width: int = 640, height: int = 320) -> None:
     """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
-    rows = [json.loads(line) for line in (WORK / "denoiser.jsonl").read_text().splitlines()]
+    first, then = ([json.loads(line) for line in (WORK / f"{stage}.jsonl").read_text().splitlines()] for stage in PEAK)
+    rows = first + [{**row, "step": first[-1]["step"] + row["step"]} for row in then]
     steps, gains = [0.0, *(row["step"] for row in rows)], [0.0, *(row["gain_db"] for row in rows)]  # from bicubic
     steps, gains = np.array(steps), np.array(gains)
     low, high = math.floor(gains.min() * 2) / 2, math.ceil(gains.max() * 2) / 2
@@ -576,9 +602,10 @@ def plot(path: Path, width: int = 640, height: int = 320) -> None:
 
 STAGES = {
     "autoencoder": (autoencoder, 6000),
-    "tagger": (tagger, 2000),
+    "tagger": (tagger, 4000),
     "words": (words, 600),
     "denoiser": (denoiser, 12000),
+    "repair": (repair, 4500),
     "export": (export, 0),
 }
 
