@@ -185,7 +185,7 @@ def example(rng: Random, picture: Picture) -> tuple[Picture, Picture, Picture, b
 
 def mosaic(rng: Random, pictures: list[Picture], weights: list[float]) -> Picture:
     """Nine crops of pictures, [576, 576, 3]: as much content at once as a large photograph has."""
-    crops = [crop(rng, pictures[i], 192) for i in rng.choice(len(pictures), size=9, p=weights)]
+    crops = next(batches(rng, pictures, weights, side=192, count=9))
     return np.vstack([np.hstack(crops[row : row + 3]) for row in (0, 3, 6)])
 
 

@@ -113,6 +113,7 @@ TAGS = (
     *("contrasty", "flat", "smooth", "detailed", "damaged", "noisy", "blurry", "pristine"),
 )
 DAMAGE = TAGS[-4:]
+LABELS = {"tags": TAGS, "thresholds": (0.5,) * len(TAGS)}
 TAGGER = {
     "image_size": 192,
     "swin": {"patch_size": 8, "embed_dim": 32, "depths": (2, 2, 1), "num_heads": (2, 4, 8), "window_size": 6},
@@ -245,7 +246,7 @@ def tagger(device: torch.device, steps: int) -> None:
     """Attributes that code can measure, from the damaged small picture; what damaged it is the hardest to see."""
     rng = np.random.default_rng(SEED + 1)
     torch.manual_seed(SEED + 1)
-    net = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device)
+    net = Tagger(**TAGGER, **LABELS).to(device)
     nn.init.normal_(net.label_embed)
     start_as_cosines(net.visual_encoder.patch_embed.proj.weight)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
@@ -454,7 +455,7 @@ def train(stage: str, net: Denoiser, scaling: float, rng: np.random.Generator, s
     """
     device = net.unet.device
     net.vae.encoder.requires_grad_(False)
-    tags = Tagger(**TAGGER, tags=list(TAGS), thresholds=[0.5] * len(TAGS)).to(device).eval()
+    tags = Tagger(**TAGGER, **LABELS).to(device).eval()
     tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
     tokenizer = build_tokenizer()
     keep = [p for p in net.parameters() if p.requires_grad]
@@ -561,7 +562,7 @@ def export(device: torch.device, steps: int) -> None:
     encoder = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
     part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, encoder, "model.safetensors")
     part("tagger", TAGGER, torch.load(WORK / "tagger.pt", map_location="cpu", weights_only=True), "model.safetensors")
-    (bundle / "tagger/tags.json").write_text(json.dumps({"tags": TAGS, "thresholds": [0.5] * len(TAGS)}) + "\n")
+    (bundle / "tagger/tags.json").write_text(json.dumps(LABELS) + "\n")
     (bundle / "scheduler").mkdir(exist_ok=True)
     (bundle / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1) + "\n")
     tokenizer.save_pretrained(bundle / "tokenizer")
