@@ -1,42 +1,31 @@
-"""The Cog shell: literal inputs -> Settings -> Upscaler -> file. No logic of its own.
+"""The Cog shell: literal inputs -> Settings -> Engine -> file. No logic of its own.
 
 Every Input is one line of literals because Cog parses this file without running it.
 """
 
-import atexit
-import logging
-import os
-import shutil
 import tempfile
-import time
 from pathlib import Path as LocalPath
 from typing import Optional
 
 from cog import BaseRunner, Input, Path
 
-from seesr import Progress, Settings, Upscaler, image, logs
-from seesr.one_thread import OneThread
-
-log = logging.getLogger("predict")
+from seesr import Engine, Settings, logs
+from seesr.configuration import Configuration
+from seesr.images.read import NO_UPLOAD, read_upload
+from seesr.outputs import OutputFolder
+from seesr.progress import Bar
 
 
 class Predictor(BaseRunner):
     def setup(self) -> None:
         """Loads the weights that SEESR_WEIGHTS names and runs one small picture through everything."""
-        logs.configure()
-        self.thread = OneThread()
-        started = time.perf_counter()
-        self.upscaler = self.thread.run(Upscaler.load)
-        loaded = time.perf_counter()
-        self.thread.run(self.upscaler.warm_up)
-        log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
-        if self.upscaler.networks.bundle.kind == "pocket":
-            log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
-        self.folder = output_folder()
+        logs.configure(Configuration.read().log_format)
+        self.engine = Engine.load()
+        self.outputs = OutputFolder()
 
     def healthcheck(self) -> bool:
         """False once the device has failed for good, so that the platform starts another worker."""
-        return self.upscaler.healthy()
+        return self.engine.healthy()
 
     def run(
         self,
@@ -60,35 +49,12 @@ class Predictor(BaseRunner):
         seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported."),
     ) -> Path:
         """Returns the enlarged picture as one file."""
-        given = {name: value for name, value in locals().items() if name not in ("self", "image")}
-        return self.thread.run(lambda: self.upscale(image, Settings(**given)))
-
-    def upscale(self, source: Path, settings: Settings) -> Path:
-        if not isinstance(source, LocalPath):  # a string that is neither an upload nor a URL
-            raise ValueError("image must be an uploaded file, a data URI or an http(s) URL")
-        for old in self.folder.iterdir():
-            old.unlink()
-        with image.open_upload(source, LocalPath(tempfile.gettempdir())) as file:
-            picture = image.read(file, settings.output_size)
-        result = self.upscaler(picture, settings, Progress.to_stderr())
-        started = time.perf_counter()
-        path = self.folder / f"{result.seed}-{os.urandom(4).hex()}.{settings.output_format}"
-        image.write(result.view(settings.output_view), path, settings.output_format, settings.output_quality)
-        result.metrics["seconds"]["file"] = round(time.perf_counter() - started, 3)
-        for name, value in result.metrics.items():
+        settings = Settings(**{name: value for name, value in locals().items() if name not in ("self", "image")})
+        if not isinstance(image, LocalPath):  # a string that is neither an upload nor a URL
+            raise ValueError(NO_UPLOAD)
+        self.outputs.clear()
+        output = self.engine.run(read_upload(image, LocalPath(tempfile.gettempdir())), settings, watchers=(Bar(),))
+        for name, value in output.metrics.items():
             for key, number in value.items() if isinstance(value, dict) else [(None, value)]:
                 self.record_metric(name if key is None else f"{name}.{key}", number)
-        return Path(path)
-
-
-def output_folder() -> LocalPath:
-    """A fresh folder for the outputs of this process; those of processes that were killed are removed."""
-    top = LocalPath(tempfile.gettempdir())
-    for old in top.glob("seesr-outputs-*"):
-        if not LocalPath("/proc", old.name.rpartition("-")[2]).exists():
-            shutil.rmtree(old, ignore_errors=True)
-    folder = top / f"seesr-outputs-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+        return Path(self.outputs.save(output.data, output.seed, settings.output_format))

@@ -21,21 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seesr import models, weights
+from seesr import weights
+from seesr.networks import models
 from seesr.weights import WeightsError
 
 log = logging.getLogger("convert")
 State = dict[str, Tensor]
 LORA_RANK = 8  # alpha is 1, so merged updates are scaled by 1/8
 UNUSED = ("tag_encoder.", "text_decoder.")  # parts of RAM that tagging does not run
-SWIN_LARGE = {
-    "patch_size": 4,
-    "embed_dim": 192,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [6, 12, 24, 48],
-    "window_size": 12,
-}
-HEAD = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 4}
+PATCH, WINDOW, HEAD_HEADS = 4, 12, 4  # of RAM's Swin and tagging head: the sizes that no tensor's shape tells
+IMAGE_SIZE, HEAD_LAYERS = 384, 2
 HEAD_PARTS = {
     "crossattention.self.query": "attention.query",
     "crossattention.self.key": "attention.key",
@@ -187,23 +182,30 @@ def lines(path: Path) -> list[str]:
 
 
 def tagger_config(base: State) -> dict[str, Any]:
-    """The public Swin-L tagger; a miniature of the same layout is recognised by its shapes."""
-    swin, head = dict(SWIN_LARGE), dict(HEAD)
-    swin["embed_dim"] = base["visual_encoder.patch_embed.proj.weight"].shape[0]
-    blocks = [
-        re.match(r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table", k) for k in base
-    ]
+    """Sizes of a RAM tagger, read from its shapes."""
+    table = re.compile(r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
     depths: dict[int, int] = {}
-    for match in filter(None, blocks):
-        depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]) + 1)
-    swin["depths"] = [depths[i] for i in sorted(depths)]
-    tables = "visual_encoder.layers.{}.blocks.0.attn.relative_position_bias_table"
-    swin["num_heads"] = [base[tables.format(i)].shape[1] for i in sorted(depths)]
+    heads: dict[int, int] = {}
+    for key, value in base.items():
+        if match := table.match(key):
+            level, block = int(match[1]), int(match[2])
+            depths[level], heads[level] = max(depths.get(level, 0), block + 1), value.shape[1]
+    swin = {
+        "patch_size": PATCH,
+        "embed_dim": base["visual_encoder.patch_embed.proj.weight"].shape[0],
+        "depths": [depths[level] for level in sorted(depths)],
+        "num_heads": [heads[level] for level in sorted(heads)],
+        "window_size": WINDOW,
+    }
     prefix = "tagging_head.encoder.layer.0."
-    head["hidden_size"] = base[f"{prefix}crossattention.self.query.weight"].shape[0]
-    head["intermediate_size"] = base[f"{prefix}intermediate.dense.weight"].shape[0]
+    head = {
+        "hidden_size": base[f"{prefix}crossattention.self.query.weight"].shape[0],
+        "intermediate_size": base[f"{prefix}intermediate.dense.weight"].shape[0],
+        "num_hidden_layers": HEAD_LAYERS,
+        "num_attention_heads": HEAD_HEADS,
+    }
     width, label = base["image_proj.weight"].shape[0], base["label_embed"].shape[1]
-    return {"image_size": 384, "swin": swin, "token_width": width, "label_width": label, "head": head}
+    return {"image_size": IMAGE_SIZE, "swin": swin, "token_width": width, "label_width": label, "head": head}
 
 
 def convert(source: Path, target: Path, licences: str) -> None:

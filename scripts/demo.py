@@ -1,6 +1,6 @@
 """Starts Cog's HTTP server on the default weights, posts a photo, and saves the result and a comparison.
 
-python scripts/demo.py [photo.jpg]      -> out/photo-x4.png, out/photo-compare.png
+python -m scripts.demo [photo.jpg]      -> out/photo-x4.png, out/photo-compare.png
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import requests
-from cog_server import CogServer
 from PIL import Image, ImageOps
+
+from scripts.cog_server import CogServer
 
 OUT = Path("out")
 CROP = 256  # pixels of the output shown in the comparison

@@ -31,6 +31,7 @@ from seesr.weights import WeightsError
 log = logging.getLogger("download")
 LOCK = weights.ROOT.parent / "weights.lock"
 TRIES = 5
+PAUSE = 2.0  # seconds before the second try, doubled before each further one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ def retried(call: object, what: str) -> object:
                 raise WeightsError(f"{what}: no space is left on the disk") from error
             if attempt == TRIES:
                 raise WeightsError(f"{what} could not be fetched in {TRIES} tries ({error})") from error
-            pause = float(os.environ.get("SEESR_RETRY_SECONDS", "2")) * 2 ** (attempt - 1)
+            pause = PAUSE * 2 ** (attempt - 1)
             log.warning("%s: %s; trying again in %.0f s", what, type(error).__name__, pause)
             time.sleep(pause)
     raise AssertionError

@@ -1,23 +1,33 @@
-"""SeeSR super-resolution: `Upscaler`, `Settings`, `Result`. Heavy libraries load when `Upscaler` is first touched."""
+"""SeeSR super-resolution: `Engine` for files, `Upscaler` for pictures in memory. Heavy libraries load at first use."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP reads this when torch loads. By default its threads wait for work by spinning, some milliseconds each time, and
+# two processes on the same cores then slow each other ninefold; a shorter spin costs one process nothing
+# (docs/running.md, results/contention.json).
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "5000"
 
 from seesr.progress import Progress
 from seesr.settings import Settings
 from seesr.weights import WeightsError
 
 if TYPE_CHECKING:
-    from seesr.upscaler import Result, Upscaler
+    from seesr.engine import Engine, Output
+    from seesr.result import Result
+    from seesr.upscaler import Upscaler
 
 __version__ = "0.1.0"
-__all__ = ["Progress", "Result", "Settings", "Upscaler", "WeightsError"]
+__all__ = ["Engine", "Output", "Progress", "Result", "Settings", "Upscaler", "WeightsError"]
+LAZY = {"Engine": "engine", "Output": "engine", "Result": "result", "Upscaler": "upscaler"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Result", "Upscaler"):
-        from seesr import upscaler
+    if name in LAZY:
+        import importlib
 
-        return getattr(upscaler, name)
+        return getattr(importlib.import_module(f"seesr.{LAZY[name]}"), name)
     raise AttributeError(name)

@@ -21,40 +21,29 @@ class OutOfMemory(RuntimeError):
     """Nothing is left to give up. One line: what was tried, what is free, what to change."""
 
 
-class Budget:
-    """How much is run and held at once for one picture. Stepping down changes the time, never the pixels.
+class Allowance:
+    """An amount that is lowered whenever memory runs out. Stepping down changes the time, never the pixels.
 
-    Attributes:
-        batch: tiles per forward pass of the denoiser.
-        hold: bytes that waiting tiles of the autoencoder may keep.
-        retries: how often memory was not enough.
-        redone: how often half precision was not enough.
+    Args:
+        name: for the log.
+        amount: where it begins.
+        least: below this it is not lowered.
+        lower: from one amount to the next.
+        remedy: what the caller can change once it is at the least.
     """
 
-    def __init__(self, batch: int = 1, hold: int = 0) -> None:
-        self.batch, self.hold = batch, hold
-        self.retries = self.redone = 0
+    def __init__(self, name: str, amount: int, least: int, lower: Callable[[int], int], remedy: str) -> None:
+        self.name, self.amount, self.least, self.lower, self.remedy = name, amount, least, lower, remedy
+        self.lowered = 0
 
-    @classmethod
-    def plan(cls, device: torch.device, cells: int) -> Budget:
-        """For tiles of `cells` latent cells: half of what is free, first for batches, later for the autoencoder."""
-        half = free(device) // 2
-        if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
-            return cls(1, min(half, HOST_HOLD))
-        batch = LARGEST_BATCH
-        while batch > 1 and batch * cells * HALF_CELL > half:
-            batch //= 2
-        return cls(batch, half)
-
-    def attempt(self, what: str, work: Callable[[], T], release: Callable[[], None] = lambda: None) -> T:
-        """Returns work(); when memory runs out, halves `batch`, or lets go of what is held, and tries again.
+    def attempt(self, work: Callable[[], T], release: Callable[[], None] = lambda: None) -> T:
+        """Returns work(); when memory runs out, lowers the amount and tries again.
 
         Args:
-            what: "batch" or "hold".
             release: drops what an interrupted `work` and its neighbours still hold.
 
         Raises:
-            OutOfMemory: not even one tile at a time fits.
+            OutOfMemory: it does not fit at the least amount either.
         """
         while True:
             try:
@@ -67,18 +56,49 @@ class Budget:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if getattr(self, what) == (1 if what == "batch" else 0):
+            if self.amount == self.least:
                 log.error("out of memory with nothing left to give up: %s", reason)
-                raise OutOfMemory(
-                    f"out of memory: a single tile does not fit ({reason}); use a smaller latent_tiled_size,"
-                    " fewer particles, or a device with more free memory"
-                )
-            self.retries += 1
-            if what == "batch":
-                self.batch //= 2
-            else:
-                self.hold = 0
-            log.warning("out of memory (%s); going on with %s = %d", reason, what, getattr(self, what))
+                raise OutOfMemory(f"out of memory: a single tile does not fit ({reason}); {self.remedy}")
+            self.lowered += 1
+            self.amount = self.lower(self.amount)
+            log.warning("out of memory (%s); going on with %s = %d", reason, self.name, self.amount)
+
+
+class Budget:
+    """How much is run and held at once for one picture.
+
+    Attributes:
+        batch: tiles per forward pass of the denoiser.
+        hold: bytes that waiting tiles of the autoencoder may keep.
+        redone: how often half precision was not enough.
+    """
+
+    def __init__(self, batch: int = 1, hold: int = 0) -> None:
+        self.batch = Allowance(
+            "tiles per batch", batch, 1, lambda amount: amount // 2,
+            "use a smaller latent_tiled_size, fewer particles, or a device with more free memory",
+        )  # fmt: skip
+        self.hold = Allowance(
+            "bytes held", hold, 0, lambda amount: 0,
+            "use a device with more free memory, or end other programs on this one",
+        )  # fmt: skip
+        self.redone = 0
+
+    @property
+    def retries(self) -> int:
+        """How often memory was not enough."""
+        return self.batch.lowered + self.hold.lowered
+
+    @classmethod
+    def for_device(cls, device: torch.device, cells: int) -> Budget:
+        """For tiles of `cells` latent cells: half of what is free, first for batches, later for the autoencoder."""
+        half = free(device) // 2
+        if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
+            return cls(1, min(half, HOST_HOLD))
+        batch = LARGEST_BATCH
+        while batch > 1 and batch * cells * HALF_CELL > half:
+            batch //= 2
+        return cls(batch, half)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

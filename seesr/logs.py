@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 
 
 class JsonLines(logging.Formatter):
@@ -25,9 +24,9 @@ class OneLine(logging.Formatter):
         return super().format(record).replace("\n", " | ")
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Sends all logs to standard error in the format that LOG_FORMAT names."""
+def configure(log_format: str, level: int = logging.INFO) -> None:
+    """Sends all logs to standard error, as "console" words or as "json"."""
     handler = logging.StreamHandler()
     words = OneLine("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if os.environ.get("LOG_FORMAT") == "json" else words)
+    handler.setFormatter(JsonLines() if log_format == "json" else words)
     logging.basicConfig(level=level, handlers=[handler], force=True)

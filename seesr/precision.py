@@ -1,4 +1,4 @@
-"""Half precision can overflow: the check, and the second try in single precision."""
+"""Half or single precision: which one a device computes in, the check for overflow, and the second try."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ class NotFinite(RuntimeError):
     """A network gave NaN or infinity, in single precision too."""
 
 
+def working_dtype(device: torch.device) -> torch.dtype:
+    """What the networks run in: half precision on a GPU, single precision on a CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
 def check_finite(values: Tensor, stage: str) -> None:
-    """Raises:
-    NotFinite: some value is NaN or infinite.
+    """Refuses values of which one is NaN or infinite.
+
+    Raises:
+        NotFinite: names the stage.
     """
     if not torch.isfinite(values).all():
         raise NotFinite(f"the networks gave values that are not finite ({stage}); nothing is returned")

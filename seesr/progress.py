@@ -1,11 +1,48 @@
-"""One line of progress at most once a second: rewritten in place on a terminal, one after the other in a log."""
+"""How far one picture has come. Whoever watches is told at every tile, and may stop the work by raising."""
 
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
+
+
+class Position(NamedTuple):
+    """Where one picture is.
+
+    Attributes:
+        stage: read, tags, text, enlarge, encode, denoise, decode, finish or file.
+        done: tiles of the stage that are done; a stage without tiles counts as one.
+        total: tiles of the stage.
+    """
+
+    stage: str
+    done: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}, {self.done} of {self.total}"
+
+
+Watcher = Callable[[Position], None]  # told at the start of every stage and after every batch of tiles
+
+
+class DeadlineExceeded(RuntimeError):
+    """A picture took longer than its caller wanted to wait. One line that says how far it came."""
+
+
+class Deadline:
+    """A watcher that ends the work once `seconds` have passed since it was made."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.end = seconds, time.monotonic() + seconds
+
+    def __call__(self, position: Position) -> None:
+        if time.monotonic() > self.end:
+            raise DeadlineExceeded(f"the deadline of {self.seconds:g} s has passed ({position}); nothing is returned")
 
 
 class Lines:
@@ -23,34 +60,51 @@ class Lines:
         self.stream.flush()
 
 
-class Progress:
-    """Counts tiles within the stages of one picture.
+class Bar:
+    """A watcher that shows one line at most once a second: rewritten on a terminal, one after the other in a log."""
 
-    Args:
-        stream: where to write; None: nowhere.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
         self.stream = stream
         self.bar: tqdm | None = None
 
-    @classmethod
-    def to_stderr(cls) -> Progress:
-        return cls(sys.stderr)
-
-    def start(self, stage: str, total: int) -> None:
-        """Begins a stage of `total` tiles, and ends the one before."""
-        self.close()
-        if self.stream is not None:
+    def __call__(self, position: Position) -> None:
+        if self.bar is None or self.bar.desc.removesuffix(": ") != position.stage or position.done < self.bar.n:
+            self.close()
             file = self.stream if self.stream.isatty() else Lines(self.stream)
-            self.bar = tqdm(total=total, desc=stage, unit="tile", mininterval=1, delay=1, file=file, leave=False)
-
-    def advance(self, count: int = 1) -> None:
-        """`count` more tiles are done."""
-        if self.bar is not None:
-            self.bar.update(count)
+            self.bar = tqdm(
+                total=position.total, desc=position.stage, unit="tile", mininterval=1, delay=1, file=file, leave=False
+            )
+        self.bar.update(position.done - self.bar.n)
+        if position.done == position.total:
+            self.close()
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class Progress:
+    """Counts the tiles of one picture, stage by stage.
+
+    Args:
+        watchers: told of every change.
+    """
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self.watchers = watchers
+        self.position = Position("", 0, 0)
+
+    def start(self, stage: str, total: int = 1) -> None:
+        """Begins a stage of `total` tiles."""
+        self.position = Position(stage, 0, total)
+        self.tell()
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more tiles are done."""
+        self.position = self.position._replace(done=self.position.done + count)
+        self.tell()
+
+    def tell(self) -> None:
+        for watcher in self.watchers:
+            watcher(self.position)

@@ -1,19 +1,22 @@
-"""What a caller can ask for: one frozen dataclass, from which the Cog schema and the command line are checked."""
+"""What a caller can ask for: one frozen dataclass, from which Cog's schema, the command line and the docs are checked."""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
-LARGEST_OUTPUT = 8192 * 8192  # pixels
-LARGEST_INPUT = 8192 * 8192  # pixels
-LARGEST_SIDE = 32768  # pixels, of the input and of the output
-FORMAT_SIDES = {"webp": 16383}  # pixels, where the format itself ends earlier
+from seesr.color import FIXES
+from seesr.images.formats import FORMATS
+from seesr.limits import LARGEST_OUTPUT, check_input
+from seesr.views import VIEWS
 
 
-def _field(default: Any, description: str, **limits: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"description": description, **limits})
+def _field(default: Any, description: str, kind: type, **limits: Any) -> Any:
+    """One setting. `kind` is the type of its values; a default of None allows None besides."""
+    return dataclasses.field(default=default, metadata={"description": description, "kind": kind, **limits})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,103 +30,108 @@ class Settings:
     scale_factor: float = _field(
         4.0,
         "Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side.",
+        float,
         ge=1,
         le=8,
     )
     user_prompt: str = _field(
-        "", "What the picture shows, in a few words. Added to the tags that are found automatically.", max_length=2000
+        "",
+        "What the picture shows, in a few words. Added to the tags that are found automatically.",
+        str,
+        max_length=2000,
     )
-    positive_prompt: str = _field("clean, high-resolution, 8k", "Quality words that end the prompt.", max_length=2000)
+    positive_prompt: str = _field(
+        "clean, high-resolution, 8k", "Quality words that end the prompt.", str, max_length=2000
+    )
     negative_prompt: str = _field(
         "dotted, noise, blur, lowres, smooth",
         "What to steer away from. Has no effect while cfg_scale is 1.",
+        str,
         max_length=2000,
     )
-    num_inference_steps: int = _field(4, "Denoising steps. 1 is fastest; 2 to 4 is usual for this model.", ge=1, le=8)
+    num_inference_steps: int = _field(
+        4, "Denoising steps. 1 is fastest; 2 to 4 is usual for this model.", int, ge=1, le=8
+    )
     cfg_scale: float = _field(
         1.0,
         "Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high.",
+        float,
         ge=1,
         le=2,
     )
     latent_tiled_size: int = _field(
         64,
         "Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area.",
+        int,
         ge=16,
         le=256,
     )
     latent_tiled_overlap: int = _field(
         6,
         "Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further.",
+        int,
         ge=0,
         le=128,
     )
     use_kds: bool = _field(
         False,
         "Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising.",
+        bool,
     )
     num_particles: int = _field(
-        4, "Samples that Kernel Density Steering runs together. 1 is the same as off.", ge=1, le=16
+        4, "Samples that Kernel Density Steering runs together. 1 is the same as off.", int, ge=1, le=16
     )
     bandwidth: float = _field(
         0.0,
         "Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples.",
+        float,
         ge=0,
         le=10,
     )
     color_fix: str = _field(
         "wavelet",
         "How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing.",
-        choices=("wavelet", "adain", "none"),
+        str,
+        choices=tuple(FIXES),
     )
     output_view: str = _field(
         "image",
         "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed (invented detail). The same seed gives the matching image.",
-        choices=("image", "comparison", "uncertainty"),
+        str,
+        choices=tuple(VIEWS),
     )
-    output_format: str = _field("png", "File format. png is lossless.", choices=("png", "webp", "jpg"))
-    output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", ge=1, le=100)
+    output_format: str = _field("png", "File format. png is lossless.", str, choices=tuple(FORMATS))
+    output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", int, ge=1, le=100)
     keep_exif: bool = _field(
-        True, "Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result."
+        True, "Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result.", bool
     )
     seed: int | None = _field(
         None,
         "Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported.",
+        int,
         ge=0,
         le=4294967295,
     )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, limits = getattr(self, field.name), field.metadata
-            if value is None and field.default is None:
-                continue
-            kind = {"float": float, "int": int, "str": str, "bool": bool, "int | None": int}[str(field.type)]
-            object.__setattr__(self, field.name, _typed(field.name, value, kind))
             value = getattr(self, field.name)
-            if "choices" in limits and value not in limits["choices"]:
-                raise ValueError(f"{field.name} is {value!r}; it must be one of {', '.join(limits['choices'])}")
-            if "ge" in limits and not limits["ge"] <= value <= limits["le"]:
-                raise ValueError(f"{field.name} is {value}; it must be from {limits['ge']} to {limits['le']}")
-            if kind is str and len(value) > limits.get("max_length", math.inf):
-                raise ValueError(
-                    f"{field.name} has {len(value)} characters; at most {limits['max_length']} are allowed"
-                )
-            if kind is str and not _is_text(value):
-                raise ValueError(f"{field.name} holds a NUL or half of a surrogate pair, which is not text")
-
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _checked(field.name, value, field.metadata))
         if self.latent_tiled_overlap >= self.latent_tiled_size:
             raise ValueError(
                 f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {self.latent_tiled_size}: "
                 "tiles cannot advance; it must be smaller"
             )
-        if self.output_view == "uncertainty" and self.output_format != "png":
+        view = VIEWS[self.output_view]
+        if view.deep and not FORMATS[self.output_format].deep:
             raise ValueError(
-                f"output_view uncertainty is a 16-bit PNG; output_format {self.output_format} cannot hold it"
+                f"output_view {self.output_view} is a 16-bit PNG; output_format {self.output_format} cannot hold it"
             )
-        if self.output_view == "uncertainty" and not self.steered:
+        if view.steered and not self.steered:
             raise ValueError(
-                "output_view uncertainty needs use_kds and num_particles of at least 2: one sample cannot disagree"
+                f"output_view {self.output_view} needs use_kds and num_particles of at least 2: "
+                "one sample cannot disagree"
             )
 
     @property
@@ -135,38 +143,47 @@ class Settings:
         """(width, height) of the result for an input of this size, in pixels.
 
         Raises:
-            ValueError: the input or the result is over its limit; the message has the largest scale that fits.
+            ValueError: the input, the result or the file that shows it is over its limit; the message has the largest
+                scale that fits, if there is one.
         """
         check_input(width, height)
-        size = max(1, round(width * self.scale_factor)), max(1, round(height * self.scale_factor))
-        if size[0] * size[1] > LARGEST_OUTPUT:
-            largest = math.floor(100 * math.sqrt(LARGEST_OUTPUT / (width * height))) / 100
-            raise ValueError(
-                f"scale {self.scale_factor:g} of a {width}x{height} image asks for {size[0] * size[1] / 1e6:.1f} MP; "
-                f"the limit is {LARGEST_OUTPUT / 1e6:.1f} MP; the largest scale for this image is {largest:g}"
-            )
-        longest = FORMAT_SIDES.get(self.output_format, LARGEST_SIDE)
-        if max(size) > longest:
-            raise ValueError(
-                f"scale {self.scale_factor:g} of a {width}x{height} image asks for {size[0]}x{size[1]} pixels; a"
-                f" {self.output_format} may have {longest} on a side here; the largest scale for this image is"
-                f" {math.floor(100 * longest / max(width, height)) / 100:g}"
-            )
-        return size
-
-
-def check_input(width: int, height: int) -> None:
-    """Refuses an input of more than LARGEST_INPUT pixels, or LARGEST_SIDE on a side.
-
-    Raises:
-        ValueError: with the size and the limit.
-    """
-    if max(width, height) > LARGEST_SIDE:
-        raise ValueError(f"the image is {width}x{height}; the limit is {LARGEST_SIDE} pixels on a side")
-    if width * height > LARGEST_INPUT:
-        raise ValueError(
-            f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
+        size, reason = self._enlarged(width, height, self.scale_factor)
+        if reason is None:
+            return size
+        hundredths = range(100, math.floor(100 * self.scale_factor) + 1)
+        fitting = bisect.bisect_left(
+            hundredths, True, key=lambda n: self._enlarged(width, height, n / 100)[1] is not None
         )
+        remedy = (
+            f"the largest scale for this image is {(99 + fitting) / 100:g}" if fitting else "no scale of 1 or more fits"
+        )
+        raise ValueError(f"scale {self.scale_factor:g} of a {width}x{height} image asks for {reason}; {remedy}")
+
+    def _enlarged(self, width: int, height: int, scale: float) -> tuple[tuple[int, int], str | None]:
+        """The result's size at this scale, and what it is too large for, if anything."""
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        if size[0] * size[1] > LARGEST_OUTPUT:
+            return size, f"{size[0] * size[1] / 1e6:.1f} MP; the limit is {LARGEST_OUTPUT / 1e6:.1f} MP"
+        longest, columns = FORMATS[self.output_format].longest_side, VIEWS[self.output_view].columns
+        if max(columns * size[0], size[1]) > longest:
+            shown = f"{columns * size[0]}x{size[1]} pixels" + (f" in the {self.output_view}" if columns > 1 else "")
+            return size, f"{shown}; a {self.output_format} may have {longest} on a side here"
+        return size, None
+
+
+def _checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
+    """The value as its kind, or a ValueError that names field, value and limit."""
+    kind = about["kind"]
+    value = _typed(name, value, kind)
+    if "choices" in about and value not in about["choices"]:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(about['choices'])}")
+    if "ge" in about and not about["ge"] <= value <= about["le"]:
+        raise ValueError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}")
+    if kind is str and len(value) > about.get("max_length", math.inf):
+        raise ValueError(f"{name} has {len(value)} characters; at most {about['max_length']} are allowed")
+    if kind is str and not _is_text(value):
+        raise ValueError(f"{name} holds a NUL or half of a surrogate pair, which is not text")
+    return value
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

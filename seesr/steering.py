@@ -117,14 +117,12 @@ class Ensemble:
     """Steers the particles of one picture and remembers what it did.
 
     Attributes:
-        alive: indices of the particles that are still finite.
         uncertainty: spread of the last step's predictions before steering, [H, W].
     """
 
     def __init__(self, steering: Steering, steps: int, count: int, area: tuple[int, int]) -> None:
         self.steering, self.area = steering, area
         self.strengths = strengths(steps, steering.strength)
-        self.alive = list(range(count))
         self.count = count
         self.uncertainty: Tensor | None = None
         self.before: list[float] = []
@@ -132,31 +130,20 @@ class Ensemble:
         self.bandwidths: list[float] = []
         self.moved: list[float] = []
 
-    def steer(self, z: Tensor, x: Tensor, s: int) -> tuple[Tensor, Tensor]:
-        """Noisy latents and predictions of step `s`, both [N, C, H, W] -> the same, steered, without dead particles.
-
-        Raises:
-            RuntimeError: no particle is finite.
-        """
-        finite = torch.isfinite(x).flatten(1).all(1).tolist()
-        if not all(finite):
-            keep = [n for n, good in enumerate(finite) if good]
-            self.alive = [self.alive[n] for n in keep]
-            if not keep:
-                raise RuntimeError("no particle has finite values; nothing is returned")
-            z, x = z[keep], x[keep]
-        if len(x) < 2:
-            return z, x
-        width = spread(x)
+    def __call__(self, x0: Tensor, s: int) -> Tensor:
+        """Predicted clean latents of step `s`, [N, C, H, W] -> the same, steered. One particle is left alone."""
+        if len(x0) < 2:
+            return x0
+        width = spread(x0)
         self.uncertainty = width
         self.before.append(width.mean().item())
         if self.strengths[s] > 0:
-            steered, bandwidth = mean_shift(x, self.steering, self.strengths[s])
-            self.moved.append((steered - x).square().mean().sqrt().item())
+            steered, bandwidth = mean_shift(x0, self.steering, self.strengths[s])
+            self.moved.append((steered - x0).square().mean().sqrt().item())
             self.bandwidths.append(bandwidth.median().item())
-            x = steered
-        self.after.append(spread(x).mean().item())
-        return z, x
+            x0 = steered
+        self.after.append(spread(x0).mean().item())
+        return x0
 
     def winner(self, z: Tensor) -> tuple[Tensor, dict[str, object]]:
         """Final latents [N, C, H, W] -> the chosen one [1, C, H, W], and the metrics."""
@@ -165,8 +152,7 @@ class Ensemble:
         effective = [m / max(b, 1e-12) >= 0.01 for m, b in zip(self.moved, steered, strict=True)]
         metrics: dict[str, object] = {
             "particles": self.count,
-            "dropped": self.count - len(self.alive),
-            "chosen": self.alive[index],
+            "chosen": index,
             "distances": distances,
             "bandwidth": self.bandwidths,
             "spread_before": self.before,

@@ -19,11 +19,11 @@ class Tile(NamedTuple):
     bottom: int
     right: int
 
-    def times(self, factor: int) -> Tile:
+    def scaled(self, factor: int) -> Tile:
         """The same place on a grid `factor` times finer."""
         return Tile(*(side * factor for side in self))
 
-    def of(self, array: Tensor) -> Tensor:
+    def crop(self, array: Tensor) -> Tensor:
         """The view of [..., H, W] under this tile."""
         return array[..., self.top : self.bottom, self.left : self.right]
 
@@ -58,7 +58,7 @@ def grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
 
 
 def cores(tiles: list[Tile]) -> list[Tile]:
-    """For every tile of a grid the part that is its alone: overlaps are halved, so that each cell belongs to one."""
+    """For every tile of a grid the part that it alone gives: overlaps are halved, so that each cell belongs to one."""
 
     def bounds(spans: set[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
         ordered = sorted(spans)
@@ -67,11 +67,11 @@ def cores(tiles: list[Tile]) -> list[Tile]:
 
     rows = bounds({(tile.top, tile.bottom) for tile in tiles})
     columns = bounds({(tile.left, tile.right) for tile in tiles})
-    found = []
+    parts = []
     for tile in tiles:
         (top, bottom), (left, right) = rows[tile.top, tile.bottom], columns[tile.left, tile.right]
-        found.append(Tile(top, left, bottom, right))
-    return found
+        parts.append(Tile(top, left, bottom, right))
+    return parts
 
 
 def window(height: int, width: int) -> Tensor:
@@ -86,7 +86,12 @@ def even(count: int, batch: int) -> int:
 
 
 def blend(
-    fn: Callable[[list[Place]], Tensor], tiles: list[Tile], shape: Sequence[int], batch: int, weight: Tensor
+    fn: Callable[[list[Place]], Tensor],
+    tiles: list[Tile],
+    shape: Sequence[int],
+    batch: int,
+    weight: Tensor,
+    finished: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Runs `fn` over batches of places and averages its results where tiles overlap.
 
@@ -96,6 +101,7 @@ def blend(
         tiles: the tiles of one picture, all of one shape.
         shape: [N, C, H, W] of the whole.
         weight: [h, w], relative weight of every cell of a tile; see `window`.
+        finished: told after every batch how many places it finished, the filling left out.
 
     Returns:
         [N, C, H, W] in float32.
@@ -103,7 +109,7 @@ def blend(
     count, _, height, width = shape
     share = torch.zeros(height, width, dtype=torch.float32, device=weight.device)
     for tile in tiles:
-        tile.of(share).add_(weight)
+        tile.crop(share).add_(weight)
     places = [(n, tile) for n in range(count) for tile in tiles]
     batch = even(len(places), batch)
     total = torch.zeros(tuple(shape), dtype=torch.float32, device=weight.device)
@@ -111,5 +117,6 @@ def blend(
         group = places[start : start + batch]
         results = fn([*group, *[group[-1]] * (batch - len(group))])
         for (n, tile), result in zip(group, results, strict=False):
-            tile.of(total[n]).add_(result.float() * (weight / tile.of(share)))
+            tile.crop(total[n]).add_(result.float() * (weight / tile.crop(share)))
+        finished(len(group))
     return total

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 MANIFEST = "bundle.json"
 ROOT = Path(__file__).resolve().parent.parent / "weights"
+FULL, POCKET = ROOT / "full", ROOT / "pocket"
 FETCH = "python scripts/download.py && python scripts/convert.py"
 
 
@@ -34,12 +34,8 @@ class Bundle(NamedTuple):
 
 
 def locate() -> Path:
-    """The bundle to load: SEESR_WEIGHTS, else the full bundle if it is there, else the pocket one."""
-    named = os.environ.get("SEESR_WEIGHTS")
-    if named:
-        return Path(named)
-    full = ROOT / "full"
-    return full if (full / MANIFEST).exists() else ROOT / "pocket"
+    """The bundle to load where none is named: the full one if it is there, else the pocket one."""
+    return FULL if (FULL / MANIFEST).exists() else POCKET
 
 
 def sha256(path: Path) -> str:
@@ -57,7 +53,7 @@ def verify(path: Path) -> Bundle:
         manifest = json.loads((path / MANIFEST).read_text())
         bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"])
     except FileNotFoundError:
-        raise WeightsError(f"no weights at {path}: fetch them with: {FETCH}") from None
+        raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}"
@@ -67,11 +63,11 @@ def verify(path: Path) -> Bundle:
         fault = "is missing" if name in bundle.files else f"is not listed in {MANIFEST}"
         raise WeightsError(f"{path / name} {fault}: fetch the bundle again with: {FETCH}")
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        found = dict(zip(bundle.files, pool.map(lambda name: sha256(path / name), bundle.files), strict=True))
+        sums = dict(zip(bundle.files, pool.map(lambda name: sha256(path / name), bundle.files), strict=True))
     for name, expected in bundle.files.items():
-        if found[name] != expected:
+        if sums[name] != expected:
             raise WeightsError(
-                f"{path / name} is damaged: sha256 is {found[name]}, expected {expected}: fetch it again with: {FETCH}"
+                f"{path / name} is damaged: sha256 is {sums[name]}, expected {expected}: fetch it again with: {FETCH}"
             )
     return bundle
 

@@ -11,10 +11,10 @@ import pytest
 import skimage.data
 import tiny
 import torch
-from cog_server import ROOT, CogServer
 from PIL import Image
 
-from seesr import Upscaler, weights
+from scripts.cog_server import CogServer
+from seesr import Engine, Upscaler, weights
 
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    absent = {"slow": not config.getoption("--slow"), "full": not (weights.ROOT / "full" / weights.MANIFEST).exists()}
+    absent = {"slow": not config.getoption("--slow"), "full": not (weights.FULL / weights.MANIFEST).exists()}
     for item in items:
         for mark, missing in absent.items():
             if missing and mark in item.keywords:
@@ -38,12 +38,17 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_upscaler(tiny_bundle: Path) -> Upscaler:
-    return Upscaler.load(tiny_bundle, device="cpu")
+    return Upscaler.load(tiny_bundle, "cpu")
 
 
 @pytest.fixture(scope="session")
 def pocket() -> Upscaler:
-    return Upscaler.load(tiny.POCKET, device="cpu")
+    return Upscaler.load(weights.POCKET, "cpu")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    return Engine.load(weights.POCKET, "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +61,7 @@ def photo() -> Image.Image:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
     """Cog's server on the pocket bundle."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with CogServer(log, SEESR_WEIGHTS=str(ROOT / "weights/pocket")) as running:
+    with CogServer(log, SEESR_WEIGHTS=str(weights.POCKET)) as running:
         running.wait_until_ready()
         yield running
     assert "deprecated" not in log.read_text()

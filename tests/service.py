@@ -8,8 +8,9 @@ import threading
 import time
 
 import requests
-from cog_server import CogServer
 from PIL import Image
+
+from scripts.cog_server import CogServer
 
 
 def data_uri(data: bytes, mime: str = "image/png") -> str:

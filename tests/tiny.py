@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from seesr import models, weights
-from seesr.tagger import Tagger
+from seesr import weights
+from seesr.networks import models
+from seesr.networks.tagger import Tagger
 
-POCKET = weights.ROOT / "pocket"
 BLOCKS = {
     "block_out_channels": (16, 32),
     "layers_per_block": 1,
@@ -104,6 +104,6 @@ def build(path: Path) -> Path:
     (path / "tagger/tags.json").write_text(json.dumps(TAGS))
     (path / "scheduler").mkdir()
     (path / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    shutil.copytree(POCKET / "tokenizer", path / "tokenizer")
+    shutil.copytree(weights.POCKET / "tokenizer", path / "tokenizer")
     weights.write_manifest(path, "tiny", "test", "none")
     return path

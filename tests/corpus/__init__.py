@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from seesr.image import chunk
+from seesr.images.png import SIGNATURE, chunk
 
 Pixels = NDArray[np.uint8]
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+NOT_JSON = "Failed to parse the request body as JSON"  # the runtime's words
 RNG = np.random.default_rng(7)
 PHOTO: Pixels = (
     np.linspace(20, 230, 24)[None, :, None] * np.linspace(0.4, 1, 18)[:, None, None] * np.array([1.0, 0.8, 0.6])
@@ -32,7 +32,7 @@ class Case:
     Attributes:
         image: bytes to upload, or a string to send as it is; None leaves the field out.
         given: other inputs; a str is a raw JSON body, with IMAGE in the place of the upload.
-        words: part of the error that must come back; "" accepts an error or a picture.
+        words: part of the error that must come back; None: a picture must.
         same_as: the pixels, [H, W, 3 or 4], that a plain PNG would have to hold for the same result.
         refused: answered by Cog's own check (HTTP 422).
     """
@@ -82,7 +82,11 @@ def broken() -> Iterator[Case]:
             yield Case(f"{kind} cut at {share:.0%}", data[: int(share * len(data))], r"damaged|not an image")
         for number in range(6):
             place = int(RNG.integers(30, len(data)))
-            yield Case(f"{kind} with a wrong byte {number}", flipped(data, place, 1 << number), "")
+            wrong = flipped(data, place, 1 << number)
+            if kind == "PNG":  # every chunk has a checksum
+                yield Case(f"PNG with a wrong byte {number}", wrong, "damaged")
+            else:  # the format cannot tell: the picture is what the decoder makes of it
+                yield Case(f"{kind} with a wrong byte {number}", wrong, same_as=opened(wrong))
     png, jpeg = file(noise), file(noise, "JPEG")
     palette = file(Image.fromarray(noise).quantize(16))
     for name, data in {
@@ -133,7 +137,7 @@ def bombs() -> Iterator[Case]:
     text = with_chunk(file(PHOTO), b"zTXt", b"note\0\0" + zlib.compress(bytes(80_000_000)))
     yield Case("80 MB of text in a PNG", text, r"damaged|not an image")
     profile = with_chunk(file(PHOTO), b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000)))
-    yield Case("80 MB of profile in a PNG", profile, "")
+    yield Case("80 MB of profile in a PNG", profile, "not an image")
     yield Case("claims more than it holds", small_file(4000, 4000), "damaged", given={"scale_factor": 2})
 
 
@@ -255,7 +259,7 @@ def fields() -> Iterator[Case]:
     for field in ("user_prompt", "positive_prompt", "negative_prompt"):
         yield Case(f"{field} of 2001 characters", good, field, given={field: "x" * 2001}, refused=True)
         for name, value in {"emoji": "\U0001f600" * 40, "right to left": "שלום עולם", "long": "a b " * 500}.items():
-            yield Case(f"{field}, {name}", good, same_as=None, words="", given={field: value})
+            yield Case(f"{field}, {name}", good, same_as=PHOTO, given={field: value})
         yield Case(f"{field} with NUL", good, "NUL", given={field: "a\0b"})
     yield Case(
         "overlap that cannot advance", good, "smaller", given={"latent_tiled_size": 16, "latent_tiled_overlap": 16}
@@ -264,13 +268,13 @@ def fields() -> Iterator[Case]:
     view = {"output_view": "uncertainty", "use_kds": True, "output_format": "jpg"}
     yield Case("16-bit map as JPEG", good, "16-bit PNG", given=view)
     yield Case("seed = 1.0", good, same_as=PHOTO, given={"seed": 1.0})
-    yield Case("largest seed", good, words="", given={"seed": 2**32 - 1})
+    yield Case("largest seed", good, same_as=PHOTO, given={"seed": 2**32 - 1})
     yield Case("unknown field", good, same_as=PHOTO, given={"upscaler": "other"})
     for number in ("NaN", "1e400", "-Infinity"):
         body = json.dumps({"input": {"image": "IMAGE"}})[:-2] + f', "scale_factor": {number}}}}}'
-        yield Case(f"scale_factor = {number}", good, "", given=body, refused=True)
+        yield Case(f"scale_factor = {number}", good, NOT_JSON, given=body, refused=True)
     yield Case("no image", None, "image", refused=True)
-    yield Case("body that is no JSON", good, "", given="{", refused=True)
+    yield Case("body that is no JSON", good, NOT_JSON, given="{", refused=True)
 
 
 def paths() -> Iterator[Case]:
@@ -280,8 +284,8 @@ def paths() -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"path {path!r}", path, "must be an uploaded file")
     yield Case("broken base64", "data:image/png;base64,@@@", "empty")
-    yield Case("data URI of text", "data:text/plain,hello", "")
-    yield Case("URL that nobody serves", "http://127.0.0.1:9/x.png", "")
+    yield Case("data URI of text", "data:text/plain,hello", "not an image")
+    yield Case("URL that nobody serves", "http://127.0.0.1:9/x.png", "Input validation")
 
 
 def cases() -> list[Case]:

@@ -1,0 +1,86 @@
+"""Writes the tables of the docs that are made from the code, between their marks: python -m lab.docs [--check]
+
+A mark is a line `<!-- NAME -->`; the table reaches to the next `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lab.report import ROOT, table
+from seesr import Settings
+from seesr.configuration import Configuration, variable
+
+PAGES = ("README.md", "docs/inputs.md", "docs/running.md")
+
+
+def span(field: dataclasses.Field[Any]) -> str:
+    """What a setting can be."""
+    about = field.metadata
+    if "choices" in about:
+        return ", ".join(about["choices"])
+    if "ge" in about:
+        return f"{about['ge']} to {about['le']}"
+    return {bool: "on, off", str: f"text, at most {about.get('max_length')} characters"}[about["kind"]]
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    if field.default is None:
+        return "random, reported"
+    return {True: "on", False: "off"}[field.default] if field.metadata["kind"] is bool else f"`{field.default}`"
+
+
+def inputs() -> str:
+    """The settings in short."""
+    rows = [{"input": f"`{f.name}`", "range": span(f), "default": default(f)} for f in dataclasses.fields(Settings)]
+    return table(rows, {"input": "", "range": "", "default": ""})
+
+
+def effects() -> str:
+    """The settings with what they do."""
+    rows = [
+        {"input": f"`{f.name}`", "range": span(f), "default": default(f), "effect": f.metadata["description"]}
+        for f in dataclasses.fields(Settings)
+    ]
+    return table(rows, {"input": "", "range": "", "default": "", "effect": ""})
+
+
+def variables() -> str:
+    """The environment."""
+    rows = []
+    for name, field in Configuration.model_fields.items():
+        kind = str(field.annotation).replace("pathlib.", "").removeprefix("<class '").removesuffix("'>")
+        kind = re.sub(r"typing\.Literal\[(.*)\]", r"\1", kind).replace(" | None", "").replace("'", "")
+        value = "" if field.default is None else str(field.default)
+        rows.append({"variable": f"`{variable(name)}`", "type": kind, "default": value, "effect": field.description})
+    return table(rows, {"variable": "", "type": "", "default": "", "effect": ""})
+
+
+TABLES: dict[str, Callable[[], str]] = {"inputs": inputs, "effects": effects, "variables": variables}
+
+
+def filled(page: Path) -> str:
+    """The page with its tables as they should be."""
+    words = page.read_text()
+    for name, make in TABLES.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        words = re.sub(pattern, lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", words, flags=re.S)
+    return words
+
+
+def main() -> None:
+    stale = [name for name in PAGES if filled(ROOT / name) != (ROOT / name).read_text()]
+    if "--check" in sys.argv:
+        sys.exit(f"stale tables in {', '.join(stale)}: python -m lab.docs" if stale else 0)
+    for name in stale:
+        (ROOT / name).write_text(filled(ROOT / name))
+        print(f"{name} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
+
+    python -m lab.pocket.train                     all stages, under three hours on two CPU cores
+    python -m lab.pocket.train --stage tagger      one stage, from the checkpoints of those before it
+
+Stages: autoencoder, tagger, words, denoiser, repair, export. Checkpoints and curves go to build/pocket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lab import report
+from lab.pocket.curve import plot
+from lab.pocket.denoiser import PEAK, denoiser, repair
+from lab.pocket.sizes import CONTROLNET, LABELS, SCHEDULER, TAGGER, TEXT, UNET, VAE, WORK
+from lab.pocket.stages import autoencoder, build_tokenizer, tagger, words
+from seesr import weights
+from seesr.networks import models
+
+CURVES = report.RESULTS / "pocket-curves"
+log = logging.getLogger("lab.pocket")
+
+
+def export(device: torch.device, steps: int) -> None:
+    """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
+    bundle = weights.POCKET
+    saved = torch.load(WORK / "repair.pt", map_location="cpu", weights_only=True)
+    tokenizer = build_tokenizer()
+
+    def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
+        (bundle / folder).mkdir(parents=True, exist_ok=True)
+        (bundle / folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file({k: v.half().contiguous() for k, v in state.items()}, bundle / folder / file)
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in saved["net"].items() if k.startswith(prefix)}
+
+    part("unet", {"_class_name": "UNet2DConditionModel", **UNET}, of("unet."))
+    part("controlnet", {"_class_name": "ControlNetModel", **CONTROLNET}, of("controlnet."))
+    part("vae", {"_class_name": "AutoencoderTiny", **VAE, "scaling_factor": saved["scaling"]}, of("vae."))
+    encoder = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in of("text.").items()}
+    part("text_encoder", {"architectures": ["CLIPTextModel"], **TEXT}, encoder, "model.safetensors")
+    part("tagger", TAGGER, torch.load(WORK / "tagger.pt", map_location="cpu", weights_only=True), "model.safetensors")
+    (bundle / "tagger/tags.json").write_text(json.dumps(LABELS) + "\n")
+    (bundle / "scheduler").mkdir(exist_ok=True)
+    (bundle / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1) + "\n")
+    tokenizer.save_pretrained(bundle / "tokenizer")
+    for file in (WORK / "tokenizer").iterdir():
+        (bundle / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    weights.write_manifest(bundle, "pocket", "pocket", "Apache-2.0")
+    plot(PEAK, report.RESULTS / "pocket-curve.png")
+    CURVES.mkdir(exist_ok=True)
+    for stage in STAGES:
+        if stage != "export":
+            (CURVES / f"{stage}.jsonl").write_bytes((WORK / f"{stage}.jsonl").read_bytes())
+    log.info("%s: %.1f MB", bundle, sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / 1e6)
+
+
+STAGES = {
+    "autoencoder": (autoencoder, 6000),
+    "tagger": (tagger, 4000),
+    "words": (words, 600),
+    "denoiser": (denoiser, 12000),
+    "repair": (repair, 4500),
+    "export": (export, 0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage")
+    parser.add_argument("--steps", type=int, help="optimiser steps instead of the stage's own number")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    WORK.mkdir(parents=True, exist_ok=True)
+    for name in args.stage or STAGES:
+        stage, steps = STAGES[name]
+        stage(torch.device(args.device), args.steps or steps)
+
+
+if __name__ == "__main__":
+    main()

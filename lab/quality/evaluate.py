@@ -1,0 +1,134 @@
+"""Degrades pictures, restores them, and measures: a table, a JSON file and a sheet to look at.
+
+    python -m lab.quality.evaluate --bundle weights/pocket             the built-in set, clean x4
+    python -m lab.quality.evaluate --degradation realesrgan --seeds 1 2 3
+    python -m lab.quality.evaluate --degradation realesrgan-noiseless  the same draws without their noise and JPEG
+    python -m lab.quality.evaluate --hr DIV2K/HR --bundle weights/full --steps 1 2 4
+    python -m lab.quality.evaluate --hr RealSR/HR --lr RealSR/LR       pairs, nothing is degraded
+
+Needs the `eval` extra. See lab/quality/metrics.py for what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lab import report
+from lab.quality import degradations
+from lab.quality.degradations import SCALE, Rgb
+from lab.quality.metrics import built_in, colour_shift, cut, interval, measure, seam
+from seesr import Settings, Upscaler, weights
+from seesr.images.picture import enlarge, to_uint8
+from seesr.images.read import decode, read_file
+
+COLUMNS = {
+    "method": "", "psnr_y": ".2f", "psnr_rgb": ".2f", "ssim_y": ".4f", "ssim_rgb": ".4f", "niqe": ".2f",
+    "delta_e": ".2f", "shift": ".2f",
+    "seam": ".2f", "seconds": ".2f", "gain y, dB": "+.2f", "95 %": "", "least": "+.2f",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    name: str
+    low: Rgb
+    high: Rgb
+
+
+def measure_pair(restored: Rgb, pair: Pair, factor: int) -> dict[str, float]:
+    """Against the truth and the input; the seam at the borders of the default tiles."""
+    seams = seam(restored, Settings.latent_tiled_size, Settings.latent_tiled_overlap, factor)
+    return {**measure(restored, pair.high), "shift": colour_shift(restored, pair.low), "seam": seams}
+
+
+def pairs(args: argparse.Namespace) -> Iterator[Pair]:
+    """Low and high resolution pictures; the high one is cut to a multiple of the scale."""
+    for seed in args.seeds:
+        if args.hr is None:
+            sources = list(built_in())
+        else:
+            files = sorted(
+                path for path in args.hr.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+            )
+            sources = [(path.name, cut(to_uint8(decode(read_file(path)).rgb))) for path in files]
+        for name, high in sources:
+            if args.lr is None:
+                low = degradations.BY_NAME[args.degradation](high, seed)
+            else:
+                low = to_uint8(decode(read_file(args.lr / name)).rgb)
+            yield Pair(f"{name}/{seed}", low, high)
+
+
+def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[Rgb]]]:
+    """One row per picture and method, and for each picture: input, bicubic, Lanczos, ours, truth."""
+    rows, sheet = [], []
+    factor = upscaler.networks.factor
+    for pair in pairs(args):
+        size = pair.high.shape[1], pair.high.shape[0]
+        filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+        shown = [enlarge(pair.low, size, Image.Resampling.NEAREST)]
+        for name, resample in filters.items():
+            plain = enlarge(pair.low, size, resample)
+            rows.append({"picture": pair.name, "method": name, **measure_pair(plain, pair, factor)})
+            shown.append(plain)
+        for steps in args.steps:
+            settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
+            result = upscaler(Image.fromarray(pair.low), settings)
+            ours = np.asarray(result.image)
+            measured = {**measure_pair(ours, pair, factor), "seconds": sum(result.metrics["seconds"].values())}
+            name = f"ours, {steps} steps"
+            rows.append({"picture": pair.name, "method": name, **measured, "tags": result.metrics["tags"]})
+        sheet.append([*shown, ours, pair.high])
+    return rows, sheet
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means per method, the luma gain over bicubic with its interval, and the smallest gain."""
+    bicubic = {row["picture"]: row["psnr_y"] for row in rows if row["method"] == "bicubic"}
+    means = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        gains = [row["psnr_y"] - bicubic[row["picture"]] for row in mine]
+        numbers = [name for name, form in COLUMNS.items() if form and all(name in row for row in mine)]
+        low, high = interval(gains)
+        means.append(
+            {"method": method, **{name: float(np.mean([row[name] for row in mine])) for name in numbers}}
+            | {"gain y, dB": float(np.mean(gains)), "95 %": f"{low:+.2f} .. {high:+.2f}", "least": min(gains)}
+        )
+    return means
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--device")
+    parser.add_argument("--hr", type=Path, help="folder of high-resolution pictures (default: the built-in set)")
+    parser.add_argument("--lr", type=Path, help="folder of low-resolution pictures of the same names")
+    parser.add_argument("--degradation", choices=degradations.BY_NAME, default="clean")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--cfg-scale", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=1, help="of the sampler")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the degradation")
+    parser.add_argument("--json", type=Path, help="write every row and the means")
+    parser.add_argument("--sheet", type=Path, help="write input, bicubic, Lanczos, ours, truth as one PNG per picture")
+    args = parser.parse_args()
+    rows, sheet = evaluate(Upscaler.load(args.bundle or weights.locate(), args.device), args)
+    means = summary(rows)
+    print(report.table(means, COLUMNS))
+    if args.json:
+        report.write(args.json, rows, means=means)
+    if args.sheet:
+        args.sheet.mkdir(parents=True, exist_ok=True)
+        for number, shown in enumerate(sheet):
+            Image.fromarray(np.concatenate(shown, axis=1)).save(args.sheet / f"{number}.png")
+
+
+if __name__ == "__main__":
+    main()

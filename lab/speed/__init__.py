@@ -1,0 +1,1 @@
+"""How long everything takes, and where the time goes."""

@@ -1,0 +1,101 @@
+"""Where the time of one denoising step goes: kernels by share, and how long the device waits for the host.
+
+    python -m lab.speed.profile --device cuda --batch 8 --json FILE
+
+Without --bundle the networks have the full sizes and made-up weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from lab import report, sizes
+from seesr import precision, sampling, tiling
+from seesr.denoiser import Denoiser
+from seesr.networks import hardware, models
+from seesr.networks.attention import Tokens
+
+TOP = 25
+
+
+def build_step(networks: models.Models, batch: int, side: int) -> Any:
+    """A function that runs one step on `batch` tiles of `side` cells."""
+    device, dtype = networks.device, networks.dtype
+    config = networks.unet.config
+    channels, text, image = (
+        config["in_channels"],
+        config["cross_attention_dim"],
+        networks.tagger.image_proj.out_features,
+    )
+    denoiser = Denoiser(
+        unet=networks.unet,
+        controlnet=networks.controlnet,
+        text=Tokens(torch.randn(1, 77, text, device=device, dtype=dtype)),
+        image=Tokens(torch.randn(1, 145, image, device=device, dtype=dtype)),
+        hint=lambda tile: torch.rand(1, 3, side * networks.factor, side * networks.factor, device=device),
+        tiles=[],
+        weight=torch.ones(side, side),
+    )
+    z = torch.randn(batch, channels, side, side, device=device)
+    t = torch.full((batch,), sampling.START, device=device)
+    hint = denoiser.hint_features(tiling.Tile(0, 0, side, side)).repeat(batch, 1, 1, 1)
+    return lambda: denoiser.predict(z, t, hint)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tile", type=int, default=64)
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    dtype = precision.working_dtype(device)
+    networks = models.load(args.bundle, device, dtype) if args.bundle else sizes.build(device, dtype)
+    attention = hardware.tune(networks)
+    step = build_step(networks, args.batch, args.tile)
+    least = hardware.least_seconds(step, device, times=5)
+    with profile(
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] if device.type == "cuda" else None
+    ) as profiled:
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    on_gpu = device.type == "cuda"
+    rows = []
+    for event in profiled.key_averages():
+        if on_gpu == (event.device_type == DeviceType.CUDA):
+            micro = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            rows.append({"name": event.key[:120], "calls": event.count, "seconds": micro / 1e6})
+    rows.sort(key=lambda row: -row["seconds"])
+    busy = sum(row["seconds"] for row in rows)
+    summary = {
+        "device": hardware.name(device),
+        "attention": attention,
+        "batch": args.batch,
+        "tile": args.tile,
+        "seconds_per_step": least,
+        "seconds_per_tile": least / args.batch,
+        "profiled_wall_seconds": wall,
+        "busy_seconds": busy,
+        "launches": sum(row["calls"] for row in rows),
+        "idle_share_of_an_unprofiled_step": max(0.0, 1 - busy / least),
+    }
+    kernels = [{**row, "share": row["seconds"] / busy} for row in rows[:TOP]]
+    report.write(args.json, kernels, **summary)
+    print(summary)
+    print(report.table(kernels[:10], {"share": ".1%", "calls": "", "name": ""}))
+
+
+if __name__ == "__main__":
+    main()

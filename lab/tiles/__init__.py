@@ -1,0 +1,1 @@
+"""How near tiles come to one pass, and what they cost."""

@@ -1,0 +1,64 @@
+"""Everything that the environment can set, in one place: type, range, default, effect."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "SEESR_"
+
+
+class Configuration(BaseSettings):
+    """One field per environment variable: SEESR_ and the field's name in capitals, unless an alias stands there."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
+
+    weights: Path | None = Field(
+        default=None,
+        description="folder of the bundle to load; unset: weights/full if it is there, else weights/pocket",
+    )
+    device: str | None = Field(
+        default=None, description="torch device, such as cpu or cuda:1; unset: the GPU if there is one"
+    )
+    attention: str = Field(
+        default="auto",
+        description="attention kernel by its name; auto: the one for CPUs, or the fastest on this GPU",
+    )
+    cuda_graphs: bool = Field(
+        default=False, description="replay the tile step as a CUDA graph; not measured yet, hence off"
+    )
+    deadline: float | None = Field(
+        default=None, gt=0, description="seconds that one picture may take, checked at every tile; unset: any time"
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", validation_alias="LOG_FORMAT", description="json: one JSON object per log line"
+    )
+
+    @classmethod
+    def read(cls) -> Configuration:
+        """The configuration of this process.
+
+        Raises:
+            ValueError: a variable has a value that it cannot have, or no meaning; one line that names it.
+        """
+        known = {variable(name) for name in cls.model_fields}
+        for name in sorted(os.environ):
+            if name.startswith(PREFIX) and name not in known:
+                raise ValueError(f"{name} is no variable of this program; there are {', '.join(sorted(known))}")
+        try:
+            return cls()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = str(fault["loc"][0])
+            name = place if place in known else variable(place)
+            raise ValueError(f"{name} is {fault['input']!r}: {fault['msg']}") from None
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    alias = Configuration.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else PREFIX + field.upper()

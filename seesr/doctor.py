@@ -1,0 +1,101 @@
+"""What this installation is and whether it can work: `seesr doctor` for people, `seesr info` as JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from seesr import __version__, limits, precision, weights
+from seesr.configuration import Configuration, variable
+from seesr.networks import hardware
+from seesr.weights import WeightsError
+
+LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "timm", "pillow", "numpy", "opencv-python-headless")
+GPU_NEED, HOST_NEED, DISK_NEED = 6 * 2**30, 7 * 2**30, 15 * 10**9  # bytes, for the full bundle
+
+
+class Finding(NamedTuple):
+    """One check: whether it is well, what was seen, and what repairs it."""
+
+    good: bool
+    words: str
+    remedy: str = ""
+
+
+def findings(configuration: Configuration, bundle: Path | None, device: str | None) -> Iterator[Finding]:
+    """Checks this installation, part by part."""
+    yield Finding(sys.version_info >= (3, 11), f"Python {platform.python_version()}", "install Python 3.11 or newer")
+    try:
+        target = hardware.usable(device or configuration.device)
+        yield Finding(True, f"torch {torch.__version__} on {hardware.name(target)}")
+    except ValueError as error:
+        yield Finding(False, str(error), "unset SEESR_DEVICE, or name cpu")
+        target = torch.device("cpu")
+    if target.type == "cuda":
+        free, total = torch.cuda.mem_get_info(target)
+        words = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of GPU memory are free"
+        yield Finding(free > GPU_NEED, words, "end other programs on the GPU (6 GiB are needed)")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    yield Finding(memory > HOST_NEED, f"{memory / 2**30:.1f} GiB of host memory", "use a machine with at least 8 GiB")
+    try:
+        kernel = hardware.choose(configuration.attention, target, precision.working_dtype(target))
+        yield Finding(True, f"attention: {kernel}")
+    except ValueError as error:
+        yield Finding(False, str(error), "unset SEESR_ATTENTION")
+    path = bundle or configuration.weights or weights.locate()
+    try:
+        loaded = weights.verify(path)
+        small = (
+            f"; this is the small model, the full one comes with: {weights.FETCH}" if loaded.kind == "pocket" else ""
+        )
+        yield Finding(True, f"weights: {loaded.name} in {path}, {len(loaded.files)} files verified{small}")
+    except WeightsError as error:
+        named = configuration.weights is not None and bundle is None
+        yield Finding(False, f"weights: {error}", "point SEESR_WEIGHTS to a bundle" if named else weights.FETCH)
+    disk = shutil.disk_usage(path if path.exists() else Path.cwd()).free
+    remedy = "free some space: the public weights and their conversion take 15 GB"
+    yield Finding(disk > DISK_NEED, f"{disk / 1e9:.0f} GB of disk free", remedy)
+
+
+def check(configuration: Configuration, bundle: Path | None, device: str | None) -> int:
+    """Prints one line per finding, and under a problem the command that repairs it. Returns the exit code."""
+    problems = 0
+    for finding in findings(configuration, bundle, device):
+        problems += not finding.good
+        print(f"{'ok     ' if finding.good else 'PROBLEM'} {finding.words}")
+        if not finding.good:
+            print(f"        repair it with: {finding.remedy}")
+    return 1 if problems else 0
+
+
+def info(configuration: Configuration, bundle: Path | None, device: str | None) -> dict[str, Any]:
+    """Versions, device, GPU memory, bundle with its hashes, configuration and limits, for `json.dumps`.
+
+    Raises:
+        WeightsError: there is no bundle, or it is damaged.
+        ValueError: the device cannot be used.
+    """
+    target = hardware.usable(device or configuration.device)
+    loaded = weights.verify(bundle or configuration.weights or weights.locate())
+    about: dict[str, Any] = {"name": hardware.name(target), "torch_name": str(target)}
+    if target.type == "cuda":
+        free, total = torch.cuda.mem_get_info(target)
+        about |= {"free_bytes": free, "total_bytes": total, "capability": torch.cuda.get_device_capability(target)}
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": about,
+        "attention": hardware.choose(configuration.attention, target, precision.working_dtype(target)),
+        "bundle": {**loaded._asdict(), "path": str(loaded.path)},
+        "configuration": {variable(name): value for name, value in configuration.model_dump(mode="json").items()},
+        "limits": {name.lower(): value for name, value in vars(limits).items() if name.startswith("LARGEST_")},
+    }

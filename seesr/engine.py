@@ -1,0 +1,155 @@
+"""The one door to the machine: bytes and Settings in, the bytes of a file and metrics out. All else calls this."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seesr import weights
+from seesr.configuration import Configuration
+from seesr.images.read import decode, read_file
+from seesr.one_thread import OneThread
+from seesr.progress import Deadline, Progress, Watcher
+from seesr.settings import Settings
+from seesr.upscaler import Upscaler
+
+log = logging.getLogger(__name__)
+
+
+class Output(NamedTuple):
+    """What one call gives.
+
+    Attributes:
+        data: the bytes of the file that the settings ask for.
+        metrics: what happened: seed, tags, sizes, steps, tiles, seconds per stage, memory, device, bundle.
+        seed: the seed that was used.
+    """
+
+    data: bytes
+    metrics: dict[str, Any]
+    seed: int
+
+
+class Engine:
+    """A loaded bundle that takes one picture at a time, from any thread.
+
+    All of torch runs on one thread of its own; callers wait for their turn. Cancelling a waiting caller (an exception
+    that is sent to it) ends its picture at the next tile.
+
+    engine = Engine.load("weights/pocket")
+    output = engine.run(Path("photo.jpg"), Settings(scale_factor=4, seed=1))
+    """
+
+    def __init__(self, bundle: Path, device: str | None, configuration: Configuration) -> None:
+        self.bundle, self.device, self.configuration = bundle, device, configuration
+        self.thread = OneThread()
+        self.turn = threading.Lock()
+        self.upscaler: Upscaler | None = None
+
+    @classmethod
+    def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Engine:
+        """Loads a bundle and runs one small picture through it.
+
+        Args:
+            bundle: the folder; None: SEESR_WEIGHTS, the full bundle or the pocket one, whichever is there.
+            device: a torch device; None: SEESR_DEVICE, or the GPU if there is one.
+
+        Raises:
+            WeightsError: the bundle is missing, damaged or does not fit.
+            ValueError: a variable of the environment, or the device, is not right; one line.
+        """
+        configuration = Configuration.read()
+        path = Path(bundle) if bundle is not None else configuration.weights or weights.locate()
+        engine = cls(path, device or configuration.device, configuration)
+        engine.reload()
+        return engine
+
+    @property
+    def bundle_name(self) -> str:
+        """Of the bundle that is or was loaded."""
+        return self.upscaler.networks.bundle.name if self.upscaler else self.bundle.name
+
+    def reload(self) -> None:
+        """Loads the bundle again after `unload`; nothing where it is loaded."""
+        with self.turn:
+            if self.upscaler is None:
+                self.upscaler = self.thread.run(self._loaded)
+
+    def _loaded(self) -> Upscaler:
+        started = time.perf_counter()
+        given = self.configuration
+        upscaler = Upscaler.load(self.bundle, self.device, given.attention, given.cuda_graphs)
+        loaded = time.perf_counter()
+        upscaler.warm_up()
+        log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
+        if upscaler.networks.bundle.kind == "pocket":
+            log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
+        return upscaler
+
+    def run(
+        self,
+        data: bytes | Path,
+        settings: Settings | None = None,
+        deadline: float | None = None,
+        watchers: tuple[Watcher, ...] = (),
+    ) -> Output:
+        """Upscales one picture.
+
+        Args:
+            data: the bytes of an image file, or its path.
+            settings: None: the defaults.
+            deadline: seconds for this picture once its turn has come; None: SEESR_DEADLINE, or any time.
+            watchers: told of every tile; one that raises ends the work.
+
+        Raises:
+            ValueError: the file or the settings cannot be used; one line.
+            DeadlineExceeded: the time was over; says how far the picture came.
+            RuntimeError: there is no usable result, or the engine is unloaded.
+        """
+        settings = settings or Settings()
+        with self.turn:
+            upscaler = self.upscaler
+            if upscaler is None:
+                raise RuntimeError("the engine is unloaded")
+            seconds = deadline if deadline is not None else self.configuration.deadline
+            told = watchers if seconds is None else (*watchers, Deadline(seconds))
+            return self.thread.run(lambda: upscale(upscaler, data, settings, Progress(*told)))
+
+    def healthy(self) -> bool:
+        """Whether a bundle is loaded and its device still computes. Answers while a picture is made, too."""
+        upscaler = self.upscaler
+        return upscaler is not None and upscaler.healthy()
+
+    def unload(self) -> None:
+        """Frees the memory of the bundle; `reload` brings it back."""
+        with self.turn:
+            self.upscaler = None
+            self.thread.run(free_memory)
+
+
+def upscale(upscaler: Upscaler, data: bytes | Path, settings: Settings, progress: Progress) -> Output:
+    """file -> picture -> file, with the seconds of both ends."""
+    started = time.perf_counter()
+    progress.start("read")
+    picture = decode(read_file(data) if isinstance(data, Path) else data, settings.output_size)
+    read = time.perf_counter()
+    result = upscaler(picture, settings, progress)
+    upscaled = time.perf_counter()
+    progress.start("file")
+    encoded = result.encode()
+    seconds = {"read": read - started, **result.metrics["seconds"], "file": time.perf_counter() - upscaled}
+    metrics = {**result.metrics, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+    return Output(encoded, metrics, result.seed)
+
+
+def free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

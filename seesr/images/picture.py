@@ -1,0 +1,80 @@
+"""A picture in memory, and what is done to its pixels before and after the networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8 | np.uint16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An upright picture and what came with it.
+
+    Attributes:
+        rgb: [H, W, 3], uint8 or uint16 over the full range.
+        alpha: [H, W] of the same dtype, not premultiplied, or None.
+        icc: colour profile of `rgb`; None means sRGB.
+        exif: EXIF block without an orientation, or None.
+        dpi: (horizontal, vertical), or None.
+        record: how the picture was made, for the file: version, bundle, settings.
+    """
+
+    rgb: Pixels
+    alpha: Pixels | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    record: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), pixels."""
+        return self.rgb.shape[1], self.rgb.shape[0]
+
+    def pil(self) -> Image.Image:
+        """As an 8-bit Pillow image, RGB or RGBA."""
+        rgb = to_uint8(self.rgb)
+        return Image.fromarray(rgb if self.alpha is None else np.dstack([rgb, to_uint8(self.alpha)]))
+
+
+def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
+    """16 bits -> 8 bits, rounded; 8 bits pass."""
+    if pixels.dtype == np.uint8:
+        return pixels  # type: ignore[return-value]
+    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def enlarge(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> Pixels:
+    """Resizes [H, W] or [H, W, 3] to `size` = (width, height); same dtype. Pillow's filters, 16 bits without loss."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, resample))
+    planes = pixels[..., None] if pixels.ndim == 2 else pixels
+    resized = np.empty((size[1], size[0], planes.shape[2]), np.uint16)
+    for channel in range(planes.shape[2]):  # one at a time: a whole picture in float32 would need 12 bytes a pixel
+        plane = np.asarray(Image.fromarray(planes[..., channel].astype(np.float32)).resize(size, resample))
+        resized[..., channel] = plane.round().clip(0, 65535)
+    return resized[..., 0] if pixels.ndim == 2 else resized
+
+
+def pad(pixels: Pixels, multiple: int, least: int) -> Pixels:
+    """Mirrors [H, W, 3] at the right and bottom until both sides are at least `least` and multiples of `multiple`."""
+    right, bottom = (max(least, -(-side // multiple) * multiple) - side for side in (pixels.shape[1], pixels.shape[0]))
+    return np.pad(pixels, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
+
+
+def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
+    """Gives fully transparent pixels the nearest visible colour, so that hidden colours do not bleed into edges."""
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return rgb
+    from scipy.ndimage import distance_transform_edt
+
+    nearest: Any = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    rows, columns = nearest
+    return rgb[rows, columns]

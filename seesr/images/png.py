@@ -1,0 +1,67 @@
+"""A PNG writer that uses every core: strips are filtered and compressed side by side (RFC 1950, RFC 1951).
+
+The common libraries compress with one thread: 5 to 20 seconds for 8192 x 8192 pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from seesr.images.picture import Picture
+from seesr.images.record import KEY
+
+STRIP = 256  # rows that are compressed together
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def encode_png(picture: Picture) -> bytes:
+    """The bytes of a PNG of 8 or 16 bits with profile, resolution, EXIF and record; grey takes one channel."""
+    pixels = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
+    if picture.alpha is None and picture.icc is None and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., :1]
+    height, width, channels = pixels.shape
+    depth = 8 * pixels.itemsize
+    rows = pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).reshape(height, -1).view(np.uint8)
+    strips = [(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
+
+    def compress(strip: tuple[int, int]) -> tuple[bytes, bytes]:
+        top, bottom = strip
+        above = rows[max(0, top - 1) : bottom - 1]
+        if top == 0:
+            above = np.concatenate([np.zeros_like(rows[:1]), above])
+        filtered = np.empty((bottom - top, rows.shape[1] + 1), np.uint8)
+        filtered[:, 0] = 2  # the filter "up": the difference to the row above
+        np.subtract(rows[top:bottom], above, out=filtered[:, 1:])
+        raw = filtered.tobytes()
+        coder = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
+        return raw, coder.compress(raw) + coder.flush(zlib.Z_FINISH if bottom == height else zlib.Z_FULL_FLUSH)
+
+    parts = [SIGNATURE]
+    colour_type = {1: 0, 3: 2, 4: 6}[channels]
+    parts.append(chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)))
+    if picture.icc is not None:
+        parts.append(chunk(b"iCCP", b"profile\0\0" + zlib.compress(picture.icc)))
+    if picture.dpi is not None:
+        parts.append(chunk(b"pHYs", struct.pack(">IIB", *(max(1, round(d / 0.0254)) for d in picture.dpi), 1)))
+    if picture.exif is not None:
+        parts.append(chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
+    if picture.record is not None:
+        parts.append(chunk(b"iTXt", KEY.encode() + b"\0\0\0\0\0" + json.dumps(picture.record).encode()))
+    checksum = 1
+    with ThreadPoolExecutor() as pool:
+        for number, (raw, packed) in enumerate(pool.map(compress, strips)):
+            checksum = zlib.adler32(raw, checksum)
+            parts.append(chunk(b"IDAT", (b"\x78\x01" if number == 0 else b"") + packed))
+    parts.append(chunk(b"IDAT", struct.pack(">I", checksum)))
+    parts.append(chunk(b"IEND", b""))
+    return b"".join(parts)
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """One PNG chunk."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

@@ -1,0 +1,183 @@
+"""Untrusted bytes -> a Picture: limits before decoding, orientation, alpha, colour profile, EXIF, 16 bits."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms
+
+from seesr.images.picture import Picture, Pixels
+from seesr.limits import LARGEST_FILE, LARGEST_INPUT, check_input
+
+READABLE = ("JPEG", "PNG", "WEBP")  # Pillow's names
+PLAIN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that need no profile to be RGB(A)
+NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
+log = logging.getLogger(__name__)
+
+
+def read_upload(path: Path, folder: Path) -> bytes:
+    """The bytes of a file that a runtime put below `folder`, and of nothing else: no link, no device, no pipe.
+
+    Raises:
+        ValueError: one line, without the path.
+    """
+    inside = path.parent.resolve().is_relative_to(folder.resolve())
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) if inside else -1
+    except OSError:
+        handle = -1
+    if handle < 0:
+        raise ValueError(NO_UPLOAD)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError(NO_UPLOAD)
+        return file.read(LARGEST_FILE + 1)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that the caller may name freely; of one over the limit just enough to be refused."""
+    with path.open("rb") as file:
+        return file.read(LARGEST_FILE + 1)
+
+
+def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) -> Picture:
+    """Decodes the bytes of an image file after checking its header.
+
+    Args:
+        check_size: takes width and height before any pixel is decoded, and raises ValueError to refuse.
+
+    Raises:
+        ValueError: not a JPEG, PNG or WebP; damaged; animated; too large. One line, without a path.
+    """
+    if not data:
+        raise ValueError("the image file is empty")
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+        try:
+            header = Image.open(io.BytesIO(data), formats=READABLE)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"the image is far over the limit of {LARGEST_INPUT / 1e6:.1f} MP") from error
+        except Exception as error:
+            raise ValueError(f"this is not an image that can be read: use {', '.join(READABLE)}") from error
+        check_size(*header.size)
+        if header.format != "MPO" and getattr(header, "n_frames", 1) > 1:
+            raise ValueError(f"the image has {header.n_frames} frames; send one still picture")  # pyright: ignore
+        if header.format == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+            raise ValueError("the image file is damaged (its end is missing)")  # the decoder would not say so
+        try:
+            header.verify()
+            opened = Image.open(io.BytesIO(data), formats=READABLE)
+            opened.load()
+        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
+            raise ValueError(f"the image file is damaged ({type(error).__name__} while decoding)") from error
+    return from_pil(opened, data)
+
+
+def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
+    """A Pillow image -> Picture. `data`, the file's bytes, is needed for 16 bits per colour.
+
+    Raises:
+        ValueError: a mode that has no defined colours (floating point, 32-bit integers).
+    """
+    turn, block = read_exif(opened)
+    dpi = opened.info.get("dpi")
+    icc = opened.info.get("icc_profile") or None
+    deep = read_deep(opened, data)
+    if deep is not None:
+        return Picture(*split(upright(deep, turn)), usable_profile(icc), block, dpi)
+    image = opened
+    if image.mode not in PLAIN:
+        image, icc = to_srgb(image, icc), None
+    pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    return Picture(*split(upright(pixels, turn)), usable_profile(icc), block, dpi)
+
+
+def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
+    """Orientation and the EXIF block without it; a block that cannot be read is left out."""
+    try:
+        exif = opened.getexif()
+        turn = exif.pop(ExifTags.Base.Orientation, 1)
+        return turn, exif.tobytes() if len(exif) else None
+    except Exception as error:  # the parser raises SyntaxError, struct.error, ValueError, ...
+        log.warning("the EXIF data cannot be read and are left out (%s)", type(error).__name__)
+        return 1, None
+
+
+def usable_profile(icc: bytes | None) -> bytes | None:
+    """The profile if it says what RGB values mean. A grey one does not, nor does one that cannot be read: sRGB then."""
+    if icc is None:
+        return None
+    try:
+        core: Any = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile
+        space = core.xcolor_space.strip()
+    except (ImageCms.PyCMSError, OSError):
+        log.warning("the colour profile cannot be read and is left out: the picture is taken as sRGB")
+        return None
+    if space == "RGB":
+        return icc
+    log.warning("the colour profile is for %s, not RGB, and is left out: the picture is taken as sRGB", space)
+    return None
+
+
+def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
+    """[H, W, 3 or 4] -> colours and alpha; an alpha that is opaque everywhere is none."""
+    if pixels.shape[2] == 3:
+        return pixels, None
+    alpha = pixels[..., 3]
+    return np.ascontiguousarray(pixels[..., :3]), None if (alpha == np.iinfo(alpha.dtype).max).all() else alpha
+
+
+def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | None:
+    """[H, W, 3 or 4] of a 16-bit PNG, which Pillow would cut to 8 bits; None for any other picture."""
+    if opened.mode.startswith("I;16"):
+        grey = np.asarray(opened).astype(np.uint16)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if opened.format != "PNG" or data is None or data[24] != 16:  # bit depth in IHDR
+        return None
+    deep: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if deep is None or deep.dtype != np.uint16:
+        raise ValueError("the image file is damaged (16-bit PNG)")
+    if deep.ndim == 2:
+        return np.repeat(deep[..., None], 3, axis=2)
+    return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Applies an EXIF orientation (1-8)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """CMYK, YCbCr and Lab to sRGB, by the profile if it can be used."""
+    if image.mode not in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise ValueError(f"images of mode {image.mode} have no defined colours; use 8 or 16 bits per channel")
+    if icc is not None:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None
+            return converted
+        except (ImageCms.PyCMSError, OSError):
+            log.warning("the colour profile cannot be used; converting without it")
+    if image.mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[return-value]
+    return image.convert("RGB")

@@ -1,0 +1,43 @@
+"""The settings record that every result carries in its file, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, unescape
+
+from PIL import Image
+
+from seesr.images.formats import FORMATS
+
+KEY = "seesr"  # of the text chunk in a PNG
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description>{}</dc:description>'
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+
+def as_xmp(record: dict[str, Any]) -> bytes:
+    """The record as an XMP packet, for JPEG and WebP."""
+    return XMP.format(escape(json.dumps(record, ensure_ascii=False))).encode()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a file that this package wrote: version, bundle, settings with the seed that was used.
+
+    Raises:
+        ValueError: the file has none.
+    """
+    with Image.open(path, formats=[known.name for known in FORMATS.values()]) as image:
+        words = image.info.get(KEY)
+        packet = image.info.get("xmp", b"").decode(errors="replace")
+    description = re.search(r"<dc:description>(.*?)</dc:description>", packet)
+    if words is None and description is not None:
+        words = unescape(description[1])
+    try:
+        return json.loads(words or "")
+    except ValueError as error:
+        raise ValueError("the file has no settings record") from error

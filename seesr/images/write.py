@@ -1,0 +1,65 @@
+"""Pixels -> the bytes of a file -> a file that is whole or not there."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from pathlib import Path
+
+from PIL import Image
+
+from seesr.images.formats import FORMATS
+from seesr.images.picture import Picture
+from seesr.images.png import encode_png
+from seesr.images.record import as_xmp
+
+
+def encode(picture: Picture, file_format: str, quality: int) -> bytes:
+    """The bytes of a file with profile, EXIF, resolution and record, opened once more to check its size.
+
+    Args:
+        file_format: a key of FORMATS. Where it has no alpha the picture is laid on white.
+        quality: 1 to 100; png ignores it.
+
+    Raises:
+        RuntimeError: the file does not open at its size.
+    """
+    chosen = FORMATS[file_format]
+    data = encode_png(picture) if chosen.deep else encode_with_pillow(picture, file_format, quality)
+    with Image.open(io.BytesIO(data)) as check:
+        if check.size != picture.size:
+            raise RuntimeError(f"the written file has {check.size} pixels instead of {picture.size}")
+    return data
+
+
+def encode_with_pillow(picture: Picture, file_format: str, quality: int) -> bytes:
+    """8 bits per colour."""
+    chosen, image = FORMATS[file_format], picture.pil()
+    if not chosen.alpha and image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    options = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi, **chosen.options}
+    if picture.record is not None:
+        options["xmp"] = as_xmp(picture.record)
+    buffer = io.BytesIO()
+    given = {key: value for key, value in options.items() if value is not None}
+    image.save(buffer, chosen.name, quality=quality, **given)
+    return buffer.getvalue()
+
+
+def save(data: bytes, path: Path) -> None:
+    """Writes `data` under a temporary name beside `path`, then renames it.
+
+    Raises:
+        RuntimeError: the disk is full or read-only; one line, without the path. Nothing is left.
+    """
+    part = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RuntimeError(f"the result cannot be written: {error.strerror}") from error

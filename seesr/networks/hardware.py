@@ -1,0 +1,244 @@
+"""What pays on which hardware: the layout of the weights, and the kernels of attention and of matrix products.
+
+KERNELS has every attention kernel; a new one is one row there.
+None of it changes what is computed, only in which order sums are taken: about 1e-6 of the values in single precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from seesr.networks.attention import Kernel, set_kernel
+
+log = logging.getLogger(__name__)
+
+SCORES = 2**20  # attention weights at a time: 4 MB stay in the processor's cache
+PROBE = (8, 5, 4096, 64)  # the largest self-attention of eight tiles: batch, heads, tokens, head width
+BLOCK = (8, 320, 64, 64)  # and their largest residual block: batch, channels, height, width
+SMALL = 2**13  # weights of a matrix below which oneDNN's start-up costs more than it gains
+
+
+def attention_in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention [B, heads, n, d] on a CPU, some rows at a time, with oneDNN's matrix product."""
+    batch, heads, count, width = q.shape
+    rows = max(1, SCORES // k.shape[2])
+    attended = torch.empty_like(q, memory_format=torch.contiguous_format)
+    q = q * width**-0.5
+    for b in range(batch):
+        for h in range(heads):
+            keys, values = k[b, h].contiguous(), v[b, h].t().contiguous()
+            for start in range(0, count, rows):
+                part = slice(start, start + rows)
+                weights = matrix_product(q[b, h, part].contiguous(), keys, None).softmax(-1)
+                attended[b, h, part] = matrix_product(weights, values, None)
+    return attended
+
+
+def matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[..., i], [o, i], [o] -> [..., o] by oneDNN on a CPU, in a dtype that it can multiply there.
+
+    torch's own linear takes MKL, which uses half the vector width on processors that are not Intel's.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class OneDnnLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return matrix_product(input, self.weight, self.bias)
+
+
+class TileLinear(OneDnnLinear):
+    """One tile of a batch at a time: the order of sums must not depend on how many there are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([matrix_product(x, self.weight, self.bias) for x in input.split(1)])
+
+
+def one(backend: SDPBackend) -> Kernel:
+    """Torch's attention by this backend alone."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, n, heads, d]
+    return memory_efficient_attention(q, k, v).transpose(1, 2)
+
+
+KERNELS: dict[str, Kernel] = {
+    "sdpa": F.scaled_dot_product_attention,  # whatever torch chooses
+    "flash": one(SDPBackend.FLASH_ATTENTION),
+    "efficient": one(SDPBackend.EFFICIENT_ATTENTION),
+    "cudnn": one(SDPBackend.CUDNN_ATTENTION),
+    "xformers": xformers,
+    "rows": attention_in_rows,
+}
+
+
+def tune(networks: Any, attention: str = "auto") -> str:
+    """Arranges loaded networks for their device, in place; returns the name of the attention kernel.
+
+    Args:
+        attention: see `choose`.
+
+    Raises:
+        ValueError: from `choose`.
+    """
+    on_cpu = networks.device.type == "cpu"
+    if on_cpu:
+        networks.vae.to(memory_format=torch.channels_last)  # 1.1 to 1.4 times as fast; the UNet gains nothing
+    elif channels_last_pays(networks.device, networks.dtype):
+        for network in (networks.unet, networks.controlnet, networks.vae):
+            network.to(memory_format=torch.channels_last)
+    if on_cpu and one_dnn_multiplies(torch.float32):
+        for network in (networks.text_encoder, networks.tagger):
+            use_one_dnn(network, OneDnnLinear)
+        for network in (networks.unet, networks.controlnet):
+            use_one_dnn(network, TileLinear)
+    name = choose(attention, networks.device, networks.dtype)
+    for network in (networks.unet, networks.controlnet):
+        set_kernel(network, KERNELS[name])
+    return name
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the attention kernel for this device.
+
+    Args:
+        name: one of KERNELS; or "auto": a CPU takes "rows" where oneDNN can multiply in this dtype, and a GPU the
+            fastest of a short measurement.
+
+    Raises:
+        ValueError: the kernel is not known, or does not work here.
+    """
+    if name == "auto" and device.type == "cpu":
+        return "rows" if one_dnn_multiplies(dtype) else "sdpa"
+    if name == "auto":
+        return fastest(device, dtype)
+    if name not in KERNELS:
+        raise ValueError(f"SEESR_ATTENTION is {name!r}: not one of auto, {', '.join(KERNELS)}")
+    try:
+        seconds(KERNELS[name], device, dtype, times=1)
+    except (RuntimeError, ImportError, NotImplementedError) as error:
+        raise ValueError(f"SEESR_ATTENTION={name} does not work here: {first_line(error)}") from error
+    return name
+
+
+def use_one_dnn(network: nn.Module, kind: type[OneDnnLinear]) -> None:
+    """Makes every large Linear of a float32 network one of `kind`, with the same parameters."""
+    for module in network.modules():
+        if type(module) is nn.Linear and module.weight.numel() >= SMALL and module.weight.dtype == torch.float32:
+            module.__class__ = kind
+
+
+@functools.cache
+def one_dnn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a matrix product in this dtype on this processor: asked by trying.
+
+    Half precision needs AVX-512 there, and a good part of today's processors have none.
+    """
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    x = torch.ones(2, 2, dtype=dtype)
+    try:
+        return torch.equal(matrix_product(x, x, None), 2 * x)
+    except RuntimeError as error:
+        log.info("oneDNN does not multiply in %s here: %s", dtype, first_line(error))
+        return False
+
+
+def fastest(device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel with the shortest time on PROBE; those that do not work here are left out."""
+    measured: dict[str, float] = {}
+    for name, kernel in KERNELS.items():
+        if name == "rows":
+            continue
+        try:
+            measured[name] = seconds(kernel, device, dtype, times=5)
+        except (RuntimeError, ImportError, NotImplementedError) as error:
+            log.info("attention kernel %s does not work here: %s", name, first_line(error))
+    log.info("attention kernels, ms: %s", ", ".join(f"{name} {1000 * value:.2f}" for name, value in measured.items()))
+    return min(measured, key=measured.__getitem__)
+
+
+def channels_last_pays(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether norm, activation and convolution are faster with the channels innermost."""
+    measured = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        block = nn.Sequential(nn.GroupNorm(32, BLOCK[1]), nn.SiLU(), nn.Conv2d(BLOCK[1], BLOCK[1], 3, padding=1))
+        block = block.to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
+        x = torch.zeros(BLOCK, device=device, dtype=dtype).contiguous(memory_format=layout)
+        measured.append(least_seconds(functools.partial(block, x), device, times=5))
+    log.info("residual block, ms: %.2f, channels last %.2f", *(1000 * value for value in measured))
+    return measured[1] < measured[0]
+
+
+@torch.no_grad()
+def seconds(kernel: Kernel, device: torch.device, dtype: torch.dtype, times: int) -> float:
+    """Of one self-attention on PROBE, or on a few rows of it on a CPU, laid out as in the networks."""
+    batch, heads, count, width = PROBE if device.type != "cpu" else (1, 1, 64, PROBE[3])
+    q = torch.zeros(batch, count, heads, width, device=device, dtype=dtype).transpose(1, 2)
+    context = q[:1, :, :63].expand(batch, -1, -1, -1)  # like that of a prompt: the same for all tiles
+    kernel(q, context, context)
+    return least_seconds(lambda: kernel(q, q, q), device, times)
+
+
+@torch.no_grad()
+def least_seconds(work: Callable[[], object], device: torch.device, times: int) -> float:
+    """The shortest of `times` runs, after one to warm up."""
+    wait: Callable[[], object] = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
+    work()
+    least = float("inf")
+    for _ in range(times):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        least = min(least, time.perf_counter() - started)
+    return least
+
+
+def usable(device: str | None) -> torch.device:
+    """The device of this name; None: the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device here; one line.
+    """
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=target).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"the device {device!r} cannot be used here: {first_line(error)}") from error
+    return target
+
+
+def name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most that this process has held so far, in MB (10^6 bytes)."""
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6}  # KiB on Linux
+    if device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(device) // 10**6
+    return peak
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

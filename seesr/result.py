@@ -1,0 +1,79 @@
+"""What one picture on the road gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seesr.images import write
+from seesr.images.formats import FORMATS
+from seesr.images.picture import Picture
+from seesr.settings import Settings
+from seesr.views import VIEWS
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A result with everything that is known about it.
+
+    Attributes:
+        picture: the result with alpha, profile and EXIF of the input, and the settings record.
+        uncertainty: where the particles of Kernel Density Steering disagreed, uint16 [H, W]; 65535 is a spread of 1
+            or more latent units. Relative and uncalibrated. None without steering.
+        settings: what was asked for, with the seed that was used.
+        metrics: tags, sizes, steps, tiles, seconds per stage, peak memory of the process, device, bundle.
+        source: the input.
+    """
+
+    picture: Picture
+    uncertainty: NDArray[np.uint16] | None
+    settings: Settings
+    metrics: dict[str, Any]
+    source: Picture
+
+    @property
+    def seed(self) -> int:
+        """The seed that was used; drawn if none was given."""
+        assert self.settings.seed is not None
+        return self.settings.seed
+
+    @property
+    def image(self) -> Image.Image:
+        """The result as an 8-bit Pillow image, without profile, EXIF and record: `save` and `encode` keep them."""
+        return self.picture.pil()
+
+    def view(self, name: str) -> Picture:
+        """The picture that `output_view=name` shows.
+
+        Raises:
+            ValueError: there is no such view, or no uncertainty map without steering.
+        """
+        if name not in VIEWS:
+            raise ValueError(f"there is no view {name!r}; use {', '.join(VIEWS)}")
+        return VIEWS[name].draw(self)
+
+    def encode(self) -> bytes:
+        """The bytes of the file that the settings ask for (view, format, quality), with ICC, EXIF, depth and record."""
+        settings = self.settings
+        return write.encode(self.view(settings.output_view), settings.output_format, settings.output_quality)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the view that the settings ask for, in the format of the path's suffix, with all that `encode` keeps.
+
+        Raises:
+            ValueError: the suffix is none of a known format.
+            RuntimeError: the disk is full or read-only.
+        """
+        path = Path(path)
+        name = path.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
+        if name not in FORMATS:
+            raise ValueError(f"the suffix {path.suffix!r} is of no format that can be written: {', '.join(FORMATS)}")
+        settings = dataclasses.replace(self.settings, output_format=name)
+        record = {**(self.picture.record or {}), "settings": dataclasses.asdict(settings)}
+        picture = dataclasses.replace(self.picture, record=record)
+        write.save(dataclasses.replace(self, settings=settings, picture=picture).encode(), path)

@@ -1,0 +1,258 @@
+"""The story of one picture.
+
+    bytes -images.read.decode-> RGB [H, W, 3] (+ alpha, ICC, EXIF, kept aside)
+     |- tagger: the original small picture -> tags, image tokens [1, n, width]
+     |   '- text: tags + prompts -> text tokens [B, 77, width], B = 2 only with guidance
+     '- picture.enlarge, picture.pad -> hint [H', W', 3]
+           |- autoencoder.encode -> posterior of the latents z [1, C, H'/f, W'/f]
+           |- sampling: noise at t = 999, then every step over tiles (denoiser) -> clean latents
+           '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the hint
+                 '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> Result.encode -> bytes
+
+The factor f, the channel count C and the token widths come from the bundle's configs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from seesr import __version__, autoencoder, color, precision, sampling, steering, text
+from seesr.budget import Budget
+from seesr.denoiser import Denoiser, layout
+from seesr.images.picture import Picture, Pixels, enlarge, fill_hidden, pad
+from seesr.networks import hardware, models
+from seesr.networks.attention import Tokens
+from seesr.networks.graphs import Graphs
+from seesr.progress import Progress
+from seesr.result import Result
+from seesr.settings import Settings
+from seesr.tiling import Tile
+
+log = logging.getLogger(__name__)
+
+
+class Upscaling:
+    """One picture on its way. The methods are the hops of the road above, in order."""
+
+    def __init__(
+        self,
+        networks: models.Models,
+        settings: Settings,
+        picture: Picture,
+        progress: Progress,
+        graphs: Graphs | None = None,
+    ) -> None:
+        self.networks, self.picture, self.progress, self.graphs = networks, picture, progress, graphs
+        seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
+        self.settings = dataclasses.replace(settings, seed=seed)
+        self.seed = seed
+        self.size = settings.output_size(*picture.size)
+        self.seconds: dict[str, float] = {}
+        self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)
+
+    def run(self) -> Result:
+        with self.timed("tags"):
+            tags, image_tokens = self.tag()
+        with self.timed("text"):
+            text_tokens = self.encode_text(tags)
+        with self.timed("enlarge"):
+            hint = self.enlarge()
+        with self.timed("encode"):
+            start, update = self.start(hint)
+        with self.timed("denoise"):
+            denoiser = self.denoiser(hint, text_tokens, image_tokens, start.shape[2:])
+            z, uncertainty, kds = self.denoise(denoiser, start, update)
+        with self.timed("decode"):
+            restored = self.decode(z)
+        with self.timed("finish"):
+            picture = self.finish(restored, hint)
+        metrics = self.metrics(tags, picture, denoiser) | kds
+        log.info("%s", metrics)
+        return Result(picture, uncertainty, self.settings, metrics, self.picture)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Begins a stage, and keeps its seconds. Stages of many tiles say themselves how many there are."""
+        self.progress.start(stage)
+        started = time.perf_counter()
+        yield
+        if self.networks.device.type == "cuda":
+            torch.cuda.synchronize(self.networks.device)
+        self.seconds[stage] = time.perf_counter() - started
+
+    def metrics(self, tags: list[str], picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "tags": ", ".join(tags),
+            "input_size": "x".join(map(str, self.picture.size)),
+            "output_size": "x".join(map(str, picture.size)),
+            "steps": self.settings.num_inference_steps,
+            "tiles": len(denoiser.tiles),
+            "tile_batch": self.budget.batch.amount,
+            "out_of_memory_retries": self.budget.retries,
+            "float32_retries": self.budget.redone,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "peak_memory_mb": hardware.peak_memory(self.networks.device),
+            "device": hardware.name(self.networks.device),
+            "bundle": self.networks.bundle.name,
+        }
+
+    def tag(self) -> tuple[list[str], Tensor]:
+        """The original small picture -> tags, image tokens [1, n, width]."""
+        return self.networks.tagger(self.pixels(self.picture.rgb))
+
+    def encode_text(self, tags: list[str]) -> Tensor:
+        """Tags and prompts -> text tokens [1, 77, width], or [2, 77, width] = (negative, positive) with guidance."""
+        settings, tokenizer = self.settings, self.networks.tokenizer
+        shown = text.fit_tags(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
+        if len(shown) < len(tags):
+            log.info("%d of %d tags fit the prompt", len(shown), len(tags))
+        prompts = [text.compose(shown, settings.user_prompt, settings.positive_prompt)]
+        if settings.cfg_scale > 1:
+            prompts.insert(0, settings.negative_prompt)
+        return text.encode(self.networks.text_encoder, tokenizer, prompts)
+
+    def enlarge(self) -> Pixels:
+        """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3]."""
+        rgb = self.picture.rgb
+        if self.picture.alpha is not None:
+            rgb = fill_hidden(rgb, self.picture.alpha)
+        networks = self.networks
+        cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
+        least = min(networks.tile, self.settings.latent_tiled_size)
+        return pad(enlarge(rgb, self.size), cell, least * networks.factor)
+
+    def pixels(self, rgb: Pixels) -> Tensor:
+        """[H, W, 3] integers -> [1, 3, H, W] in [0, 1], float32, on the device."""
+        tensor = torch.from_numpy(rgb.astype(np.float32)).to(self.networks.device)
+        return (tensor / np.iinfo(rgb.dtype).max).permute(2, 0, 1)[None].contiguous()
+
+    def start(self, hint: Pixels) -> tuple[Tensor, sampling.Update]:
+        """The enlarged picture -> latents at the first step [N, C, h, w], and how a step is taken from there.
+
+        Steered particles differ in their first noise alone: they start from the mean of the posterior and then step
+        deterministically, since fresh noise would drive them apart again.
+        """
+        networks, settings = self.networks, self.settings
+        size = hint.shape[0] // networks.factor, hint.shape[1] // networks.factor
+        streams = self.noise((1, networks.unet.config["in_channels"], *size))
+        first = torch.cat([next(stream) for stream in streams])
+        posterior = self.encode(hint, size)
+        if settings.steered:
+            return sampling.start_latents(posterior.mean(), first, networks.scheduler), sampling.ddim_step
+        z = posterior.sample(next(streams[0]))
+        return sampling.start_latents(z, first, networks.scheduler), sampling.Ancestral(streams[0])
+
+    def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
+        """A stream of noise for every particle; the seed itself belongs to the first."""
+        count = self.settings.num_particles if self.settings.steered else 1
+        seeds = steering.particle_seeds(self.seed, count)
+        return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
+
+    def encode(self, hint: Pixels, size: tuple[int, int]) -> autoencoder.Posterior:
+        """The enlarged picture -> the posterior of its latents, (h, w) = size."""
+        return autoencoder.encode(self.networks.vae, self.under(hint), size, self.budget, self.progress)
+
+    def denoise(
+        self, denoiser: Denoiser, start: Tensor, update: sampling.Update
+    ) -> tuple[Tensor, NDArray[np.uint16] | None, dict[str, Any]]:
+        """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], uncertainty map, steering metrics."""
+        settings, factor = self.settings, self.networks.factor
+        steps = sampling.schedule(self.networks.scheduler, settings.num_inference_steps)
+        self.progress.start("denoise", len(steps) * len(start) * len(denoiser.tiles))
+        if not settings.steered:
+            return sampling.sample(denoiser, start, steps, update), None, {}
+        area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
+        method = steering.Steering(bandwidth=settings.bandwidth)
+        ensemble = steering.Ensemble(method, len(steps), len(start), area)
+        z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, update, ensemble))
+        if not metrics["effective"]:
+            log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
+        return z, self.uncertainty(ensemble), {"kds": metrics}
+
+    def uncertainty(self, ensemble: steering.Ensemble) -> NDArray[np.uint16] | None:
+        """Spread per cell -> 16-bit map at the size of the result."""
+        if ensemble.uncertainty is None:
+            return None
+        factor, (width, height) = self.networks.factor, self.size
+        whole = F.interpolate(ensemble.uncertainty[None, None], scale_factor=factor, mode="bilinear")[0, 0]
+        return (whole[:height, :width].clamp(max=1) * 65535).round().cpu().numpy().astype(np.uint16)
+
+    def denoiser(self, hint: Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
+        """The networks with all that stays the same for this picture."""
+        tile, overlap = self.settings.latent_tiled_size, self.settings.latent_tiled_overlap
+        tiles, weight = layout(z_size[0], z_size[1], tile, overlap, self.networks.device)
+        return Denoiser(
+            unet=self.networks.unet,
+            controlnet=self.networks.controlnet,
+            text=Tokens(text_tokens),
+            image=Tokens(image_tokens),
+            hint=self.under(hint),
+            tiles=tiles,
+            weight=weight,
+            guidance=self.settings.cfg_scale,
+            budget=self.budget,
+            progress=self.progress,
+            graphs=self.graphs,
+        )
+
+    def under(self, hint: Pixels) -> Callable[[Tile], Tensor]:
+        """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""
+
+        def pixels(tile: Tile) -> Tensor:
+            top, left, bottom, right = tile.scaled(self.networks.factor)
+            return self.pixels(hint[top:bottom, left:right])
+
+        return pixels
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Clean latents [1, C, h, w] -> [3, H', W'] in host memory."""
+        networks = self.networks
+        return autoencoder.decode(networks.vae, z, networks.factor, self.budget, self.progress)
+
+    def finish(self, restored: Tensor, hint: Pixels) -> Picture:
+        """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record.
+
+        Raises:
+            RuntimeError: values that are not finite, or one flat colour from an input that is not.
+        """
+        width, height = self.size
+        depth = self.picture.rgb.dtype
+        most = np.iinfo(depth).max
+        rgb = np.empty((height, width, 3), depth)
+        device = self.networks.device
+        strips = color.match_by_strips(
+            lambda top, bottom: restored[None, :, top:bottom].to(device),
+            lambda top, bottom: self.pixels(hint[top:bottom]),
+            len(hint),
+            self.settings.color_fix,
+        )
+        for top, rows in strips:
+            pixels = rows[0, :, : height - top, :width].permute(1, 2, 0)
+            precision.check_finite(pixels, "color")
+            rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round().cpu().numpy()
+        if np.ptp(rgb, axis=(0, 1)).max() == 0 and np.ptp(hint[:height, :width], axis=(0, 1)).max() > most // 32:
+            raise RuntimeError("the result is one flat colour although the input is not; nothing is returned")
+        alpha = self.picture.alpha
+        if alpha is not None:
+            alpha = enlarge(alpha, self.size, Image.Resampling.LANCZOS)
+        exif = self.picture.exif if self.settings.keep_exif else None
+        return dataclasses.replace(self.picture, rgb=rgb, alpha=alpha, exif=exif, record=self.record())
+
+    def record(self) -> dict[str, Any]:
+        """All that is needed to make the same picture again from the same input."""
+        bundle = self.networks.bundle.name
+        return {"version": __version__, "bundle": bundle, "settings": dataclasses.asdict(self.settings)}

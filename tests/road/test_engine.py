@@ -1,0 +1,163 @@
+"""The door: bytes in, bytes out, from any thread, with deadline, cancelling, unloading."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from service import png
+
+from scripts.cog_server import ROOT
+from seesr import Engine, Settings, Upscaler, weights
+from seesr.budget import Budget
+from seesr.images.read import decode
+from seesr.images.record import read_record
+from seesr.progress import DeadlineExceeded, Position, Progress
+from seesr.upscaling import Upscaling
+
+QUICK = Settings(num_inference_steps=1, seed=1)
+STAGES = ["read", "tags", "text", "enlarge", "encode", "denoise", "decode", "finish", "file"]
+
+
+class Stopped(BaseException):
+    """Raised by a watcher, as a cancelled caller's exception would be."""
+
+
+def test_bytes_and_a_path_give_what_the_upscaler_gives(
+    engine: Engine, pocket: Upscaler, photo: Image.Image, tmp_path: Path
+) -> None:
+    (tmp_path / "photo.png").write_bytes(png(photo))
+    output = engine.run(png(photo), QUICK)
+    assert output.data == engine.run(tmp_path / "photo.png", QUICK).data == pocket(photo, QUICK).encode()
+    assert output.seed == output.metrics["seed"] == 1
+    assert list(output.metrics["seconds"]) == STAGES
+
+
+def test_callers_on_many_threads_wait_for_their_turn(engine: Engine, photo: Image.Image) -> None:
+    expected = {seed: engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data for seed in range(4)}
+    made: dict[int, bytes] = {}
+
+    def ask(seed: int) -> None:
+        made[seed] = engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_watcher_can_end_the_work_in_every_stage(engine: Engine, photo: Image.Image, stage: str) -> None:
+    seen = []
+
+    def watch(position: Position) -> None:
+        seen.append(position.stage)
+        if position.stage == stage:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        engine.run(png(photo), QUICK, watchers=(watch,))
+    assert list(dict.fromkeys(seen)) == STAGES[: STAGES.index(stage) + 1]
+    assert Image.open(io.BytesIO(engine.run(png(photo), QUICK).data)).size == (256, 192)
+
+
+def test_a_deadline_ends_the_work_and_says_how_far_it_came(
+    engine: Engine, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = engine.run(png(photo), QUICK).data
+    long = Settings(num_inference_steps=8, seed=1, latent_tiled_size=32)
+    with pytest.raises(DeadlineExceeded, match=r"^the deadline of 0\.3 s has passed \(\w+, \d+ of \d+\); nothing"):
+        engine.run(png(photo), long, deadline=0.3)
+    assert engine.run(png(photo), QUICK).data == good
+    monkeypatch.setenv("SEESR_DEADLINE", "0.3")
+    with pytest.raises(DeadlineExceeded):
+        Engine.load(weights.POCKET, "cpu").run(png(photo), long)
+
+
+def test_an_unloaded_engine_says_so_and_loads_again(photo: Image.Image) -> None:
+    engine = Engine.load(weights.POCKET, "cpu")
+    before = engine.run(png(photo), QUICK).data
+    assert engine.healthy()
+    engine.unload()
+    assert not engine.healthy()
+    with pytest.raises(RuntimeError, match="the engine is unloaded"):
+        engine.run(png(photo), QUICK)
+    engine.reload()
+    assert engine.healthy() and engine.run(png(photo), QUICK).data == before
+
+
+def test_health_is_false_once_the_device_has_failed(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(weights.POCKET, "cpu")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("seesr.upscaler.torch.ones", fail)
+    assert not engine.healthy()
+
+
+def test_health_is_answered_while_a_picture_is_made(engine: Engine, photo: Image.Image) -> None:
+    answers = []
+    engine.run(png(photo), QUICK, watchers=(lambda position: answers.append(engine.healthy()),))
+    assert answers and all(answers)
+
+
+def test_loading_runs_one_picture_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    whole = Upscaling.run
+    monkeypatch.setattr(Upscaling, "run", lambda self: (runs.append(self), whole(self))[1])
+    Engine.load(weights.POCKET, "cpu")
+    assert len(runs) == 1
+
+
+def test_every_stage_is_told_and_counts_up_to_its_total(pocket: Upscaler, photo: Image.Image) -> None:
+    """The filling of the last batch of tiles is not counted."""
+    told: list[Position] = []
+    settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=32, latent_tiled_overlap=8)
+    road = Upscaling(pocket.networks, settings, decode(png(photo)), Progress(told.append))
+    road.budget = Budget(4)
+    tiles = road.run().metrics["tiles"]
+    assert tiles % 4 != 0
+    denoised = [position for position in told if position.stage == "denoise"]
+    assert denoised[-1] == Position("denoise", 2 * tiles, 2 * tiles)
+    assert all(position.done <= position.total for position in told)
+    assert list(dict.fromkeys(position.stage for position in told)) == STAGES[1:-1]
+
+
+def test_a_saved_result_keeps_depth_profile_exif_and_record(pocket: Upscaler, tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    grey = Image.fromarray(np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16))
+    buffer = io.BytesIO()
+    grey.save(buffer, "PNG", exif=exif)
+    result = pocket(decode(buffer.getvalue()), QUICK)
+    result.save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as opened:
+        assert opened.getexif()[0x010F] == "maker"
+    assert decode((tmp_path / "deep.png").read_bytes()).rgb.dtype == np.uint16
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (200, 30, 90)).save(buffer, "PNG", icc_profile=icc)
+    result = pocket(decode(buffer.getvalue()), QUICK)
+    result.save(tmp_path / "a.jpeg")
+    with Image.open(tmp_path / "a.jpeg") as opened:
+        assert opened.format == "JPEG" and opened.info["icc_profile"] == icc
+    record = read_record(tmp_path / "a.jpeg")
+    assert record["settings"]["seed"] == 1 and record["settings"]["output_format"] == "jpg"
+    with pytest.raises(ValueError, match="the suffix '.bmp'"):
+        result.save(tmp_path / "a.bmp")
+
+
+def test_the_package_and_its_settings_load_without_torch() -> None:
+    script = "import seesr, sys; seesr.Settings(); sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

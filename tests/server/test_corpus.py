@@ -1,0 +1,109 @@
+"""Bad and odd requests through Cog's server: the right picture or a one-line error, the next caller unharmed."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import corpus
+import numpy as np
+import pytest
+from corpus import Case
+from PIL import Image
+from service import ask, data_uri, picture_of, png, predict
+
+from scripts.cog_server import CogServer
+
+CASES = corpus.cases()
+QUICK = {"num_inference_steps": 1, "seed": 1, "scale_factor": 2}
+
+
+def send(server: CogServer, case: Case) -> Any:
+    image = data_uri(case.image) if isinstance(case.image, bytes) else case.image
+    if isinstance(case.given, str):
+        return ask(server, case.given.replace("IMAGE", str(image)))
+    given = {**QUICK, **case.given, **({} if image is None else {"image": image})}
+    return ask(server, {"input": given})
+
+
+@pytest.fixture(scope="module")
+def good(server: CogServer) -> str:
+    return predict(server, image=data_uri(corpus.file(corpus.PHOTO)), **QUICK)["output"]
+
+
+def test_no_two_cases_have_one_name() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_request(server: CogServer, good: str, case: Case) -> None:
+    started = time.monotonic()
+    response = send(server, case)
+    seconds = time.monotonic() - started
+    if case.refused:
+        assert response.status_code in (400, 422), response.text
+        assert case.words and case.words in response.text, response.text
+    else:
+        answer = response.json()
+        if answer["status"] == "succeeded":
+            assert case.words is None, "must be refused"
+            found = picture_of(answer)
+        else:
+            error = answer["error"]
+            assert case.words is not None and re.search(case.words, error), error
+            assert answer.get("output") is None and seconds < 1
+            if "Input validation" in error:  # Cog's own words: it could not fetch the URL
+                return
+            assert "\n" not in error and "Traceback" not in error and "/" not in error.replace("http(s)", "")
+        if case.same_as is not None:
+            assert isinstance(case.given, dict)
+            plain = predict(server, image=data_uri(corpus.file(case.same_as)), **{**QUICK, **case.given})
+            expected = picture_of(plain)
+            if found.mode.startswith("I;16"):
+                found = Image.fromarray((np.asarray(found) / 257).round().astype(np.uint8))
+            if case.name.startswith("16-bit"):  # the output keeps more levels: the same to within rounding
+                a, b = (np.asarray(p.convert("RGB")).astype(int) for p in (found, expected))
+                assert np.abs(a - b).max() <= 1
+            else:
+                assert found.mode == expected.mode
+                np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    again = predict(server, image=data_uri(corpus.file(corpus.PHOTO)), **QUICK)
+    assert again["output"] == good
+    assert server.health()["status"] in ("READY", "BUSY")  # busy for a moment after its answer
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "pipe", "folder"])
+def test_no_local_path_is_read(server: CogServer, tmp_path: Path, kind: str) -> None:
+    """Even a picture in the temporary folder, where uploads lie too, is no upload when a client names its path."""
+    path, target = tmp_path / "picture.png", tmp_path / "target.png"
+    target.write_bytes(corpus.file(corpus.PHOTO))
+    {
+        "file": lambda: path.write_bytes(target.read_bytes()),
+        "link": lambda: path.symlink_to(target),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[kind]()
+    answer = predict(server, image=str(path), **QUICK)
+    assert answer["status"] == "failed" and "must be an uploaded file" in answer["error"]
+
+
+def test_the_record_makes_the_same_bytes(server: CogServer, tmp_path: Path) -> None:
+    from seesr.images.record import read_record
+
+    for kind in ("png", "webp", "jpg"):
+        given = {"image": data_uri(png(Image.fromarray(corpus.PHOTO))), "output_format": kind, "num_inference_steps": 2}
+        first = predict(server, **given, user_prompt="<a> & \u00fc \U0001f600")
+        (tmp_path / kind).write_bytes(file_of(first))
+        settings = read_record(tmp_path / kind)["settings"]
+        assert settings["seed"] == first["metrics"]["seed"]
+        again = predict(server, image=given["image"], **settings)
+        assert again["output"] == first["output"]
+
+
+def file_of(answer: dict) -> bytes:
+    import base64
+
+    return base64.b64decode(answer["output"].partition(",")[2])

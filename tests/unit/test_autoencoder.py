@@ -1,0 +1,124 @@
+"""Tiles give what one pass over the whole picture gives, whatever is held and whatever runs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lab.quality.metrics import psnr
+from seesr import Progress, Upscaler, autoencoder, whole_layers
+from seesr.budget import Budget, OutOfMemory
+from seesr.tiling import Tile
+
+HELD = 2**40
+SIZE = (40, 57)  # cells, larger than the tiles of these tests
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "TILE", 32)
+
+
+def encode(vae: Any, x: Tensor, budget: Budget, noise: Tensor | None = None) -> Tensor:
+    """x [1, 3, 8h, 8w] in [0, 1]."""
+    size = x.shape[2] // 8, x.shape[3] // 8
+    posterior = autoencoder.encode(vae, lambda tile: tile.scaled(8).crop(x), size, budget, Progress())
+    return posterior.mean() if noise is None else posterior.sample(noise)
+
+
+def decode(vae: Any, z: Tensor, budget: Budget) -> Tensor:
+    return autoencoder.decode(vae, z, 8, budget, Progress())
+
+
+def near(a: Tensor, b: Tensor) -> float:
+    """PSNR against the range of b, dB."""
+    return psnr(a, b, (b.max() - b.min()).item())
+
+
+def test_one_tile_is_the_library(tiny_upscaler: Upscaler) -> None:
+    vae = tiny_upscaler.networks.vae
+    z, x = torch.randn(1, 4, 6, 9), torch.rand(1, 3, 48, 40)
+    scaling = vae.config["scaling_factor"]
+    expected = vae.decode(z / scaling).sample[0] / 2 + 0.5
+    torch.testing.assert_close(decode(vae, z, Budget()), expected, atol=2e-5, rtol=1e-5)
+    posterior = vae.encode(2 * x - 1).latent_dist
+    torch.testing.assert_close(encode(vae, x, Budget()), posterior.mean * scaling, atol=2e-5, rtol=1e-5)
+    noise = torch.randn(1, 4, 6, 5)
+    expected = (posterior.mean + posterior.std * noise) * scaling
+    torch.testing.assert_close(encode(vae, x, Budget(), noise), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_tiles_are_near_one_pass_over_the_whole(tiny_upscaler: Upscaler, small_tiles: None) -> None:
+    """Random weights; docs/decisions/0005 has the distances of the full-size network on photographs."""
+    vae = tiny_upscaler.networks.vae
+    z = torch.randn(1, 4, *SIZE) * torch.linspace(0.2, 2, SIZE[1]) + torch.linspace(-1, 1, SIZE[0])[:, None]
+    whole = vae.decode(z / vae.config["scaling_factor"]).sample[0] / 2 + 0.5
+    assert near(decode(vae, z, Budget(hold=HELD)), whole) > 60
+    x = torch.rand(1, 3, 8 * SIZE[0], 8 * SIZE[1]) * torch.linspace(0, 1, 8 * SIZE[1])
+    mean = vae.encode(2 * x - 1).latent_dist.mean * vae.config["scaling_factor"]
+    assert near(encode(vae, x, Budget(hold=HELD)), mean) > 60
+
+
+def test_what_is_held_does_not_change_a_bit(tiny_upscaler: Upscaler, small_tiles: None) -> None:
+    vae = tiny_upscaler.networks.vae
+    z, x = torch.randn(1, 4, *SIZE), torch.rand(1, 3, 8 * SIZE[0], 8 * SIZE[1])
+    for hold in (0, 2_000_000, 20_000_000):
+        assert torch.equal(decode(vae, z, Budget(hold=hold)), decode(vae, z, Budget(hold=HELD)))
+        assert torch.equal(encode(vae, x, Budget(hold=hold)), encode(vae, x, Budget(hold=HELD)))
+
+
+def test_recovers_from_running_out_of_memory(
+    tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An allocation fails for as long as something is held."""
+    vae = tiny_upscaler.networks.vae
+    z = torch.randn(1, 4, *SIZE)
+    undisturbed = decode(vae, z, Budget(hold=HELD))
+    budget = Budget(hold=HELD)
+    layer = vae.decoder.up_blocks[2].resnets[0].conv1
+    failures = []
+
+    def allocate(module: Any, args: Any) -> None:
+        if budget.hold.amount:
+            failures.append(module)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    hook = layer.register_forward_pre_hook(allocate)
+    try:
+        assert torch.equal(decode(vae, z, budget), undisturbed)
+    finally:
+        hook.remove()
+    assert len(failures) == budget.retries == 1
+    assert budget.hold.amount == 0
+
+
+def test_says_so_when_nothing_fits(tiny_upscaler: Upscaler) -> None:
+    def allocate(module: Any, args: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
+
+    vae = tiny_upscaler.networks.vae
+    hook = vae.decoder.conv_in.register_forward_pre_hook(allocate)
+    try:
+        with pytest.raises(OutOfMemory, match="device with more free memory"):
+            decode(vae, torch.randn(1, 4, 8, 8), Budget(hold=1))
+    finally:
+        hook.remove()
+
+
+def test_attention_looks_at_evenly_spread_cells_of_a_large_picture(
+    tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = tiny_upscaler.networks.vae
+    attention = vae.decoder.mid_block.attentions[0]
+    monkeypatch.setattr(whole_layers, "KEYS", 600)
+    whole = whole_layers.WholeAttention(attention, SIZE)
+    assert whole.stride == 2
+    cells = torch.randn(1, 16, *SIZE)
+    for part in (Tile(0, 0, 13, 57), Tile(13, 0, 40, 20), Tile(13, 20, 40, 57)):
+        whole.look(part.crop(cells), part)
+    whole.finish()
+    expected = attention.to_k(cells[..., ::2, ::2].flatten(2).transpose(1, 2))
+    assert sorted(whole.keys[0, 0, :, 0].tolist()) == pytest.approx(sorted(expected[0, :, 0].tolist()))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seesr import Upscaler, weights
+from seesr.networks import hardware, models
+from seesr.networks.attention import Attend, Tokens
+
+CPU = torch.device("cpu")
+KERNELS = [name for name in hardware.KERNELS if name not in ("flash", "efficient", "cudnn", "xformers")]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("count", "keys"), [(1030, 1030), (64, 77), (1, 145)])
+def test_kernels_agree(name: str, count: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "SCORES", 2**16)  # several rounds of rows
+    q, k, v = (torch.randn(2, 3, n, 64) for n in (count, keys, keys))
+    k = k[:1].expand(2, -1, -1, -1)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(hardware.KERNELS[name](q, k, v), expected, rtol=0, atol=2e-6)
+
+
+def untuned() -> models.Models:
+    return models.load(weights.POCKET, CPU, torch.float32)
+
+
+@torch.no_grad()
+def test_tuning_changes_the_order_of_sums_alone() -> None:
+    torch.manual_seed(0)
+    z, time = torch.randn(2, 16, 16, 16), torch.full((2,), 999)
+    z = z.repeat(1, untuned().unet.config["in_channels"] // 16, 1, 1)
+    found = []
+    for tuned in (False, True):
+        networks = untuned()
+        if tuned:
+            expected = "rows" if hardware.one_dnn_multiplies(torch.float32) else "sdpa"
+            assert hardware.tune(networks) == expected
+        width = networks.unet.config["cross_attention_dim"]
+        generator = torch.Generator().manual_seed(1)
+        context = tuple(Tokens(torch.randn(1, n, width, generator=generator)) for n in (77, 145))
+        found.append(
+            (networks.unet(z, time, context).sample, networks.vae.decode(z).sample, networks.text_encoder(text())[0])
+        )
+    for plain, tuned in zip(*found, strict=True):
+        torch.testing.assert_close(tuned, plain, rtol=0, atol=1e-5 * plain.abs().max().item())
+
+
+def text() -> torch.Tensor:
+    return torch.arange(77)[None]
+
+
+def test_what_was_chosen_is_used() -> None:
+    networks = untuned()
+    assert Upscaler(networks, "sdpa").attention == "sdpa"
+    kernels = {m.processor.kernel for m in networks.unet.modules() if isinstance(getattr(m, "processor", None), Attend)}
+    assert kernels == {F.scaled_dot_product_attention}
+
+
+@pytest.mark.parametrize(("name", "words"), [("fast", "not one of auto"), ("cudnn", "does not work here")])
+def test_a_kernel_that_cannot_work_is_refused(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        hardware.tune(untuned(), name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_that_is_chosen_can_compute_in_the_dtype(dtype: torch.dtype) -> None:
+    """oneDNN has no half-precision product on processors without AVX-512."""
+    kernel = hardware.KERNELS[hardware.choose("auto", CPU, dtype)]
+    q = torch.randn(1, 2, 64, 16, dtype=dtype)
+    expected = F.scaled_dot_product_attention(q.float(), q.float(), q.float())
+    torch.testing.assert_close(kernel(q, q, q).float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_here_is_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be used here") as caught:
+        hardware.usable(name)
+    assert "\n" not in str(caught.value)

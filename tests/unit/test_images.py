@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import io
+import os
+import resource
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from seesr.images import png
+from seesr.images.picture import Picture, enlarge, fill_hidden, pad
+from seesr.images.read import decode, from_pil, read_file, read_upload
+from seesr.images.record import read_record
+from seesr.images.write import encode, save
+
+
+def file(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def random_picture(rng: np.random.Generator, *shape: int) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"hello", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"\xff\xd8\xff\xe0" + bytes(16), "not an image"),
+        (b"GIF89a" + bytes(40), "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_cut_file_is_refused(rng: np.random.Generator, kind: str, share: float) -> None:
+    data = file(random_picture(rng, 80, 90, 3), kind)
+    with pytest.raises(ValueError, match=r"damaged|not an image"):
+        decode(data[: int(len(data) * share)])
+
+
+def test_a_wrong_checksum_inside_a_png_is_refused(rng: np.random.Generator) -> None:
+    data = bytearray(file(random_picture(rng, 80, 90, 3)))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(ValueError, match="damaged"):
+        decode(data)
+
+
+def test_frames_and_floats_are_refused(rng: np.random.Generator) -> None:
+    frames = [random_picture(rng, 8, 8, 3) for _ in range(3)]
+    with pytest.raises(ValueError, match="3 frames"):
+        decode(file(frames[0], "PNG", save_all=True, append_images=frames[1:]))
+    with pytest.raises(ValueError, match="mode F"):
+        from_pil(Image.new("F", (4, 4)))
+
+
+def test_a_header_over_the_limit_is_refused_before_decoding() -> None:
+    whole = file(Image.new("1", (10, 10)))
+    claim = (60000).to_bytes(4, "big") * 2
+    import struct
+    import zlib
+
+    header = b"IHDR" + claim + whole[24:29]
+    data = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+    with pytest.raises(ValueError, match="far over the limit of 67.1 MP"):
+        decode(data)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_every_mode_gives_its_colours(rng: np.random.Generator, mode: str) -> None:
+    picture = random_picture(rng, 12, 10, 3).convert(mode)
+    read = decode(file(picture, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 100} if mode == "CMYK" else {})))
+    if mode != "CMYK":
+        np.testing.assert_array_equal(read.rgb, np.asarray(picture.convert("RGB")))
+    assert read.rgb.shape == (12, 10, 3)
+
+
+def test_sixteen_bits_are_kept(rng: np.random.Generator) -> None:
+    deep = rng.integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    done, buffer = cv2.imencode(".png", deep)
+    assert done
+    np.testing.assert_array_equal(decode(buffer.tobytes()).rgb, deep[..., ::-1])
+    grey = Image.fromarray(deep[..., 0])
+    np.testing.assert_array_equal(decode(file(grey)).rgb[..., 2], deep[..., 0])
+    ramp = np.linspace(0, 65535, 4096).astype(np.uint16)
+    assert len(np.unique(enlarge(ramp[None], (8192, 2)))) > 4096
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once(rng: np.random.Generator, orientation: int, tmp_path: Path) -> None:
+    pixels = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "maker"
+    data = file(Image.fromarray(pixels), exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    read = decode(data)
+    np.testing.assert_array_equal(read.rgb, expected)
+    save(encode(read, "png", 95), tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as written:
+        assert written.getexif().get(0x0112, 1) == 1
+        assert written.getexif()[0x010F] == "maker"
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_profile_resolution_and_alpha_come_back(rng: np.random.Generator, kind: str, tmp_path: Path) -> None:
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    read = decode(file(Image.fromarray(pixels), icc_profile=icc, dpi=(300, 300)))
+    save(encode(read, kind, 95), tmp_path / f"x.{kind}")
+    with Image.open(tmp_path / f"x.{kind}") as written:
+        assert written.info["icc_profile"] == icc
+        assert written.size == (30, 20)
+        if kind != "webp":  # the format has no resolution
+            assert written.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        if kind == "png":
+            np.testing.assert_array_equal(np.asarray(written), pixels)
+        else:
+            assert written.mode == {"webp": "RGBA", "jpg": "RGB"}[kind]
+
+
+def test_a_sixteen_bit_png_is_written_and_read_back(rng: np.random.Generator, tmp_path: Path) -> None:
+    deep = rng.integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    alpha = rng.integers(0, 65536, (9, 11), dtype=np.uint16)
+    save(encode(Picture(deep, alpha), "png", 95), tmp_path / "x.png")
+    read = decode(read_file(tmp_path / "x.png"))
+    np.testing.assert_array_equal(read.rgb, deep)
+    np.testing.assert_array_equal(read.alpha, alpha)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_quality_moves_the_size(rng: np.random.Generator) -> None:
+    picture = Picture(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for kind in ("jpg", "webp"):
+        assert len(encode(picture, kind, 30)) < len(encode(picture, kind, 95))
+
+
+def test_hidden_colours_do_not_bleed() -> None:
+    rgb = np.zeros((20, 20, 3), np.uint8)
+    rgb[:, 10:] = (255, 0, 255)  # hidden
+    rgb[:, :10] = (10, 200, 30)
+    alpha = np.zeros((20, 20), np.uint8)
+    alpha[:, :10] = 255
+    assert (fill_hidden(rgb, alpha) == (10, 200, 30)).all()
+
+
+def test_padding_mirrors_and_keeps_the_picture() -> None:
+    for height, width in ((1, 1), (1, 70), (64, 64), (65, 10)):
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        padded = pad(pixels, 16, 64)
+        np.testing.assert_array_equal(padded[:height, :width], pixels)
+        assert padded.shape[0] >= 64 and padded.shape[0] % 16 == 0
+        assert set(np.unique(padded)) <= set(np.unique(pixels))
+
+
+def test_a_full_or_read_only_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    picture = Picture(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(RuntimeError, match="cannot be written") as caught:
+            save(encode(picture, "png", 95), tmp_path / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path) not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        save(encode(picture, "png", 95), Path("/proc/a.png"))
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_the_record_is_in_the_file(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    record = {"version": "1", "settings": {"seed": 5, "user_prompt": '<a> & \u00fc \U0001f600 "x"\n'}}
+    picture = Picture(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record=record)
+    save(encode(picture, kind, 90), tmp_path / "a")
+    assert read_record(tmp_path / "a") == record
+    save(encode(Picture(picture.rgb), kind, 90), tmp_path / "b")
+    with pytest.raises(ValueError, match="no settings record"):
+        read_record(tmp_path / "b")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_strips_join(dtype: type, channels: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "STRIP", 16)
+    pixels = rng.integers(0, np.iinfo(dtype).max, (70, 41, 4)).astype(dtype)
+    rgb = np.repeat(pixels[..., :1], 3, axis=2) if channels == 1 else pixels[..., :3]
+    data = png.encode_png(Picture(np.ascontiguousarray(rgb), pixels[..., 3] if channels == 4 else None))
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert found.dtype == dtype
+    if channels == 1:
+        np.testing.assert_array_equal(found, rgb[..., 0])
+    else:
+        np.testing.assert_array_equal(found[..., 2::-1], rgb)
+    if channels == 4:
+        np.testing.assert_array_equal(found[..., 3], pixels[..., 3])
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.verify()
+
+
+def test_only_a_regular_file_below_the_folder_is_opened(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "a").write_bytes(b"x")
+    (inside / "link").symlink_to(inside / "a")
+    (inside / "linked").symlink_to(outside)
+    os.mkfifo(inside / "pipe")
+    assert read_upload(inside / "a", inside) == b"x"
+    for path in ("link", "pipe", "absent", "linked/a", "../out/a", "."):
+        with pytest.raises(ValueError, match="must be an uploaded file") as caught:
+            read_upload(inside / path, inside)
+        assert str(tmp_path) not in str(caught.value)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from seesr import Settings
+from seesr.images.formats import FORMATS
+from seesr.limits import LARGEST_INPUT, LARGEST_OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("scale_factor", 0.5, "from 1 to 8"),
+        ("scale_factor", float("nan"), "must be a float"),
+        ("scale_factor", "4", "must be a float"),
+        ("num_inference_steps", 9, "from 1 to 8"),
+        ("num_inference_steps", 2.5, "must be an int"),
+        ("num_inference_steps", True, "must be an int"),
+        ("cfg_scale", 2.1, "from 1 to 2"),
+        ("color_fix", "lab", "wavelet, adain, none"),
+        ("output_format", "gif", "png, webp, jpg"),
+        ("output_quality", 0, "from 1 to 100"),
+        ("seed", -1, "from 0 to 4294967295"),
+        ("seed", 2**32, "from 0 to 4294967295"),
+        ("user_prompt", "x" * 2001, "at most 2000"),
+        ("user_prompt", "a\0b", "NUL"),
+        ("user_prompt", "\ud800", "surrogate"),
+        ("user_prompt", 3, "must be a str"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_field_and_limit(field: str, value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        Settings(**{field: value})
+    assert field in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_floats_are_good_integers() -> None:
+    assert Settings(seed=1.0).seed == 1  # JSON clients send 1.0
+    assert isinstance(Settings(seed=1.0).seed, int)
+    assert isinstance(Settings(scale_factor=2).scale_factor, float)
+
+
+def test_every_field_describes_itself() -> None:
+    for field in dataclasses.fields(Settings):
+        assert field.metadata["description"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"), [((1, 1), 1, (1, 1)), ((101, 67), 1.5, (152, 100)), ((3, 5), 2.5, (8, 12))]
+)
+def test_output_size_is_rounded(size: tuple[int, int], scale: float, expected: tuple[int, int]) -> None:
+    assert Settings(scale_factor=scale).output_size(*size) == expected
+
+
+def test_too_large_a_result_is_refused_with_the_largest_scale_that_fits() -> None:
+    with pytest.raises(
+        ValueError, match=r"asks for 216.0 MP; the limit is 67.1 MP; the largest scale .* 3.34"
+    ) as caught:
+        Settings(scale_factor=6).output_size(3000, 2000)
+    largest = float(str(caught.value).split()[-1])
+    width, height = Settings(scale_factor=largest).output_size(3000, 2000)
+    assert width * height <= LARGEST_OUTPUT
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 2**15), st.integers(1, 2**15), st.floats(1, 8), st.sampled_from(list(FORMATS)),
+    st.sampled_from(["image", "comparison"]),
+)  # fmt: skip
+def test_the_scale_that_a_refusal_names_is_accepted(
+    width: int, height: int, scale: float, output_format: str, view: str
+) -> None:
+    asked = Settings(scale_factor=scale, output_format=output_format, output_view=view)
+    assume(width * height <= LARGEST_INPUT)
+    try:
+        asked.output_size(width, height)
+        return
+    except ValueError as error:
+        words = str(error)
+    if "largest scale" not in words:
+        assert words.endswith("no scale of 1 or more fits")
+        with pytest.raises(ValueError, match="no scale"):
+            dataclasses.replace(asked, scale_factor=1).output_size(width, height)
+        return
+    largest = float(words.split()[-1])
+    dataclasses.replace(asked, scale_factor=largest).output_size(width, height)
+    if largest + 0.01 <= scale:
+        with pytest.raises(ValueError, match="largest scale"):
+            dataclasses.replace(asked, scale_factor=round(largest + 0.01, 2)).output_size(width, height)
+
+
+@pytest.mark.parametrize(("output_format", "side"), [("webp", 8192), ("jpg", 16385)])
+def test_the_sides_of_a_comparison_are_counted(output_format: str, side: int) -> None:
+    asked = Settings(scale_factor=1, output_format=output_format, output_view="comparison")
+    with pytest.raises(ValueError, match=f"asks for {2 * side}x2 pixels in the comparison; a {output_format} may have"):
+        asked.output_size(side, 2)
+    assert asked.output_size(side - 1, 2) == (side - 1, 2)
+
+
+def test_too_large_an_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="the limit is 67.1 MP"):
+        Settings(scale_factor=1).output_size(9000, 9000)

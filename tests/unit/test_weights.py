@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seesr import Engine, Upscaler, WeightsError, weights
+from seesr.networks import models
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def reload(bundle: Path) -> None:
+    Upscaler.load(bundle, "cpu")
+
+
+def change_weights(bundle: Path, part: str, change: object) -> None:
+    path = next((bundle / part).glob("*.safetensors"))
+    state = load_file(path)
+    change(state)  # type: ignore[operator]
+    save_file(state, path)
+    weights.write_manifest(bundle, "tiny", "test", "none")
+
+
+def test_missing_weights_say_how_to_fetch_them(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no weights at .*scripts/download.py"):
+        reload(tmp_path / "nowhere")
+
+
+def test_a_flipped_byte_is_named_with_both_sums(bundle: Path) -> None:
+    path = bundle / "unet" / models.DIFFUSION_FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        WeightsError, match=r"unet/diffusion.* is damaged: sha256 is [0-9a-f]{64}, expected [0-9a-f]{64}"
+    ):
+        reload(bundle)
+
+
+def test_a_missing_and_an_unlisted_file_are_named(bundle: Path) -> None:
+    (bundle / "extra.bin").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"extra\.bin is not listed"):
+        reload(bundle)
+    (bundle / "extra.bin").unlink()
+    (bundle / "tagger" / "tags.json").unlink()
+    with pytest.raises(WeightsError, match=r"tags\.json is missing"):
+        reload(bundle)
+
+
+def test_a_broken_manifest_is_an_error(bundle: Path) -> None:
+    (bundle / weights.MANIFEST).write_text("{")
+    with pytest.raises(WeightsError, match="not a bundle manifest"):
+        reload(bundle)
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet", "vae", "text_encoder", "tagger"])
+def test_missing_extra_and_misshapen_keys_are_named(bundle: Path, part: str) -> None:
+    path = next((bundle / part).glob("*.safetensors"))
+    key = min(k for k, v in load_file(path).items() if v.ndim > 1)
+    kept: dict[str, torch.Tensor] = {}
+    change_weights(bundle, part, lambda state: kept.update({key: state.pop(key)}))
+    with pytest.raises(WeightsError, match=f"1 missing keys, first .*{key.removeprefix('text_model.')}"):
+        reload(bundle)
+    change_weights(bundle, part, lambda state: state.update({key: kept[key], "surplus": torch.zeros(1)}))
+    with pytest.raises(WeightsError, match="1 extra keys, first surplus"):
+        reload(bundle)
+    change_weights(bundle, part, lambda state: (state.pop("surplus"), state.update({key: kept[key][..., :1].clone()})))
+    with pytest.raises(WeightsError, match="has shape"):
+        reload(bundle)
+
+
+def test_truncated_safetensors_are_an_error(bundle: Path) -> None:
+    path = bundle / "vae" / models.DIFFUSION_FILE
+    path.write_bytes(path.read_bytes()[:200])
+    weights.write_manifest(bundle, "tiny", "test", "none")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        reload(bundle)
+
+
+def test_the_environment_names_the_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(weights, "FULL", tmp_path / "full")
+    monkeypatch.setattr(weights, "POCKET", tmp_path / "pocket")
+    assert weights.locate() == tmp_path / "pocket"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / weights.MANIFEST).write_text("{}")
+    assert weights.locate() == tmp_path / "full"
+    monkeypatch.setenv("SEESR_WEIGHTS", str(tmp_path / "elsewhere"))
+    with pytest.raises(WeightsError, match="no weights at .*elsewhere"):
+        Engine.load(device="cpu")
+
+
+def test_no_pickle_is_read_outside_the_converter() -> None:
+    root = Path(weights.__file__).parent
+    for path in [*root.rglob("*.py"), root.parent / "predict.py"]:
+        code = path.read_text()
+        assert "torch.load" not in code and "import pickle" not in code, path
+
+
+def test_the_pocket_bundle_is_whole_small_and_free_of_code() -> None:
+    bundle = weights.verify(weights.POCKET)
+    assert bundle.kind == "pocket"
+    assert sum(path.stat().st_size for path in weights.POCKET.rglob("*") if path.is_file()) <= 20e6
+    assert not list(weights.POCKET.rglob("*.py"))  # a folder with code is not split into its own image layer
+    assert (
+        json.loads((weights.POCKET / "scheduler/scheduler_config.json").read_text())["timestep_spacing"] == "trailing"
+    )
