@@ -28,7 +28,10 @@ def parser() -> argparse.ArgumentParser:
     upscale.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
-    for command in (upscale, doctor, info):
+    serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
+    for command in (upscale, doctor, info, serve):
         command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")
         command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
     for field in dataclasses.fields(Settings):
@@ -93,6 +96,11 @@ def main(argv: list[str] | None = None) -> int:
         logs.configure(configuration.log_format, logging.WARNING)
         if args.command == "upscale":
             return upscale(args)
+        if args.command == "serve":
+            from seesr.serving.app import serve
+
+            logs.configure(configuration.log_format)
+            return serve(configuration, args.host, args.port, args.bundle, args.device)
         from seesr import doctor
 
         if args.command == "info":

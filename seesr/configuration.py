@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEESR_"
@@ -33,6 +33,20 @@ class Configuration(BaseSettings):
     )
     deadline: float | None = Field(
         default=None, gt=0, description="seconds that one picture may take, checked at every tile; unset: any time"
+    )
+    data: Path = Field(default=Path("seesr-data"), description="seesr serve: folder for the queue, uploads and results")
+    api_keys: SecretStr = Field(
+        default=SecretStr(""), description="seesr serve: name:token,name:token; without any only this machine may call"
+    )
+    public_url: str | None = Field(
+        default=None, description="seesr serve: the address that clients use, https://host; unset: the one they asked"
+    )
+    max_queue: int = Field(default=100, ge=1, description="seesr serve: pictures that may wait; more are answered 429")
+    keep: float = Field(default=24, gt=0, description="seesr serve: hours after which results and uploads are removed")
+    rate: int = Field(default=600, ge=1, description="seesr serve: requests that one key may start in a minute")
+    allow_urls: str = Field(
+        default="",
+        description="seesr serve: hosts whose URLs are fetched as image, .name with subdomains, * any public",
     )
     log_format: Literal["console", "json"] = Field(
         default="console", validation_alias="LOG_FORMAT", description="json: one JSON object per log line"

@@ -85,15 +85,11 @@ def info(configuration: Configuration, bundle: Path | None, device: str | None) 
     """
     target = hardware.usable(device or configuration.device)
     loaded = weights.verify(bundle or configuration.weights or weights.locate())
-    about: dict[str, Any] = {"name": hardware.name(target), "torch_name": str(target)}
-    if target.type == "cuda":
-        free, total = torch.cuda.mem_get_info(target)
-        about |= {"free_bytes": free, "total_bytes": total, "capability": torch.cuda.get_device_capability(target)}
     return {
         "version": __version__,
         "python": platform.python_version(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "device": about,
+        **hardware.about(target),
         "attention": hardware.choose(configuration.attention, target, precision.working_dtype(target)),
         "bundle": {**loaded._asdict(), "path": str(loaded.path)},
         "configuration": {variable(name): value for name, value in configuration.model_dump(mode="json").items()},

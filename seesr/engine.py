@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from seesr import weights
 from seesr.configuration import Configuration
 from seesr.images.read import decode, read_file
+from seesr.networks import hardware
 from seesr.one_thread import OneThread
 from seesr.progress import Deadline, Progress, Watcher
 from seesr.settings import Settings
@@ -122,6 +123,15 @@ class Engine:
         """Whether a bundle is loaded and its device still computes. Answers while a picture is made, too."""
         upscaler = self.upscaler
         return upscaler is not None and upscaler.healthy()
+
+    def about(self) -> dict[str, Any]:
+        """What is loaded, and where: bundle with its hashes, device, attention kernel, GPU memory in bytes."""
+        upscaler = self.upscaler
+        if upscaler is None:
+            return {"loaded": False}
+        networks = upscaler.networks
+        found = {"loaded": True, "bundle": {**networks.bundle._asdict(), "path": str(networks.bundle.path)}}
+        return {**found, "attention": upscaler.attention, **hardware.about(networks.device)}
 
     def unload(self) -> None:
         """Frees the memory of the bundle; `reload` brings it back."""

@@ -232,6 +232,16 @@ def name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def about(device: torch.device) -> dict[str, Any]:
+    """Name, and of a GPU its capability and memory in bytes."""
+    found: dict[str, Any] = {"device": name(device)}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        memory = {"free": free, "total": total, "held": torch.cuda.memory_reserved(device)}
+        found |= {"capability": torch.cuda.get_device_capability(device), "gpu_memory": memory}
+    return found
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most that this process has held so far, in MB (10^6 bytes)."""
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6}  # KiB on Linux

@@ -124,7 +124,7 @@ def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: pyte
     assert cli.main(["info", "--bundle", str(weights.POCKET), "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bundle"]["name"] == "pocket" and len(found["bundle"]["files"]["unet/config.json"]) == 64
-    assert found["libraries"]["torch"] and found["device"]["name"] == "cpu"
+    assert found["libraries"]["torch"] and found["device"] == "cpu"
     assert found["configuration"]["SEESR_ATTENTION"] == "auto" and found["limits"]["largest_side"] == 32768
 
 

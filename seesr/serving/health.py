@@ -1,0 +1,91 @@
+"""What a platform, a person and Prometheus may know of this server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from seesr.serving.gate import answer
+from seesr.serving.plain import service
+
+STARTED = time.time()
+
+
+async def live(request: Request) -> Response:
+    """The process answers."""
+    return PlainTextResponse("ok")
+
+
+async def ready(request: Request) -> Response:
+    """200 when pictures can be made; 503 and why while the weights load, and once the device has failed."""
+    reason = service(request).jobs.ready()
+    return PlainTextResponse("ready") if reason is None else answer(503, reason, {"Retry-After": "5"})
+
+
+async def status(request: Request) -> Response:
+    """Versions, bundle and hashes, device, memory, queue, running job, since when."""
+    of = service(request)
+    reason = of.jobs.ready()
+    return JSONResponse({
+        "ready": reason is None,
+        "reason": reason,
+        "version": of.version,
+        "since": STARTED,
+        **of.jobs.status(),
+        "disk_free_bytes": of.journal.free_bytes(),
+    })  # fmt: skip
+
+
+class Numbers:
+    """A collector of what the jobs say at the moment of asking."""
+
+    def __init__(self, now: dict[str, Any]) -> None:
+        self.now = now
+
+    def collect(self) -> Any:
+        ended = CounterMetricFamily("seesr_jobs", "Jobs that ended", labels=["status"])
+        for name, count in self.now["ended"].items():
+            ended.add_metric([name], count)
+        seconds = CounterMetricFamily("seesr_stage_seconds", "Seconds per stage", labels=["stage"])
+        for name, value in self.now["seconds_per_stage"].items():
+            seconds.add_metric([name], value)
+        yield from (
+            ended,
+            seconds,
+            CounterMetricFamily("seesr_queue_seconds", "Waited", value=self.now["queue_seconds"]),
+        )
+        tiles = CounterMetricFamily("seesr_tiles", "Tiles that were denoised", value=self.now["tiles"])
+        yield from (tiles, CounterMetricFamily("seesr_retries", "Second tries", value=self.now["retries"]))
+
+
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    of, registry = service(request), CollectorRegistry()
+    now = of.jobs.status()
+    registry.register(Numbers(now))  # type: ignore[arg-type]
+    for name, words, value in (
+        ("seesr_ready", "1 when pictures can be made", of.jobs.ready() is None),
+        ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
+        ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
+        ("seesr_running", "1 while a picture is made", now["running"] is not None),
+        ("seesr_memory_bytes", "Resident memory of this process", resident()),
+    ):
+        Gauge(name, words, registry=registry).set(value)
+    return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def resident() -> int:
+    import resource
+
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+ROUTES = [Route("/live", live), Route("/ready", ready), Route("/health", ready), Route("/status", status),
+          Route("/metrics", metrics)]  # fmt: skip

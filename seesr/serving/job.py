@@ -1,0 +1,142 @@
+"""One picture that somebody asked for: the record that every part of the service reads and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from seesr.settings import Settings
+
+URGENT, NORMAL, LATER = 0, 5, 9
+PRIORITIES = {"urgent": URGENT, "normal": NORMAL, "low": LATER}
+WAITING, RUNNING = "starting", "processing"  # Replicate's words
+DONE, FAILED, CANCELED = "succeeded", "failed", "canceled"
+ENDED = {DONE, FAILED, CANCELED}
+
+
+@dataclasses.dataclass
+class Job:
+    """A picture on its way through a queue.
+
+    Attributes:
+        id: unguessable; also its files' name.
+        owner: name of the key that asked; only it may look.
+        settings: values of Settings, the seed drawn already: a second run gives the same bytes.
+        name: of the file that was sent, for people.
+        priority: URGENT, NORMAL or LATER.
+        deadline: seconds that the picture may take once it runs; None: the engine's own.
+        batch: id of the batch it belongs to.
+        webhook, events: where to tell, and of what (start, output, logs, completed).
+        attempts: how often it was begun; a server that died began it too.
+        stage, done, total: how far it came.
+        output: file name of the result.
+        revision: counts the changes.
+        created, started, completed: seconds since 1970.
+    """
+
+    owner: str
+    settings: dict[str, Any]
+    name: str = "image"
+    priority: int = NORMAL
+    deadline: float | None = None
+    batch: str | None = None
+    webhook: str | None = None
+    events: list[str] | None = None
+    id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+    status: str = WAITING
+    attempts: int = 0
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    cancel: bool = False
+    error: str | None = None
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    logs: str = ""
+    output: str | None = None
+    revision: int = 0
+    created: float = dataclasses.field(default_factory=time.time)
+    started: float | None = None
+    completed: float | None = None
+
+    @classmethod
+    def of(cls, owner: str, settings: Settings, **more: Any) -> Job:
+        """A job of these settings, its seed drawn now if none was given."""
+        seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
+        return cls(owner, dataclasses.asdict(dataclasses.replace(settings, seed=seed)), **more)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class Full(Exception):
+    """The queue takes no more for now.
+
+    Attributes:
+        seconds: after which there should be room, from measured times.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the queue is full; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Away(Exception):
+    """What keeps the jobs cannot be reached; says what."""
+
+
+class Jobs(Protocol):
+    """Where jobs wait and who runs them: in this process, or a fleet of workers. The routes do not know which."""
+
+    closing: bool  # whether it was stopped
+
+    def ready(self) -> str | None:
+        """None if pictures can be made now, else why not, in one line."""
+        ...
+
+    def submit(self, job: Job, image: Path) -> None:
+        """Takes over the file at `image` and puts the job into the queue.
+
+        Raises:
+            Full, Away: it was not taken.
+        """
+        ...
+
+    def find(self, id: str) -> Job | None:
+        """The job as it is now."""
+        ...
+
+    def recent(self, owner: str, limit: int, before: float | None = None) -> list[Job]:
+        """The owner's jobs, newest first, created before `before`."""
+        ...
+
+    def batch(self, owner: str, id: str) -> list[Job]:
+        """The jobs of a batch, in the order in which they were sent."""
+        ...
+
+    def cancel(self, id: str) -> None:
+        """Asks the job to end: at once if it waits, at the next tile if it runs."""
+        ...
+
+    async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
+        """The job once its revision is above `revision`, or as it is after `seconds`."""
+        ...
+
+    def result(self, job: Job) -> Path:
+        """The file of a job that succeeded."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """Queue length, running jobs and workers, for people and metrics."""
+        ...
+
+    def stop(self) -> None:
+        """Takes nothing more and begins nothing more."""
+        ...
+
+    def close(self) -> None:
+        """Stops, and returns once what runs has ended."""
+        ...

@@ -1,0 +1,296 @@
+"""Replicate's HTTP API, so that its official clients work with no change but the address and the token."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import secrets
+import time
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from seesr import schema
+from seesr.serving.gate import Refused, owner
+from seesr.serving.intake import Stored, from_words, pieces, read_json, settings_of, store
+from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
+from seesr.serving.service import Service
+from seesr.serving.webhooks import EVENTS, check_target, whsec
+
+NAME = "seesr"  # the only model; any owner will do
+PAGE = 100
+LONGEST_WAIT = 60.0  # seconds
+
+
+def service(request: Request) -> Service:
+    return request.app.state.service
+
+
+def when(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return (
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str, Any]:
+    """A job as Replicate shows it.
+
+    Args:
+        whole: with the output. Over plain http that is a data URI, since the clients take only https links for files.
+    """
+    output = None
+    if job.status == DONE and job.output:
+        output = of.link(base, job) if base.startswith("https:") or not whole else of.data_uri(job)
+    metrics = dict(job.metrics)
+    if job.started and job.completed:
+        metrics |= {"predict_time": job.completed - job.started, "total_time": job.completed - job.created}
+    here = f"{base}/v1/predictions/{job.id}"
+    return {
+        "id": job.id,
+        "model": f"{job.owner}/{NAME}",
+        "version": of.version,
+        "input": {"image": job.name, **job.settings},
+        "logs": job.logs,
+        "output": output,
+        "data_removed": False,
+        "error": job.error,
+        "status": job.status,
+        "source": "api",
+        "metrics": metrics,
+        "created_at": when(job.created),
+        "started_at": when(job.started),
+        "completed_at": when(job.completed),
+        "urls": {"get": here, "cancel": f"{here}/cancel", "stream": f"{base}/jobs/{job.id}/events", "web": f"{base}/"},
+    }
+
+
+async def create(request: Request) -> Response:
+    """POST of a prediction: queues it, and waits for it as long as `Prefer: wait` says."""
+    of = service(request)
+    body = await read_json(request)
+    check_model(request, body.get("version"))
+    given = body.get("input")
+    if not isinstance(given, dict):
+        raise Refused(422, "input must be an object")
+    if "image" not in given:
+        raise Refused(422, "input.image is required")
+    settings = settings_of(given, frozenset({"image"}))
+    webhook, events = body.get("webhook"), body.get("webhook_events_filter")
+    if webhook is not None:
+        check_target(webhook)
+    if events is not None and (not isinstance(events, list) or not set(events) <= set(EVENTS)):
+        raise Refused(422, f"webhook_events_filter may hold {', '.join(EVENTS)}")
+    stored = await image_of(request, given["image"])
+    of.check(stored, settings)
+    job = of.submit(request, stored, settings, {}, webhook=webhook, events=events)
+    wait = preferred_wait(request)
+    end = time.monotonic() + wait
+    while not job.ended and time.monotonic() < end and not (of.jobs.closing and job.status == WAITING):
+        job = await of.jobs.changed(job.id, job.revision, end - time.monotonic()) or job
+    found = prediction(of, of.base(request), job)
+    if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end
+        found["status"] = WAITING
+    return JSONResponse(found, 201)
+
+
+def check_model(request: Request, version: Any) -> None:
+    """Refuses to be taken for another model.
+
+    Raises:
+        Refused: 404 or 422.
+    """
+    name = request.path_params.get("name")
+    if name is not None and name != NAME:
+        raise Refused(404, f"there is no model {request.path_params['owner']}/{name} here, only {NAME}")
+    if version is None:
+        if name is None:
+            raise Refused(422, "version is required")
+        return
+    asked = str(version).rpartition(":")[2]
+    model = str(version).partition(":")[0].rpartition("/")[2]
+    if asked != service(request).version and not ("/" in str(version) and ":" not in str(version) and model == NAME):
+        raise Refused(422, "the version does not exist here")
+
+
+def preferred_wait(request: Request) -> float:
+    """Seconds of a header `Prefer: wait` or `Prefer: wait=N`; 0 without one."""
+    for part in request.headers.get("prefer", "").split(","):
+        name, _, value = part.strip().partition("=")
+        if name == "wait":
+            return min(LONGEST_WAIT, float(value)) if value.replace(".", "", 1).isdigit() else LONGEST_WAIT
+    return 0.0
+
+
+async def image_of(request: Request, words: Any) -> Stored:
+    """The image of an input: an upload of this server by its URL, or what `from_words` takes.
+
+    Raises:
+        ValueError, Refused: one line.
+    """
+    of = service(request)
+    begin = f"{of.base(request)}/v1/files/"
+    if isinstance(words, str) and words.startswith(begin):
+        id = words.removeprefix(begin).partition("?")[0].partition("/")[0]
+        record = upload(request, id)
+        part = of.part()
+        part.hardlink_to(of.journal.file("uploads", id))
+        return Stored(part, record["name"], record["checksums"]["sha256"])
+    return await from_words(words, of.part(), of.configuration.allow_urls)
+
+
+async def show(request: Request) -> Response:
+    of = service(request)
+    return JSONResponse(prediction(of, of.base(request), of.owned(request, request.path_params["id"])))
+
+
+async def cancel(request: Request) -> Response:
+    of = service(request)
+    job = of.owned(request, request.path_params["id"])
+    of.jobs.cancel(job.id)
+    found = prediction(of, of.base(request), of.owned(request, job.id))
+    if not job.ended:
+        found["status"] = CANCELED
+    return JSONResponse(found)
+
+
+async def index(request: Request) -> Response:
+    """The caller's predictions, newest first, PAGE at a time."""
+    of, base = service(request), service(request).base(request)
+    cursor = request.query_params.get("cursor")
+    try:
+        jobs = of.jobs.recent(owner(request), PAGE + 1, None if cursor is None else float(cursor))
+    except ValueError:
+        raise Refused(400, "the cursor is none of this server") from None
+    more = f"{base}/v1/predictions?cursor={jobs[PAGE - 1].created!r}" if len(jobs) > PAGE else None
+    results = [prediction(of, base, job, whole=False) for job in jobs[:PAGE]]
+    return JSONResponse({"previous": None, "next": more, "results": results})
+
+
+def model_version(of: Service) -> dict[str, Any]:
+    made = when((of.journal.folder / "secret").stat().st_mtime)
+    return {"id": of.version, "created_at": made, "cog_version": "0.23.1", "openapi_schema": schema.document()}
+
+
+async def model(request: Request) -> Response:
+    check_model(request, request.path_params.get("version") or service(request).version)
+    found = model_version(service(request))
+    if "version" in request.path_params:
+        return JSONResponse(found)
+    who, here = request.path_params["owner"], service(request).base(request)
+    about = {"owner": who, "name": NAME, "description": "SeeSR super-resolution", "visibility": "private"}
+    links = {"url": f"{here}/", "cover_image_url": None, "default_example": None, "run_count": 0}
+    return JSONResponse({**about, **links, "latest_version": found})
+
+
+async def versions(request: Request) -> Response:
+    check_model(request, service(request).version)
+    return JSONResponse({"previous": None, "next": None, "results": [model_version(service(request))]})
+
+
+def shown(request: Request, record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "urls": {"get": f"{service(request).base(request)}/v1/files/{record['id']}"}}
+
+
+def upload(request: Request, id: str) -> dict[str, Any]:
+    """The caller's upload of this id.
+
+    Raises:
+        Refused: 404, there is none.
+    """
+    found = service(request).journal.uploads(owner(request), id) if id.isalnum() else []
+    if not found:
+        raise Refused(404, "there is no file of this id")
+    return found[0]
+
+
+async def create_file(request: Request) -> Response:
+    """POST of a form with `content`, as the clients send files before a prediction."""
+    of = service(request)
+    async with request.form(max_files=2, max_fields=4) as form:
+        content = form.get("content")
+        if not isinstance(content, UploadFile):
+            raise Refused(422, "the form has no file named content")
+        stored = await store(pieces(content), of.part(), content.filename or "image")
+        kind, words = content.content_type, form.get("metadata")
+        if isinstance(words, UploadFile):  # the JavaScript client sends it as a file
+            words = (await words.read()).decode(errors="replace")
+    id, now = secrets.token_hex(16), time.time()
+    target = of.journal.file("uploads", id)
+    size = stored.path.stat().st_size
+    md5 = hashlib.md5(stored.path.read_bytes(), usedforsecurity=False).hexdigest()
+    stored.path.replace(target)
+    try:
+        metadata = json.loads(words) if isinstance(words, str) else {}
+    except ValueError:
+        raise Refused(422, "metadata is no JSON") from None
+    record = {
+        "id": id,
+        "name": stored.name,
+        "content_type": kind or "application/octet-stream",
+        "size": size,
+        "etag": md5,
+        "checksums": {"sha256": stored.digest, "md5": md5},
+        "metadata": metadata,
+        "created_at": when(now),
+        "expires_at": when(now + of.configuration.keep * 3600),
+    }
+    of.journal.keep_upload(owner(request), record)
+    return JSONResponse(shown(request, record), 201)
+
+
+async def show_file(request: Request) -> Response:
+    return JSONResponse(shown(request, upload(request, request.path_params["id"])))
+
+
+async def download_file(request: Request) -> Response:
+    record = upload(request, request.path_params["id"])
+    path = service(request).journal.file("uploads", record["id"])
+    return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
+
+
+async def delete_file(request: Request) -> Response:
+    record = upload(request, request.path_params["id"])
+    service(request).journal.drop_upload(owner(request), record["id"])
+    return Response(status_code=204)
+
+
+async def list_files(request: Request) -> Response:
+    records = service(request).journal.uploads(owner(request))
+    return JSONResponse({"previous": None, "next": None, "results": [shown(request, record) for record in records]})
+
+
+async def output(request: Request) -> Response:
+    """The bytes behind a signed link."""
+    query, name = request.query_params, request.path_params["name"]
+    path = service(request).linked(name, query.get("expires", ""), query.get("signature", ""))
+    return FileResponse(path, headers={"Cache-Control": "private, max-age=3600"})
+
+
+async def webhook_secret(request: Request) -> Response:
+    return JSONResponse({"key": whsec(service(request).secret)})
+
+
+ROUTES = [
+    Route("/v1/predictions", create, methods=["POST"]),
+    Route("/v1/predictions", index),
+    Route("/v1/predictions/{id}", show),
+    Route("/v1/predictions/{id}/cancel", cancel, methods=["POST"]),
+    Route("/v1/models/{owner}/{name}", model),
+    Route("/v1/models/{owner}/{name}/predictions", create, methods=["POST"]),
+    Route("/v1/models/{owner}/{name}/versions", versions),
+    Route("/v1/models/{owner}/{name}/versions/{version}", model),
+    Route("/v1/deployments/{owner}/{name}/predictions", create, methods=["POST"]),
+    Route("/v1/files", create_file, methods=["POST"]),
+    Route("/v1/files", list_files),
+    Route("/v1/files/{id}", show_file),
+    Route("/v1/files/{id}", delete_file, methods=["DELETE"]),
+    Route("/v1/files/{id}/download", download_file),
+    Route("/v1/outputs/{name}", output),
+    Route("/v1/webhooks/default/secret", webhook_secret),
+]

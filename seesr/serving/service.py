@@ -1,0 +1,179 @@
+"""What the routes share: the jobs, the store, the configuration, and the way from a request to a job and back."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from seesr import __version__, weights
+from seesr.configuration import Configuration
+from seesr.images.formats import FORMATS
+from seesr.images.read import decode, read_file
+from seesr.serving.gate import Refused, owner
+from seesr.serving.intake import Stored
+from seesr.serving.job import PRIORITIES, Job, Jobs
+from seesr.serving.journal import Journal
+from seesr.settings import Settings
+
+LINK_SECONDS = 3600  # that a link to a result is good for
+COMMON = frozenset({"image", "wait", "priority", "deadline", "async"})  # what a request says besides its settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """One server.
+
+    Attributes:
+        version: names the bundle and this program: the same version makes the same pictures.
+        secret: signs links and webhooks.
+    """
+
+    jobs: Jobs
+    journal: Journal
+    configuration: Configuration
+    version: str
+    secret: bytes
+
+    def part(self) -> Path:
+        """A fresh name for a file on its way in."""
+        return self.journal.file("parts", secrets.token_hex(16))
+
+    def base(self, request: Request) -> str:
+        """The address of this server as clients see it, without a slash at its end."""
+        return (self.configuration.public_url or str(request.base_url)).rstrip("/")
+
+    def submit(self, request: Request, stored: Stored, settings: Settings, given: dict[str, Any], **more: Any) -> Job:
+        """Queues a picture, or finds the job of the same Idempotency-Key.
+
+        Args:
+            given: priority and deadline, if the request names them.
+
+        Raises:
+            ValueError, Refused, Full, Away: it is not taken; its file is removed.
+        """
+        try:
+            name = given.get("priority") or "normal"
+            if name not in PRIORITIES:
+                raise ValueError(f"priority is {name!r}; it must be one of {', '.join(PRIORITIES)}")
+            seconds = given.get("deadline")
+            if seconds is not None and not 0 < float(seconds) < 1e6:
+                raise ValueError(f"deadline is {seconds}; it must be a number of seconds above 0")
+            job = Job.of(
+                owner(request), settings, name=stored.name, priority=PRIORITIES[name],
+                deadline=None if seconds is None else float(seconds), **more,
+            )  # fmt: skip
+            key = request.headers.get("idempotency-key")
+            if not key:
+                self.jobs.submit(job, stored.path)
+                return job
+            asked = json.dumps([stored.digest, dataclasses.asdict(settings), name, seconds])
+            digest = hashlib.sha256(asked.encode()).hexdigest()
+            before = self.journal.answered(job.owner, key)
+            if before is None:
+                self.jobs.submit(job, stored.path)
+                self.journal.answer(job.owner, key, digest, job.id)
+                return job
+            if before[0] != digest:
+                raise Refused(422, "this Idempotency-Key was used for another request")
+            known = self.jobs.find(before[1])
+            if known is None:
+                raise Refused(409, "the result of this Idempotency-Key has expired")
+            return known
+        finally:
+            stored.path.unlink(missing_ok=True)
+
+    def check(self, stored: Stored, settings: Settings) -> None:
+        """Refuses a file that cannot become a result, before it waits in a queue: header, kind and size alone.
+
+        Raises:
+            ValueError: one line; the file is removed.
+        """
+
+        class Enough(Exception):
+            pass
+
+        def known(width: int, height: int) -> None:
+            settings.output_size(width, height)
+            raise Enough
+
+        try:
+            decode(read_file(stored.path), known)
+        except Enough:
+            return
+        except ValueError:
+            stored.path.unlink(missing_ok=True)
+            raise
+
+    def owned(self, request: Request, id: str) -> Job:
+        """The job of this id.
+
+        Raises:
+            Refused: 404, there is none, or it is another's.
+        """
+        job = self.jobs.find(id) if id.isalnum() else None
+        if job is None or job.owner != owner(request):
+            raise Refused(404, "there is no job of this id")
+        return job
+
+    def link(self, base: str, job: Job) -> str:
+        """A link to the result that is good for LINK_SECONDS, for whoever holds it."""
+        assert job.output
+        expires = int(time.time()) + LINK_SECONDS
+        return f"{base}/v1/outputs/{job.output}?expires={expires}&signature={self.signature(job.output, expires)}"
+
+    def signature(self, name: str, expires: int) -> str:
+        return hmac.new(self.secret, f"{name}:{expires}".encode(), hashlib.sha256).hexdigest()
+
+    def linked(self, name: str, expires: str, signature: str) -> Path:
+        """The file that a link names.
+
+        Raises:
+            Refused: the link is forged or over.
+        """
+        good = expires.isdigit() and hmac.compare_digest(self.signature(name, int(expires)), signature)
+        if not good or int(expires) < time.time():
+            raise Refused(404, "this link is not valid, or no longer")
+        path = self.journal.file("outputs", name)
+        if not path.exists():
+            raise Refused(404, "the result has expired")
+        return path
+
+    def data_uri(self, job: Job) -> str:
+        """The result inside of a data URI."""
+        data = self.jobs.result(job).read_bytes()
+        return f"data:{media_type(job)};base64,{base64.b64encode(data).decode()}"
+
+
+def media_type(job: Job) -> str:
+    return FORMATS[job.settings["output_format"]].media_type
+
+
+def version_of(bundle: Path) -> str:
+    """64 hexadecimal digits for the bundle's manifest and this program's version.
+
+    Raises:
+        WeightsError: there is no bundle.
+    """
+    try:
+        manifest = (bundle / weights.MANIFEST).read_bytes()
+    except OSError as error:
+        raise weights.WeightsError(f"no weights at {bundle}: {error.strerror}") from None
+    return hashlib.sha256(manifest + __version__.encode()).hexdigest()
+
+
+def read_secret(folder: Path) -> bytes:
+    """The server's own secret, made at its first start."""
+    path = folder / "secret"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_bytes(secrets.token_bytes(32))
+    return path.read_bytes()
