@@ -145,11 +145,13 @@ def upscale(upscaler: Upscaler, data: bytes | Path, settings: Settings, progress
     started = time.perf_counter()
     progress.start("read")
     picture = decode(read_file(data) if isinstance(data, Path) else data, settings.output_size)
+    progress.finish()
     read = time.perf_counter()
     result = upscaler(picture, settings, progress)
     upscaled = time.perf_counter()
     progress.start("file")
     encoded = result.encode()
+    progress.finish()
     seconds = {"read": read - started, **result.metrics["seconds"], "file": time.perf_counter() - upscaled}
     metrics = {**result.metrics, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
     return Output(encoded, metrics, result.seed)

@@ -105,6 +105,11 @@ class Progress:
         self.position = self.position._replace(done=self.position.done + count)
         self.tell()
 
+    def finish(self) -> None:
+        """The stage is done; for one that did not count."""
+        if self.position.done < self.position.total:
+            self.advance(self.position.total - self.position.done)
+
     def tell(self) -> None:
         for watcher in self.watchers:
             watcher(self.position)

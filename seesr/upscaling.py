@@ -91,6 +91,7 @@ class Upscaling:
         yield
         if self.networks.device.type == "cuda":
             torch.cuda.synchronize(self.networks.device)
+        self.progress.finish()
         self.seconds[stage] = time.perf_counter() - started
 
     def metrics(self, tags: list[str], picture: Picture, denoiser: Denoiser) -> dict[str, Any]:

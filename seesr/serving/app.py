@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -134,8 +135,10 @@ class Server(uvicorn.Server):
     jobs: Jobs
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ends in order, with exit code 0; uvicorn's own would raise the signal again at the end."""
         self.jobs.stop()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def serve(configuration: Configuration, host: str, port: int, bundle: Path | None, device: str | None) -> int:
@@ -164,6 +167,7 @@ def serve(configuration: Configuration, host: str, port: int, bundle: Path | Non
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # who reads the address below may ask at once
     except OSError as error:
         raise ValueError(f"--port {port} cannot be used: {error.strerror}") from error
     base = f"http://{host}:{listener.getsockname()[1]}"

@@ -27,7 +27,6 @@ LARGEST_UNPACKED = 20 * LARGEST_FILE  # bytes of all files of an archive
 MOST_FILES = 1000  # of a batch
 TOO_LARGE = f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB"
 BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
-NUMBERS = {int: int, float: float}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +57,9 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
         kind = kinds[name]
         if isinstance(value, str) and kind is bool and value.lower() in BOOLEANS:
             value = BOOLEANS[value.lower()]
-        elif isinstance(value, str) and kind in NUMBERS and value:
+        elif isinstance(value, str) and kind in (int, float) and value:
             with contextlib.suppress(ValueError):  # Settings says what is wrong with it
-                value = NUMBERS[kind](value)
+                value = float(value)
         elif value == "" and kind is not str:
             continue  # an empty field of a form
         values[name] = value

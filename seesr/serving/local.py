@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import logging
 import statistics
 import threading
@@ -98,8 +99,9 @@ class LocalJobs:
                 raise Full(self.expected_seconds(len(self.waiting)))
             image.replace(self.input(job))
             self.journal.keep(job)
-            self.jobs[job.id] = job
-            self.waiting.append(job)
+            own = dataclasses.replace(job)  # ours changes while the caller reads its own
+            self.jobs[job.id] = own
+            self.waiting.append(own)
             self.changes.notify()
 
     def expected_seconds(self, ahead: int) -> float:
@@ -107,7 +109,8 @@ class LocalJobs:
         return max(1.0, ahead * (statistics.median(self.times) if self.times else 5.0))
 
     def find(self, id: str) -> Job | None:
-        return self.jobs.get(id) or self.journal.job(id)
+        running = self.jobs.get(id)
+        return self.journal.job(id) if running is None else dataclasses.replace(running)
 
     def recent(self, owner: str, limit: int, before: float | None = None) -> list[Job]:
         where = "owner = ? AND created < ? ORDER BY created DESC LIMIT ?"
@@ -217,7 +220,7 @@ class LocalJobs:
             if job.cancel:
                 raise Canceled
             now = time.monotonic()
-            if position.stage != job.stage or now - latest > TELL:
+            if position.stage != job.stage or position.done == position.total or now - latest > TELL:
                 latest = now
                 job.stage, job.done, job.total = position
                 share = position.done / position.total

@@ -1,0 +1,78 @@
+"""The corpus of bad and odd requests through this server, and many jobs in a row."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+import requests
+from corpus import Case
+from PIL import Image
+from service import data_uri
+from serving import QUICK, Serving
+
+SMALL = {**QUICK, "scale_factor": 2}
+OURS = {"must be an uploaded file": "image must be", "Input validation": "not allowed here", corpus.NOT_JSON: "no JSON"}
+OTHERWISE = {  # what this server says in its own way
+    "broken base64": "no valid base64",
+    "unknown field": "there is no input 'upscaler'",
+    "scale_factor = 1e400": "scale_factor is inf; it must be a float",
+}
+
+
+def send(service: Serving, case: Case) -> requests.Response:
+    image = data_uri(case.image) if isinstance(case.image, bytes) else case.image
+    if isinstance(case.given, str):
+        body, path = case.given.replace("IMAGE", str(image)), "/v1/models/you/seesr/predictions"
+        return service.ask("POST", path, data=body, headers={"Content-Type": "application/json"})
+    if isinstance(case.image, bytes) and all(isinstance(value, (str, float)) for value in case.given.values()):
+        return service.ask("POST", "/upscale", files={"image": ("x", case.image)}, data={**SMALL, **case.given})
+    given = {} if image is None else {"image": image}
+    return service.ask("POST", "/upscale", json={**SMALL, **given, **case.given})
+
+
+@pytest.mark.parametrize("case", corpus.cases(), ids=lambda case: case.name)
+def test_request(service: Serving, case: Case) -> None:
+    good = service.upscale(corpus.file(corpus.PHOTO), scale_factor=2).content
+    answer = send(service, case)
+    words = OTHERWISE.get(case.name, OURS.get(case.words or "", case.words))
+    if words is None:
+        assert answer.status_code == 200, answer.text
+        if case.same_as is not None and not case.name.startswith("16-bit"):
+            assert isinstance(case.given, dict)
+            fields = {**SMALL, **case.given}
+            plain = service.ask("POST", "/upscale", files={"image": ("x", corpus.file(case.same_as))}, data=fields)
+            pictures = [np.asarray(Image.open(io.BytesIO(found.content))) for found in (answer, plain)]
+            np.testing.assert_array_equal(*pictures)
+    else:
+        assert answer.status_code in (400, 413, 422), (answer.status_code, answer.text[:200])
+        detail = answer.json()["detail"]
+        assert re.search(words, detail), detail
+        assert "\n" not in detail and "Traceback" not in detail and str(service.folder) not in detail
+    assert service.upscale(corpus.file(corpus.PHOTO), scale_factor=2).content == good
+
+
+def soak(service: Serving, count: int, growth: float) -> None:
+    """The least memory of the last third over that of the second."""
+    looks = []
+    for number in range(count):
+        kind = ({}, {"output_format": "webp"}, {"color_fix": "adain"}, {"scale_factor": 3})[number % 4]
+        assert service.upscale(corpus.file(corpus.PHOTO), **{"scale_factor": 2, **kind}).status_code == 200
+        looks.append(int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * 4096)
+    second, last = (min(looks[count * part // 3 : count * (part + 1) // 3]) for part in (1, 2))
+    logging.getLogger(__name__).info("least memory: %.1f MB, then %.1f MB", second / 1e6, last / 1e6)
+    assert last <= (1 + growth) * second, (second, last)
+
+
+def test_nothing_grows_over_60_jobs(service: Serving) -> None:
+    soak(service, 60, 0.03)
+
+
+@pytest.mark.slow
+def test_nothing_grows_over_300_jobs(service: Serving) -> None:
+    soak(service, 300, 0.01)

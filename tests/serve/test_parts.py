@@ -1,0 +1,258 @@
+"""The parts of the server one by one: keys, rates, names, archives, addresses, signatures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import io
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from lab.report import ROOT
+from seesr.serving import fetch, gate, intake, webhooks
+from seesr.serving.gate import Refused
+
+
+def test_the_server_loads_without_torch() -> None:
+    script = "import seesr.serving.app, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_keys_have_names_and_are_long() -> None:
+    assert gate.read_keys("ann:0123456789abcdef, 0123456789abcdeg") == {
+        "0123456789abcdef": "ann",
+        "0123456789abcdeg": "key2",
+    }
+    assert gate.read_keys("") == {}
+    with pytest.raises(ValueError, match="key 1 of SEESR_API_KEYS is shorter than 16"):
+        gate.read_keys("ann:short")
+
+
+def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(gate.time, "monotonic", lambda: now[0])
+    rates = gate.Rates(2)
+    assert [rates.take("ann"), rates.take("ann")] == [0, 0] and rates.take("ann") == pytest.approx(30)
+    assert rates.take("bob") == 0
+    now[0] = 30.5
+    assert rates.take("ann") == 0 < rates.take("ann")
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("../../etc/passwd", "passwd"), ("C:\\temp\\x.png", "x.png"),
+        ("a\r\nSet-Cookie: b.png", "aSet-Cookie b.png"),
+        ('q"uote.png', "quote.png"), ("..", "image"), ("", "image"), ("x" * 500, "x" * 120),
+        ("\u202egnp.exe", "gnp.exe"),
+    ],
+)  # fmt: skip
+def test_names_are_cleaned(name: str, clean: str) -> None:
+    assert intake.clean_name(name) == clean
+
+
+def archive(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, data in files.items():
+            opened.writestr(name, data)
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes, folder: Path) -> list[intake.Stored]:
+    (folder / "a.zip").write_bytes(data)
+    return list(intake.unpack(folder / "a.zip", folder, "p"))
+
+
+def test_a_zip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "LARGEST_UNPACKED", 10_000_000)
+    with pytest.raises(ValueError, match="holds more than 10000000 bytes"):
+        unpacked(archive(a=bytes(4_000_000), b=bytes(4_000_000), c=bytes(4_000_000)), tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10_000_000
+    monkeypatch.setattr(intake, "MOST_FILES", 2)
+    with pytest.raises(ValueError, match="has 3 files; the limit is 2"):
+        unpacked(archive(a=b"", b=b"", c=b""), tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\3\4", b"no zip", archive(a=b"x" * 99)[:-30]])
+def test_what_is_no_zip_is_one_line(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the archive cannot be read"):
+        unpacked(data, tmp_path)
+
+
+def test_only_named_hosts_are_asked() -> None:
+    assert fetch.permitted("example.com", "*") and fetch.permitted("Example.com", "a.org, example.com")
+    assert fetch.permitted("cdn.example.com", ".example.com") and not fetch.permitted("evilexample.com", ".example.com")
+    assert not fetch.permitted("example.com", "")
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "::1", "0.0.0.0",
+             "2130706433", "0x7f.1", "::ffff:127.0.0.1", "fe80::1", "100.64.0.1", "no-such-host.invalid"],
+)  # fmt: skip
+def test_private_addresses_are_refused_in_any_spelling(host: str) -> None:
+    with pytest.raises(ValueError, match=r"not public|cannot be found"):
+        asyncio.run(fetch.public_address(host, 80))
+
+
+class Answers(ThreadingHTTPServer):
+    """A server on this machine that answers by path, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.failures = 0
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://pictures.test:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Answers
+
+    def do_GET(self) -> None:
+        if self.path == "/loop":
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+        elif self.path == "/inside":
+            self.send_response(302)
+            self.send_header("Location", "http://internal.test/secret")
+        else:
+            self.send_response(200 if self.path == "/picture" else 404)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"picture")
+            return
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.got.append((dict(self.headers), body))
+        self.server.failures -= 1
+        self.send_response(500 if self.server.failures >= 0 else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
+    """Reached under a name that seems public; every other name is what it is."""
+    real = fetch.public_address
+
+    async def address(host: str, port: int) -> str:
+        if host == "pictures.test":
+            return "127.0.0.1"
+        return await real("10.0.0.1" if host == "internal.test" else host, port)
+
+    monkeypatch.setattr(fetch, "public_address", address)
+    monkeypatch.setattr(webhooks, "public_address", address)
+    with Answers() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def fetched(url: str, allowed: str = "*") -> bytes:
+    async def work() -> bytes:
+        return b"".join([chunk async for chunk in fetch.fetch(url, allowed)])
+
+    return asyncio.run(work())
+
+
+def test_a_url_is_fetched_and_its_redirects_are_checked(answers: Answers) -> None:
+    assert fetched(f"{answers.url}/picture") == b"picture"
+    for path, words in {"loop": "more than 5 times", "inside": "not public", "nothing": "answers 404"}.items():
+        with pytest.raises(ValueError, match=words):
+            fetched(f"{answers.url}/{path}")
+    with pytest.raises(ValueError, match=r"URLs of internal\.test are not allowed"):
+        fetched(f"{answers.url}/inside", "pictures.test")
+    for url in ("ftp://pictures.test/x", "http://", "http://[::1"):
+        with pytest.raises(ValueError):
+            fetched(url)
+
+
+def test_webhooks_are_signed_as_the_standard_says_and_tried_again(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PAUSE", 0.01)
+    answers.failures, secret = 2, b"s" * 32
+    assert asyncio.run(webhooks.send(secret, f"{answers.url}/hook", "msg_1", {"status": "succeeded"}))
+    assert len(answers.got) == 3
+    headers, body = answers.got[-1]
+    assert json.loads(body) == {"status": "succeeded"}
+    key = base64.b64decode(webhooks.whsec(secret).removeprefix("whsec_"))
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}" and headers["webhook-id"] == "msg_1"
+    answers.failures = 99
+    assert not asyncio.run(webhooks.send(secret, f"{answers.url}/hook", "msg_2", {}))
+    assert len(answers.got) == 3 + webhooks.TRIES
+
+
+@pytest.mark.parametrize("url", [5, "http://a.org", "https://", "x", "https://" + "a" * 5000])
+def test_a_webhook_must_be_https(url: object) -> None:
+    with pytest.raises(Refused, match="https URL"):
+        webhooks.check_target(url)
+
+
+def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole server in this process, its engine made of a copy."""
+    import time
+    from types import SimpleNamespace
+
+    from starlette.testclient import TestClient
+
+    from seesr import weights
+    from seesr.configuration import Configuration
+    from seesr.progress import Position
+    from seesr.serving import app, replicate
+
+    class Copy:
+        def run(self, data: Path, settings: object, deadline: float | None, watchers: tuple) -> SimpleNamespace:
+            for done in range(3):
+                watchers[0](Position("denoise", done, 2))
+            metrics = {
+                "seconds": {"denoise": 0.1},
+                "tiles": 1,
+                "steps": 1,
+                "out_of_memory_retries": 0,
+                "float32_retries": 0,
+            }
+            return SimpleNamespace(data=data.read_bytes(), metrics=metrics)
+
+        def healthy(self) -> bool:
+            return True
+
+        def about(self) -> dict:
+            return {}
+
+    monkeypatch.setattr(replicate, "check_target", lambda url: None)  # plain http, on this machine
+    monkeypatch.setenv("SEESR_DATA", str(tmp_path))
+    from serving import sharp
+
+    uri = "data:image/png;base64," + base64.b64encode(sharp()).decode()
+    built = app.build(Configuration.read(), "http://seesr.test", Copy, weights.POCKET)  # type: ignore[arg-type]
+    with TestClient(built) as client:
+        for events in (["completed"], None):
+            answers.got.clear()
+            body = {"input": {"image": uri}, "webhook": f"{answers.url}/hook", "webhook_events_filter": events}
+            created = client.post("/v1/models/you/seesr/predictions", json=body).json()
+            deadline = time.monotonic() + 10
+            while not any(json.loads(sent)["status"] == "succeeded" for _, sent in list(answers.got)):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.3)
+            statuses = [json.loads(sent)["status"] for _, sent in answers.got]
+            assert statuses == ["succeeded"] if events else "processing" in statuses
+            last = json.loads(answers.got[-1][1])
+            assert last["id"] == created["id"]
+            assert last["urls"]["get"] == f"http://seesr.test/v1/predictions/{created['id']}"

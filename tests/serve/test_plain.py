@@ -1,0 +1,241 @@
+"""The plain API: bodies, forms, jobs, events, batches, keys."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+import zipfile
+
+import pytest
+import requests
+from serving import ANN, BOB, LONG, QUICK, Serving, sharp
+
+from seesr import Engine, Settings
+
+
+def test_every_way_in_gives_the_bytes_of_the_engine(service: Serving, engine: Engine) -> None:
+    picture = sharp()
+    expected = engine.run(picture, Settings(**QUICK)).data
+    body = service.upscale(picture)
+    form = service.ask("POST", "/upscale", files={"image": ("my-photo.png", picture)}, data=QUICK)
+    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
+    in_json = service.ask("POST", "/upscale", json={"image": uri, **QUICK})
+    assert [answer.status_code for answer in (body, form, in_json)] == [200] * 3
+    assert body.content == form.content == in_json.content == expected
+    assert body.headers["content-type"] == "image/png" and body.headers["x-seed"] == "1"
+    assert 'filename="my-photo-x4.png"' in form.headers["content-disposition"]
+
+
+def test_the_format_and_a_drawn_seed_come_back(service: Serving) -> None:
+    answer = service.ask(
+        "POST", "/upscale", params={"num_inference_steps": 1, "output_format": "webp"}, data=sharp(),
+        headers={"Content-Type": "image/png"},
+    )  # fmt: skip
+    assert answer.headers["content-type"] == "image/webp"
+    again = service.upscale(seed=answer.headers["x-seed"], output_format="webp")
+    assert again.content == answer.content
+
+
+def test_a_job_tells_its_way_and_then_its_result(service: Serving) -> None:
+    job = service.begin(num_inference_steps=4)
+    seen = []
+    with service.ask("GET", f"/jobs/{job['id']}/events", stream=True) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            if line.startswith(b"data: "):
+                seen.append(json.loads(line[6:]))
+    assert seen[-1]["status"] == "succeeded" and seen[-1]["metrics"]["seed"] == 1
+    assert {"denoise", "decode"} <= {event["stage"] for event in seen}
+    assert all(event["done"] <= event["total"] for event in seen)
+    result = service.ask("GET", f"/jobs/{job['id']}/result")
+    linked = requests.get(seen[-1]["result"], timeout=30)  # the link needs no key
+    assert result.content == linked.content == service.upscale(num_inference_steps=4).content
+
+
+def test_the_end_is_told_even_if_it_comes_while_a_caller_reads_slowly(service: Serving) -> None:
+    for _ in range(10):
+        job = service.begin(scale_factor=1)
+        with service.ask("GET", f"/jobs/{job['id']}/events", stream=True) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            time.sleep(0.15)
+            assert b"event: end" in list(lines)
+
+
+@pytest.mark.parametrize("change", ["signature", "expires"])
+def test_a_forged_or_expired_link_is_refused(service: Serving, change: str) -> None:
+    job = service.until(service.begin()["id"], "succeeded")
+    link = job["result"].replace(f"{change}=", f"{change}=1", 1)
+    answer = requests.get(link, timeout=30)
+    assert answer.status_code == 404 and "not valid" in answer.json()["detail"]
+
+
+def test_cancelling_a_running_and_a_waiting_job(service: Serving) -> None:
+    running, waiting = service.begin(**LONG), service.begin(**LONG)
+    service.until(running["id"], "processing")
+    assert service.ask("DELETE", f"/jobs/{waiting['id']}").json()["status"] == "canceled"
+    started = time.monotonic()
+    service.ask("DELETE", f"/jobs/{running['id']}")
+    service.until(running["id"], "canceled")
+    assert time.monotonic() - started < 1
+    assert service.upscale().status_code == 200
+
+
+@pytest.mark.parametrize("how", ["wait", "events"])
+def test_hanging_up_frees_the_engine(service: Serving, how: str) -> None:
+    if how == "wait":
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            requests.post(
+                f"{service.url}/upscale", params=LONG, data=sharp(), timeout=1,
+                headers={"Authorization": f"Bearer {ANN}", "Content-Type": "image/png"},
+            )  # fmt: skip
+    else:
+        job = service.begin(**LONG)
+        stream = service.ask("GET", f"/jobs/{job['id']}/events?cancel_on_close=1", stream=True)
+        next(stream.iter_lines())
+        service.until(job["id"], "processing")
+        stream.close()
+    started = time.monotonic()
+    while service.ask("GET", "/status").json()["running"] is not None:
+        assert time.monotonic() - started < 1.5
+        time.sleep(0.02)
+
+
+def test_an_idempotency_key_gives_the_same_job_or_is_refused(service: Serving) -> None:
+    def send(seed: int, token: str = ANN) -> requests.Response:
+        headers = {"Content-Type": "image/png", "Idempotency-Key": "order 5"}
+        params = {"num_inference_steps": 1, "seed": seed, "wait": 0}
+        return service.ask("POST", "/upscale", token, params=params, data=sharp(), headers=headers)
+
+    first, again = send(1).json(), send(1)
+    service.until(first["id"], "succeeded")
+    assert (again.json() if again.status_code == 202 else {"id": again.headers["x-job-id"]})["id"] == first["id"]
+    assert send(2).status_code == 422
+    other = send(2, BOB)
+    assert other.status_code == 202 and other.json()["id"] != first["id"]
+
+
+def test_a_batch_of_files_in_which_a_bad_one_fails_alone(service: Serving) -> None:
+    files = [("image", ("a.png", sharp())), ("image", ("b.png", b"no picture")), ("image", ("a.png", sharp(20, 20)))]
+    batch = service.ask("POST", "/batches", files=files, data={**QUICK, "priority": "low"}).json()
+    assert [job["name"] for job in batch["jobs"]] == ["a.png", "a.png"]
+    assert batch["refused"][0]["name"] == "b.png" and "not an image" in batch["refused"][0]["error"]
+    for job in batch["jobs"]:
+        service.until(job["id"], "succeeded")
+    found = service.ask("GET", f"/batches/{batch['id']}").json()
+    assert found["status"] == "ended"
+    archive = zipfile.ZipFile(io.BytesIO(service.ask("GET", f"/batches/{batch['id']}/result").content))
+    names = archive.namelist()
+    assert len(names) == 3 and "a.png" in names and "failed.txt" in names
+    assert archive.read("a.png") == service.upscale().content
+    assert archive.read("failed.txt").startswith(b"b.png: ")
+    assert service.ask("GET", f"/batches/{batch['id']}", BOB).status_code == 404
+
+
+def test_a_zip_is_a_batch_and_its_names_lead_nowhere(service: Serving) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("../../etc/evil.png", sharp())
+        archive.writestr("folder/broken.png", b"x")
+    headers = {"Content-Type": "application/zip"}
+    batch = service.ask("POST", "/batches", params=QUICK, data=buffer.getvalue(), headers=headers).json()
+    assert [job["name"] for job in batch["jobs"]] == ["evil.png"]
+    assert [file["name"] for file in batch["refused"]] == ["broken.png"]
+    service.until(batch["jobs"][0]["id"], "succeeded")
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"scale_factor": "9"}, "must be from 1 to 8"),
+        ({"scale_factor": "big"}, "must be a float"),
+        ({"num_inference_steps": "1.5"}, "must be an int"),
+        ({"use_kds": "perhaps"}, "must be a bool"),
+        ({"color_fix": "lab"}, "wavelet, adain, none"),
+        ({"wait": "1e9"}, "wait is 1e9; it must be from 0 to 600"),
+        ({"priority": "first"}, "must be one of urgent, normal, low"),
+        ({"deadline": "-1"}, "deadline is -1"),
+        ({"upscaler": "x"}, "there is no input 'upscaler'"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(service: Serving, query: dict, words: str) -> None:
+    answer = service.upscale(**query)
+    assert answer.status_code == 422 and words in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+
+
+def test_a_deadline_of_one_job(service: Serving) -> None:
+    answer = service.upscale(deadline=0.2, **LONG)
+    assert answer.status_code == 422 and "the deadline of 0.2 s has passed" in answer.json()["detail"]
+
+
+def test_keys(service: Serving) -> None:
+    for token in (None, "wrong", ANN + "x", ANN[:-1]):
+        answer = service.ask("GET", "/v1/predictions", token)
+        assert answer.status_code == 401 and "valid authentication" in answer.json()["detail"]
+    job = service.begin()
+    service.until(job["id"], "succeeded")
+    for path in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/result", f"/v1/predictions/{job['id']}"):
+        assert service.ask("GET", path, BOB).status_code == 404
+    assert job["id"] not in service.ask("GET", "/v1/predictions", BOB).text
+
+
+def test_logs_hold_no_token_and_no_prompt(service: Serving) -> None:
+    answer = service.upscale(user_prompt="a very secret prompt", headers={})
+    assert answer.status_code == 200
+    deadline = time.monotonic() + 5
+    while answer.headers["x-request-id"] not in (log := service.log()):  # written once the answer is sent
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert ANN not in log and "secret prompt" not in log
+
+
+def test_hundred_requests_of_sixteen_clients_come_back_in_order_of_priority(service: Serving) -> None:
+    blocker = service.begin(**LONG)
+    service.until(blocker["id"], "processing")
+    names, lock, jobs = iter([("low", "normal", "urgent")[n % 3] for n in range(100)]), threading.Lock(), []
+
+    def client() -> None:
+        while True:
+            with lock:
+                priority = next(names, None)
+            if priority is None:
+                return
+            job = service.begin(priority=priority, scale_factor=1)
+            with lock:
+                jobs.append((job["id"], priority))
+
+    threads = [threading.Thread(target=client) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(jobs) == 100
+    service.ask("DELETE", f"/jobs/{blocker['id']}")
+    ended = [(service.until(id, "succeeded", seconds=120)["completed"], priority) for id, priority in jobs]
+    order = [priority for _, priority in sorted(ended)]
+    assert order == sorted(order, key=["urgent", "normal", "low"].index)
+
+
+def test_an_idle_server_adds_little(service: Serving, engine: Engine) -> None:
+    picture, overheads = sharp(), []
+    for _ in range(15):
+        started = time.perf_counter()
+        job = service.upscale(picture).headers["x-job-id"]
+        whole = time.perf_counter() - started
+        metrics = service.ask("GET", f"/jobs/{job}").json()["metrics"]
+        overheads.append(whole - sum(metrics["seconds"].values()))
+    assert sorted(overheads)[len(overheads) // 2] < 0.015, overheads
+
+
+def test_the_description_has_every_setting(service: Serving) -> None:
+    import dataclasses
+
+    names = [field.name for field in dataclasses.fields(Settings)]
+    found = service.ask("GET", "/settings", None).json()
+    assert [field["name"] for field in found["fields"]] == names and set(found["presets"]) >= {"fast", "careful"}
+    document = service.ask("GET", "/openapi.json", None).json()
+    parameters = {parameter["name"] for parameter in document["paths"]["/upscale"]["post"]["parameters"]}
+    assert parameters == {*names, "wait", "priority", "deadline"}
