@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from seesr import __version__, autoencoder, color, precision, sampling, steering, text
+from seesr import __version__, autoencoder, color, finish, sampling, steering, text
 from seesr.budget import Budget
 from seesr.denoiser import Denoiser, layout
 from seesr.images.picture import Picture, Pixels, enlarge, fill_hidden, pad
@@ -182,15 +181,7 @@ class Upscaling:
         z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, update, ensemble))
         if not metrics["effective"]:
             log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
-        return z, self.uncertainty(ensemble), {"kds": metrics}
-
-    def uncertainty(self, ensemble: steering.Ensemble) -> NDArray[np.uint16] | None:
-        """Spread per cell -> 16-bit map at the size of the result."""
-        if ensemble.uncertainty is None:
-            return None
-        factor, (width, height) = self.networks.factor, self.size
-        whole = F.interpolate(ensemble.uncertainty[None, None], scale_factor=factor, mode="bilinear")[0, 0]
-        return (whole[:height, :width].clamp(max=1) * 65535).round().cpu().numpy().astype(np.uint16)
+        return z, finish.to_map(ensemble.uncertainty, factor, self.size), {"kds": metrics}
 
     def denoiser(self, hint: Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
         """The networks with all that stays the same for this picture."""
@@ -228,25 +219,19 @@ class Upscaling:
         """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record.
 
         Raises:
-            RuntimeError: values that are not finite, or one flat colour from an input that is not.
+            RuntimeError: values that are not finite, or a decoder that gave no picture.
         """
-        width, height = self.size
-        depth = self.picture.rgb.dtype
-        most = np.iinfo(depth).max
-        rgb = np.empty((height, width, 3), depth)
-        device = self.networks.device
-        strips = color.match_by_strips(
-            lambda top, bottom: restored[None, :, top:bottom].to(device),
-            lambda top, bottom: self.pixels(hint[top:bottom]),
-            len(hint),
-            self.settings.color_fix,
-        )
-        for top, rows in strips:
-            pixels = rows[0, :, : height - top, :width].permute(1, 2, 0)
-            precision.check_finite(pixels, "color")
-            rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round().cpu().numpy()
-        if np.ptp(rgb, axis=(0, 1)).max() == 0 and np.ptp(hint[:height, :width], axis=(0, 1)).max() > most // 32:
-            raise RuntimeError("the result is one flat colour although the input is not; nothing is returned")
+        device, height = self.networks.device, self.size[1]
+
+        def content(top: int, bottom: int) -> Tensor:
+            return restored[None, :, top:bottom].to(device)
+
+        def style(top: int, bottom: int) -> Tensor:
+            return self.pixels(hint[top:bottom])
+
+        finish.check_alive(content, style, height)
+        strips = color.match_by_strips(content, style, len(hint), self.settings.color_fix)
+        rgb = finish.to_integers(strips, self.size, self.picture.rgb.dtype)
         alpha = self.picture.alpha
         if alpha is not None:
             alpha = enlarge(alpha, self.size, Image.Resampling.LANCZOS)

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E
 from lab import report  # noqa: E402
 from seesr import Progress, Settings, Upscaler, precision, sampling, text  # noqa: E402
 from seesr.images.picture import Picture  # noqa: E402
-from seesr.networks import hardware, models  # noqa: E402
+from seesr.networks import hardware, kernels, models  # noqa: E402
 from seesr.networks.graphs import Graphs  # noqa: E402
 from seesr.upscaling import Upscaling  # noqa: E402
 
@@ -54,7 +54,7 @@ def attention_flop(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **
 
 
 COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flop}
-if hardware.one_dnn_multiplies(torch.float32):
+if kernels.one_dnn_multiplies(torch.float32):
     COUNTED[torch.ops.mkldnn._linear_pointwise] = linear_flop
 
 
@@ -73,8 +73,8 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     works: list[Callable[[], object]] = [lambda: a @ b]
-    if device.type == "cpu" and hardware.one_dnn_multiplies(dtype):
-        works.append(lambda: hardware.matrix_product(a, b, None))
+    if device.type == "cpu" and kernels.one_dnn_multiplies(dtype):
+        works.append(lambda: kernels.matrix_product(a, b, None))
     return 2 * side**3 / min(hardware.least_seconds(work, device, times=5) for work in works) / 1e12
 
 

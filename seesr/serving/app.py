@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from seesr import weights
 from seesr.configuration import Configuration
-from seesr.serving import description, dialects, health, plain, replicate, webhooks
+from seesr.serving import batches, description, dialects, health, plain, replicate, webhooks
 from seesr.serving.gate import Gate, answer, read_keys
 from seesr.serving.job import Job, Jobs
 from seesr.serving.journal import Journal
@@ -119,8 +119,8 @@ def build(configuration: Configuration, base: str, load: Callable[[], Engine], b
 
     assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js")]
     routes = [
-        Route("/", page), *assets, *description.ROUTES, *health.ROUTES, *plain.ROUTES, *replicate.ROUTES,
-        *dialects.routes(),
+        Route("/", page), *assets, *description.ROUTES, *health.ROUTES, *plain.ROUTES, *batches.ROUTES,
+        *replicate.ROUTES,         *dialects.routes(),
     ]  # fmt: skip
     keys = read_keys(configuration.api_keys.get_secret_value())
     gate = Middleware(Gate, keys=keys, per_minute=configuration.rate)

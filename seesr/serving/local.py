@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seesr.progress import Position
+from seesr.images import write
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job
 from seesr.serving.journal import Journal
+from seesr.serving.reporter import Canceled, Reporter
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3
-TELL = 0.2  # seconds between two reports of a running picture
 log = logging.getLogger(__name__)
-
-
-class Canceled(Exception):
-    """Raised into a picture whose caller does not want it any more."""
 
 
 class LocalJobs:
@@ -213,29 +209,11 @@ class LocalJobs:
         self.waited += job.started - job.created
         self.journal.keep(job)
         self.tell(job, "start")
-        settings, latest = Settings(**job.settings), 0.0
-
-        def watch(position: Position) -> None:
-            nonlocal latest
-            if job.cancel:
-                raise Canceled
-            now = time.monotonic()
-            if position.stage != job.stage or position.done == position.total or now - latest > TELL:
-                latest = now
-                job.stage, job.done, job.total = position
-                share = position.done / position.total
-                job.logs += (
-                    f"{share:4.0%}|{'#' * round(10 * share):10}| {position.done}/{position.total} [{position.stage}]\n"
-                )
-                self.tell(job, "logs")
-
+        settings, watch = Settings(**job.settings), Reporter(job, lambda: self.tell(job, "logs"))
         try:
             output = self.engine.run(self.input(job), settings, job.deadline, (watch,))
             job.output = f"{job.id}.{settings.output_format}"
-            path = self.journal.file("outputs", job.output)
-            part = self.journal.file("parts", job.id)
-            part.write_bytes(output.data)
-            part.replace(path)
+            write.save(output.data, self.journal.file("outputs", job.output))
             job.metrics = output.metrics
             self.times.append(time.time() - job.started)
             self.seconds.update(output.metrics["seconds"])
@@ -248,8 +226,6 @@ class LocalJobs:
             self.end(job, FAILED, error=str(error))
             if not self.engine.healthy():
                 self.failure = "the device has failed"
-        except OSError as error:
-            self.end(job, FAILED, error=f"the result cannot be written: {error.strerror}")
         except Exception:
             log.exception("job %s", job.id)
             self.end(job, FAILED, error="an internal error; the log has more")
@@ -269,10 +245,3 @@ class LocalJobs:
         self.told(job, event)
         for loop, waiting in list(self.listeners.get(job.id, ())):
             loop.call_soon_threadsafe(waiting.set)
-
-
-def progress_line(position: Position) -> str:
-    """As tqdm writes it, which Replicate's clients read."""
-    share = position.done / position.total
-    bar = "#" * round(10 * share)
-    return f"{share:4.0%}|{bar:10}| {position.done}/{position.total} [{position.stage}]\n"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import secrets
 import time
-import zipfile
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,11 +12,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from seesr.serving.gate import Refused, owner, whole
-from seesr.serving.intake import MOST_FILES, Stored, from_words, pieces, read_json, settings_of, store, unpack
-from seesr.serving.job import DONE, WAITING, Full, Job
+from seesr.serving.gate import Refused, whole
+from seesr.serving.intake import Stored, from_words, pieces, read_json, settings_of, store
+from seesr.serving.job import DONE, WAITING, Job
 from seesr.serving.service import COMMON, Service, media_type
-from seesr.settings import Settings
 
 LONGEST_WAIT = 600.0  # seconds
 LOOK = 0.25  # seconds between two looks whether the caller is still there
@@ -173,118 +168,10 @@ async def events(request: Request) -> Response:
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def create_batch(request: Request) -> Response:
-    """POST of many files, or of a zip: a job each. A bad file fails alone, with its name."""
-    of, kind = service(request), request.headers.get("content-type", "").lower()
-    given: dict[str, Any] = dict(request.query_params)
-    files: list[Stored] = []
-    try:
-        if kind.startswith("multipart/form-data"):
-            async with request.form(max_files=MOST_FILES, max_fields=100) as form:
-                for name, value in form.multi_items():
-                    if isinstance(value, UploadFile):
-                        files.append(await store(pieces(value), of.part(), value.filename or "image"))
-                    else:
-                        given[name] = value
-        elif kind.startswith("application/zip"):
-            archive = await store(request.stream(), of.part(), "archive.zip")
-            try:
-                folder, prefix = archive.path.parent, secrets.token_hex(16)
-                for stored in unpack(archive.path, folder, prefix):
-                    files.append(stored)
-                    await asyncio.sleep(0)  # others have their turn
-            finally:
-                archive.path.unlink()
-        else:
-            raise Refused(415, "send a multipart form of files, or a zip")
-        if not files:
-            raise Refused(422, "the batch has no files")
-        settings = settings_of(given, COMMON)
-        return JSONResponse(queue_batch(request, files, settings, given), 202)
-    finally:
-        for stored in files:
-            stored.path.unlink(missing_ok=True)
-
-
-def queue_batch(request: Request, files: list[Stored], settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
-    """Queues every file that can be read."""
-    of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
-    queued, refused = [], []
-    for stored in files:
-        try:
-            of.check(stored, settings)
-            queued.append(of.submit(request, stored, settings, given, batch=batch))
-        except (ValueError, Full) as error:
-            refused.append({"name": stored.name, "error": str(error)})
-    kept = {"refused": refused, "owner": owner(request)}
-    of.journal.file("outputs", f"{batch}.json").write_text(json.dumps(kept))
-    jobs = [shown(of, base, job) for job in queued]
-    return {"id": batch, "jobs": jobs, "refused": refused, "urls": {"self": f"{base}/batches/{batch}"}}
-
-
-def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
-    """Jobs and refused files of a batch.
-
-    Raises:
-        Refused: 404.
-    """
-    of, id = service(request), request.path_params["id"]
-    note = of.journal.file("outputs", f"{id}.json") if id.isalnum() else None
-    if note is None or not note.exists():
-        raise Refused(404, "there is no batch of this id")
-    kept = json.loads(note.read_text())
-    if kept["owner"] != owner(request):
-        raise Refused(404, "there is no batch of this id")
-    return of.jobs.batch(owner(request), id), kept["refused"]
-
-
-async def show_batch(request: Request) -> Response:
-    of, base = service(request), service(request).base(request)
-    jobs, refused = batch_of(request)
-    done = all(job.ended for job in jobs)
-    listed = [shown(of, base, job) for job in jobs]
-    found = {"id": request.path_params["id"], "status": "ended" if done else "processing", "jobs": listed}
-    return JSONResponse({**found, "refused": refused, "result": f"{base}{request.url.path}/result" if done else None})
-
-
-async def batch_result(request: Request) -> Response:
-    """A zip of all results, and a text that names what failed."""
-    of = service(request)
-    jobs, refused = batch_of(request)
-    if not all(job.ended for job in jobs):
-        raise Refused(409, "the batch is not done")
-    path = of.journal.file("outputs", f"{request.path_params['id']}.zip")
-    if not path.exists():
-        await asyncio.to_thread(write_zip, of, path, jobs, refused)
-    return FileResponse(path, media_type="application/zip", filename="results.zip")
-
-
-def write_zip(of: Service, path: Any, jobs: list[Job], refused: list[dict[str, str]]) -> None:
-    part, used = of.part(), set()
-    failed = [f"{file['name']}: {file['error']}" for file in refused]
-    with contextlib.suppress(FileNotFoundError), zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-        for job in jobs:
-            if job.status != DONE:
-                failed.append(f"{job.name}: {job.error or job.status}")
-                continue
-            stem = job.name.rpartition(".")[0] or job.name
-            name = f"{stem}.{job.settings['output_format']}"
-            if name in used:
-                name = f"{stem}-{job.id[:8]}.{job.settings['output_format']}"
-            used.add(name)
-            archive.write(of.jobs.result(job), name)
-        if failed:
-            archive.writestr("failed.txt", "\n".join(failed) + "\n")
-    part.replace(path)
-
-
 ROUTES = [
     Route("/upscale", upscale, methods=["POST"]),
     Route("/jobs/{id}", show),
     Route("/jobs/{id}", delete, methods=["DELETE"]),
     Route("/jobs/{id}/result", result),
     Route("/jobs/{id}/events", events),
-    Route("/batches", create_batch, methods=["POST"]),
-    Route("/batches/{id}", show_batch),
-    Route("/batches/{id}/result", batch_result),
 ]

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import secrets
 import time
 from typing import Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr import schema
+from seesr.serving import files
 from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import Stored, from_words, pieces, read_json, settings_of, store
+from seesr.serving.intake import Stored, from_words, read_json, settings_of
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
-from seesr.serving.service import Service
+from seesr.serving.plain import service
+from seesr.serving.service import Service, when
 from seesr.serving.webhooks import EVENTS, check_target, whsec
 
 NAME = "seesr"  # the only model; any owner will do
 PAGE = 100
 LONGEST_WAIT = 60.0  # seconds
-
-
-def service(request: Request) -> Service:
-    return request.app.state.service
-
-
-def when(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return (
-        datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
 
 
 def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str, Any]:
@@ -137,7 +122,7 @@ async def image_of(request: Request, words: Any) -> Stored:
     begin = f"{of.base(request)}/v1/files/"
     if isinstance(words, str) and words.startswith(begin):
         id = words.removeprefix(begin).partition("?")[0].partition("/")[0]
-        record = upload(request, id)
+        record = files.upload(request, id)
         part = of.part()
         part.hardlink_to(of.journal.file("uploads", id))
         return Stored(part, record["name"], record["checksums"]["sha256"])
@@ -193,85 +178,6 @@ async def versions(request: Request) -> Response:
     return JSONResponse({"previous": None, "next": None, "results": [model_version(service(request))]})
 
 
-def shown(request: Request, record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "urls": {"get": f"{service(request).base(request)}/v1/files/{record['id']}"}}
-
-
-def upload(request: Request, id: str) -> dict[str, Any]:
-    """The caller's upload of this id.
-
-    Raises:
-        Refused: 404, there is none.
-    """
-    found = service(request).journal.uploads(owner(request), id) if id.isalnum() else []
-    if not found:
-        raise Refused(404, "there is no file of this id")
-    return found[0]
-
-
-async def create_file(request: Request) -> Response:
-    """POST of a form with `content`, as the clients send files before a prediction."""
-    of = service(request)
-    async with request.form(max_files=2, max_fields=4) as form:
-        content = form.get("content")
-        if not isinstance(content, UploadFile):
-            raise Refused(422, "the form has no file named content")
-        stored = await store(pieces(content), of.part(), content.filename or "image")
-        kind, words = content.content_type, form.get("metadata")
-        if isinstance(words, UploadFile):  # the JavaScript client sends it as a file
-            words = (await words.read()).decode(errors="replace")
-    id, now = secrets.token_hex(16), time.time()
-    target = of.journal.file("uploads", id)
-    size = stored.path.stat().st_size
-    md5 = hashlib.md5(stored.path.read_bytes(), usedforsecurity=False).hexdigest()
-    stored.path.replace(target)
-    try:
-        metadata = json.loads(words) if isinstance(words, str) else {}
-    except ValueError:
-        raise Refused(422, "metadata is no JSON") from None
-    record = {
-        "id": id,
-        "name": stored.name,
-        "content_type": kind or "application/octet-stream",
-        "size": size,
-        "etag": md5,
-        "checksums": {"sha256": stored.digest, "md5": md5},
-        "metadata": metadata,
-        "created_at": when(now),
-        "expires_at": when(now + of.configuration.keep * 3600),
-    }
-    of.journal.keep_upload(owner(request), record)
-    return JSONResponse(shown(request, record), 201)
-
-
-async def show_file(request: Request) -> Response:
-    return JSONResponse(shown(request, upload(request, request.path_params["id"])))
-
-
-async def download_file(request: Request) -> Response:
-    record = upload(request, request.path_params["id"])
-    path = service(request).journal.file("uploads", record["id"])
-    return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
-
-
-async def delete_file(request: Request) -> Response:
-    record = upload(request, request.path_params["id"])
-    service(request).journal.drop_upload(owner(request), record["id"])
-    return Response(status_code=204)
-
-
-async def list_files(request: Request) -> Response:
-    records = service(request).journal.uploads(owner(request))
-    return JSONResponse({"previous": None, "next": None, "results": [shown(request, record) for record in records]})
-
-
-async def output(request: Request) -> Response:
-    """The bytes behind a signed link."""
-    query, name = request.query_params, request.path_params["name"]
-    path = service(request).linked(name, query.get("expires", ""), query.get("signature", ""))
-    return FileResponse(path, headers={"Cache-Control": "private, max-age=3600"})
-
-
 async def webhook_secret(request: Request) -> Response:
     return JSONResponse({"key": whsec(service(request).secret)})
 
@@ -286,11 +192,6 @@ ROUTES = [
     Route("/v1/models/{owner}/{name}/versions", versions),
     Route("/v1/models/{owner}/{name}/versions/{version}", model),
     Route("/v1/deployments/{owner}/{name}/predictions", create, methods=["POST"]),
-    Route("/v1/files", create_file, methods=["POST"]),
-    Route("/v1/files", list_files),
-    Route("/v1/files/{id}", show_file),
-    Route("/v1/files/{id}", delete_file, methods=["DELETE"]),
-    Route("/v1/files/{id}/download", download_file),
-    Route("/v1/outputs/{name}", output),
+    *files.ROUTES,
     Route("/v1/webhooks/default/secret", webhook_secret),
 ]

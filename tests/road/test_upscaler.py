@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -167,12 +168,36 @@ def test_values_that_are_not_finite_fail(tiny_bundle: Path, photo: Image.Image) 
         broken(photo, QUICK)
 
 
-def test_a_flat_result_of_a_picture_fails(tiny_bundle: Path, photo: Image.Image) -> None:
-    broken = Upscaler.load(tiny_bundle, "cpu")
-    with torch.no_grad():
-        broken.networks.vae.decoder.conv_out.weight.zero_()
-    with pytest.raises(RuntimeError, match="one flat colour"):
-        broken(photo, dataclasses.replace(QUICK, color_fix="none"))
+def black(pixels: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(pixels, -1.0)
+
+
+def one_value_per_tile(pixels: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(pixels) + pixels.mean((2, 3), keepdim=True)
+
+
+def collapsed(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels * 0.1 + pixels.mean((2, 3), keepdim=True) * 0.9
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "adain", "none"])
+@pytest.mark.parametrize("fault", [black, one_value_per_tile, collapsed])
+def test_a_decoder_that_gives_no_picture_fails(
+    pocket: Upscaler, photo: Image.Image, color_fix: str, fault: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Whatever the colour fix pastes into it afterwards."""
+    hook = pocket.networks.vae.decoder.register_forward_hook(lambda module, given, made: fault(made))
+    try:
+        with pytest.raises(RuntimeError, match="the decoder gave no picture"):
+            pocket(photo, dataclasses.replace(QUICK, color_fix=color_fix))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_noise_that_is_smoothed_is_still_a_picture(pocket: Upscaler, scale: int, rng: np.random.Generator) -> None:
+    noise = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    assert pocket(noise, dataclasses.replace(QUICK, scale_factor=scale)).image.size == (96 * scale, 96 * scale)
 
 
 def test_a_flat_picture_stays_one(pocket: Upscaler) -> None:

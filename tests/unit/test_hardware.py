@@ -5,21 +5,21 @@ import torch
 import torch.nn.functional as F
 
 from seesr import Upscaler, weights
-from seesr.networks import hardware, models
+from seesr.networks import hardware, kernels, models
 from seesr.networks.attention import Attend, Tokens
 
 CPU = torch.device("cpu")
-KERNELS = [name for name in hardware.KERNELS if name not in ("flash", "efficient", "cudnn", "xformers")]
+KERNELS = [name for name in kernels.KERNELS if name not in ("flash", "efficient", "cudnn", "xformers")]
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(("count", "keys"), [(1030, 1030), (64, 77), (1, 145)])
 def test_kernels_agree(name: str, count: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "SCORES", 2**16)  # several rounds of rows
+    monkeypatch.setattr(kernels, "SCORES", 2**16)  # several rounds of rows
     q, k, v = (torch.randn(2, 3, n, 64) for n in (count, keys, keys))
     k = k[:1].expand(2, -1, -1, -1)
     expected = F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(hardware.KERNELS[name](q, k, v), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(kernels.KERNELS[name](q, k, v), expected, rtol=0, atol=2e-6)
 
 
 def untuned() -> models.Models:
@@ -35,7 +35,7 @@ def test_tuning_changes_the_order_of_sums_alone() -> None:
     for tuned in (False, True):
         networks = untuned()
         if tuned:
-            expected = "rows" if hardware.one_dnn_multiplies(torch.float32) else "sdpa"
+            expected = "rows" if kernels.one_dnn_multiplies(torch.float32) else "sdpa"
             assert hardware.tune(networks) == expected
         width = networks.unet.config["cross_attention_dim"]
         generator = torch.Generator().manual_seed(1)
@@ -67,7 +67,7 @@ def test_a_kernel_that_cannot_work_is_refused(name: str, words: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_that_is_chosen_can_compute_in_the_dtype(dtype: torch.dtype) -> None:
     """oneDNN has no half-precision product on processors without AVX-512."""
-    kernel = hardware.KERNELS[hardware.choose("auto", CPU, dtype)]
+    kernel = kernels.KERNELS[hardware.choose("auto", CPU, dtype)]
     q = torch.randn(1, 2, 64, 16, dtype=dtype)
     expected = F.scaled_dot_product_attention(q.float(), q.float(), q.float())
     torch.testing.assert_close(kernel(q, q, q).float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)

@@ -1,0 +1,43 @@
+"""Watches a running picture for its job: writes down how far it is, and ends it once nobody wants it any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from seesr.progress import Position
+from seesr.serving.job import Job
+
+OFTEN = 0.2  # seconds between two reports of one stage
+
+
+class Canceled(Exception):
+    """Raised into a picture whose caller does not want it any more."""
+
+
+class Reporter:
+    """A watcher that keeps a job's stage, done, total and logs.
+
+    Args:
+        tell: called after every report.
+    """
+
+    def __init__(self, job: Job, tell: Callable[[], None]) -> None:
+        self.job, self.tell, self.latest = job, tell, 0.0
+
+    def __call__(self, position: Position) -> None:
+        job, now = self.job, time.monotonic()
+        if job.cancel:
+            raise Canceled
+        if position.stage != job.stage or position.done == position.total or now - self.latest > OFTEN:
+            self.latest = now
+            job.stage, job.done, job.total = position
+            job.logs += progress_line(position)
+            self.tell()
+
+
+def progress_line(position: Position) -> str:
+    """As tqdm writes it, which Replicate's clients read."""
+    share = position.done / position.total
+    bar = "#" * round(10 * share)
+    return f"{share:4.0%}|{bar:10}| {position.done}/{position.total} [{position.stage}]\n"
