@@ -89,7 +89,11 @@ def upscale(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0: all is well, 1: something failed, 2: it was asked for wrongly, 130: interrupted."""
+    """Runs one command; 0: all is well, 1: something failed, 2: it was asked for wrongly, 3: this machine cannot do it,
+    130: interrupted.
+    """
+    from seesr.machine import CannotServe
+
     args = parser().parse_args(argv)
     try:
         configuration = Configuration.read()
@@ -110,6 +114,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 2
+    except CannotServe as error:
+        print(error, file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("stopped; what is finished stays, and is skipped the next time", file=sys.stderr)
         return 130

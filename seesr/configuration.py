@@ -48,6 +48,12 @@ class Configuration(BaseSettings):
         default="",
         description="seesr serve: hosts whose URLs are fetched as image, .name with subdomains, * any public",
     )
+    store: str | None = Field(
+        default=None, description="object storage for results: s3://bucket/prefix, gs://bucket/prefix, file:///folder"
+    )
+    store_public: str | None = Field(
+        default=None, description="address at which everybody can read the store; unset: links are signed for an hour"
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", validation_alias="LOG_FORMAT", description="json: one JSON object per log line"
     )

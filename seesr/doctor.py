@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import sys
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from seesr import __version__, limits, precision, weights
+from seesr import __version__, limits, machine, precision, weights
 from seesr.configuration import Configuration, variable
 from seesr.networks import hardware
 from seesr.weights import WeightsError
 
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "timm", "pillow", "numpy", "opencv-python-headless")
-GPU_NEED, HOST_NEED, DISK_NEED = 6 * 2**30, 7 * 2**30, 15 * 10**9  # bytes, for the full bundle
+DISK_NEED = 15 * 10**9  # bytes, for the full bundle
 
 
 class Finding(NamedTuple):
@@ -33,18 +32,13 @@ class Finding(NamedTuple):
 def findings(configuration: Configuration, bundle: Path | None, device: str | None) -> Iterator[Finding]:
     """Checks this installation, part by part."""
     yield Finding(sys.version_info >= (3, 11), f"Python {platform.python_version()}", "install Python 3.11 or newer")
+    named = device or configuration.device
     try:
-        target = hardware.usable(device or configuration.device)
+        target = hardware.usable(named)
         yield Finding(True, f"torch {torch.__version__} on {hardware.name(target)}")
     except ValueError as error:
         yield Finding(False, str(error), "unset SEESR_DEVICE, or name cpu")
-        target = torch.device("cpu")
-    if target.type == "cuda":
-        free, total = torch.cuda.mem_get_info(target)
-        words = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of GPU memory are free"
-        yield Finding(free > GPU_NEED, words, "end other programs on the GPU (6 GiB are needed)")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield Finding(memory > HOST_NEED, f"{memory / 2**30:.1f} GiB of host memory", "use a machine with at least 8 GiB")
+        named, target = "cpu", torch.device("cpu")
     try:
         kernel = hardware.choose(configuration.attention, target, precision.working_dtype(target))
         yield Finding(True, f"attention: {kernel}")
@@ -53,13 +47,17 @@ def findings(configuration: Configuration, bundle: Path | None, device: str | No
     path = bundle or configuration.weights or weights.locate()
     try:
         loaded = weights.verify(path)
-        small = (
-            f"; this is the small model, the full one comes with: {weights.FETCH}" if loaded.kind == "pocket" else ""
-        )
-        yield Finding(True, f"weights: {loaded.name} in {path}, {len(loaded.files)} files verified{small}")
     except WeightsError as error:
-        named = configuration.weights is not None and bundle is None
-        yield Finding(False, f"weights: {error}", "point SEESR_WEIGHTS to a bundle" if named else weights.FETCH)
+        remedy = "point SEESR_WEIGHTS to a bundle" if configuration.weights and not bundle else weights.FETCH
+        yield Finding(False, f"weights: {error}", remedy)
+    else:
+        small = f"; this is the small model; the full one: {weights.FETCH}" if loaded.kind == "pocket" else ""
+        yield Finding(True, f"weights: {loaded.name} in {path}, {len(loaded.files)} files verified{small}")
+        try:
+            machine.require(path, named)
+            yield Finding(True, "this machine can serve it")
+        except machine.CannotServe as error:
+            yield Finding(False, str(error), "take a machine that has it")
     disk = shutil.disk_usage(path if path.exists() else Path.cwd()).free
     remedy = "free some space: the public weights and their conversion take 15 GB"
     yield Finding(disk > DISK_NEED, f"{disk / 1e9:.0f} GB of disk free", remedy)
@@ -76,6 +74,15 @@ def check(configuration: Configuration, bundle: Path | None, device: str | None)
     return 1 if problems else 0
 
 
+def problem(bundle: Path, device: str | None) -> str | None:
+    """Why this machine cannot serve the bundle, in one line; None if it can."""
+    try:
+        machine.require(bundle, device)
+    except machine.CannotServe as error:
+        return str(error)
+    return None
+
+
 def info(configuration: Configuration, bundle: Path | None, device: str | None) -> dict[str, Any]:
     """Versions, device, GPU memory, bundle with its hashes, configuration and limits, for `json.dumps`.
 
@@ -90,6 +97,7 @@ def info(configuration: Configuration, bundle: Path | None, device: str | None) 
         "python": platform.python_version(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         **hardware.about(target),
+        "problem": problem(bundle or configuration.weights or weights.locate(), device or configuration.device),
         "attention": hardware.choose(configuration.attention, target, precision.working_dtype(target)),
         "bundle": {**loaded._asdict(), "path": str(loaded.path)},
         "configuration": {variable(name): value for name, value in configuration.model_dump(mode="json").items()},

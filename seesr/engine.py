@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seesr import weights
+from seesr import machine, weights
 from seesr.configuration import Configuration
 from seesr.images.read import decode, read_file
 from seesr.networks import hardware
@@ -61,9 +61,11 @@ class Engine:
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
             ValueError: a variable of the environment, or the device, is not right; one line.
+            CannotServe: this machine cannot run this bundle; one line.
         """
         configuration = Configuration.read()
         path = Path(bundle) if bundle is not None else configuration.weights or weights.locate()
+        machine.require(path, device or configuration.device)
         engine = cls(path, device or configuration.device, configuration)
         engine.reload()
         return engine

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from seesr.parse import settings_of
 from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import MOST_FILES, Stored, pieces, settings_of, store, unpack
+from seesr.serving.intake import MOST_FILES, Stored, pieces, store, unpack
 from seesr.serving.job import DONE, Full, Job
 from seesr.serving.plain import service, shown
 from seesr.serving.service import COMMON, Service

@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from seesr.parse import from_data_uri, settings_of
 from seesr.serving.gate import Refused
-from seesr.serving.intake import from_data_uri, once, read_json, settings_of, store
+from seesr.serving.intake import once, read_json, store
 from seesr.serving.job import DONE, Job
 from seesr.serving.plain import service, upscale
 

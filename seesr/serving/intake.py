@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
 import dataclasses
 import hashlib
 import json
 import urllib.parse
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,15 +15,14 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from seesr.limits import LARGEST_FILE
+from seesr.parse import from_data_uri
 from seesr.serving.fetch import fetch
 from seesr.serving.gate import Refused
-from seesr.settings import Settings
 
 LARGEST_JSON = 16 * 2**20  # bytes: larger pictures come as a file, not inside of JSON
 LARGEST_UNPACKED = 20 * LARGEST_FILE  # bytes of all files of an archive
 MOST_FILES = 1000  # of a batch
 TOO_LARGE = f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB"
-BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,34 +32,6 @@ class Stored:
     path: Path
     name: str
     digest: str
-
-
-def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) -> Settings:
-    """Settings from JSON values, or from the words of a query or a form.
-
-    Args:
-        others: names that are not settings and are passed over.
-
-    Raises:
-        ValueError: an unknown name, or a value outside its range; one line.
-    """
-    kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(Settings)}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in others:
-            continue
-        if name not in kinds:
-            raise ValueError(f"there is no input {name!r}; there are {', '.join(['image', *kinds])}")
-        kind = kinds[name]
-        if isinstance(value, str) and kind is bool and value.lower() in BOOLEANS:
-            value = BOOLEANS[value.lower()]
-        elif isinstance(value, str) and kind in (int, float) and value:
-            with contextlib.suppress(ValueError):  # Settings says what is wrong with it
-                value = float(value)
-        elif value == "" and kind is not str:
-            continue  # an empty field of a form
-        values[name] = value
-    return Settings(**values)
 
 
 async def store(chunks: AsyncIterator[bytes], part: Path, name: str) -> Stored:
@@ -126,23 +94,6 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
-
-
-def from_data_uri(uri: str) -> bytes:
-    """The bytes of a data URI, or of plain base64.
-
-    Raises:
-        ValueError: it is no base64.
-    """
-    head, comma, words = uri.partition(",") if uri.startswith("data:") else ("data:;base64", ",", uri)
-    if not comma:
-        raise ValueError("the data URI has no data")
-    if not head.endswith(";base64"):
-        return urllib.parse.unquote_to_bytes(words)
-    try:
-        return base64.b64decode(words, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("the image is no valid base64") from None
 
 
 async def from_words(words: Any, part: Path, allowed: str) -> Stored:

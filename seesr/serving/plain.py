@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from seesr.parse import settings_of
 from seesr.serving.gate import Refused, whole
-from seesr.serving.intake import Stored, from_words, pieces, read_json, settings_of, store
+from seesr.serving.intake import Stored, from_words, pieces, read_json, store
 from seesr.serving.job import DONE, WAITING, Job
 from seesr.serving.service import COMMON, Service, media_type
 

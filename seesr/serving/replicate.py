@@ -10,9 +10,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr import schema
+from seesr.parse import settings_of
 from seesr.serving import files
 from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import Stored, from_words, read_json, settings_of
+from seesr.serving.intake import Stored, from_words, read_json
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.plain import service
 from seesr.serving.service import Service, when

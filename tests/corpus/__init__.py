@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import struct
@@ -288,6 +289,7 @@ def paths() -> Iterator[Case]:
     yield Case("URL that nobody serves", "http://127.0.0.1:9/x.png", "Input validation")
 
 
+@functools.cache  # the random bytes must be the same for everybody
 def cases() -> list[Case]:
     groups: list[Callable[[], Iterator[Case]]] = [broken, bombs, shapes, modes, fields, paths]
     return [case for group in groups for case in group()]

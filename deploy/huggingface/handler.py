@@ -1,0 +1,44 @@
+"""Hugging Face Inference Endpoints: the toolkit calls EndpointHandler; the weights lie in `bundle` beside this file.
+
+JSON {"inputs": base64, "parameters": {...}} -> {"image": base64, "format", "seed", "metrics"}: lossless, with alpha and
+16 bit. An image body arrives as an RGB picture and is answered with one; its parameters are those of the query.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from seesr import Engine
+from seesr.parse import from_data_uri, settings_of
+
+
+class EndpointHandler:
+    """Loads once; the toolkit calls it from one thread at a time."""
+
+    def __init__(self, path: str = "") -> None:
+        self.engine = Engine.load(Path(path) / "bundle")
+
+    def __call__(self, data: dict[str, Any]) -> Any:
+        """One picture.
+
+        Raises:
+            ValueError: one line; the toolkit answers 400 with it.
+        """
+        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError("parameters must be an object")
+        settings = settings_of(parameters)
+        if isinstance(inputs, Image.Image):
+            buffer = io.BytesIO()
+            inputs.save(buffer, "PNG", exif=inputs.info.get("exif", b""))
+            return Image.open(io.BytesIO(self.engine.run(buffer.getvalue(), settings).data))
+        if not isinstance(inputs, str):
+            raise ValueError("inputs must be the image in base64, or a data URI")
+        output = self.engine.run(from_data_uri(inputs), settings)
+        words = base64.b64encode(output.data).decode()
+        return {"image": words, "format": settings.output_format, "seed": output.seed, "metrics": output.metrics}

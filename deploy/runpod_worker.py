@@ -1,0 +1,54 @@
+"""RunPod's queue: {"input": {"image": base64 or data URI, ...settings}} -> {"image", "format", "seed", "metrics"}.
+
+An error is an answer, {"error": one line}: what is raised would reach the client as a traceback. A result that is too
+large for the platform goes to object storage (SEESR_STORE), and the answer has its link.
+
+    python deploy/runpod_worker.py --rp_serve_api --rp_api_host 127.0.0.1     the same on one's own machine
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+
+import runpod
+
+from seesr import Engine, logs
+from seesr.configuration import Configuration
+from seesr.parse import from_data_uri, settings_of
+from seesr.progress import Position
+from seesr.store import Store
+
+LARGEST_ANSWER = 10 * 2**20  # bytes that /run may answer; base64 adds a third
+engine: Engine | None = None
+
+
+def handler(job: dict[str, Any]) -> dict[str, Any]:
+    """One picture."""
+
+    def tell(position: Position) -> None:
+        runpod.serverless.progress_update(job, str(position))
+
+    try:
+        given = job.get("input")
+        if not isinstance(given, dict) or not isinstance(given.get("image"), str):
+            raise ValueError("input.image must be base64 or a data URI")
+        settings = settings_of(given, frozenset({"image"}))
+        assert engine is not None
+        output = engine.run(from_data_uri(given["image"]), settings, watchers=(tell,))
+        told = {"format": settings.output_format, "seed": output.seed, "metrics": output.metrics}
+        if len(output.data) * 4 / 3 < LARGEST_ANSWER:
+            return {"image": base64.b64encode(output.data).decode(), **told}
+        return {**Store.configured().put(output.data, settings.output_format), **told}
+    except (ValueError, RuntimeError) as error:
+        return {"error": str(error)}
+    except Exception:
+        logging.exception("job %s", job.get("id"))
+        return {"error": "an internal error; the log has more"}
+
+
+if __name__ == "__main__":
+    logs.configure(Configuration.read().log_format)
+    engine = Engine.load()
+    runpod.serverless.start({"handler": handler})
