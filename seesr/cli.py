@@ -12,7 +12,7 @@ from pathlib import Path
 
 from seesr import logs
 from seesr.configuration import Configuration
-from seesr.folder import make_plan
+from seesr.folder import make_plan, settings_like
 from seesr.images import write
 from seesr.progress import Bar
 from seesr.settings import Settings
@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     upscale = commands.add_parser("upscale", help="enlarge files and folders")
     upscale.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="picture, or folder of pictures")
     upscale.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    upscale.add_argument(
+        "--like", type=Path, metavar="FILE", help="take all settings from a file that was made before, not from flags"
+    )
     doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
     serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
@@ -63,8 +66,10 @@ def upscale(args: argparse.Namespace) -> int:
     except (OSError, RuntimeError) as error:
         raise ValueError(f"--out {args.out} cannot be written to: {getattr(error, 'strerror', error)}") from error
     engine = Engine.load(args.bundle, args.device)
-    plan = make_plan(args.paths, args.out, settings, engine.bundle_name)
-    print(f"{len(plan.tasks)} to do, {plan.done} already there, bundle {engine.bundle_name}")
+    if args.like:
+        settings = settings_like(args.like, engine.loaded)
+    plan = make_plan(args.paths, args.out, settings, engine.loaded)
+    print(f"{len(plan.tasks)} to do, {plan.done} already there, bundle {engine.loaded.name}")
     for line in plan.passed_over:
         print(line)
     if not plan.tasks and not plan.done:

@@ -71,9 +71,15 @@ class Engine:
         return engine
 
     @property
-    def bundle_name(self) -> str:
-        """Of the bundle that is or was loaded."""
-        return self.upscaler.networks.bundle.name if self.upscaler else self.bundle.name
+    def loaded(self) -> weights.Bundle:
+        """The bundle that is loaded.
+
+        Raises:
+            RuntimeError: none is.
+        """
+        if self.upscaler is None:
+            raise RuntimeError("the engine is unloaded")
+        return self.upscaler.networks.bundle
 
     def reload(self) -> None:
         """Loads the bundle again after `unload`; nothing where it is loaded."""

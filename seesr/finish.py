@@ -16,33 +16,35 @@ LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the 
 LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
-def check_alive(content: Rows, style: Rows, height: int) -> None:
+def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
     """Refuses a decoder's own output, before any colour correction, that lacks the input's contrast.
 
     Compares the mean differences of neighbouring blocks of BLOCK x BLOCK pixels: a dead decoder, one that is constant
-    in each tile, or one whose contrast collapsed has hardly any, where the enlarged input has some.
+    in each tile, or one whose contrast collapsed has hardly any, where the enlarged input has some. Of pictures that
+    are smaller than two blocks only a flat result is refused.
 
     Args:
         content: rows of the decoder's output, [1, 3, rows, W] nominally in [0, 1].
         style: the same rows of the enlarged input.
+        size: (width, height) of the picture.
 
     Raises:
         RuntimeError: one line with the figures.
     """
-    slopes = [0.0, 0.0]
-    count = 0
+    width, height = size
+    side, share = (BLOCK, LEAST_SHARE) if min(size) >= 2 * BLOCK else (1, 0.0)
+    slopes, count = [0.0, 0.0], 0
     for top, bottom, *_ in spans(height):
-        parts = [rows(top, bottom) for rows in (content, style)]
-        side = max(1, min(BLOCK, *parts[0].shape[2:]))
-        for index, part in enumerate(parts):
-            blocks = F.avg_pool2d(part.clamp(0, 1), side)
+        if bottom - top < side:
+            continue
+        for index, rows in enumerate((content, style)):
+            blocks = F.avg_pool2d(rows(top, bottom)[..., :width].clamp(0, 1), side)
             slopes[index] += sum(blocks.diff(dim=dim).abs().sum().item() for dim in (2, 3))
         count += 2 * blocks.numel()
     ours, asked = (slope / max(1, count) for slope in slopes)
-    if asked >= LEAST_SLOPE and not ours >= LEAST_SHARE * asked:
-        raise RuntimeError(
-            f"the decoder gave no picture: {ours / asked:.0%} of the input's contrast; nothing is returned"
-        )
+    if asked >= LEAST_SLOPE and not ours > share * asked:
+        words = f"{ours / asked:.0%} of the input's contrast"
+        raise RuntimeError(f"the decoder gave no picture: {words}; nothing is returned")
 
 
 def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixels:

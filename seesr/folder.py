@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from seesr.images.record import read_record
 from seesr.settings import Settings
+from seesr.weights import Bundle
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -34,14 +35,14 @@ class Plan(NamedTuple):
     passed_over: list[str]
 
 
-def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: str) -> Plan:
+def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle) -> Plan:
     """Looks through files and folders.
 
     A result is done if the record in its file names this bundle and these settings (any seed will do where none is
     asked for). Results of earlier runs that lie in the folders are not enlarged again unless they are named.
 
     Args:
-        bundle: name of the weights in use.
+        bundle: the weights in use.
     """
     sources: dict[Path, Path] = {}  # file -> where its result goes below `out`, with the source's suffix
     passed_over: Counter[str] = Counter()
@@ -68,14 +69,14 @@ def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: str) -> 
     return Plan(todo, len(tasks) - len(todo), lines)
 
 
-def is_done(target: Path, settings: Settings, bundle: str) -> bool:
+def is_done(target: Path, settings: Settings, bundle: Bundle) -> bool:
     """Whether the file was made by this bundle with these settings."""
     record = record_of(target)
     if record is None:
         return False
     asked = dataclasses.asdict(settings)
     made = {**record.get("settings", {}), **({"seed": None} if settings.seed is None else {})}
-    return record.get("bundle") == bundle and made == asked
+    return record.get("bundle_sha256") == bundle.digest and made == asked
 
 
 def record_of(path: Path) -> dict[str, Any] | None:
@@ -84,3 +85,18 @@ def record_of(path: Path) -> dict[str, Any] | None:
         return read_record(path)
     except (ValueError, OSError):
         return None
+
+
+def settings_like(path: Path, bundle: Bundle) -> Settings:
+    """The settings that a file was made with, to make the same again.
+
+    Raises:
+        ValueError: it has no record, or was made by another bundle, whose pictures differ; one line.
+    """
+    try:
+        record = read_record(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or 'it is no picture'}") from error
+    if record.get("bundle_sha256") != bundle.digest:
+        raise ValueError(f"{path} was made by another bundle ({record.get('bundle')}), not by this one ({bundle.name})")
+    return Settings(**record["settings"])

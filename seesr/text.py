@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -12,16 +14,35 @@ def compose(tags: list[str], user_prompt: str, positive_prompt: str) -> str:
     return f"{', '.join(tags)}, {user_prompt},{positive_prompt}"
 
 
-def fit_tags(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positive_prompt: str) -> list[str]:
-    """As many of the first tags as leave room for the user's and the quality words.
+class Prompt(NamedTuple):
+    """What the text encoder is given, and what it had no room for.
+
+    Attributes:
+        words: the prompt.
+        tags: those that are in it.
+        left_out: tags that did not fit.
+        cut: words at its end that did not fit; none of them has any effect.
+    """
+
+    words: str
+    tags: list[str]
+    left_out: list[str]
+    cut: str
+
+
+def fit(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positive_prompt: str) -> Prompt:
+    """The prompt with as many of the first tags as leave room for the user's and the quality words.
 
     The reference cuts the end of a long prompt instead, and with it what the user wrote.
     """
     limit = tokenizer.model_max_length
-    for count in range(len(tags), 0, -1):
-        if len(tokenizer(compose(tags[:count], user_prompt, positive_prompt))["input_ids"]) <= limit:
-            return tags[:count]
-    return []
+    for count in range(len(tags), -1, -1):
+        words = compose(tags[:count], user_prompt, positive_prompt)
+        ids = tokenizer(words)["input_ids"]
+        if len(ids) <= limit or count == 0:
+            cut = str(tokenizer.decode(ids[limit - 1 : -1])) if len(ids) > limit else ""
+            return Prompt(words, tags[:count], tags[count:], cut)
+    raise AssertionError
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:

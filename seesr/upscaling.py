@@ -31,7 +31,7 @@ from torch import Tensor
 from seesr import __version__, autoencoder, color, finish, sampling, steering, text
 from seesr.budget import Budget
 from seesr.denoiser import Denoiser, layout
-from seesr.images.picture import Picture, Pixels, enlarge, fill_hidden, pad
+from seesr.images.picture import Picture, Pixels, enlarge, pad
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
@@ -78,8 +78,8 @@ class Upscaling:
             restored = self.decode(z)
         with self.timed("finish"):
             picture = self.finish(restored, hint)
-        metrics = self.metrics(tags, picture, denoiser) | kds
-        log.info("%s", metrics)
+        metrics = self.metrics(picture, denoiser) | kds
+        log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         return Result(picture, uncertainty, self.settings, metrics, self.picture)
 
     @contextlib.contextmanager
@@ -93,10 +93,12 @@ class Upscaling:
         self.progress.finish()
         self.seconds[stage] = time.perf_counter() - started
 
-    def metrics(self, tags: list[str], picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
+    def metrics(self, picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
         return {
             "seed": self.seed,
-            "tags": ", ".join(tags),
+            "tags": ", ".join(self.prompt.tags),
+            "tags_left_out": ", ".join(self.prompt.left_out),
+            "prompt_cut": self.prompt.cut,
             "input_size": "x".join(map(str, self.picture.size)),
             "output_size": "x".join(map(str, picture.size)),
             "steps": self.settings.num_inference_steps,
@@ -112,28 +114,25 @@ class Upscaling:
 
     def tag(self) -> tuple[list[str], Tensor]:
         """The original small picture -> tags, image tokens [1, n, width]."""
-        return self.networks.tagger(self.pixels(self.picture.rgb))
+        return self.networks.tagger(self.pixels(self.picture.visible))
 
     def encode_text(self, tags: list[str]) -> Tensor:
         """Tags and prompts -> text tokens [1, 77, width], or [2, 77, width] = (negative, positive) with guidance."""
         settings, tokenizer = self.settings, self.networks.tokenizer
-        shown = text.fit_tags(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
-        if len(shown) < len(tags):
-            log.info("%d of %d tags fit the prompt", len(shown), len(tags))
-        prompts = [text.compose(shown, settings.user_prompt, settings.positive_prompt)]
+        self.prompt = text.fit(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
+        if self.prompt.cut:
+            log.warning("the prompt is too long: its end has no effect")
+        prompts = [self.prompt.words]
         if settings.cfg_scale > 1:
             prompts.insert(0, settings.negative_prompt)
         return text.encode(self.networks.text_encoder, tokenizer, prompts)
 
     def enlarge(self) -> Pixels:
         """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3]."""
-        rgb = self.picture.rgb
-        if self.picture.alpha is not None:
-            rgb = fill_hidden(rgb, self.picture.alpha)
         networks = self.networks
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
         least = min(networks.tile, self.settings.latent_tiled_size)
-        return pad(enlarge(rgb, self.size), cell, least * networks.factor)
+        return pad(enlarge(self.picture.visible, self.size), cell, least * networks.factor)
 
     def pixels(self, rgb: Pixels) -> Tensor:
         """[H, W, 3] integers -> [1, 3, H, W] in [0, 1], float32, on the device."""
@@ -221,7 +220,7 @@ class Upscaling:
         Raises:
             RuntimeError: values that are not finite, or a decoder that gave no picture.
         """
-        device, height = self.networks.device, self.size[1]
+        device = self.networks.device
 
         def content(top: int, bottom: int) -> Tensor:
             return restored[None, :, top:bottom].to(device)
@@ -229,7 +228,7 @@ class Upscaling:
         def style(top: int, bottom: int) -> Tensor:
             return self.pixels(hint[top:bottom])
 
-        finish.check_alive(content, style, height)
+        finish.check_alive(content, style, self.size)
         strips = color.match_by_strips(content, style, len(hint), self.settings.color_fix)
         rgb = finish.to_integers(strips, self.size, self.picture.rgb.dtype)
         alpha = self.picture.alpha
@@ -240,5 +239,6 @@ class Upscaling:
 
     def record(self) -> dict[str, Any]:
         """All that is needed to make the same picture again from the same input."""
-        bundle = self.networks.bundle.name
-        return {"version": __version__, "bundle": bundle, "settings": dataclasses.asdict(self.settings)}
+        bundle = self.networks.bundle
+        about = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
+        return {**about, "settings": dataclasses.asdict(self.settings)}

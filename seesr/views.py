@@ -21,7 +21,7 @@ def enlarged(result: Result) -> Picture:
 
 def comparison(result: Result) -> Picture:
     """The plain bicubic enlargement left, the result right; opaque."""
-    plain = enlarge(result.source.rgb, result.picture.size)
+    plain = enlarge(result.source.visible, result.picture.size)
     return dataclasses.replace(result.picture, rgb=np.concatenate([plain, result.picture.rgb], axis=1), alpha=None)
 
 

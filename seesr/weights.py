@@ -32,6 +32,11 @@ class Bundle(NamedTuple):
     licence: str
     files: dict[str, str]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the name and of all files' sums: two bundles of one name are told apart by it."""
+        return hashlib.sha256(json.dumps([self.name, sorted(self.files.items())]).encode()).hexdigest()
+
 
 def locate() -> Path:
     """The bundle to load where none is named: the full one if it is there, else the pocket one."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+HIDDEN = 64  # a pixel of at most this part of full opacity is as good as invisible
 Pixels = NDArray[np.uint8 | np.uint16]
 
 
@@ -31,6 +33,11 @@ class Picture:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     record: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def visible(self) -> Pixels:
+        """The colours, those of invisible pixels replaced by their visible neighbours'."""
+        return self.rgb if self.alpha is None else fill_hidden(self.rgb, self.alpha)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,8 +76,8 @@ def pad(pixels: Pixels, multiple: int, least: int) -> Pixels:
 
 
 def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
-    """Gives fully transparent pixels the nearest visible colour, so that hidden colours do not bleed into edges."""
-    hidden = alpha == 0
+    """Gives pixels that nobody can see the nearest visible colour, so that hidden colours do not bleed into edges."""
+    hidden = alpha <= np.iinfo(alpha.dtype).max // HIDDEN
     if not hidden.any() or hidden.all():
         return rgb
     from scipy.ndimage import distance_transform_edt

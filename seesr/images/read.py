@@ -94,14 +94,23 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     turn, block = read_exif(opened)
     dpi = opened.info.get("dpi")
     icc = opened.info.get("icc_profile") or None
-    deep = read_deep(opened, data)
-    if deep is not None:
-        return Picture(*split(upright(deep, turn)), usable_profile(icc), block, dpi)
-    image = opened
-    if image.mode not in PLAIN:
-        image, icc = to_srgb(image, icc), None
-    pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    return Picture(*split(upright(pixels, turn)), usable_profile(icc), block, dpi)
+    pixels: Pixels | None = read_deep(opened, data)
+    if pixels is None:
+        image = opened
+        if image.mode not in PLAIN:
+            image, icc = to_srgb(image, icc), None
+        pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    rgb, alpha = split(upright(pixels, turn))
+    space = profile_space(icc)
+    if icc is not None and space == "GRAY":
+        rgb, icc = grey_to_srgb(rgb, icc), None
+    elif icc is not None and space != "RGB":
+        log.warning(
+            "the colour profile %s and is left out: the picture is taken as sRGB",
+            f"is for {space}" if space else "cannot be read",
+        )
+        icc = None
+    return Picture(rgb, alpha, icc, block, dpi)
 
 
 def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
@@ -115,20 +124,33 @@ def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
         return 1, None
 
 
-def usable_profile(icc: bytes | None) -> bytes | None:
-    """The profile if it says what RGB values mean. A grey one does not, nor does one that cannot be read: sRGB then."""
-    if icc is None:
-        return None
+def profile_space(icc: bytes | None) -> str:
+    """The colour space of a profile ("RGB", "GRAY", "CMYK", ...); "" if there is none, or it cannot be read."""
     try:
-        core: Any = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile
-        space = core.xcolor_space.strip()
+        core: Any = ImageCms.ImageCmsProfile(io.BytesIO(icc or b"")).profile
+        return core.xcolor_space.strip()
     except (ImageCms.PyCMSError, OSError):
-        log.warning("the colour profile cannot be read and is left out: the picture is taken as sRGB")
-        return None
-    if space == "RGB":
-        return icc
-    log.warning("the colour profile is for %s, not RGB, and is left out: the picture is taken as sRGB", space)
-    return None
+        return ""
+
+
+def grey_to_srgb(rgb: Pixels, icc: bytes) -> Pixels:
+    """Grey values [H, W, 3] under a grey profile -> the sRGB values that look the same, of the same depth.
+
+    The colour library has 8 bits; between its 256 values a 16-bit picture is interpolated.
+    """
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        srgb, exact = ImageCms.createProfile("sRGB"), ImageCms.Flags.NOOPTIMIZE
+        shown: Any = ImageCms.profileToProfile(ramp, profile, srgb, outputMode="RGB", flags=exact)
+    except (ImageCms.PyCMSError, OSError):
+        log.warning("the grey profile cannot be used and is left out: the picture is taken as sRGB")
+        return rgb
+    curve = np.asarray(shown)[0, :, 1]
+    if rgb.dtype == np.uint8:
+        return curve[rgb]
+    wide = np.interp(np.arange(65536), np.arange(256) * 257, curve * 257.0).round().astype(np.uint16)
+    return wide[rgb]
 
 
 def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:

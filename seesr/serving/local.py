@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import os
 import statistics
 import threading
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3
+POLITE = 5  # niceness of all that computes
 log = logging.getLogger(__name__)
 
 
@@ -77,8 +79,6 @@ class LocalJobs:
 
     def input(self, job: Job) -> Path:
         return self.journal.file("inputs", job.id)
-
-    # What the routes call.
 
     def ready(self) -> str | None:
         if self.failure:
@@ -179,9 +179,10 @@ class LocalJobs:
         if self.thread.is_alive():
             self.thread.join()
 
-    # What the worker's thread does.
-
     def work(self) -> None:
+        os.setpriority(
+            os.PRIO_PROCESS, threading.get_native_id(), POLITE
+        )  # its threads inherit it; requests come first
         try:
             self.engine = self.load()
         except Exception as error:  # anything at all: the server must say that it will never be ready

@@ -87,6 +87,25 @@ def test_a_result_of_other_settings_is_made_anew(folder: Path, capsys: pytest.Ca
     assert "0 to do, 1 already there" in capsys.readouterr().out  # any seed will do where none is asked for
 
 
+def test_the_record_of_a_file_makes_the_same_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["upscale", str(folder / "in/a.png"), "--bundle", str(weights.POCKET), "--device", "cpu", "--out"]
+    assert cli.main([*base, str(folder / "x"), "--num-inference-steps", "2", "--user-prompt", "dark"]) == 0
+    first = (folder / "x/a-x4.png").read_bytes()
+    assert cli.main([*base, str(folder / "y"), "--like", str(folder / "x/a-x4.png")]) == 0
+    assert (folder / "y/a-x4.png").read_bytes() == first
+    other = first.replace(b'"bundle_sha256": "', b'"bundle_sha256": "0', 1)
+    assert cli.main([*base, str(folder / "z"), "--like", str(folder / "in/a.png")]) == 2
+    assert "no settings record" in capsys.readouterr().err.splitlines()[-1]
+    from seesr.images.png import chunk
+
+    start = other.index(b"iTXt")
+    size = int.from_bytes(first[start - 4 : start], "big")
+    body = other[start + 4 : start + 5 + size]
+    (folder / "other.png").write_bytes(first[: start - 4] + chunk(b"iTXt", body) + first[start + 8 + size :])
+    assert cli.main([*base, str(folder / "z"), "--like", str(folder / "other.png")]) == 2
+    assert "was made by another bundle (pocket)" in capsys.readouterr().err
+
+
 def test_what_was_done_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "in/scan.tif").write_bytes(b"II*")
     cli.main(["upscale", str(folder / "in"), "--out", str(folder / "out"), *QUICK])

@@ -13,7 +13,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from seesr import Progress, Result, Settings, Upscaler, denoiser
+from seesr import Progress, Result, Settings, Upscaler, denoiser, text
 from seesr.budget import Budget, OutOfMemory
 from seesr.images.picture import Picture
 from seesr.images.read import from_pil
@@ -166,6 +166,41 @@ def test_values_that_are_not_finite_fail(tiny_bundle: Path, photo: Image.Image) 
         broken.networks.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="not finite"):
         broken(photo, QUICK)
+
+
+@pytest.mark.parametrize("opacity", [0, 1])
+def test_what_nobody_sees_changes_nothing_that_is_seen(pocket: Upscaler, photo: Image.Image, opacity: int) -> None:
+    """Neither by the tags nor by bleeding into edges."""
+    rgb, alpha = np.asarray(photo), np.full((48, 64), 255, np.uint8)
+    alpha[:, 32:] = opacity
+    results = []
+    for hidden in (0, 255):
+        pixels = rgb.copy()
+        pixels[:, 32:] = hidden
+        results.append(pocket(Picture(pixels, alpha), QUICK))
+    assert results[0].metrics["tags"] == results[1].metrics["tags"]
+    np.testing.assert_array_equal(results[0].picture.rgb, results[1].picture.rgb)
+    np.testing.assert_array_equal(results[0].view("comparison").rgb, results[1].view("comparison").rgb)
+
+
+def test_tags_are_in_the_prompt(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[list[str]] = []
+    encode_text = text.encode
+    monkeypatch.setattr(text, "encode", lambda *given: (prompts.append(given[2]), encode_text(*given))[1])
+    metrics = pocket(photo, dataclasses.replace(QUICK, user_prompt="a cat")).metrics
+    assert metrics["tags"] and prompts == [[f"{metrics['tags']}, a cat,{Settings.positive_prompt}"]]
+
+
+def test_a_tagger_that_fails_fails_the_picture(pocket: Upscaler, photo: Image.Image) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the tagger is broken")
+
+    hook = pocket.networks.tagger.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="the tagger is broken"):
+            pocket(photo, QUICK)
+    finally:
+        hook.remove()
 
 
 def black(pixels: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,8 @@ def test_hanging_up_frees_the_engine(service: Serving, how: str) -> None:
     else:
         job = service.begin(**LONG)
         stream = service.ask("GET", f"/jobs/{job['id']}/events?cancel_on_close=1", stream=True)
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         service.until(job["id"], "processing")
         stream.close()
     started = time.monotonic()

@@ -223,3 +223,47 @@ def test_only_a_regular_file_below_the_folder_is_opened(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="must be an uploaded file") as caught:
             read_upload(inside / path, inside)
         assert str(tmp_path) not in str(caught.value)
+
+
+def grey_profile(gamma: float) -> bytes:
+    """A grey ICC profile whose curve is a power."""
+    from PIL import ImageCms as cms
+
+    head = bytearray(cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes()[:128])
+    head[16:20] = b"GRAY"
+    white = b"XYZ \0\0\0\0" + b"".join(round(v * 65536).to_bytes(4, "big") for v in (0.9642, 1, 0.8249))
+    curve = b"curv\0\0\0\0" + (1).to_bytes(4, "big") + round(gamma * 256).to_bytes(2, "big") + b"\0\0"
+    name = b"desc\0\0\0\0" + (5).to_bytes(4, "big") + b"grey\0" + bytes(78)
+    entries, body, offset = b"", b"", 128 + 4 + 3 * 12
+    for tag, data in ((b"desc", name), (b"wtpt", white), (b"kTRC", curve)):
+        data += bytes(-len(data) % 4)
+        entries += tag + (offset + len(body)).to_bytes(4, "big") + len(data).to_bytes(4, "big")
+        body += data
+    profile = bytes(head) + (3).to_bytes(4, "big") + entries + body
+    return len(profile).to_bytes(4, "big") + profile[4:]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_grey_profile_is_applied(deep: bool) -> None:
+    """Linear grey 64 of 255 is shown as 137."""
+    values = np.arange(256, dtype=np.uint16)[None].repeat(2, axis=0)
+    picture = Image.fromarray(values * 257) if deep else Image.fromarray(values.astype(np.uint8))
+    read = decode(file(picture, icc_profile=grey_profile(1.0)))
+    assert read.icc is None and read.rgb.dtype == (np.uint16 if deep else np.uint8)
+    linear = np.arange(256) / 255
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    seen = read.rgb[0].astype(float) / (257 if deep else 1)
+    assert np.abs(seen - expected[:, None]).max() <= 1 and abs(seen[64, 0] - 137) <= 1
+
+
+@pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK"])
+def test_a_profile_that_cannot_be_used_is_left_out_with_a_word(
+    icc: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if icc == "CMYK":
+        profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+        profile[16:20] = b"CMYK"
+        icc = bytes(profile)
+    read = decode(file(Image.new("RGB", (4, 4), (90, 120, 150)), icc_profile=icc))
+    assert read.icc is None and "is left out: the picture is taken as sRGB" in caplog.text
+    assert (read.rgb == (90, 120, 150)).all()

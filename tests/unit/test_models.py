@@ -216,10 +216,19 @@ def test_prompts_are_composed_like_the_reference() -> None:
 def test_too_many_tags_leave_room_for_what_the_user_wrote(tiny_upscaler: Upscaler) -> None:
     tokenizer = tiny_upscaler.networks.tokenizer
     tags = [f"noisy{n}" for n in range(100)]
-    shown = text.fit_tags(tokenizer, tags, "my prompt", "clean")
-    assert 0 < len(shown) < 100
-    assert len(tokenizer(text.compose(shown, "my prompt", "clean"))["input_ids"]) <= tokenizer.model_max_length
-    assert text.fit_tags(tokenizer, ["a", "b"], "", "clean") == ["a", "b"]
+    prompt = text.fit(tokenizer, tags, "my prompt", "clean")
+    assert 0 < len(prompt.tags) < 100 and prompt.tags + prompt.left_out == tags and prompt.cut == ""
+    assert prompt.words == text.compose(prompt.tags, "my prompt", "clean")
+    assert len(tokenizer(prompt.words)["input_ids"]) <= tokenizer.model_max_length
+    assert text.fit(tokenizer, ["a", "b"], "", "clean").left_out == []
+
+
+def test_words_that_do_not_fit_are_told(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
+    user = "dark " * 90
+    prompt = text.fit(tiny_upscaler.networks.tokenizer, ["cat"], user, "clean")
+    assert prompt.tags == [] and prompt.left_out == ["cat"] and prompt.cut.split()[-1] == "clean"
+    metrics = tiny_upscaler(photo, Settings(num_inference_steps=1, seed=1, user_prompt=user)).metrics
+    assert metrics["tags"] == "" and "clean" in metrics["prompt_cut"]
 
 
 def test_a_tile_is_the_same_place_on_every_grid() -> None:
