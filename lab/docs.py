@@ -32,7 +32,9 @@ def span(field: dataclasses.Field[Any]) -> str:
 def default(field: dataclasses.Field[Any]) -> str:
     if field.default is None:
         return "random, reported"
-    return {True: "on", False: "off"}[field.default] if field.metadata["kind"] is bool else f"`{field.default}`"
+    if field.metadata["kind"] is bool:
+        return "on" if field.default else "off"
+    return "empty" if field.default == "" else f"`{field.default}`"
 
 
 def inputs() -> str:
