@@ -37,7 +37,7 @@ class LocalJobs:
         load: makes the engine; called on the worker's thread, so that the server answers while weights load.
         journal: keeps jobs over restarts.
         most: jobs that may wait.
-        ended: told of every change that a webhook may want, on the worker's thread.
+        told: is given every change that a webhook may want, on the worker's thread.
     """
 
     def __init__(
