@@ -1,4 +1,4 @@
-"""Pixels to latents and back: one pass where the picture fits in a tile, else tiles with the result of one pass."""
+"""Pixels to latents and back: one pass where the picture fits in a tile, else its result by strips or by tiles."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from seesr import strips
 from seesr.budget import Budget
 from seesr.precision import again_in_float32, check_finite
 from seesr.progress import Progress
@@ -80,14 +82,14 @@ def encode(
 
 @torch.no_grad()
 def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress) -> Tensor:
-    """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32 in host memory, nominally in [0, 1], not clamped.
+    """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32, nominally in [0, 1], not clamped; on a GPU it stays there.
 
     Raises:
         NotFinite, OutOfMemory: one line.
     """
     z = z / vae.config["scaling_factor"]
     size = (z.shape[2], z.shape[3])
-    whole = torch.empty(3, factor * size[0], factor * size[1])
+    whole = torch.empty(3, factor * size[0], factor * size[1], device=z.device)
     inner = vae.post_quant_conv if getattr(vae, "post_quant_conv", None) is not None else nn.Identity()
 
     def source(tile: Tile) -> Tensor:
@@ -124,6 +126,10 @@ def run(
     """
     tiles = grid(*size, TILE, 2 * halo)
     if len(tiles) > 1:
+        whole = budget.whole.attempt(lambda: run_whole(name, network, source, size, budget, progress))
+        if whole is not None:
+            yield Tile(0, 0, *size), whole
+            return
         yield from walk_tiles(name, network, stages(network), source, tiles, cores(tiles), size, budget, progress)
         return
     progress.start(name)
@@ -131,3 +137,20 @@ def run(
     check_finite(values, name)
     progress.advance()
     yield tiles[0], values
+
+
+def run_whole(
+    name: str,
+    network: nn.Module,
+    source: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    budget: Budget,
+    progress: Progress,
+) -> Tensor | None:
+    """One pass in strips, see `run`; None where there is no room for it, or the network has no layer to wait at."""
+    if not isinstance(network, (Encoder, Decoder)) or strips.peak(network, size) > budget.whole.amount:
+        return None
+    progress.start(name, strips.layers(network))
+    values = strips.Strips(network, progress.advance).run(source(Tile(0, 0, *size)))
+    check_finite(values, name)
+    return values

@@ -12,6 +12,7 @@ import torch
 
 LARGEST_BATCH = 8
 HALF_CELL = 90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
+WHOLE_SHARE = 0.85  # of what is free on a GPU: the autoencoder runs alone
 HOST_HOLD = 2**31  # bytes that waiting tiles may keep in host memory, at most
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -70,10 +71,11 @@ class Budget:
     Attributes:
         batch: tiles per forward pass of the denoiser.
         hold: bytes that waiting tiles of the autoencoder may keep.
+        whole: bytes that it may take for a pass over the whole picture; beyond these it works in tiles.
         redone: how often half precision was not enough.
     """
 
-    def __init__(self, batch: int = 1, hold: int = 0) -> None:
+    def __init__(self, batch: int = 1, hold: int = 0, whole: int = 0) -> None:
         self.batch = Allowance(
             "tiles per batch", batch, 1, lambda amount: amount // 2,
             "use a smaller latent_tiled_size, fewer particles, or a device with more free memory",
@@ -82,23 +84,24 @@ class Budget:
             "bytes held", hold, 0, lambda amount: 0,
             "use a device with more free memory, or end other programs on this one",
         )  # fmt: skip
+        self.whole = Allowance("bytes for a pass over the whole", whole, 0, lambda amount: 0, "use tiles")
         self.redone = 0
 
     @property
     def retries(self) -> int:
         """How often memory was not enough."""
-        return self.batch.lowered + self.hold.lowered
+        return self.batch.lowered + self.hold.lowered + self.whole.lowered
 
     @classmethod
     def for_device(cls, device: torch.device, cells: int) -> Budget:
         """For tiles of `cells` latent cells: half of what is free, first for batches, later for the autoencoder."""
         half = free(device) // 2
         if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
-            return cls(1, min(half, HOST_HOLD))
+            return cls(1, min(half, HOST_HOLD), min(half, HOST_HOLD))
         batch = LARGEST_BATCH
         while batch > 1 and batch * cells * HALF_CELL > half:
             batch //= 2
-        return cls(batch, half)
+        return cls(batch, half, int(WHOLE_SHARE * 2 * half))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from seesr.folder import make_plan, settings_like
 from seesr.images import write
 from seesr.progress import Bar
 from seesr.settings import Settings
-from seesr.weights import WeightsError
+from seesr.weights import CannotServe, WeightsError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +34,11 @@ def parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
+    commands.add_parser("worker", help="make the pictures of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
+    fleet = commands.add_parser("fleet", help="look after the workers of a fleet")
+    orders = ("status", "drain", "resume", "unload", "load", "restart")
+    fleet.add_argument("order", choices=orders, help="status prints JSON; the others act on a worker")
+    fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
     for command in (upscale, doctor, info, serve):
         command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")
         command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
@@ -97,8 +102,6 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0: all is well, 1: something failed, 2: it was asked for wrongly, 3: this machine cannot do it,
     130: interrupted.
     """
-    from seesr.machine import CannotServe
-
     args = parser().parse_args(argv)
     try:
         configuration = Configuration.read()
@@ -109,7 +112,20 @@ def main(argv: list[str] | None = None) -> int:
             from seesr.serving.app import serve
 
             logs.configure(configuration.log_format)
-            return serve(configuration, args.host, args.port, args.bundle, args.device)
+            fleet = None
+            if configuration.redis:
+                from seesr.fleet.gateway import parts as fleet
+            return serve(configuration, args.host, args.port, args.bundle, args.device, fleet)
+        if args.command in ("worker", "fleet"):
+            if not configuration.redis:
+                raise ValueError("SEESR_REDIS names no queue: redis://host:6379/0")
+            if args.command == "fleet":
+                from seesr.fleet.control import command
+
+                return command(configuration, args.order, args.worker)
+            from seesr.fleet.worker import run
+
+            run()  # becomes Celery and does not return
         from seesr import doctor
 
         if args.command == "info":

@@ -54,6 +54,16 @@ class Configuration(BaseSettings):
     store_public: str | None = Field(
         default=None, description="address at which everybody can read the store; unset: links are signed for an hour"
     )
+    redis: str | None = Field(
+        default=None,
+        description="the fleet's queue, redis://[:password@]host:port/db; seesr serve then sends jobs to its workers",
+    )
+    lease: int = Field(
+        default=60, ge=2, description="fleet: seconds after which a job whose worker fell silent goes to another one"
+    )
+    worker_name: str | None = Field(
+        default=None, description="seesr worker: its name, x@host; unset: the GPU, the process and the machine"
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", validation_alias="LOG_FORMAT", description="json: one JSON object per log line"
     )

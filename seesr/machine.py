@@ -12,16 +12,13 @@ import torch
 
 from seesr import weights
 from seesr.networks import hardware
+from seesr.weights import CannotServe
 
 LEAST_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
 WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
 HOST = 2 * 10**9  # bytes of the process itself
 RESULTS = Path(__file__).resolve().parent.parent / "results/bench"
 log = logging.getLogger(__name__)
-
-
-class CannotServe(RuntimeError):
-    """This machine cannot make pictures with this bundle. One line: what is missing, what to do."""
 
 
 class Machine(NamedTuple):

@@ -136,7 +136,7 @@ class Upscaling:
 
     def pixels(self, rgb: Pixels) -> Tensor:
         """[H, W, 3] integers -> [1, 3, H, W] in [0, 1], float32, on the device."""
-        tensor = torch.from_numpy(rgb.astype(np.float32)).to(self.networks.device)
+        tensor = torch.tensor(rgb).to(self.networks.device).float()
         return (tensor / np.iinfo(rgb.dtype).max).permute(2, 0, 1)[None].contiguous()
 
     def start(self, hint: Pixels) -> tuple[Tensor, sampling.Update]:
@@ -210,7 +210,7 @@ class Upscaling:
         return pixels
 
     def decode(self, z: Tensor) -> Tensor:
-        """Clean latents [1, C, h, w] -> [3, H', W'] in host memory."""
+        """Clean latents [1, C, h, w] -> [3, H', W']."""
         networks = self.networks
         return autoencoder.decode(networks.vae, z, networks.factor, self.budget, self.progress)
 
@@ -220,10 +220,9 @@ class Upscaling:
         Raises:
             RuntimeError: values that are not finite, or a decoder that gave no picture.
         """
-        device = self.networks.device
 
         def content(top: int, bottom: int) -> Tensor:
-            return restored[None, :, top:bottom].to(device)
+            return restored[None, :, top:bottom]
 
         def style(top: int, bottom: int) -> Tensor:
             return self.pixels(hint[top:bottom])

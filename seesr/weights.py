@@ -23,6 +23,10 @@ class WeightsError(RuntimeError):
     """Weights are missing, damaged or do not fit the networks. The message says which, and what to do."""
 
 
+class CannotServe(RuntimeError):
+    """This machine cannot make pictures with this bundle. One line: what is missing, what to do."""
+
+
 class Bundle(NamedTuple):
     """A verified bundle. `files` maps relative paths to sha256 sums."""
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from seesr.tiling import Tile
 
-KEYS = 2**18  # cells that the middle attention looks at: all of them up to 4096 x 4096 pixels, evenly spread ones above
+PAIRS = 2**36  # of cells in the middle attention: all up to 4096 x 4096 pixels; above, all look at evenly spread ones
 TINY = 1e-12  # keeps the deviation of a flat part finite
+SMALL = 2**-8  # a power of two, so that nothing but the exponent changes
 WEIGHTS = 2**28  # attention weights computed at once
 
 
@@ -23,12 +24,8 @@ class WholeNorm:
         self.parts: list[tuple[int, Tensor, Tensor]] = []  # area, variance and mean of every group
 
     def look(self, values: Tensor, part: Tile) -> None:
-        _, channels, height, width = values.shape
-        area, groups = height * width, self.module.num_groups
-        values = values.float().contiguous()  # in channels_last the variance would be a difference of large sums
-        # Torch's own norm for its statistics: ten times as fast as var_mean.
-        _, mean, deviation = torch.native_group_norm(values, None, None, 1, channels, area, groups, TINY)
-        self.parts.append((area, deviation[0].square().reciprocal() - TINY, mean[0]))
+        find = moments_by_sums if values.is_cuda else moments_by_norm
+        self.parts.append((values.shape[2] * values.shape[3], *find(values, self.module.num_groups)))
 
     def finish(self) -> Tensor:
         """Takes what was seen into use; returns values that are finite if all were."""
@@ -46,9 +43,31 @@ class WholeNorm:
         scale = norm.weight.float() * (variance + norm.eps).rsqrt().repeat_interleave(each)
         shift = norm.bias.float() - mean.repeat_interleave(each) * scale
         self.scale, self.shift = scale[:, None, None], shift[:, None, None]
+        self.flat = torch.zeros_like(scale), torch.ones_like(scale)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.is_cuda:  # one pass over half-precision values and single-precision parameters
+            return F.batch_norm(x, *self.flat, self.scale.flatten(), self.shift.flatten(), eps=TINY)
         return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
+
+
+def moments_by_norm(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Variance and mean of every group of [1, C, H, W], float32: by torch's own norm, on a CPU ten times as fast as
+    var_mean."""
+    _, channels, height, width = values.shape
+    values = values.float().contiguous()  # in channels_last the variance would be a difference of large sums
+    _, mean, deviation = torch.native_group_norm(values, None, None, 1, channels, height * width, groups, TINY)
+    return deviation[0].square().reciprocal() - TINY, mean[0]
+
+
+def moments_by_sums(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The same straight from half precision: summed in single precision per channel, combined in double."""
+    count = values[0].numel() // groups
+    sums = torch.sum(values, (0, 2, 3), dtype=torch.float32).double()
+    norms = torch.linalg.vector_norm(values, 2, (0, 2, 3), dtype=torch.float32).double()
+    mean = sums.view(groups, -1).sum(1) / count
+    variance = norms.square().view(groups, -1).sum(1) / count - mean.square()
+    return variance.clamp(min=0).float(), mean.float()
 
 
 class WholeAttention:
@@ -57,7 +76,8 @@ class WholeAttention:
     def __init__(self, attention: Any, size: tuple[int, int]) -> None:
         self.module = attention
         self.stride = 1
-        while (size[0] // self.stride) * (size[1] // self.stride) > KEYS:
+        cells = size[0] * size[1]
+        while cells * (size[0] // self.stride) * (size[1] // self.stride) > PAIRS:
             self.stride += 1
         self.parts: list[tuple[Tensor, Tensor]] = []
 
@@ -75,8 +95,25 @@ class WholeAttention:
         """Normalised [1, C, h, w] -> what attention adds, the same shape."""
         queries = self.module.to_q(x.flatten(2).transpose(1, 2))[:, None]
         chunks = queries.split(max(1, WEIGHTS // self.keys.shape[2]), dim=2)
-        rows = torch.cat([F.scaled_dot_product_attention(q, self.keys, self.values) for q in chunks], dim=2)[:, 0]
+        rows = torch.cat([attend(q, self.keys, self.values) for q in chunks], dim=2)[:, 0]
         return self.module.to_out[0](rows).transpose(1, 2).reshape(x.shape)
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention of one wide head, [1, 1, n, width] each."""
+    return attend_by_products(q, keys, values) if q.is_cuda else F.scaled_dot_product_attention(q, keys, values)
+
+
+def attend_by_products(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Two matrix products around a softmax that is divided by its sum at the end: on a GPU torch has no fast kernel for
+    a head of 512. Weights are at most 1 and their sum is taken in single precision; the values are made small before,
+    as a sum of 2^18 of them would be beyond half precision.
+    """
+    q, keys, values = q[0, 0] * q.shape[-1] ** -0.5, keys[0, 0], values[0, 0] * SMALL
+    weights = q @ keys.T
+    weights.sub_(weights.amax(1, keepdim=True)).exp_()
+    total = weights.sum(1, keepdim=True, dtype=torch.float32)
+    return ((weights @ values) / (total * SMALL)).to(q.dtype)[None, None]
 
 
 Whole = WholeNorm | WholeAttention

@@ -89,7 +89,7 @@ class TilesNorm:
     def __init__(self, norm: Any, tiles: list[Tensor]) -> None:
         self.whole = WholeNorm(norm)
         shares = torch.tensor([tile[0, 0].numel() for tile in tiles], dtype=torch.float32)
-        shares = (shares / shares.sum())[:, None]
+        shares = (shares / shares.sum())[:, None].to(tiles[0].device)
         parts = [torch.var_mean(t.float().reshape(norm.num_groups, -1), dim=1, correction=0) for t in tiles]
         variance, mean = ((shares * torch.stack(values)).sum(0) for values in zip(*parts, strict=True))
         self.whole.use(mean, variance)

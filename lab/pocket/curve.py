@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -44,12 +43,9 @@ class Curve:
             self.file.flush()
 
 
-def plot(stages: Iterable[str], path: Path, width: int = 640, height: int = 320) -> None:
-    """The gain of two stages in a row over bicubic on their training crops, in dB, against the step, as a PNG."""
-    first, then = (
-        [json.loads(line) for line in (WORK / f"{stage}.jsonl").read_text().splitlines()] for stage in stages
-    )
-    rows = first + [{**row, "step": first[-1]["step"] + row["step"]} for row in then]
+def plot(path: Path, width: int = 640, height: int = 320) -> None:
+    """The denoiser's gain over bicubic on its training crops, in dB, against the step, as a PNG."""
+    rows = [json.loads(line) for line in (WORK / "denoiser.jsonl").read_text().splitlines()]
     steps, gains = [0.0, *(row["step"] for row in rows)], [0.0, *(row["gain_db"] for row in rows)]  # from bicubic
     steps, gains = np.array(steps), np.array(gains)
     low, high = math.floor(gains.min() * 2) / 2, math.ceil(gains.max() * 2) / 2

@@ -1,35 +1,53 @@
-"""Pictures to train and check the pocket model with: what scikit-image ships, and pictures drawn in code.
+"""Pictures to train the pocket model with: Debian's wallpapers and stamps, what scikit-image ships, and drawn ones.
 
-astronaut, chelsea and coffee are held out: nothing here returns them.
+astronaut, chelsea and coffee are held out, and a fifth of Debian's: nothing here returns them.
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import cv2
 import numpy as np
 import skimage.data
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from lab.pocket.photographs import photographs
+from lab.pocket.sizes import DRAWN, SEED
 from lab.quality import degradations
 from lab.quality.degradations import Rgb
 
 COLOUR = ("rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page", "text", "clock")
 
+MIX = {"wallpapers": 0.45, "stamps": 0.1, "shipped": 0.2, "drawn": 0.25}  # the share of each domain
+MILD, STRONG = 0.25, 0.35  # the shares of examples with mild damage, and with Real-ESRGAN's at a random strength
+CROPS, SIDE = 8, 112  # squares of each example that the denoiser is trained on, and their side
 LARGEST = 640  # side of a crop: the tagger, which sees every picture in one size, must know damage at any scale
 
 Random = np.random.Generator
 
 
-def natural() -> list[Rgb]:
-    """The shipped photographs, each also at smaller sizes, where the same detail is sharper."""
-    pictures = [getattr(skimage.data, name)() for name in (*COLOUR, *GREY)]
+def workers() -> ProcessPoolExecutor:
+    """One process for each core but one; each is a copy of this one, with the corpus if it is there already."""
+    count = max(1, len(os.sched_getaffinity(0)) - 1)
+    return ProcessPoolExecutor(count, multiprocessing.get_context("fork"), torch.set_num_threads, (1,))
+
+
+def shipped() -> list[Rgb]:
+    """scikit-image's photographs."""
     left, right, _ = skimage.data.stereo_motorcycle()
-    pictures += [left, right]
+    return [*(getattr(skimage.data, name)() for name in (*COLOUR, *GREY)), left, right]
+
+
+def at_sizes(pictures: list[Rgb]) -> list[Rgb]:
+    """Each picture, in colour, also at smaller sizes, where the same detail is sharper."""
     found = []
     for picture in pictures:
         if picture.ndim == 2:
@@ -140,12 +158,15 @@ def letters(rng: Random, canvas: NDArray[np.float32], palette: Rgb) -> None:
 
 @functools.cache
 def corpus(seed: int, drawn: int) -> tuple[list[Rgb], list[float]]:
-    """All photographs and `drawn` drawn pictures, with the weight of each in the training mix."""
+    """All photographs and `drawn` drawn pictures, with the weight of each in the training mix (MIX)."""
     rng = np.random.default_rng(seed)
-    photos = natural()
-    leaves = [dead_leaves(rng, photos[rng.integers(len(photos))]) for _ in range(drawn)]
-    weights = [0.6 / len(photos)] * len(photos) + [0.4 / drawn] * drawn
-    return photos + leaves, weights
+    domains = {kind: at_sizes(found) for kind, found in {**photographs(held_out=False), "shipped": shipped()}.items()}
+    palettes = [picture for found in domains.values() for picture in found]
+    chosen = [palettes[rng.integers(len(palettes))] for _ in range(drawn)]
+    with workers() as pool:
+        domains["drawn"] = list(pool.map(dead_leaves, rng.spawn(drawn), chosen))
+    weights = [MIX[kind] / len(found) for kind, found in domains.items() for _ in found]
+    return [picture for found in domains.values() for picture in found], weights
 
 
 def crop(rng: Random, picture: Rgb, side: int) -> Rgb:
@@ -171,17 +192,40 @@ def crop(rng: Random, picture: Rgb, side: int) -> Rgb:
 def example(rng: Random, picture: Rgb) -> tuple[Rgb, Rgb, Rgb, bool]:
     """A crop -> (high resolution [S, S, 3], enlarged input [S, S, 3], small input, whether it was damaged).
 
-    Half are cleanly averaged, most by 4, some by less; the other half go through Real-ESRGAN's recipe.
+    Clean ones are averaged, most by 4, some by less; the damaged ones follow MILD and STRONG.
     """
     most = min(LARGEST, *picture.shape[:2]) // 64
     high = crop(rng, picture, 64 * int(3 + (most - 2) * rng.random() ** 0.5))
-    damaged = rng.random() < 0.5
-    if damaged:
-        small = degradations.realesrgan(high, int(rng.integers(2**31)))
+    kind, seed = rng.random(), int(rng.integers(2**31))
+    damaged = kind < MILD + STRONG
+    if kind < MILD:
+        small = degradations.mild(high, seed)
+    elif damaged:
+        small = degradations.realesrgan(high, seed, strength=rng.uniform(0.1, 1))
     else:
         side = round(len(high) / (4.0 if rng.random() < 0.8 else rng.uniform(1, 4)))
         small = cv2.resize(high, (side, side), interpolation=cv2.INTER_AREA)
     return high, enlarge(small, high.shape[1::-1]), small, damaged
+
+
+def crops(seed: tuple[int, ...]) -> tuple[NDArray[np.uint8], Rgb, bool]:
+    """An example as the denoiser sees it: CROPS squares of truth and input [2, CROPS, SIDE, SIDE, 3], the small input,
+    whether it was damaged. Of two places each, the one where bicubic errs more. The seed decides all.
+    """
+    rng = np.random.default_rng(seed)
+    pictures, weights = corpus(SEED, DRAWN)
+    high, hint, small, damaged = example(rng, pictures[rng.choice(len(pictures), p=weights)])
+
+    def place() -> tuple[slice, slice]:
+        """In whole pixels of a clean small picture."""
+        top, left = (4 * int(rng.integers((limit - SIDE) // 4 + 1)) for limit in high.shape[:2])
+        return slice(top, top + SIDE), slice(left, left + SIDE)
+
+    def error(at: tuple[slice, slice]) -> float:
+        return cv2.norm(high[at], hint[at])
+
+    places = [max((place(), place()), key=error) for _ in range(CROPS)]
+    return np.stack([[picture[at] for at in places] for picture in (high, hint)]), small, damaged
 
 
 def mosaic(rng: Random, pictures: list[Rgb], weights: list[float]) -> Rgb:

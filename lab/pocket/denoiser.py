@@ -1,13 +1,16 @@
-"""The last stages: UNet, ControlNet and decoder together, on clean and damaged pictures."""
+"""The last stage: UNet, ControlNet and decoder together, on clean and damaged pictures."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import itertools
 import math
+import time
 import zlib
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
@@ -19,21 +22,25 @@ from lab.pocket import data
 from lab.pocket.curve import Curve
 from lab.pocket.sizes import BLOCKS, CONTROLNET, DRAWN, LABELS, SCHEDULER, SEED, TAGGER, TEXT, UNET, VAE, WORK
 from lab.pocket.stages import build_tokenizer, rate, to_tensor
+from lab.quality.degradations import Rgb
 from seesr import sampling, text
 from seesr.networks import models
 from seesr.networks.tagger import Tagger, preprocess
 from seesr.settings import Settings
 
-POOL, POOL_STEPS = 1200, 2000  # low-resolution pictures at a time, and for how many steps
+BATCH = 6  # on a CPU; a GPU takes more
+POOL_STEPS = {"cpu": 2000, "cuda": 250}  # before other examples are drawn from
+DRAWS = 24  # from one example: its squares, turned and mirrored
+NOTED = 5  # steps between points of the curve
 EARLY = 0.1  # clean pictures alone; in as many more steps the others join
-DAMAGED = {"denoiser": 0.4, "repair": 0.5}  # the share of damaged pictures
-PEAK = {"denoiser": 6e-4, "repair": 4e-4}  # of the learning rate
+DAMAGED = 0.5  # the share of damaged pictures
+PEAK = 6e-4  # of the learning rate, for any batch: at 1.2e-3 and 96 squares the norms ran away within 200 steps
 LATER = 0.25  # the share of later timesteps
 UNTAGGED = 0.4  # prompts without tags, once the others have joined: or the image tokens would have nothing to add
 
 
 class Student(nn.Module):
-    """All that is trained together in the last stages, and the text encoder."""
+    """All that is trained together in the last stage, and the text encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,60 +62,58 @@ class Student(nn.Module):
 
 
 class Pool:
-    """Low-resolution pictures with their image tokens and prompts, made once and cropped many times."""
+    """Examples with their image tokens and prompts, made once and drawn from many times; on the device."""
 
     def __init__(
-        self, rng: np.random.Generator, tags: Tagger, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, untagged: float
+        self,
+        examples: Iterable[tuple[np.ndarray, Rgb, bool]],
+        rng: np.random.Generator,
+        tags: Tagger,
+        encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        untagged: float,
     ) -> None:
-        self.pictures, self.hints, self.tokens, self.damaged, prompts = [], [], [], [], []
         device = tags.image_proj.weight.device
-        pictures, mix = data.corpus(SEED, DRAWN)
-        for _ in range(POOL):
-            high, hint, small, damaged = data.example(rng, pictures[rng.choice(len(pictures), p=mix)])
+        crops, smalls, damaged = zip(*examples, strict=True)
+        self.high, self.hint = torch.from_numpy(np.stack(crops)).to(device).unbind(1)  # [P, CROPS, SIDE, SIDE, 3]
+        tokens, prompts = [], []
+        for small in smalls:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-                tokens = tags.tokens(preprocess(to_tensor(small[None], device), tags.image_size)).float()
-                names = [] if untagged and rng.random() < untagged else tags.names(tags.logits(tokens))
-            self.pictures.append(high)
-            self.hints.append(hint)
-            self.tokens.append(tokens.half())
-            self.damaged.append(damaged)
+                tokens.append(tags.tokens(preprocess(to_tensor(small[None], device), tags.image_size)).float())
+        self.tokens = torch.cat(tokens)
+        with torch.no_grad():
+            logits = tags.logits(self.tokens).cpu()
+        for row in logits:
+            names = [] if untagged and rng.random() < untagged else tags.names(row[None])
             prompts.append(text.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
         prompts.append(Settings.negative_prompt)
         with torch.autocast(device.type, torch.bfloat16):
             self.prompts = text.encode(encoder, tokenizer, prompts).float()
+        self.damaged = torch.tensor(damaged, device=device)
+        self.kinds = [np.flatnonzero(np.array(damaged) == kind) for kind in (False, True)]
 
-    def place(self, rng: np.random.Generator, i: int, side: int) -> tuple[slice, slice]:
-        """A square of picture `i`, in whole pixels of a clean small picture."""
-        top, left = (4 * int(rng.integers((limit - side) // 4 + 1)) for limit in self.pictures[i].shape[:2])
-        return slice(top, top + side), slice(left, left + side)
+    def draw(self, rng: np.random.Generator, count: int, share: float) -> tuple[Tensor, ...]:
+        """(target, truth, hint [B, 3, side, side] in [0, 1], prompts, image tokens, whether damaged, negative [B]).
 
-    def error(self, i: int, place: tuple[slice, slice]) -> float:
-        return cv2.norm(self.pictures[i][place], self.hints[i][place])
-
-    def draw(
-        self, rng: np.random.Generator, count: int, side: int, share: float, device: torch.device
-    ) -> tuple[Tensor, ...]:
-        """(target, truth, hint [B, 3, side, side] in [0, 1], prompts, image tokens, whether damaged [B]).
-
-        Of two places in a picture, the one where bicubic errs more. One in twelve has the negative prompt, and its
-        input as the target: what guidance is to lead away from. `share` of them are damaged.
+        One in twelve has the negative prompt, and its input as the target: what guidance is to lead away from.
+        `share` of them are damaged.
         """
-        targets, truths, hints, prompts, tokens, damaged = [], [], [], [], [], []
-        for _ in range(count):
-            i = int(rng.choice(np.flatnonzero(np.array(self.damaged) == (rng.random() < share))))
-            place = max((self.place(rng, i, side) for _ in range(2)), key=functools.partial(self.error, i))
-            poor = rng.random() < 1 / 12
-            targets.append((self.hints if poor else self.pictures)[i][place])
-            truths.append(self.pictures[i][place])
-            hints.append(self.hints[i][place])
-            prompts.append(self.prompts[-1 if poor else i])
-            tokens.append(self.tokens[i])
-            damaged.append(self.damaged[i])
-        images = (to_tensor(np.stack(pictures), device) for pictures in (targets, truths, hints))
-        return *images, torch.stack(prompts), torch.cat(tokens).float(), torch.tensor(damaged, device=device)
+        device = self.damaged.device
+        i = np.where(rng.random(count) < share, rng.choice(self.kinds[1], count), rng.choice(self.kinds[0], count))
+        i, crop = (torch.from_numpy(found).to(device) for found in (i, rng.integers(data.CROPS, size=count)))
+        poor = torch.from_numpy(rng.random(count) < 1 / 12).to(device)
+        turn, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
+
+        def laid(found: Tensor) -> Tensor:
+            turned = torch.rot90(found[i, crop].permute(0, 3, 1, 2), turn, (2, 3))
+            return (turned.flip(3) if mirror else turned).float() / 255
+
+        truth, hint = laid(self.high), laid(self.hint)
+        target = torch.where(poor[:, None, None, None], hint, truth)
+        return target, truth, hint, self.prompts[torch.where(poor, -1, i)], self.tokens[i], self.damaged[i], poor
 
 
-def denoiser(device: torch.device, steps: int) -> None:
+def denoiser(device: torch.device, steps: int, batch: int = BATCH, seconds: float | None = None) -> None:
     """UNet, ControlNet and the decoder, on clean pictures first, then on damaged ones too.
 
     Damaged ones join little by little, since a mixture from the start teaches the network to leave everything alone.
@@ -122,25 +127,26 @@ def denoiser(device: torch.device, steps: int) -> None:
     sharp = to_tensor(next(data.batches(rng, *data.corpus(SEED, DRAWN), side=128, count=32)), device)
     with torch.no_grad():
         scaling = 1 / net.vae.encoder(sharp * 2 - 1).std().item()  # brings the latents to unit variance
-    train("denoiser", net, scaling, rng, steps)
+    train("denoiser", net, scaling, rng, steps, batch, seconds)
 
 
-def repair(device: torch.device, steps: int) -> None:
-    """The same networks go on, with more damaged pictures."""
-    saved = torch.load(WORK / "denoiser.pt", map_location=device, weights_only=True)
-    net = Student()
-    net.load_state_dict(saved["net"])
-    net = net.to(device, memory_format=torch.channels_last)
-    train("repair", net, saved["scaling"], np.random.default_rng(SEED + 3), steps)
-
-
-def train(stage: str, net: Student, scaling: float, rng: np.random.Generator, steps: int) -> None:
+def train(
+    stage: str,
+    net: Student,
+    scaling: float,
+    rng: np.random.Generator,
+    steps: int,
+    batch: int,
+    seconds: float | None,
+) -> None:
     """By the logarithm of the decoded picture's error: bad inputs do not drown good ones, and giving back pays.
 
     A share of the batches is at later timesteps, from states that the model's own first steps lead to. A run that was
-    interrupted goes on where its last pool of pictures began, to the same result.
+    interrupted goes on where its last pool of pictures began; to the same result, unless `seconds` instead of `steps`
+    say how long it is (a lent machine).
     """
     device = net.unet.device
+    steps_per_pool = POOL_STEPS[device.type]
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, **LABELS).to(device).eval()
     tags.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
@@ -150,9 +156,9 @@ def train(stage: str, net: Student, scaling: float, rng: np.random.Generator, st
     fast = [p for p in keep if id(p) not in slow]
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for p in fast if p.ndim > 1], "peak": PEAK[stage], "weight_decay": 0.1},
-            {"params": [p for p in fast if p.ndim == 1], "peak": PEAK[stage], "weight_decay": 0.0},
-            {"params": [p for p in keep if id(p) in slow], "peak": PEAK[stage] / 3, "weight_decay": 0.0},
+            {"params": [p for p in fast if p.ndim > 1], "peak": PEAK, "weight_decay": 0.1},
+            {"params": [p for p in fast if p.ndim == 1], "peak": PEAK, "weight_decay": 0.0},
+            {"params": [p for p in keep if id(p) in slow], "peak": PEAK / 3, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.99),
         fused=True,
@@ -166,30 +172,45 @@ def train(stage: str, net: Student, scaling: float, rng: np.random.Generator, st
         a = alpha_bar[t].view(-1, 1, 1, 1)
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
-    begin, interrupted = 0, WORK / f"{stage}.interrupted"
+    begin, before, interrupted = 0, 0.0, WORK / f"{stage}.interrupted"
     scripts = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    recipe = f"{steps} steps of {zlib.crc32(scripts)}"
+    recipe = f"{seconds or steps} {'seconds' if seconds else 'steps'} of {batch} of {zlib.crc32(scripts)}"
     if interrupted.exists():
         saved = torch.load(interrupted, map_location=device, weights_only=True)
         if saved["recipe"] != recipe:
             raise SystemExit(f"{interrupted} is of another number of steps or another script: remove it to begin anew")
         for part, state in zip((net, average, optimiser), saved["states"], strict=True):
             part.load_state_dict(state)
-        begin, rng.bit_generator.state = saved["step"], saved["rng"]
+        begin, before, rng.bit_generator.state = saved["step"], saved["elapsed"], saved["rng"]
     curve = Curve(stage, first=begin)
-    for step in range(begin, steps):
-        joined = min(max(step / (EARLY * steps) - 1, 0), 1) if stage == "denoiser" else 1
-        if step % POOL_STEPS == 0:
+    examples = max(32, batch * (steps_per_pool if seconds else min(steps_per_pool, steps)) // DRAWS)
+    data.corpus(SEED, DRAWN)  # before the workers, who have it from here
+    makers = data.workers()
+
+    def ask_for(pool: int) -> list[Future]:
+        return [makers.submit(data.crops, (SEED + 2, pool, i)) for i in range(examples)]
+
+    asked_for = ask_for(begin // steps_per_pool)
+    started, done = time.monotonic() - before, 0.0
+    for step in itertools.count(begin):
+        elapsed = time.monotonic() - started
+        done = elapsed / seconds if seconds else step / steps
+        if done >= 1:
+            break
+        joined = min(max(done / EARLY - 1, 0), 1)
+        if step % steps_per_pool == 0:
             states = [part.state_dict() for part in (net, average, optimiser)]
-            now = {"recipe": recipe, "step": step, "states": states, "rng": rng.bit_generator.state}
+            now = {"recipe": recipe, "step": step, "elapsed": elapsed, "states": states, "rng": rng.bit_generator.state}
             torch.save(now, interrupted)
-            pool = Pool(rng, tags, net.text, tokenizer, UNTAGGED if joined == 1 else 0)
+            made = [future.result() for future in asked_for]
+            asked_for = ask_for(step // steps_per_pool + 1)
+            pool = Pool(made, rng, tags, net.text, tokenizer, UNTAGGED if joined == 1 else 0)
             torch.manual_seed(SEED + step)
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, group["peak"])
-        target, truth, hint, prompt, tokens, damaged = pool.draw(rng, 6, 112, joined * DAMAGED[stage], device)
-        rough = torch.autocast(device.type, torch.bfloat16, enabled=step < 0.95 * steps)
-        with torch.no_grad(), rough, sdpa_kernel(SDPBackend.MATH):
+            group["lr"] = rate(step, done, group["peak"])
+        target, truth, hint, prompt, tokens, damaged, poor = pool.draw(rng, batch, joined * DAMAGED)
+        rough = torch.autocast(device.type, torch.bfloat16, enabled=done < 0.95)
+        with torch.no_grad(), rough, kernels(device):
             t = torch.full((len(target),), sampling.START, device=device)
             z = net.vae.encoder(hint * 2 - 1).float() * scaling
             x = sampling.start_latents(z, torch.randn_like(z), schedule)
@@ -199,7 +220,7 @@ def train(stage: str, net: Student, scaling: float, rng: np.random.Generator, st
                     first = predict(x, t, net(x, t, hint, prompt, tokens))
                     x = sampling.ddpm_step(x, first, visit, torch.randn_like(x))
                     t = torch.full_like(t, visits[visits.index(visit) + 1].t)
-        with rough, sdpa_kernel(SDPBackend.MATH):
+        with rough, kernels(device):
             z = predict(x, t, net(x, t, hint, prompt, tokens))
             picture = (net.vae.decoder(z / scaling).float() + 1) / 2
         plain = (hint - truth).square().mean((1, 2, 3))
@@ -210,20 +231,27 @@ def train(stage: str, net: Student, scaling: float, rng: np.random.Generator, st
         nn.utils.clip_grad_norm_(keep, 0.5)
         optimiser.step()
         average.update_parameters(net)
-        asked = (target == truth).flatten(1).all(1)
-        ours = (picture.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
-        gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
-        curve.add(
-            step,
-            loss=loss.item(),
-            gain_db=average_of(gain[asked]),
-            gain_clean_db=average_of(gain[asked & ~damaged]),
-            gain_damaged_db=average_of(gain[asked & damaged]),
-            gain_negative_db=average_of(gain[~asked]),
-        )
-        if (step + 1) % 1000 == 0 or step + 1 == steps:
+        if (step + 1) % NOTED == 0:  # not every step: reading a number waits for the device
+            ours = (picture.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
+            gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
+            curve.add(
+                step,
+                loss=loss.item(),
+                gain_db=average_of(gain[~poor]),
+                gain_clean_db=average_of(gain[~poor & ~damaged]),
+                gain_damaged_db=average_of(gain[~poor & damaged]),
+                gain_negative_db=average_of(gain[poor]),
+            )
+        if (step + 1) % 1000 == 0:
             torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
+    torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
+    makers.shutdown(cancel_futures=True)
     interrupted.unlink()
+
+
+def kernels(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """On a CPU the plain products are the fastest that can be differentiated."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
 def average_of(values: Tensor) -> float:

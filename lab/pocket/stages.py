@@ -32,9 +32,9 @@ def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up, then a cosine down to 2 % of the peak."""
-    return peak * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+def rate(step: int, done: float, peak: float) -> float:
+    """Warm-up, then a cosine down to 2 % of the peak at `done` = 1."""
+    return peak * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def autoencoder(device: torch.device, steps: int) -> None:
@@ -48,7 +48,7 @@ def autoencoder(device: torch.device, steps: int) -> None:
     curve = Curve("autoencoder")
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, 1e-3)
+            group["lr"] = rate(step, step / steps, 1e-3)
         sharp = next(feed)
         half = len(sharp) // 2
         soft = [data.enlarge(cv2.resize(p, (16, 16), interpolation=cv2.INTER_AREA), (64, 64)) for p in sharp[half:]]
@@ -134,7 +134,7 @@ def tagger(device: torch.device, steps: int) -> None:
     curve = Curve("tagger", 50)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, 1e-3)
+            group["lr"] = rate(step, step / steps, 1e-3)
         for _ in range(2):
             single = rng.random() < 0.5
             picture = pictures[rng.choice(len(pictures), p=mix)] if single else data.mosaic(rng, pictures, mix)
@@ -203,7 +203,7 @@ def words(device: torch.device, steps: int) -> None:
     curve = Curve("words")
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, 1e-3)
+            group["lr"] = rate(step, step / steps, 1e-3)
         truth = rng.random((48, len(TAGS) + 2)) < rng.uniform(0.05, 0.5, (48, 1))  # the last two: the default prompts
         truth[:8, -1], truth[:8, :-1], truth[8:, -1] = True, False, False
         prompts = [Settings.negative_prompt] * 8

@@ -1,9 +1,10 @@
 """Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
 
-    python -m lab.pocket.train                     all stages, under three hours on two CPU cores
+    python -m lab.pocket.train                     all stages
     python -m lab.pocket.train --stage tagger      one stage, from the checkpoints of those before it
 
-Stages: autoencoder, tagger, words, denoiser, repair, export. Checkpoints and curves go to build/pocket.
+Stages: autoencoder, tagger, words, denoiser, export; an interrupted denoiser goes on where it was. Checkpoints and
+curves go to build/pocket.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lab import report
 from lab.pocket.curve import plot
-from lab.pocket.denoiser import PEAK, denoiser, repair
+from lab.pocket.denoiser import BATCH, denoiser
 from lab.pocket.sizes import CONTROLNET, LABELS, SCHEDULER, TAGGER, TEXT, UNET, VAE, WORK
 from lab.pocket.stages import autoencoder, build_tokenizer, tagger, words
 from seesr import weights
@@ -31,7 +32,7 @@ log = logging.getLogger("lab.pocket")
 def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.POCKET
-    saved = torch.load(WORK / "repair.pt", map_location="cpu", weights_only=True)
+    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
     tokenizer = build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
@@ -55,7 +56,7 @@ def export(device: torch.device, steps: int) -> None:
     for file in (WORK / "tokenizer").iterdir():
         (bundle / "tokenizer" / file.name).write_bytes(file.read_bytes())
     weights.write_manifest(bundle, "pocket", "pocket", "Apache-2.0")
-    plot(PEAK, report.RESULTS / "pocket-curve.png")
+    plot(report.RESULTS / "pocket-curve.png")
     CURVES.mkdir(exist_ok=True)
     for stage in STAGES:
         if stage != "export":
@@ -67,8 +68,7 @@ STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 4000),
     "words": (words, 600),
-    "denoiser": (denoiser, 12000),
-    "repair": (repair, 4500),
+    "denoiser": (denoiser, 20000),
     "export": (export, 0),
 }
 
@@ -77,13 +77,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the stage's own number")
+    parser.add_argument("--batch", type=int, help="crops in a step of the denoiser")
+    parser.add_argument("--seconds", type=float, help="that the denoiser trains, instead of a number of steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     WORK.mkdir(parents=True, exist_ok=True)
     for name in args.stage or STAGES:
         stage, steps = STAGES[name]
-        stage(torch.device(args.device), args.steps or steps)
+        more = {"batch": args.batch or BATCH, "seconds": args.seconds} if stage is denoiser else {}
+        stage(torch.device(args.device), args.steps or steps, **more)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ def clean(picture: Rgb, seed: int) -> Rgb:
 
 
 @torch.no_grad()
-def realesrgan(picture: Rgb, seed: int, noiseless: bool = False) -> Rgb:
+def realesrgan(picture: Rgb, seed: int, noiseless: bool = False, strength: float = 1) -> Rgb:
     """The second-order recipe of Real-ESRGAN (Wang et al. 2021) with its published settings, by basicsr's functions.
 
-    `noiseless` leaves noise and JPEG out of the same draw: what a perfect removal of both would find.
+    `noiseless` leaves noise and JPEG out of the same draw: what a perfect removal of both would find. `strength` from 0
+    to 1 brings blur, noise, JPEG and resizing nearer to none.
     """
     from basicsr.data import degradations as d
     from basicsr.utils import DiffJPEG
@@ -40,6 +41,9 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False) -> Rgb:
     jpeg = DiffJPEG(differentiable=False)
     height, width = picture.shape[0] // SCALE, picture.shape[1] // SCALE
     x = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+    def graded(none: float, published: float) -> float:
+        return published - (1 - strength) * (published - none)
 
     def sinc(size: int, low: float) -> NDArray[Any]:
         return d.circular_lowpass_kernel(np.random.uniform(low, np.pi), size, pad_to=21)
@@ -69,13 +73,15 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False) -> Rgb:
         return x if noiseless else noisy
 
     def compress(x: torch.Tensor) -> torch.Tensor:
-        quality = x.new_empty(1).uniform_(30, 95)
+        quality = x.new_empty(1).uniform_(graded(90, 30), 95)
         return x if noiseless else jpeg(x.clamp(0, 1), quality=quality)
 
-    x = compress(noise(resize(blur(x, 3.0), picture.shape[:2], [0.2, 0.7, 0.1], 0.15, 1.5), 30, 3.0))
+    x = resize(blur(x, graded(0.4, 3.0)), picture.shape[:2], [0.2, 0.7, 0.1], graded(0.7, 0.15), graded(1, 1.5))
+    x = compress(noise(x, graded(2, 30), graded(0.1, 3.0)))
     if np.random.uniform() < 0.8:
-        x = blur(x, 1.5)
-    x = noise(resize(x, (height, width), [0.3, 0.4, 0.3], 0.3, 1.2), 25, 2.5)
+        x = blur(x, graded(0.4, 1.5))
+    x = resize(x, (height, width), [0.3, 0.4, 0.3], graded(0.8, 0.3), graded(1, 1.2))
+    x = noise(x, graded(2, 25), graded(0.1, 2.5))
     last = sinc(random.choice(range(7, 22, 2)), np.pi / 3) if np.random.uniform() < 0.8 else None
 
     def sharpen(x: torch.Tensor) -> torch.Tensor:
@@ -88,8 +94,20 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False) -> Rgb:
     return (x[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
 
 
+def mild(picture: Rgb, seed: int) -> Rgb:
+    """What pictures from phones and the web have: a soft lens, a little noise, JPEG of quality 60 to 90."""
+    rng = np.random.default_rng(seed)
+    soft = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.5))
+    small = clean(soft, seed).astype(np.float32)
+    noise = rng.normal(0, 1, small.shape if rng.random() < 0.6 else (*small.shape[:2], 1)) * rng.uniform(0, 4)
+    small = (small + noise).clip(0, 255).round().astype(np.uint8)
+    _, file = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 91))])
+    return np.ascontiguousarray(cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1])
+
+
 BY_NAME: dict[str, Callable[[Rgb, int], Rgb]] = {
     "clean": clean,
+    "mild": mild,
     "realesrgan": realesrgan,
     "realesrgan-noiseless": functools.partial(realesrgan, noiseless=True),
 }

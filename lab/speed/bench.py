@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -131,16 +132,17 @@ class Plain:
         return seconds
 
 
-def shared_copy(networks: models.Models) -> models.Models:
-    """The same networks as modules of their own on the same parameters; the autoencoder, whose layout is changed, in
-    full."""
+def copies(networks: models.Models) -> models.Models:
+    """The same networks as modules of their own, before anything is arranged for the device. On a CPU, where only the
+    autoencoder's layout is changed and memory is short, the others stand on the same parameters."""
 
-    def copied(network: torch.nn.Module) -> Any:
-        return copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    def copied(network: torch.nn.Module, share: bool) -> Any:
+        return copy.deepcopy(network, {id(p): p for p in network.parameters()} if share else None)
 
+    share = networks.device.type == "cpu"
     names = ("unet", "controlnet", "text_encoder", "tagger")
-    changed = {name: copied(getattr(networks, name)) for name in names}
-    return dataclasses.replace(networks, vae=copy.deepcopy(networks.vae), **changed)
+    others = {name: copied(getattr(networks, name), share) for name in names}
+    return dataclasses.replace(networks, vae=copied(networks.vae, share=False), **others)
 
 
 def photograph(side: int) -> Picture:
@@ -193,6 +195,8 @@ def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args
         "overlap": args.overlap,
         "tiles": metrics["tiles"],
         "tile_batch": metrics["tile_batch"],
+        "float32_retries": metrics["float32_retries"],
+        "out_of_memory_retries": metrics["out_of_memory_retries"],
         "seconds": seconds,
         "seconds_total": round(total, 4),
         "seconds_per_megapixel": round(total / (size * size / 1e6), 4),
@@ -222,6 +226,9 @@ def processor() -> str:
 
 
 def commit() -> str:
+    """Of the working tree; SEESR_COMMIT where that has no git."""
+    if shutil.which("git") is None or not (report.ROOT / ".git").exists():
+        return os.environ.get("SEESR_COMMIT", "unknown")
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=report.ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
@@ -236,7 +243,7 @@ def bench(args: argparse.Namespace) -> None:
         from lab import sizes
 
         networks = sizes.build(device, dtype)
-    plain = Plain(shared_copy(networks)) if args.baseline else None
+    plain = Plain(copies(networks)) if args.baseline else None
     loaded = time.perf_counter()
     upscaler = Upscaler(networks, graphs=Graphs() if args.graphs else None)
     upscaler.warm_up()

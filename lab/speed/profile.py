@@ -1,6 +1,7 @@
-"""Where the time of one denoising step goes: kernels by share, and how long the device waits for the host.
+"""Where the time goes of one denoising step or one picture: kernels by share, and how long the device waits.
 
-    python -m lab.speed.profile --device cuda --batch 8 --json FILE
+    python -m lab.speed.profile --device cuda --batch 8 --json FILE        one step on eight tiles
+    python -m lab.speed.profile --device cuda --picture 2048 --json FILE   a whole picture of that side, 2 steps
 
 Without --bundle the networks have the full sizes and made-up weights.
 """
@@ -17,10 +18,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from lab import report, sizes
-from seesr import precision, sampling, tiling
+from lab.speed.bench import photograph
+from seesr import Progress, Settings, precision, sampling, tiling
 from seesr.denoiser import Denoiser
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
+from seesr.upscaling import Upscaling
 
 TOP = 25
 
@@ -55,13 +58,19 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tile", type=int, default=64)
+    parser.add_argument("--picture", type=int, help="side of the result, pixels")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device(args.device)
     dtype = precision.working_dtype(device)
     networks = models.load(args.bundle, device, dtype) if args.bundle else sizes.build(device, dtype)
     attention = hardware.tune(networks)
-    step = build_step(networks, args.batch, args.tile)
+    if args.picture:
+        picture, settings = photograph(args.picture // 4), Settings(num_inference_steps=2, seed=1)
+        step = lambda: Upscaling(networks, settings, picture, Progress()).run()  # noqa: E731
+        args.batch = 1
+    else:
+        step = build_step(networks, args.batch, args.tile)
     least = hardware.least_seconds(step, device, times=5)
     with profile(
         activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] if device.type == "cuda" else None
@@ -82,6 +91,7 @@ def main() -> None:
     summary = {
         "device": hardware.name(device),
         "attention": attention,
+        "picture": args.picture,
         "batch": args.batch,
         "tile": args.tile,
         "seconds_per_step": least,

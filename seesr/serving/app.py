@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,10 +26,12 @@ from seesr import weights
 from seesr.configuration import Configuration
 from seesr.serving import batches, description, dialects, health, plain, replicate, webhooks
 from seesr.serving.gate import Gate, answer, read_keys
+from seesr.serving.identity import read_secret, version_of
 from seesr.serving.job import Job, Jobs
 from seesr.serving.journal import Journal
+from seesr.serving.ledger import Ledger
 from seesr.serving.local import FAILURE, LocalJobs
-from seesr.serving.service import Service, read_secret, version_of
+from seesr.serving.service import Service
 
 if TYPE_CHECKING:
     from seesr.engine import Engine
@@ -42,8 +45,7 @@ log = logging.getLogger(__name__)
 class Teller:
     """Sends webhooks of jobs, in their order, from the server's event loop."""
 
-    def __init__(self, configuration: Configuration, secret: bytes) -> None:
-        self.configuration, self.secret = configuration, secret
+    def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.tasks: set[asyncio.Task[bool]] = set()
         self.latest: dict[str, float] = {}
@@ -60,13 +62,18 @@ class Teller:
         self.latest[job.id] = now
         if job.ended:
             self.latest.pop(job.id, None)
-        content = replicate.prediction(self.service, self.base, job, whole=False)
-        self.loop.call_soon_threadsafe(self.begin, job.webhook, f"{job.id}-{job.revision}-{event}", content)
+        self.loop.call_soon_threadsafe(self.begin, dataclasses.replace(job), event)
 
-    def begin(self, url: str, id: str, content: dict[str, object]) -> None:
-        task = asyncio.ensure_future(webhooks.send(self.secret, url, id, content))
+    def begin(self, job: Job, event: str) -> None:
+        task = asyncio.ensure_future(self.send(job, event))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    async def send(self, job: Job, event: str) -> bool:
+        """Tells the job's webhook how it stands; whether that was taken."""
+        assert self.service is not None and job.webhook
+        content = replicate.prediction(self.service, self.base, job, whole=False)
+        return await webhooks.send(self.service.secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
 
 
 async def page(request: Request) -> Response:
@@ -85,42 +92,64 @@ async def refused(request: Request, error: Exception) -> Response:
     return answer(error.status_code, error.detail or "there is nothing here", dict(error.headers or {}))
 
 
-def build(configuration: Configuration, base: str, load: Callable[[], Engine], bundle: Path) -> Starlette:
+class Parts(NamedTuple):
+    """What makes the pictures behind the routes, and what has to run beside them.
+
+    Attributes:
+        beside: runs while the server runs, until it is cancelled; it is given the sender of webhooks.
+    """
+
+    jobs: LocalJobs | Any
+    ledger: Ledger
+    secret: bytes
+    beside: Callable[[webhooks.Send], Coroutine[Any, Any, None]] | None = None
+
+
+def local(configuration: Configuration, load: Callable[[], Engine], teller: Teller) -> Parts:
+    """Pictures are made in this process."""
+    journal = Journal(configuration.data)
+    jobs = LocalJobs(load, journal, configuration.max_queue, teller)
+    return Parts(jobs, journal, read_secret(configuration.data))
+
+
+def build(configuration: Configuration, base: str, bundle: Path, assemble: Callable[[Teller], Parts]) -> Starlette:
     """The application.
 
     Args:
         base: the address that webhooks name where no public one is configured.
-        load: makes the engine, on the thread that runs it.
         bundle: whose version the API shows.
+        assemble: makes the parts.
     """
-    journal = Journal(configuration.data)
-    secret = read_secret(configuration.data)
-    teller = Teller(configuration, secret)
-    jobs = LocalJobs(load, journal, configuration.max_queue, teller)
-    service = Service(jobs, journal, configuration, version_of(bundle), secret)
+    teller = Teller()
+    jobs, ledger, secret, beside = assemble(teller)
+    made = (bundle / weights.MANIFEST).stat().st_mtime
+    service = Service(jobs, ledger, configuration, version_of(bundle), secret, made)
     teller.service, teller.base = service, (configuration.public_url or base).rstrip("/")
 
     async def housekeeping() -> None:
         while True:
-            await asyncio.to_thread(journal.expire, configuration.keep * 3600)
+            await asyncio.to_thread(ledger.expire, configuration.keep * 3600)
             await asyncio.sleep(EXPIRY)
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         teller.loop = asyncio.get_running_loop()
         jobs.start()
-        cleaning = asyncio.ensure_future(housekeeping())
+        tasks = [asyncio.ensure_future(housekeeping())]
+        if beside is not None:
+            tasks.append(asyncio.ensure_future(beside(teller.send)))
         yield
         await asyncio.to_thread(jobs.close)
-        cleaning.cancel()
+        for task in tasks:
+            task.cancel()
         if teller.tasks:
             await asyncio.wait(teller.tasks, timeout=10)
-        journal.close()
+        ledger.close()
 
     assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js")]
     routes = [
         Route("/", page), *assets, *description.ROUTES, *health.ROUTES, *plain.ROUTES, *batches.ROUTES,
-        *replicate.ROUTES,         *dialects.routes(),
+        *replicate.ROUTES, *dialects.routes(),
     ]  # fmt: skip
     keys = read_keys(configuration.api_keys.get_secret_value())
     gate = Middleware(Gate, keys=keys, per_minute=configuration.rate)
@@ -141,8 +170,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(configuration: Configuration, host: str, port: int, bundle: Path | None, device: str | None) -> int:
+def serve(
+    configuration: Configuration,
+    host: str,
+    port: int,
+    bundle: Path | None,
+    device: str | None,
+    fleet: Callable[[Configuration, Path], Parts] | None = None,
+) -> int:
     """Runs the server until it is told to stop; returns the exit code.
+
+    Args:
+        fleet: makes the parts of a gateway; None: pictures are made in this process.
 
     Raises:
         ValueError: it would be open to everybody, or the port is taken; one line.
@@ -171,7 +210,12 @@ def serve(configuration: Configuration, host: str, port: int, bundle: Path | Non
     except OSError as error:
         raise ValueError(f"--port {port} cannot be used: {error.strerror}") from error
     base = f"http://{host}:{listener.getsockname()[1]}"
-    app = build(configuration, base, load, path)
+    app = build(
+        configuration,
+        base,
+        path,
+        lambda teller: fleet(configuration, path) if fleet else local(configuration, load, teller),
+    )
     server = Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False))
     server.jobs = app.state.service.jobs
     print(f"seesr at {base}/", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import zipfile
 from pathlib import Path
@@ -68,7 +67,7 @@ def queue_batch(request: Request, files: list[Stored], settings: Settings, given
         except (ValueError, Full) as error:
             refused.append({"name": stored.name, "error": str(error)})
     kept = {"refused": refused, "owner": owner(request)}
-    of.journal.file("outputs", f"{batch}.json").write_text(json.dumps(kept))
+    of.ledger.keep_note(batch, kept)
     jobs = [shown(of, base, job) for job in queued]
     return {"id": batch, "jobs": jobs, "refused": refused, "urls": {"self": f"{base}/batches/{batch}"}}
 
@@ -80,11 +79,8 @@ def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
         Refused: 404.
     """
     of, id = service(request), request.path_params["id"]
-    note = of.journal.file("outputs", f"{id}.json") if id.isalnum() else None
-    if note is None or not note.exists():
-        raise Refused(404, "there is no batch of this id")
-    kept = json.loads(note.read_text())
-    if kept["owner"] != owner(request):
+    kept = of.ledger.note(id) if id.isalnum() else None
+    if kept is None or kept["owner"] != owner(request):
         raise Refused(404, "there is no batch of this id")
     return of.jobs.batch(owner(request), id), kept["refused"]
 
@@ -104,7 +100,7 @@ async def batch_result(request: Request) -> Response:
     jobs, refused = batch_of(request)
     if not all(job.ended for job in jobs):
         raise Refused(409, "the batch is not done")
-    path = of.journal.file("outputs", f"{request.path_params['id']}.zip")
+    path = of.ledger.file("zips", f"{request.path_params['id']}.zip")
     if not path.exists():
         await asyncio.to_thread(write_zip, of, path, jobs, refused)
     return FileResponse(path, media_type="application/zip", filename="results.zip")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from typing import Any
 
 from starlette.requests import Request
@@ -39,11 +38,7 @@ async def made(request: Request, image: Any, parameters: Any) -> tuple[Job, byte
     settings = settings_of(parameters)
     stored = await store(once(from_data_uri(image)), of.part(), "image")
     of.check(stored, settings)
-    job, end = of.submit(request, stored, settings, {}), time.monotonic() + LONGEST_WAIT
-    while not job.ended and time.monotonic() < end:
-        job = await of.jobs.changed(job.id, job.revision, 1) or job
-        if await request.is_disconnected():
-            of.jobs.cancel(job.id)
+    job = await of.wait(of.submit(request, stored, settings, {}), LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused(422 if job.error else 503, job.error or "the picture was not made in time")
     return job, of.jobs.result(job).read_bytes()

@@ -29,7 +29,7 @@ def upload(request: Request, id: str) -> dict[str, Any]:
     Raises:
         Refused: 404, there is none.
     """
-    found = service(request).journal.uploads(owner(request), id) if id.isalnum() else []
+    found = service(request).ledger.uploads(owner(request), id) if id.isalnum() else []
     if not found:
         raise Refused(404, "there is no file of this id")
     return found[0]
@@ -47,13 +47,12 @@ async def create_file(request: Request) -> Response:
         if isinstance(words, UploadFile):  # the JavaScript client sends it as a file
             words = (await words.read()).decode(errors="replace")
     id, now = secrets.token_hex(16), time.time()
-    target = of.journal.file("uploads", id)
     size = stored.path.stat().st_size
     md5 = hashlib.md5(stored.path.read_bytes(), usedforsecurity=False).hexdigest()
-    stored.path.replace(target)
     try:
         metadata = json.loads(words) if isinstance(words, str) else {}
     except ValueError:
+        stored.path.unlink()
         raise Refused(422, "metadata is no JSON") from None
     record = {
         "id": id,
@@ -66,7 +65,7 @@ async def create_file(request: Request) -> Response:
         "created_at": when(now),
         "expires_at": when(now + of.configuration.keep * 3600),
     }
-    of.journal.keep_upload(owner(request), record)
+    of.ledger.keep_upload(owner(request), record, stored.path)
     return JSONResponse(shown(request, record), 201)
 
 
@@ -76,18 +75,18 @@ async def show_file(request: Request) -> Response:
 
 async def download_file(request: Request) -> Response:
     record = upload(request, request.path_params["id"])
-    path = service(request).journal.file("uploads", record["id"])
+    path = service(request).ledger.upload_file(record["id"])
     return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
 
 
 async def delete_file(request: Request) -> Response:
     record = upload(request, request.path_params["id"])
-    service(request).journal.drop_upload(owner(request), record["id"])
+    service(request).ledger.drop_upload(owner(request), record["id"])
     return Response(status_code=204)
 
 
 async def list_files(request: Request) -> Response:
-    records = service(request).journal.uploads(owner(request))
+    records = service(request).ledger.uploads(owner(request))
     return JSONResponse({"previous": None, "next": None, "results": [shown(request, record) for record in records]})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from typing import Any
 
@@ -38,7 +39,7 @@ async def status(request: Request) -> Response:
         "version": of.version,
         "since": STARTED,
         **of.jobs.status(),
-        "disk_free_bytes": of.journal.free_bytes(),
+        "disk_free_bytes": of.ledger.free_bytes(),
     })  # fmt: skip
 
 
@@ -69,6 +70,10 @@ async def metrics(request: Request) -> Response:
     of, registry = service(request), CollectorRegistry()
     now = of.jobs.status()
     registry.register(Numbers(now))  # type: ignore[arg-type]
+    workers = collections.Counter(worker.get("state", "starting") for worker in now.get("workers", {}).values())
+    states = Gauge("seesr_workers", "Workers of the fleet", ["state"], registry=registry)
+    for state, count in workers.items():
+        states.labels(state).set(count)
     for name, words, value in (
         ("seesr_ready", "1 when pictures can be made", of.jobs.ready() is None),
         ("seesr_queue_length", "Jobs that wait", now["queue_length"]),

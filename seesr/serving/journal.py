@@ -1,4 +1,4 @@
-"""Jobs and uploads on disk: an SQLite file beside the pictures, so that a killed server forgets nothing."""
+"""Jobs and all else of one server on disk: an SQLite file beside the pictures, so that a kill forgets nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS idempotency (owner TEXT, key TEXT, digest TEXT, answe
 
 
 class Journal:
-    """All that must outlive the process.
+    """All that must outlive the process; a Ledger (ledger.py), and the jobs of LocalJobs.
 
     Args:
         folder: holds jobs.sqlite, and the files in inputs, outputs and uploads.
@@ -32,7 +32,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("inputs", "outputs", "uploads", "parts"):
+        for name in ("inputs", "outputs", "uploads", "parts", "zips", "notes"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for part in (folder / "parts").iterdir():  # of bodies that were on their way when the server died
             part.unlink()
@@ -62,7 +62,8 @@ class Journal:
         """What was waiting or running when the process before ended."""
         return self.jobs("status IN (?, ?) ORDER BY created", WAITING, RUNNING)
 
-    def keep_upload(self, owner: str, record: dict[str, Any]) -> None:
+    def keep_upload(self, owner: str, record: dict[str, Any], path: Path) -> None:
+        path.replace(self.upload_file(record["id"]))
         self.run("INSERT INTO uploads VALUES (?, ?, ?, ?)", record["id"], owner, time.time(), json.dumps(record))
 
     def uploads(self, owner: str, id: str | None = None) -> list[dict[str, Any]]:
@@ -72,17 +73,35 @@ class Journal:
             rows = self.run("SELECT record FROM uploads WHERE owner = ? AND id = ?", owner, id)
         return [json.loads(row[0]) for row in rows]
 
+    def upload_file(self, id: str) -> Path:
+        return self.file("uploads", id)
+
     def drop_upload(self, owner: str, id: str) -> None:
         self.run("DELETE FROM uploads WHERE owner = ? AND id = ?", owner, id)
-        self.file("uploads", id).unlink(missing_ok=True)
+        self.upload_file(id).unlink(missing_ok=True)
 
-    def answered(self, owner: str, key: str) -> tuple[str, str] | None:
-        """(digest of the request, id it was answered with) of an idempotency key."""
-        rows = self.run("SELECT digest, answer FROM idempotency WHERE owner = ? AND key = ?", owner, key)
-        return rows[0] if rows else None
+    def claim(self, owner: str, key: str, digest: str, id: str) -> tuple[str, str] | None:
+        made = self.run(
+            "INSERT OR IGNORE INTO idempotency VALUES (?, ?, ?, ?, ?) RETURNING key",
+            owner,
+            key,
+            digest,
+            id,
+            time.time(),
+        )
+        if made:
+            return None
+        return self.run("SELECT digest, answer FROM idempotency WHERE owner = ? AND key = ?", owner, key)[0]
 
-    def answer(self, owner: str, key: str, digest: str, answer: str) -> None:
-        self.run("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)", owner, key, digest, answer, time.time())
+    def release(self, owner: str, key: str) -> None:
+        self.run("DELETE FROM idempotency WHERE owner = ? AND key = ?", owner, key)
+
+    def keep_note(self, id: str, note: dict[str, Any]) -> None:
+        self.file("notes", id).write_text(json.dumps(note))
+
+    def note(self, id: str) -> dict[str, Any] | None:
+        path = self.file("notes", id)
+        return json.loads(path.read_text()) if path.exists() else None
 
     def file(self, kind: str, name: str) -> Path:
         """A path below the folder; names are ids of our own making."""
@@ -99,6 +118,10 @@ class Journal:
         for id, owner in self.run("SELECT id, owner FROM uploads WHERE created < ?", limit):
             self.drop_upload(owner, id)
         self.run("DELETE FROM idempotency WHERE created < ?", limit)
+        for kind in ("zips", "notes"):
+            for path in (self.folder / kind).iterdir():
+                if path.stat().st_mtime < limit:
+                    path.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free

@@ -19,7 +19,6 @@ from seesr.serving.job import DONE, WAITING, Job
 from seesr.serving.service import COMMON, Service, media_type
 
 LONGEST_WAIT = 600.0  # seconds
-LOOK = 0.25  # seconds between two looks whether the caller is still there
 IMAGES = ("image/", "application/octet-stream")
 
 
@@ -94,12 +93,8 @@ async def upscale(request: Request) -> Response:
 
 async def finished(request: Request, job: Job, wait: float) -> Response:
     """The file of a job once it is there."""
-    of, end = service(request), time.monotonic() + wait
-    while not job.ended and time.monotonic() < end and not (of.jobs.closing and job.status == WAITING):
-        job = await of.jobs.changed(job.id, job.revision, min(LOOK, end - time.monotonic())) or job
-        if await request.is_disconnected():
-            of.jobs.cancel(job.id)
-            return Response(status_code=204)
+    of = service(request)
+    job = await of.wait(job, wait, request)
     if not job.ended:
         base = of.base(request)
         return JSONResponse(shown(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from starlette.requests import Request
@@ -75,10 +74,7 @@ async def create(request: Request) -> Response:
     stored = await image_of(request, given["image"])
     of.check(stored, settings)
     job = of.submit(request, stored, settings, {}, webhook=webhook, events=events)
-    wait = preferred_wait(request)
-    end = time.monotonic() + wait
-    while not job.ended and time.monotonic() < end and not (of.jobs.closing and job.status == WAITING):
-        job = await of.jobs.changed(job.id, job.revision, end - time.monotonic()) or job
+    job = await of.wait(job, preferred_wait(request))
     found = prediction(of, of.base(request), job)
     if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end
         found["status"] = WAITING
@@ -125,7 +121,7 @@ async def image_of(request: Request, words: Any) -> Stored:
         id = words.removeprefix(begin).partition("?")[0].partition("/")[0]
         record = files.upload(request, id)
         part = of.part()
-        part.hardlink_to(of.journal.file("uploads", id))
+        part.hardlink_to(of.ledger.upload_file(id))
         return Stored(part, record["name"], record["checksums"]["sha256"])
     return await from_words(words, of.part(), of.configuration.allow_urls)
 
@@ -159,8 +155,7 @@ async def index(request: Request) -> Response:
 
 
 def model_version(of: Service) -> dict[str, Any]:
-    made = when((of.journal.folder / "secret").stat().st_mtime)
-    return {"id": of.version, "created_at": made, "cog_version": "0.23.1", "openapi_schema": schema.document()}
+    return {"id": of.version, "created_at": when(of.made), "cog_version": "0.23.1", "openapi_schema": schema.document()}
 
 
 async def model(request: Request) -> Response:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from seesr.progress import Position
 from seesr.serving.job import Job
 
-OFTEN = 0.2  # seconds between two reports of one stage
+OFTEN = 0.2
 
 
 class Canceled(Exception):
@@ -20,16 +20,17 @@ class Reporter:
 
     Args:
         tell: called after every report.
+        often: seconds between two reports of one stage.
     """
 
-    def __init__(self, job: Job, tell: Callable[[], None]) -> None:
-        self.job, self.tell, self.latest = job, tell, 0.0
+    def __init__(self, job: Job, tell: Callable[[], None], often: float = OFTEN) -> None:
+        self.job, self.tell, self.often, self.latest = job, tell, often, 0.0
 
     def __call__(self, position: Position) -> None:
         job, now = self.job, time.monotonic()
         if job.cancel:
             raise Canceled
-        if position.stage != job.stage or position.done == position.total or now - self.latest > OFTEN:
+        if position.stage != job.stage or position.done == position.total or now - self.latest > self.often:
             self.latest = now
             job.stage, job.done, job.total = position
             job.logs += progress_line(position)

@@ -15,18 +15,18 @@ from typing import Any
 
 from starlette.requests import Request
 
-from seesr import __version__, weights
 from seesr.configuration import Configuration
 from seesr.images.formats import FORMATS
 from seesr.images.read import decode, read_file
 from seesr.serving.gate import Refused, owner
 from seesr.serving.intake import Stored
-from seesr.serving.job import PRIORITIES, Job, Jobs
-from seesr.serving.journal import Journal
+from seesr.serving.job import PRIORITIES, WAITING, Job, Jobs
+from seesr.serving.ledger import Ledger
 from seesr.settings import Settings
 
+LOOK = 0.25  # seconds between two looks whether the caller is still there
 LINK_SECONDS = 3600  # that a link to a result is good for
-COMMON = frozenset({"image", "wait", "priority", "deadline", "async"})  # what a request says besides its settings
+COMMON = frozenset({"image", "wait", "priority", "deadline"})  # what a request says besides its settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +36,19 @@ class Service:
     Attributes:
         version: names the bundle and this program: the same version makes the same pictures.
         secret: signs links and webhooks.
+        made: when the bundle was made, seconds since 1970.
     """
 
     jobs: Jobs
-    journal: Journal
+    ledger: Ledger
     configuration: Configuration
     version: str
     secret: bytes
+    made: float
 
     def part(self) -> Path:
         """A fresh name for a file on its way in."""
-        return self.journal.file("parts", secrets.token_hex(16))
+        return self.ledger.file("parts", secrets.token_hex(16))
 
     def base(self, request: Request) -> str:
         """The address of this server as clients see it, without a slash at its end."""
@@ -78,10 +80,13 @@ class Service:
                 return job
             asked = json.dumps([stored.digest, dataclasses.asdict(settings), name, seconds])
             digest = hashlib.sha256(asked.encode()).hexdigest()
-            before = self.journal.answered(job.owner, key)
+            before = self.ledger.claim(job.owner, key, digest, job.id)
             if before is None:
-                self.jobs.submit(job, stored.path)
-                self.journal.answer(job.owner, key, digest, job.id)
+                try:
+                    self.jobs.submit(job, stored.path)
+                except BaseException:
+                    self.ledger.release(job.owner, key)
+                    raise
                 return job
             if before[0] != digest:
                 raise Refused(422, "this Idempotency-Key was used for another request")
@@ -91,6 +96,20 @@ class Service:
             return known
         finally:
             stored.path.unlink(missing_ok=True)
+
+    async def wait(self, job: Job, seconds: float, request: Request | None = None) -> Job:
+        """The job once it has ended, or as it is after `seconds`, or when it will not begin any more.
+
+        Args:
+            request: whose caller, by hanging up, cancels the job.
+        """
+        end = time.monotonic() + seconds
+        while not job.ended and time.monotonic() < end and not (self.jobs.closing and job.status == WAITING):
+            left = end - time.monotonic()
+            job = await self.jobs.changed(job.id, job.revision, left if request is None else min(LOOK, left)) or job
+            if request is not None and await request.is_disconnected():
+                self.jobs.cancel(job.id)
+        return job
 
     def check(self, stored: Stored, settings: Settings) -> None:
         """Refuses a file that cannot become a result, before it waits in a queue: header, kind and size alone.
@@ -143,10 +162,10 @@ class Service:
         good = expires.isdigit() and hmac.compare_digest(self.signature(name, int(expires)), signature)
         if not good or int(expires) < time.time():
             raise Refused(404, "this link is not valid, or no longer")
-        path = self.journal.file("outputs", name)
-        if not path.exists():
+        job = self.jobs.find(name.partition(".")[0])
+        if job is None or job.output != name:
             raise Refused(404, "the result has expired")
-        return path
+        return self.jobs.result(job)
 
     def data_uri(self, job: Job) -> str:
         """The result inside of a data URI."""
@@ -156,28 +175,6 @@ class Service:
 
 def media_type(job: Job) -> str:
     return FORMATS[job.settings["output_format"]].media_type
-
-
-def version_of(bundle: Path) -> str:
-    """64 hexadecimal digits for the bundle's manifest and this program's version.
-
-    Raises:
-        WeightsError: there is no bundle.
-    """
-    try:
-        manifest = (bundle / weights.MANIFEST).read_bytes()
-    except OSError as error:
-        raise weights.WeightsError(f"no weights at {bundle}: {error.strerror}") from None
-    return hashlib.sha256(manifest + __version__.encode()).hexdigest()
-
-
-def read_secret(folder: Path) -> bytes:
-    """The server's own secret, made at its first start."""
-    path = folder / "secret"
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_bytes(secrets.token_bytes(32))
-    return path.read_bytes()
 
 
 def when(seconds: float | None) -> str | None:

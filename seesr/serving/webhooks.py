@@ -9,6 +9,7 @@ import hmac
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,11 +17,13 @@ import httpx
 
 from seesr.serving.fetch import public_address
 from seesr.serving.gate import Refused
+from seesr.serving.job import Job
 
 EVENTS = ("start", "output", "logs", "completed")
 TRIES = 5
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
 OFTEN = 0.5  # seconds between two messages about the logs of one job
+Send = Callable[[Job, str], Awaitable[bool]]  # (job, event) -> whether it was taken
 log = logging.getLogger(__name__)
 
 

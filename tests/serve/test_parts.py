@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import hmac
 import io
@@ -240,7 +241,9 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
     from serving import sharp
 
     uri = "data:image/png;base64," + base64.b64encode(sharp()).decode()
-    built = app.build(Configuration.read(), "http://seesr.test", Copy, weights.POCKET)  # type: ignore[arg-type]
+    configuration = Configuration.read()
+    assemble = functools.partial(app.local, configuration, Copy)  # type: ignore[arg-type]
+    built = app.build(configuration, "http://seesr.test", weights.POCKET, assemble)
     with TestClient(built) as client:
         for events in (["completed"], None):
             answers.got.clear()

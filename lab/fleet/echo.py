@@ -1,0 +1,58 @@
+"""A worker whose engine sleeps and gives its input back, to load a fleet without computing. See lab.fleet.figures.
+
+A picture named in ECHO_POISON kills its worker's child.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from seesr.engine import Output
+from seesr.fleet import worker
+from seesr.progress import Progress, Watcher
+from seesr.settings import Settings
+
+SECONDS = float(os.environ.get("ECHO_SECONDS", "0.25"))
+TILES = 10
+app = worker.app
+app.conf.imports = [*app.conf.imports, "lab.fleet.echo"]
+
+
+class Echo:
+    """Behaves as an Engine does."""
+
+    def run(self, data: Path, settings: Settings, deadline: float | None, watchers: tuple[Watcher, ...]) -> Output:
+        content, progress = data.read_bytes(), Progress(*watchers)
+        seconds = SECONDS * settings.num_inference_steps
+        progress.start("denoise", TILES)
+        for _ in range(TILES):
+            time.sleep(seconds / TILES)
+            progress.advance()
+        if settings.user_prompt == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        with Path(os.environ["ECHO_RUNS"]).open("a") as runs:
+            runs.write(f"{data.name}\n")
+        metrics = {"seed": settings.seed, "seconds": {"denoise": seconds}, "tiles": TILES, "steps": 1}
+        return Output(content, {**metrics, "out_of_memory_retries": 0, "float32_retries": 0}, settings.seed or 0)
+
+    def healthy(self) -> bool:
+        return True
+
+    def about(self) -> dict[str, Any]:
+        return {"loaded": True, "bundle": {"name": "echo"}}
+
+    def unload(self) -> None:
+        pass
+
+    def reload(self) -> None:
+        pass
+
+
+worker.load = Echo
+
+if __name__ == "__main__":
+    worker.run("lab.fleet.echo")

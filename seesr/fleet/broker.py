@@ -1,0 +1,64 @@
+"""Celery over Redis, so that no job is lost and none runs twice: docs/decisions/0010 says what each line is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from seesr.configuration import Configuration
+from seesr.fleet.link import PATIENCE
+from seesr.serving.job import LATER, NORMAL, URGENT
+
+TASK = "seesr.upscale"
+LONGEST = 3600  # seconds after which a child that hangs is killed; a job's own deadline ends it politely
+LOADING = 600  # seconds that a new child may take to load the weights
+
+
+def queue_of(version: str) -> str:
+    """The workers of one bundle and program share a queue: another version never takes its jobs."""
+    return f"seesr-{version[:12]}"
+
+
+def application(configuration: Configuration, version: str, publishes: bool) -> Celery:
+    """The same settings on both sides; a gateway also gives up quickly when Redis is away."""
+    app = Celery("seesr", broker=configuration.redis)
+    queue = queue_of(version)
+    options: dict[str, Any] = {
+        "visibility_timeout": configuration.lease,
+        "unacked_restore_interval": max(1, configuration.lease // 12),
+        "unacked_restore_throttle": 1,
+        "priority_steps": [URGENT, NORMAL, LATER],
+        "queue_order_strategy": "priority",
+        "socket_keepalive": True,
+    }
+    if publishes:
+        options |= {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+        app.conf.update(task_publish_retry=False)
+    app.conf.update(
+        broker_transport="seesr.fleet.transport:Transport",
+        task_queues=[Queue(queue)],
+        task_default_queue=queue,
+        task_default_priority=NORMAL,
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_retry_on_worker_lost=True,
+        task_acks_on_failure=True,
+        task_acks_on_timeout=True,
+        task_time_limit=LONGEST,
+        worker_pool="prefork",
+        worker_concurrency=1,
+        worker_prefetch_multiplier=1,
+        worker_pool_start_method="spawn",
+        worker_proc_alive_timeout=LOADING,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=options,
+    )
+    return app

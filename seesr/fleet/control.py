@@ -1,0 +1,87 @@
+"""`seesr fleet`: what the workers do, and words to single ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from seesr import weights
+from seesr.configuration import Configuration
+from seesr.fleet.broker import application, queue_of
+from seesr.fleet.link import Link
+from seesr.fleet.records import RUNNING, WAITING
+from seesr.fleet.roster import Roster
+from seesr.serving.identity import version_of
+
+COMMANDS = {
+    "status": "every worker's state, job, bundle, version and GPU memory, and the queue, as JSON",
+    "drain": "take no more jobs, and return once the running one has ended",
+    "resume": "take jobs again",
+    "unload": "drain, then free the GPU without ending the worker",
+    "load": "load the weights again, then take jobs",
+    "restart": "drain, then end the worker in order; systemd or compose starts it anew",
+}
+LOOK = 0.2  # seconds between two looks
+
+
+class Fleet:
+    def __init__(self, configuration: Configuration) -> None:
+        self.link = Link(configuration.redis or "")
+        self.roster = Roster(self.link)
+        self.app = application(configuration, version_of(configuration.weights or weights.locate()), publishes=True)
+
+    def status(self) -> dict[str, Any]:
+        waiting, running = (self.link(lambda client, key=key: client.zcard(key)) for key in (WAITING, RUNNING))
+        return {"waiting": waiting, "running": running, "workers": self.roster.workers()}
+
+    def worker(self, name: str) -> dict[str, Any]:
+        """What is known of a worker.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        workers = self.roster.workers()
+        if name not in workers:
+            raise ValueError(f"there is no worker {name!r}; alive: {', '.join(workers) or 'none'}")
+        return workers[name]
+
+    def wait_for(self, name: str, *states: str) -> None:
+        while self.worker(name).get("state") not in states:
+            time.sleep(LOOK)
+
+    def drain(self, name: str) -> None:
+        queue = queue_of(self.worker(name)["version"])
+        self.app.control.cancel_consumer(queue, destination=[name], reply=True, timeout=5)
+        self.wait_for(name, "idle", "unloaded")
+
+    def resume(self, name: str) -> None:
+        queue = queue_of(self.worker(name)["version"])
+        self.app.control.add_consumer(queue, destination=[name], reply=True, timeout=5)
+
+    def unload(self, name: str) -> None:
+        self.drain(name)
+        self.roster.send(name, "unload")
+        self.wait_for(name, "unloaded")
+
+    def load(self, name: str) -> None:
+        self.roster.send(name, "load")
+        self.wait_for(name, "idle")
+        self.resume(name)
+
+    def restart(self, name: str) -> None:
+        self.drain(name)
+        self.app.control.shutdown(destination=[name])
+
+
+def command(configuration: Configuration, name: str, worker: str | None) -> int:
+    """Runs one of COMMANDS; on every worker where none is named. Returns the exit code."""
+    fleet = Fleet(configuration)
+    if name == "status":
+        print(json.dumps(fleet.status(), indent=1))
+        return 0
+    for one in [worker] if worker else list(fleet.roster.workers()):
+        getattr(fleet, name)(one)
+        print(f"{one}: {name} done", file=sys.stderr)
+    return 0

@@ -1,0 +1,184 @@
+"""The gateway's side of the fleet: the same interface as LocalJobs, with the queue in Redis and pictures in a store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+import redis.exceptions
+from kombu.exceptions import OperationalError
+
+from seesr.configuration import Configuration
+from seesr.fleet.broker import TASK, application
+from seesr.fleet.link import Link
+from seesr.fleet.objects import Objects
+from seesr.fleet.records import CHANGES, COUNTS, RUNNING, STAGES, TIMES, WAITING, Records
+from seesr.fleet.roster import Roster
+from seesr.serving.job import ENDED, Away, Full, Job
+
+LONGEST_SLEEP = 2.0  # seconds that a waiting request relies on being told
+log = logging.getLogger(__name__)
+
+
+class FleetJobs:
+    """See seesr.serving.job.Jobs.
+
+    Args:
+        version: of the bundle and this program; only workers of the same one take the jobs.
+    """
+
+    def __init__(self, configuration: Configuration, link: Link, objects: Objects, version: str) -> None:
+        self.link, self.objects, self.version, self.most = link, objects, version, configuration.max_queue
+        self.records, self.roster = Records(link, configuration.keep * 3600), Roster(link)
+        self.app = application(configuration, version, publishes=True)
+        self.since = time.time()
+        self.closing = False
+        self.listeners: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+
+    def start(self) -> None:
+        threading.Thread(target=self.listen, name="changes", daemon=True).start()
+
+    def listen(self) -> None:
+        """Wakes requests that wait for a job that changed; they look for themselves while Redis is away."""
+        while not self.closing:
+            try:
+                channel = redis.Redis.from_url(self.link.url, decode_responses=True, socket_keepalive=True).pubsub()
+                channel.subscribe(CHANGES)
+                while not self.closing:
+                    message = channel.get_message(ignore_subscribe_messages=True, timeout=1)
+                    if message:
+                        self.wake(message["data"])
+            except (redis.exceptions.RedisError, OSError) as error:
+                log.warning("changes: %s", " ".join(str(error).split()))
+                time.sleep(1)
+
+    def wake(self, id: str) -> None:
+        for loop, event in list(self.listeners.get(id, ())):
+            loop.call_soon_threadsafe(event.set)
+
+    def ready(self) -> str | None:
+        if self.closing:
+            return "the server is shutting down"
+        try:
+            states = [worker.get("state") for worker in self.mine().values()]
+        except Away as error:
+            return str(error)
+        if away := self.objects.away():
+            return away
+        if any(state in ("idle", "busy") for state in states):
+            return None
+        return "the weights are loading" if "loading" in states else "no worker of this version is alive"
+
+    def mine(self) -> dict[str, dict[str, Any]]:
+        """The workers that take this gateway's jobs."""
+        return {name: told for name, told in self.roster.workers().items() if told.get("version") == self.version}
+
+    def submit(self, job: Job, image: Path) -> None:
+        if self.closing:
+            raise Away("the server is shutting down")
+        self.objects.put(f"in/{job.id}", image)
+        ahead = self.records.add(job, self.most)
+        if ahead >= self.most:
+            self.objects.drop(f"in/{job.id}")
+            raise Full(self.expected_seconds(ahead))
+        try:
+            self.publish(job)
+        except Away:
+            with contextlib.suppress(Away):
+                self.records.forget(job.id)  # it was not taken, and must not run later
+            raise
+
+    def publish(self, job: Job) -> None:
+        """Hands a job to the workers.
+
+        Raises:
+            Away: Redis does not answer.
+        """
+        try:
+            self.app.send_task(TASK, [job.id], task_id=job.id, priority=job.priority)
+        except (OperationalError, redis.exceptions.RedisError) as error:
+            raise Away(f"the queue is away: {' '.join(str(error).split())[:160]}") from None
+
+    def expected_seconds(self, ahead: int) -> float:
+        """How long that many pictures should take, by the last fifty and the workers that are there."""
+        times = [float(words) for words in self.link(lambda client: client.lrange(TIMES, 0, -1))]
+        each = statistics.median(times) if times else 5.0
+        return max(1.0, ahead * each / max(1, len(self.mine())))
+
+    def find(self, id: str) -> Job | None:
+        return self.records.find(id)
+
+    def recent(self, owner: str, limit: int, before: float | None = None) -> list[Job]:
+        return self.records.recent(owner, limit, before)
+
+    def batch(self, owner: str, id: str) -> list[Job]:
+        return [job for job in self.records.batch(id) if job.owner == owner]
+
+    def cancel(self, id: str) -> None:
+        if self.records.cancel(id):
+            self.objects.drop(f"in/{id}")
+            job = self.records.find(id)
+            if job is not None:
+                self.records.hook(job, "completed")
+
+    async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
+        event, end = asyncio.Event(), time.monotonic() + seconds
+        listener = (asyncio.get_running_loop(), event)
+        self.listeners.setdefault(id, set()).add(listener)
+        try:
+            while True:
+                job, left = self.find(id), end - time.monotonic()
+                if job is None or job.ended or job.revision > revision or left <= 0 or self.closing:
+                    return job
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min(left, LONGEST_SLEEP))
+                event.clear()
+        finally:
+            listeners = self.listeners.get(id, set())
+            listeners.discard(listener)
+            if not listeners:
+                self.listeners.pop(id, None)
+
+    def result(self, job: Job) -> Path:
+        return self.objects.get(f"out/{job.output}")
+
+    def status(self) -> dict[str, Any]:
+        def work(client: Any) -> list[Any]:
+            with client.pipeline(transaction=False) as pipe:
+                pipe.zcard(WAITING)
+                pipe.zrange(WAITING, 0, 0, withscores=True)
+                pipe.zrange(RUNNING, 0, -1, withscores=True)
+                pipe.hgetall(COUNTS)
+                pipe.hgetall(STAGES)
+                return pipe.execute()
+
+        length, oldest, running, counts, stages = self.link(work)
+        return {
+            "queue_length": length,
+            "oldest_wait_seconds": time.time() - oldest[0][1] if oldest else 0.0,
+            "running": [{"id": id, "since": since} for id, since in running] or None,
+            "since": self.since,
+            "ended": {name: int(count) for name, count in counts.items() if name in ENDED},
+            "seconds_per_stage": {name: float(value) for name, value in stages.items()},
+            "queue_seconds": float(counts.get("queue_seconds", 0)),
+            "tiles": int(counts.get("tiles", 0)),
+            "retries": int(counts.get("retries", 0)),
+            "engine": None,
+            "workers": self.roster.workers(),
+        }
+
+    def stop(self) -> None:
+        self.closing = True
+        for id in list(self.listeners):
+            self.wake(id)
+
+    def close(self) -> None:
+        self.stop()
+        self.app.close()

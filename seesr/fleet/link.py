@@ -1,0 +1,78 @@
+"""Redis, and quickly the word that it is away."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import redis
+import redis.exceptions
+
+from seesr.serving.job import Away
+
+PATIENCE = 2.0  # seconds for an answer; a gateway must say 503 within five
+PAUSE = 1.0  # seconds after a failure in which nobody else waits for an answer
+MOST_SKEW = 10.0  # seconds between a machine's clock and that of Redis; leases and links compare the two
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Link:
+    """A connection pool that remembers for a moment that Redis did not answer, so that callers do not queue up for it.
+
+    Args:
+        url: redis://[:password@]host:port/db, or rediss://.
+        patient: a worker has nothing better to do than to wait until Redis is back, and must not lose its picture.
+    """
+
+    def __init__(self, url: str, patient: bool = False) -> None:
+        self.url, self.patient = url, patient
+        options: dict[str, Any] = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+        try:
+            self.redis: Any = redis.Redis.from_url(url, decode_responses=True, health_check_interval=30, **options)
+        except ValueError as error:
+            raise ValueError(f"SEESR_REDIS is {url!r}: {error}") from None
+        self.away_until = 0.0
+
+    def __call__(self, work: Callable[[Any], T]) -> T:
+        """work(the client).
+
+        Raises:
+            Away: Redis does not answer, or is full; not where it is patient.
+        """
+        while True:
+            try:
+                return self.once(work)
+            except Away:
+                if not self.patient:
+                    raise
+            time.sleep(PAUSE)
+
+    def once(self, work: Callable[[Any], T]) -> T:
+        if time.monotonic() < self.away_until:
+            raise Away("the queue is away: Redis does not answer")
+        try:
+            return work(self.redis)
+        except redis.exceptions.OutOfMemoryError:
+            raise Away("the queue takes no more: Redis is full") from None
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+            self.away_until = time.monotonic() + PAUSE
+            log.warning("redis: %s", " ".join(str(error).split()))
+            raise Away("the queue is away: Redis does not answer") from None
+
+    def check_at_start(self) -> None:
+        """Refuses a machine whose clock is far from that of Redis: leases would end early, and links late.
+
+        Raises:
+            ValueError: the clocks differ, or Redis does not answer; one line.
+        """
+        try:
+            seconds, micro = self(lambda client: client.time())
+        except Away as error:
+            raise ValueError(f"SEESR_REDIS: {error}") from None
+        ahead = time.time() - seconds - micro / 1e6
+        if abs(ahead) > MOST_SKEW:
+            words = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'}"
+            raise ValueError(f"the clock of this machine is {words} that of Redis: set the time (NTP) first")

@@ -1,0 +1,178 @@
+"""One GPU's worker: a Celery parent that keeps the lease, and a child that has the engine and makes the pictures.
+
+    seesr worker        starts it
+
+The child loads the engine once. A job is begun three times at most, whoever died of it; its output is written once,
+whoever makes it; and a job that has ended is not begun again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+
+from seesr import logs, weights
+from seesr.configuration import Configuration
+from seesr.fleet.broker import TASK, application, queue_of
+from seesr.fleet.lease import Lease
+from seesr.fleet.link import Link
+from seesr.fleet.objects import Objects
+from seesr.fleet.records import ATTEMPTS, Records
+from seesr.fleet.roster import Roster
+from seesr.serving.identity import version_of
+from seesr.serving.job import CANCELED, DONE, FAILED, Job
+from seesr.serving.reporter import Canceled, Reporter
+from seesr.settings import Settings
+from seesr.store import Store
+
+OFTEN = 0.5  # seconds between two reports of one stage
+log = logging.getLogger(__name__)
+
+configuration = Configuration.read()
+version = version_of(configuration.weights or weights.locate())
+app = application(configuration, version, publishes=False)
+app.steps["consumer"].add(Lease)  # pyright: ignore[reportOptionalSubscript]
+app.conf.imports = [__name__]  # a spawned child begins with these
+
+
+def load() -> Any:
+    """The engine of this worker's child."""
+    from seesr.engine import Engine
+
+    return Engine.load()
+
+
+class Child:
+    """What the process that computes has, from its start to its end."""
+
+    def __init__(self, engine_of: Callable[[], Any]) -> None:
+        link = Link(configuration.redis or "", patient=True)
+        self.records = Records(link, configuration.keep * 3600)
+        self.objects = Objects(Store.configured(), configuration.data / "worker")
+        self.roster = Roster(link)
+        self.name = configuration.worker_name or ""
+        self.say("loading")
+        self.engine = engine_of()
+        self.say("idle", bundle=self.engine.about().get("bundle"))
+        threading.Thread(target=self.obey, name="orders", daemon=True).start()
+
+    def say(self, state: str, **more: Any) -> None:
+        self.roster.tell(self.name, state=state, child=os.getpid(), **more)
+
+    def obey(self) -> None:
+        """Unloads and loads the engine when somebody asks for it (seesr fleet unload | load)."""
+        while True:
+            order = self.roster.order(self.name)
+            if order == "unload":
+                self.engine.unload()
+                self.say("unloaded")
+            elif order == "load":
+                self.say("loading")
+                self.engine.reload()
+                self.say("idle")
+
+    def make(self, id: str) -> None:
+        """Runs one job to its end, whatever that is."""
+        begun = self.records.begin(id)
+        if not begun.isdigit():
+            log.info("%(event)s", {"event": f"not begun: {begun}", "job": id, "worker": self.name})
+            return
+        job = self.records.find(id)
+        if job is None:
+            return
+        if job.cancel:
+            self.end(job, CANCELED)
+        elif int(begun) > ATTEMPTS:
+            self.end(job, FAILED, error=f"the worker died {ATTEMPTS} times on this picture")
+        else:
+            self.say("busy", job=id)
+            self.records.hook(job, "start")
+            try:
+                self.run(job)
+            finally:
+                self.say("idle", job=None)
+        log.info("%(event)s", {"event": job.status, "job": id, "worker": self.name, "attempt": int(begun)})
+
+    def run(self, job: Job) -> None:
+        def report() -> None:
+            values = {"stage": job.stage, "done": job.done, "total": job.total, "logs": job.logs}
+            self.records.report(job, **values)
+            self.records.hook(job, "logs")
+
+        settings = Settings(**job.settings)
+        try:
+            report()
+            source = self.objects.get(f"in/{job.id}")
+            output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),))
+            name = f"{job.id}.{settings.output_format}"
+            self.objects.put(f"out/{name}", output.data, once=True)
+            self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
+        except Canceled:
+            self.end(job, CANCELED)
+        except FileNotFoundError:
+            self.end(job, FAILED, error="the picture has expired; send it again")
+        except (ValueError, RuntimeError) as error:
+            self.end(job, FAILED, error=str(error))
+            if not self.engine.healthy():
+                log.error("the device has failed; this worker ends")
+                os.kill(os.getppid(), signal.SIGTERM)
+        except Exception:
+            log.exception("job %s", job.id)
+            self.end(job, FAILED, error="an internal error; the worker's log has more")
+
+    def end(self, job: Job, status: str, **values: Any) -> None:
+        """Only the first end counts: a second run of the same job changes nothing."""
+        job.status = status
+        if not self.records.end(job.id, status, **values):
+            return
+        found = self.records.find(job.id)
+        if found is not None and status == DONE:
+            self.records.count(found)
+        for event in ("output", "completed") if status == DONE else ("completed",):
+            self.records.hook(job, event)
+        self.objects.drop(f"in/{job.id}")
+
+
+child: Child | None = None
+
+
+@signals.worker_process_init.connect
+def start_child(**_: Any) -> None:
+    """Loads the engine before the first job; a child that cannot ends its worker with the reason in its log."""
+    global child
+    logs.configure(configuration.log_format)
+    try:
+        child = Child(load)
+    except Exception:  # anything at all: a worker without an engine must not take jobs
+        log.exception("the engine cannot be loaded; this worker ends")
+        os.kill(os.getppid(), signal.SIGTERM)
+        raise
+
+
+@app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)
+def upscale(task: Any, id: str) -> None:
+    """Makes the picture of a job."""
+    assert child is not None
+    child.make(id)
+
+
+def run(module: str = __name__) -> None:
+    """Becomes the worker's parent process.
+
+    Raises:
+        ValueError: the fleet is not configured, or the clock is wrong; one line.
+    """
+    Store.configured()
+    Link(configuration.redis or "").check_at_start()
+    place = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
+    name = configuration.worker_name or f"{f'gpu{place}' if place else 'cpu'}-{os.getpid()}@{os.uname()[1]}"
+    os.environ["SEESR_WORKER_NAME"] = name  # for the child
+    arguments = ["-A", module, "worker", "-n", name, "-Q", queue_of(version), "--loglevel", "INFO"]
+    os.execv(sys.executable, [sys.executable, "-m", "celery", *arguments, "--without-gossip", "--without-mingle"])

@@ -1,0 +1,50 @@
+"""What a server keeps for its callers beside their jobs. The journal keeps it on disk, a fleet in Redis and a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Ledger(Protocol):
+    def file(self, kind: str, name: str) -> Path:
+        """A path on this machine for a file on its way ("parts") or an archive ("zips")."""
+        ...
+
+    def keep_upload(self, owner: str, record: dict[str, Any], path: Path) -> None:
+        """Takes over the file at `path`; record["id"] names it."""
+        ...
+
+    def uploads(self, owner: str, id: str | None = None) -> list[dict[str, Any]]:
+        """The owner's records, newest first, or the one of this id."""
+        ...
+
+    def upload_file(self, id: str) -> Path:
+        """The file of an upload, to be read."""
+        ...
+
+    def drop_upload(self, owner: str, id: str) -> None: ...
+
+    def claim(self, owner: str, key: str, digest: str, id: str) -> tuple[str, str] | None:
+        """Gives an Idempotency-Key to the job `id`: None, or (digest, id) of the request that has it already."""
+        ...
+
+    def release(self, owner: str, key: str) -> None:
+        """The claimed job was not taken."""
+        ...
+
+    def keep_note(self, id: str, note: dict[str, Any]) -> None:
+        """What is to be known of a batch beside its jobs."""
+        ...
+
+    def note(self, id: str) -> dict[str, Any] | None: ...
+
+    def free_bytes(self) -> int:
+        """Room on the disk of this machine."""
+        ...
+
+    def expire(self, seconds: float) -> None:
+        """Removes what is older."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,59 @@
+"""What docs/fleet.md promises, with an engine that sleeps: `python -m lab.fleet.figures` writes the same to results."""
+
+from __future__ import annotations
+
+from lab.fleet.figures import measure
+
+
+def test_nothing_is_lost_when_a_worker_and_redis_are_killed() -> None:
+    found = measure("kill")
+    assert (found["results"], found["lost"], found["duplicates"]) == (200, 0, 0)
+    assert found["runs"] <= 203 and found["seconds"] < 90
+
+
+def test_two_gateways_and_four_workers_keep_up() -> None:
+    """Half of what was measured tells a broken fleet from a slow machine."""
+    found = measure("load")
+    assert (found["results"], found["lost"], found["duplicates"], found["runs"]) == (2000, 0, 0, 2000)
+    assert found["jobs_per_second"] > 50 and found["gateway_p99_ms"] < 200
+    for before, after in found["gateway_memory_mb"].values():
+        assert before < 300 and after - before < 60
+
+
+def test_a_job_longer_than_its_lease_runs_once_through_sigterm_too() -> None:
+    found = measure("lease")
+    assert (found["runs"], found["runs_with_sigterm"], found["exit_code"], found["results"]) == (1, 1, 0, 2)
+
+
+def test_a_killed_child_is_replaced_and_a_canceled_job_costs_no_child() -> None:
+    found = measure("child")
+    assert found["results"] == 2 and found["new_child"] and found["same_child_after_cancel"]
+    assert found["cancel_seconds"] < 2 and found["served_after_seconds"] < 30
+
+
+def test_a_picture_that_kills_its_worker_fails_after_three_runs() -> None:
+    found = measure("poison")
+    assert (found["status"], found["other"]) == ("failed", "succeeded")
+    assert found["error"] == "the worker died 3 times on this picture"
+
+
+def test_the_urgent_one_is_next() -> None:
+    found = measure("priority")
+    assert found["others_before_the_urgent"] <= 1 and found["ended"] == 101  # the one that ran already
+
+
+def test_redis_frozen_or_full_is_said_and_loses_nothing() -> None:
+    found = measure("freeze")
+    assert all(status == 503 and seconds < 5 for status, seconds in found["frozen"])
+    assert found["live"] == 200 and found["full"] == [503, "the queue takes no more: Redis is full"]
+    assert (found["results"], found["lost"], found["runs"]) == (21, 0, 21)
+
+
+def test_warm_restarts_under_load_run_nothing_twice() -> None:
+    found = measure("restarts")
+    assert (found["results"], found["runs"], found["exit_codes"]) == (200, 200, [0] * 6)
+
+
+def test_a_message_that_the_broker_lost_comes_back() -> None:
+    found = measure("lost")
+    assert found["removed"] and (found["results"], found["runs"]) == (3, 3)
