@@ -3,16 +3,14 @@
 Every Input is one line of literals because Cog parses this file without running it.
 """
 
-import tempfile
-from pathlib import Path as LocalPath
 from typing import Optional
 
 from cog import BaseRunner, Input, Path
 
 from seesr import Engine, Settings, logs
 from seesr.configuration import Configuration
-from seesr.images.read import NO_UPLOAD, read_upload
-from seesr.outputs import OutputFolder
+from seesr.images.read import read_upload
+from seesr.outputs import OutputFolder, flat
 from seesr.progress import Bar
 
 
@@ -30,7 +28,11 @@ class Predictor(BaseRunner):
     def run(
         self,
         image: Path = Input(description="JPEG, PNG or WebP to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB.", accept="image/*"),
+        mask: Optional[Path] = Input(default=None, description="Where the model may change the picture: white is enhanced, black stays the plain enlargement, grey blends. An image of the same aspect, of any size.", accept="image/*"),
         scale_factor: float = Input(default=4.0, ge=1, le=8, description="Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side."),
+        target_side: Optional[int] = Input(default=None, ge=1, le=32768, description="Longest side of the output in pixels, exactly; replaces scale_factor. The scale that it takes must be from 1 to 8."),
+        target_megapixels: Optional[float] = Input(default=None, ge=0.0001, le=67.108864, description="Size of the output in megapixels, as near as whole pixels allow; replaces scale_factor. The scale that it takes must be from 1 to 8."),
+        fidelity: float = Input(default=0.0, ge=0, le=1, description="How much of the plain bicubic enlargement is kept: 0 is all of the model's detail, 1 the plain enlargement, exactly; coarse changes go before fine ones. With use_kds detail on which the samples disagree goes first."),
         user_prompt: str = Input(default="", max_length=2000, description="What the picture shows, in a few words. Added to the tags that are found automatically."),
         positive_prompt: str = Input(default="clean, high-resolution, 8k", max_length=2000, description="Quality words that end the prompt."),
         negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to steer away from. Has no effect while cfg_scale is 1."),
@@ -42,19 +44,17 @@ class Predictor(BaseRunner):
         num_particles: int = Input(default=4, ge=1, le=16, description="Samples that Kernel Density Steering runs together. 1 is the same as off."),
         bandwidth: float = Input(default=0.0, ge=0, le=10, description="Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples."),
         color_fix: str = Input(default="wavelet", choices=["wavelet", "adain", "none"], description="How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing."),
-        output_view: str = Input(default="image", choices=["image", "comparison", "uncertainty"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed (invented detail). The same seed gives the matching image."),
+        output_view: str = Input(default="image", choices=["image", "comparison", "difference", "tiles", "uncertainty"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed. The same seed gives the matching image."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format. png is lossless."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg files; png ignores it."),
         keep_exif: bool = Input(default=True, description="Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result."),
         seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported."),
     ) -> Path:
         """Returns the enlarged picture as one file."""
-        settings = Settings(**{name: value for name, value in locals().items() if name not in ("self", "image")})
-        if not isinstance(image, LocalPath):  # a string that is neither an upload nor a URL
-            raise ValueError(NO_UPLOAD)
+        settings = Settings(**{name: value for name, value in locals().items() if name not in ("self", "image", "mask")})
+        picture, masked = read_upload(image), None if mask is None else read_upload(mask)
         self.outputs.clear()
-        output = self.engine.run(read_upload(image, LocalPath(tempfile.gettempdir())), settings, watchers=(Bar(),))
-        for name, value in output.metrics.items():
-            for key, number in value.items() if isinstance(value, dict) else [(None, value)]:
-                self.record_metric(name if key is None else f"{name}.{key}", number)
+        output = self.engine.run(picture, settings, watchers=(Bar(),), mask=masked)
+        for name, value in flat(output.metrics):
+            self.record_metric(name, value)
         return Path(self.outputs.save(output.data, output.seed, settings.output_format))

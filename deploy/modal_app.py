@@ -49,11 +49,11 @@ class Seesr:
         """{"image": base64, ...settings} -> {"file_key", "public_url"}."""
         from fastapi import HTTPException
 
-        from seesr.parse import from_data_uri, settings_of
+        from seesr.parse import MASK, from_data_uri, mask_of, settings_of
 
         try:
-            settings = settings_of(body, frozenset({"image"}))
-            output = self.engine.run(from_data_uri(str(body.get("image", ""))), settings)
+            settings = settings_of(body, MASK | {"image"})
+            output = self.engine.run(from_data_uri(str(body.get("image", ""))), settings, mask=mask_of(body))
             return self.store.put(output.data, settings.output_format)
         except (ValueError, RuntimeError) as error:
             raise HTTPException(422, str(error)) from error

@@ -16,7 +16,7 @@ import runpod
 
 from seesr import Engine, logs
 from seesr.configuration import Configuration
-from seesr.parse import from_data_uri, settings_of
+from seesr.parse import MASK, from_data_uri, mask_of, settings_of
 from seesr.progress import Position
 from seesr.store import Store
 
@@ -34,9 +34,9 @@ def handler(job: dict[str, Any]) -> dict[str, Any]:
         given = job.get("input")
         if not isinstance(given, dict) or not isinstance(given.get("image"), str):
             raise ValueError("input.image must be base64 or a data URI")
-        settings = settings_of(given, frozenset({"image"}))
+        settings = settings_of(given, MASK | {"image"})
         assert engine is not None
-        output = engine.run(from_data_uri(given["image"]), settings, watchers=(tell,))
+        output = engine.run(from_data_uri(given["image"]), settings, watchers=(tell,), mask=mask_of(given))
         told = {"format": settings.output_format, "seed": output.seed, "metrics": output.metrics}
         if len(output.data) * 4 / 3 < LARGEST_ANSWER:
             return {"image": base64.b64encode(output.data).decode(), **told}

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab.report import ROOT, table
+from lab.report import RESULTS, ROOT, read, table
 from seesr import Settings
 from seesr.configuration import Configuration, variable
 
-PAGES = ("README.md", "docs/inputs.md", "docs/running.md")
+PAGES = ("docs/quality.md", "README.md", "docs/inputs.md", "docs/running.md", "docs/fleet.md")
 
 
 def span(field: dataclasses.Field[Any]) -> str:
@@ -31,7 +31,7 @@ def span(field: dataclasses.Field[Any]) -> str:
 
 def default(field: dataclasses.Field[Any]) -> str:
     if field.default is None:
-        return "random, reported"
+        return "random, reported" if field.name == "seed" else "none"
     if field.metadata["kind"] is bool:
         return "on" if field.default else "off"
     return "empty" if field.default == "" else f"`{field.default}`"
@@ -63,7 +63,37 @@ def variables() -> str:
     return table(rows, {"variable": "", "type": "", "default": "", "effect": ""})
 
 
-TABLES: dict[str, Callable[[], str]] = {"inputs": inputs, "effects": effects, "variables": variables}
+def fleet() -> str:
+    """What `python -m lab.fleet.figures all --json results/fleet` wrote."""
+    rows = []
+    for path in sorted((RESULTS / "fleet").glob("*.json")):
+        (found,) = read(path)
+        name = found.pop("experiment")
+        rows.append({"experiment": name, "seen": ", ".join(f"{key} {value}" for key, value in found.items())})
+    return table(rows, {"experiment": "", "seen": ""})
+
+
+def fidelity() -> str:
+    """What `python -m lab.quality.dials` wrote, of the way that the product goes."""
+    rows = [row for row in read(RESULTS / "fidelity.json") if row["way"].startswith("ours")]
+    columns = {"way": "", "fidelity": ".1f", "psnr to plain": ".2f", "psnr to truth": ".2f", "sharpness": ".3f"}
+    return table(rows, {**columns, "niqe": ".2f", "invented": ".4f", "faithful": ".2f"})
+
+
+def presets() -> str:
+    """What `python -m lab.quality.dials --presets` wrote."""
+    columns = {"preset": "", "seconds": ".2f", "psnr_y": ".2f", "niqe": ".2f", "invented": ".4f", "faithful": ".2f"}
+    return table(read(RESULTS / "presets.json"), columns)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "inputs": inputs,
+    "effects": effects,
+    "variables": variables,
+    "fleet": fleet,
+    "fidelity": fidelity,
+    "presets": presets,
+}
 
 
 def filled(page: Path) -> str:

@@ -74,7 +74,7 @@ def encode(
 
     moments = again_in_float32(work, budget, vae)
     scaling = vae.config["scaling_factor"]
-    if isinstance(vae, AutoencoderTiny):
+    if is_local(vae):
         return Posterior(moments, torch.zeros_like(moments), scaling)
     centre, log_variance = moments.chunk(2, dim=1)
     return Posterior(centre, (log_variance.clamp(-30, 20) / 2).exp(), scaling)
@@ -104,7 +104,12 @@ def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress)
 
 
 def halo(vae: Any) -> int:
-    return HALO_TINY if isinstance(vae, AutoencoderTiny) else HALO
+    return HALO_TINY if is_local(vae) else HALO
+
+
+def is_local(vae: Any) -> bool:
+    """Whether nothing beyond HALO_TINY cells can matter: no layer sees the whole picture."""
+    return isinstance(vae, AutoencoderTiny)
 
 
 def run(

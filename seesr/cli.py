@@ -8,19 +8,24 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from seesr import logs
 from seesr.configuration import Configuration
 from seesr.folder import make_plan, settings_like
 from seesr.images import write
+from seesr.presets import PRESETS
 from seesr.progress import Bar
+from seesr.schema import MASK
 from seesr.settings import Settings
 from seesr.weights import CannotServe, WeightsError
 
 
-def parser() -> argparse.ArgumentParser:
-    """One flag per field of Settings, with its name, range, default and description."""
+def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """One flag per field of Settings, with its name, range, default (that of the preset, if any) and description."""
+    preset = preset or {}
     top = argparse.ArgumentParser(prog="seesr", description="SeeSR super-resolution on this machine.")
     commands = top.add_subparsers(dest="command", required=True)
     upscale = commands.add_parser("upscale", help="enlarge files and folders")
@@ -29,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
     upscale.add_argument(
         "--like", type=Path, metavar="FILE", help="take all settings from a file that was made before, not from flags"
     )
+    upscale.add_argument("--preset", choices=PRESETS, help="a named set of settings; flags that are given go before it")
+    upscale.add_argument("--mask", type=Path, metavar="FILE", help=MASK)
     doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
     serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
@@ -45,15 +52,16 @@ def parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(Settings):
         about = field.metadata
         flag, words = "--" + field.name.replace("_", "-"), about["description"].replace("%", "%%")
-        default = "a random number" if field.default is None else repr(field.default)
+        value = preset.get(field.name, field.default)
+        default = {None: "a random number" if field.name == "seed" else "none"}.get(value, repr(value))
         if about["kind"] is bool:
-            words += f" (default: {'on' if field.default else 'off'})"
-            upscale.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=words)
+            words += f" (default: {'on' if value else 'off'})"
+            upscale.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help=words)
             continue
         span = f"{about['ge']} to {about['le']}, " if "ge" in about else ""
         words += f" ({span}default: {default})"
         upscale.add_argument(
-            flag, type=about["kind"], choices=about.get("choices"), default=field.default, help=words,
+            flag, type=about["kind"], choices=about.get("choices"), default=value, help=words,
             metavar=None if "choices" in about else about["kind"].__name__.upper(),
         )  # fmt: skip
     return top
@@ -73,7 +81,7 @@ def upscale(args: argparse.Namespace) -> int:
     engine = Engine.load(args.bundle, args.device)
     if args.like:
         settings = settings_like(args.like, engine.loaded)
-    plan = make_plan(args.paths, args.out, settings, engine.loaded)
+    plan = make_plan(args.paths, args.out, settings, engine.loaded, args.mask is not None)
     print(f"{len(plan.tasks)} to do, {plan.done} already there, bundle {engine.loaded.name}")
     for line in plan.passed_over:
         print(line)
@@ -84,7 +92,7 @@ def upscale(args: argparse.Namespace) -> int:
         started = time.perf_counter()
         bar = Bar()
         try:
-            output = engine.run(source, settings, watchers=(bar,))
+            output = engine.run(source, settings, watchers=(bar,), mask=args.mask)
             target.parent.mkdir(parents=True, exist_ok=True)
             write.save(output.data, target)
         except (ValueError, RuntimeError, OSError) as error:
@@ -102,7 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0: all is well, 1: something failed, 2: it was asked for wrongly, 3: this machine cannot do it,
     130: interrupted.
     """
-    args = parser().parse_args(argv)
+    words = parser()
+    if preset := words.parse_args(argv).__dict__.get("preset"):
+        words = parser(PRESETS[preset])
+    args = words.parse_args(argv)
     try:
         configuration = Configuration.read()
         logs.configure(configuration.log_format, logging.WARNING)

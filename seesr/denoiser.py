@@ -78,6 +78,7 @@ class Denoiser:
         budget: tiles per forward pass, fewer when memory runs out.
         progress: counts finished tiles.
         graphs: records and replays the forward pass; None: it is run.
+        needed: for every step the tiles that are denoised; empty: all of them, always.
     """
 
     unet: UNet2DConditionModel
@@ -92,11 +93,17 @@ class Denoiser:
     budget: Budget = dataclasses.field(default_factory=Budget)
     progress: Progress = dataclasses.field(default_factory=Progress)
     graphs: Graphs | None = None
+    needed: list[list[Tile]] = dataclasses.field(default_factory=list)
     features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, z: Tensor, t: int) -> Tensor:
-        """Latents [N, C, H, W] float32 at timestep t -> the network's predictions, the same shape, float32."""
-        before = self.progress.position
+    def __call__(self, z: Tensor, t: int, s: int) -> Tensor:
+        """Latents [N, C, H, W] float32 at timestep t, step s -> the network's predictions, the same shape, float32.
+
+        Where no tile is needed they are 0.
+        """
+        before, tiles = self.progress.position, self.needed[s] if self.needed else self.tiles
+        if not tiles:
+            return torch.zeros_like(z)
 
         def run(places: list[Place]) -> Tensor:
             parts = torch.stack([tile.crop(z[n]) for n, tile in places])
@@ -112,7 +119,7 @@ class Denoiser:
 
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
-            return blend(run, self.tiles, z.shape, self.budget.batch.amount, self.weight, self.progress.advance)
+            return blend(run, tiles, z.shape, self.budget.batch.amount, self.weight, self.progress.advance)
 
         return self.budget.batch.attempt(whole, self.release)
 

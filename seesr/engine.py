@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from seesr import machine, weights
 from seesr.configuration import Configuration
 from seesr.images.read import decode, read_file
+from seesr.mask import read_mask
 from seesr.networks import hardware
 from seesr.one_thread import OneThread
 from seesr.progress import Deadline, Progress, Watcher
@@ -104,6 +105,7 @@ class Engine:
         settings: Settings | None = None,
         deadline: float | None = None,
         watchers: tuple[Watcher, ...] = (),
+        mask: bytes | Path | None = None,
     ) -> Output:
         """Upscales one picture.
 
@@ -112,6 +114,7 @@ class Engine:
             settings: None: the defaults.
             deadline: seconds for this picture once its turn has come; None: SEESR_DEADLINE, or any time.
             watchers: told of every tile; one that raises ends the work.
+            mask: an image file of the same aspect: white is enhanced, black stays the plain enlargement.
 
         Raises:
             ValueError: the file or the settings cannot be used; one line.
@@ -125,7 +128,7 @@ class Engine:
                 raise RuntimeError("the engine is unloaded")
             seconds = deadline if deadline is not None else self.configuration.deadline
             told = watchers if seconds is None else (*watchers, Deadline(seconds))
-            return self.thread.run(lambda: upscale(upscaler, data, settings, Progress(*told)))
+            return self.thread.run(lambda: upscale(upscaler, data, settings, Progress(*told), mask))
 
     def healthy(self) -> bool:
         """Whether a bundle is loaded and its device still computes. Answers while a picture is made, too."""
@@ -148,14 +151,19 @@ class Engine:
             self.thread.run(free_memory)
 
 
-def upscale(upscaler: Upscaler, data: bytes | Path, settings: Settings, progress: Progress) -> Output:
+def upscale(
+    upscaler: Upscaler, data: bytes | Path, settings: Settings, progress: Progress, mask: bytes | Path | None
+) -> Output:
     """file -> picture -> file, with the seconds of both ends."""
     started = time.perf_counter()
     progress.start("read")
     picture = decode(read_file(data) if isinstance(data, Path) else data, settings.output_size)
+    shape = None
+    if mask is not None:
+        shape = read_mask(read_file(mask) if isinstance(mask, Path) else mask, picture.size)
     progress.finish()
     read = time.perf_counter()
-    result = upscaler(picture, settings, progress)
+    result = upscaler(picture, settings, progress, shape)
     upscaled = time.perf_counter()
     progress.start("file")
     encoded = result.encode()

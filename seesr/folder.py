@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     passed_over: list[str]
 
 
-def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle) -> Plan:
+def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle, masked: bool = False) -> Plan:
     """Looks through files and folders.
 
     A result is done if the record in its file names this bundle and these settings (any seed will do where none is
@@ -43,6 +43,7 @@ def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle) 
 
     Args:
         bundle: the weights in use.
+        masked: whether a mask is used; what one made is always made again.
     """
     sources: dict[Path, Path] = {}  # file -> where its result goes below `out`, with the source's suffix
     passed_over: Counter[str] = Counter()
@@ -59,12 +60,12 @@ def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle) 
             else:
                 sources[file] = file.relative_to(path)
     stems = Counter(name.with_suffix("") for name in sources.values())
-    ending = f"-x{settings.scale_factor:g}.{settings.output_format}"
+    ending = f"-{settings.label}.{settings.output_format}"
     tasks = []
     for source, name in sources.items():
         stem = name.stem if stems[name.with_suffix("")] == 1 else name.name  # a.jpg beside a.png keep their suffixes
         tasks.append(Task(source, out / name.with_name(stem + ending)))
-    todo = [task for task in tasks if not is_done(task.target, settings, bundle)]
+    todo = [task for task in tasks if masked or not is_done(task.target, settings, bundle)]
     lines = [f"{count} passed over, {reason}" for reason, count in passed_over.items()]
     return Plan(todo, len(tasks) - len(todo), lines)
 
@@ -72,7 +73,7 @@ def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle) 
 def is_done(target: Path, settings: Settings, bundle: Bundle) -> bool:
     """Whether the file was made by this bundle with these settings."""
     record = record_of(target)
-    if record is None:
+    if record is None or "mask_sha256" in record:
         return False
     asked = dataclasses.asdict(settings)
     made = {**record.get("settings", {}), **({"seed": None} if settings.seed is None else {})}

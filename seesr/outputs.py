@@ -6,7 +6,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from seesr.images import write
 
@@ -43,3 +45,10 @@ class OutputFolder:
         path = self.path / f"{seed}-{os.urandom(4).hex()}.{suffix}"
         write.save(data, path)
         return path
+
+
+def flat(metrics: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The metrics with those of a group as group.name."""
+    for name, value in metrics.items():
+        for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+            yield f"{name}.{key}" if key else name, number

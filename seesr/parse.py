@@ -12,6 +12,7 @@ from typing import Any
 
 from seesr.settings import Settings
 
+MASK = frozenset({"mask"})  # beside the settings
 BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
@@ -41,6 +42,20 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
             continue  # an empty field of a form
         values[name] = value
     return Settings(**values)
+
+
+def mask_of(given: Mapping[str, Any]) -> bytes | None:
+    """The mask that stands beside the settings, in base64 or as a data URI; None if there is none.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    words = given.get("mask")
+    if words is None:
+        return None
+    if not isinstance(words, str):
+        raise ValueError("mask must be base64 or a data URI")
+    return from_data_uri(words)
 
 
 def from_data_uri(uri: str) -> bytes:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from seesr import __version__
 from seesr.images import write
 from seesr.images.formats import FORMATS
 from seesr.images.picture import Picture
 from seesr.settings import Settings
 from seesr.views import VIEWS
+from seesr.weights import Bundle
+
+if TYPE_CHECKING:
+    from seesr.tiling import Tile
+
+
+def record(settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None) -> dict[str, Any]:
+    """All that is needed to make the same picture again from the same input, and mask."""
+    about = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
+    if mask is not None:
+        about["mask_sha256"] = hashlib.sha256(mask.tobytes()).hexdigest()
+    return {**about, "settings": dataclasses.asdict(settings)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +42,7 @@ class Result:
         settings: what was asked for, with the seed that was used.
         metrics: tags, sizes, steps, tiles, seconds per stage, peak memory of the process, device, bundle.
         source: the input.
+        layout: the denoiser's tiles in latent cells, and the pixels of a cell's side.
     """
 
     picture: Picture
@@ -35,6 +50,7 @@ class Result:
     settings: Settings
     metrics: dict[str, Any]
     source: Picture
+    layout: tuple[list[Tile], int]
 
     @property
     def seed(self) -> int:

@@ -89,7 +89,7 @@ def unsteered(x0: Tensor, s: int) -> Tensor:
 
 
 def sample(
-    denoise: Callable[[Tensor, int], Tensor],
+    denoise: Callable[[Tensor, int, int], Tensor],
     z: Tensor,
     steps: list[Step],
     update: Update,
@@ -98,11 +98,11 @@ def sample(
     """Latents at the first step -> clean latents, [N, C, H, W] float32.
 
     Args:
-        denoise: latents and timestep -> the noise that the network predicts, the same shape.
+        denoise: latents, timestep and number of the step -> the noise that the network predicts, the same shape.
         update: Ancestral(noise), or ddim_step where fresh noise would drive particles apart.
         steer: moves the predicted clean latents of all particles before each update.
     """
     for s, step in enumerate(steps):
-        x0 = steer(predicted_x0(denoise(z, step.t), z, step), s)
+        x0 = steer(predicted_x0(denoise(z, step.t, s), z, step), s)
         z = update(z, x0, step)
     return z

@@ -14,6 +14,10 @@ from seesr.settings import Settings
 
 FILE = Path(__file__).resolve().parent.parent / ".cog/openapi_schema.json"
 IMAGE = "JPEG, PNG or WebP to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB."
+MASK = (
+    "Where the model may change the picture: white is enhanced, black stays the plain enlargement, grey blends. "
+    "An image of the same aspect, of any size."
+)
 TYPES = {float: "number", int: "integer", str: "string", bool: "boolean"}
 LIMITS = {"ge": "minimum", "le": "maximum", "max_length": "maxLength"}
 TEXT = {"type": "string"}
@@ -29,8 +33,10 @@ def inputs() -> dict[str, Any]:
     """The schemas of the input and of its enumerations."""
     uri = {"type": "string", "format": "uri", "title": "Image", "description": IMAGE}
     properties: dict[str, Any] = {"image": {"x-order": 0, **uri, "x-cog-accept": "image/*"}}
+    mask = {**uri, "title": "Mask", "description": MASK, "x-cog-accept": "image/*", "nullable": True, "default": None}
+    properties["mask"] = {"x-order": 1, **mask}
     enums: dict[str, Any] = {}
-    for order, field in enumerate(dataclasses.fields(Settings), 1):
+    for order, field in enumerate(dataclasses.fields(Settings), 2):
         about, name = field.metadata, field.name
         kind = {"type": TYPES[about["kind"]]}
         entry: dict[str, Any] = {"x-order": order}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from seesr.checked import checked
 from seesr.color import FIXES
 from seesr.images.formats import FORMATS
-from seesr.limits import LARGEST_OUTPUT, check_input
+from seesr.limits import LARGEST_OUTPUT, LARGEST_SIDE, check_input
 from seesr.views import VIEWS
 
 
@@ -33,6 +33,27 @@ class Settings:
         float,
         ge=1,
         le=8,
+    )
+    target_side: int | None = _field(
+        None,
+        "Longest side of the output in pixels, exactly; replaces scale_factor. The scale that it takes must be from 1 to 8.",
+        int,
+        ge=1,
+        le=LARGEST_SIDE,
+    )
+    target_megapixels: float | None = _field(
+        None,
+        "Size of the output in megapixels, as near as whole pixels allow; replaces scale_factor. The scale that it takes must be from 1 to 8.",
+        float,
+        ge=0.0001,
+        le=67.108864,
+    )
+    fidelity: float = _field(
+        0.0,
+        "How much of the plain bicubic enlargement is kept: 0 is all of the model's detail, 1 the plain enlargement, exactly; coarse changes go before fine ones. With use_kds detail on which the samples disagree goes first.",
+        float,
+        ge=0,
+        le=1,
     )
     user_prompt: str = _field(
         "",
@@ -96,7 +117,7 @@ class Settings:
     )
     output_view: str = _field(
         "image",
-        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed (invented detail). The same seed gives the matching image.",
+        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed. The same seed gives the matching image.",
         str,
         choices=tuple(VIEWS),
     )
@@ -117,12 +138,14 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
-                object.__setattr__(self, field.name, _checked(field.name, value, field.metadata))
+                object.__setattr__(self, field.name, checked(field.name, value, field.metadata))
         if self.latent_tiled_overlap >= self.latent_tiled_size:
             raise ValueError(
                 f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {self.latent_tiled_size}: "
                 "tiles cannot advance; it must be smaller"
             )
+        if self.target_side is not None and self.target_megapixels is not None:
+            raise ValueError("target_side and target_megapixels were both given; one of them names the size")
         view = VIEWS[self.output_view]
         if view.deep and not FORMATS[self.output_format].deep:
             raise ValueError(
@@ -147,9 +170,11 @@ class Settings:
                 scale that fits, if there is one.
         """
         check_input(width, height)
-        size, reason = self._enlarged(width, height, self.scale_factor)
+        size, reason = self._enlarged(width, height, self.scale_for(width, height))
         if reason is None:
             return size
+        if self.target is not None:
+            raise ValueError(f"{self.target} of a {width}x{height} image asks for {reason}")
         hundredths = range(100, math.floor(100 * self.scale_factor) + 1)
         fitting = bisect.bisect_left(
             hundredths, True, key=lambda n: self._enlarged(width, height, n / 100)[1] is not None
@@ -158,6 +183,38 @@ class Settings:
             f"the largest scale for this image is {(99 + fitting) / 100:g}" if fitting else "no scale of 1 or more fits"
         )
         raise ValueError(f"scale {self.scale_factor:g} of a {width}x{height} image asks for {reason}; {remedy}")
+
+    @property
+    def label(self) -> str:
+        """The size for the name of a file: x4, 4096px or 12MP."""
+        if self.target_side is not None:
+            return f"{self.target_side}px"
+        return f"x{self.scale_factor:g}" if self.target_megapixels is None else f"{self.target_megapixels:g}MP"
+
+    @property
+    def target(self) -> str | None:
+        """The target in words, or None."""
+        if self.target_side is not None:
+            return f"target_side {self.target_side}"
+        return None if self.target_megapixels is None else f"target_megapixels {self.target_megapixels:g}"
+
+    def scale_for(self, width: int, height: int) -> float:
+        """The scale of an input of this size: scale_factor, or what the target takes.
+
+        Raises:
+            ValueError: the target takes less than 1 or more than 8; the message has the scale.
+        """
+        if self.target is None:
+            return self.scale_factor
+        if self.target_side is not None:
+            scale = self.target_side / max(width, height)
+        else:
+            scale = math.sqrt((self.target_megapixels or 0) * 1e6 / (width * height))
+        if not 1 <= scale <= 8:
+            raise ValueError(
+                f"{self.target} of a {width}x{height} image takes a scale of {scale:.4g}; it must be from 1 to 8"
+            )
+        return scale
 
     def _enlarged(self, width: int, height: int, scale: float) -> tuple[tuple[int, int], str | None]:
         """The result's size at this scale, and what it is too large for, if anything."""
@@ -169,36 +226,3 @@ class Settings:
             shown = f"{columns * size[0]}x{size[1]} pixels" + (f" in the {self.output_view}" if columns > 1 else "")
             return size, f"{shown}; a {self.output_format} may have {longest} on a side here"
         return size, None
-
-
-def _checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
-    """The value as its kind, or a ValueError that names field, value and limit."""
-    kind = about["kind"]
-    value = _typed(name, value, kind)
-    if "choices" in about and value not in about["choices"]:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(about['choices'])}")
-    if "ge" in about and not about["ge"] <= value <= about["le"]:
-        raise ValueError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}")
-    if kind is str and len(value) > about.get("max_length", math.inf):
-        raise ValueError(f"{name} has {len(value)} characters; at most {about['max_length']} are allowed")
-    if kind is str and not _is_text(value):
-        raise ValueError(f"{name} holds a NUL or half of a surrogate pair, which is not text")
-    return value
-
-
-def _typed(name: str, value: Any, kind: type) -> Any:
-    """JSON has one number type: 1.0 is a good int and 4 a good float; anything else must match."""
-    if kind is bool:
-        good = isinstance(value, bool)
-    elif kind is str:
-        good = isinstance(value, str)
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good = number and math.isfinite(value) and (kind is float or value == int(value))
-    if not good:
-        raise ValueError(f"{name} is {value!r}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
-    return kind(value)
-
-
-def _is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)

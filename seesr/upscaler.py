@@ -12,6 +12,7 @@ from PIL import Image
 from seesr import precision
 from seesr.images.picture import Picture
 from seesr.images.read import from_pil
+from seesr.mask import Grey
 from seesr.networks import hardware, models
 from seesr.networks.graphs import Graphs
 from seesr.progress import Progress
@@ -65,15 +66,20 @@ class Upscaler:
         source: Picture | Image.Image,
         settings: Settings | None = None,
         progress: Progress | None = None,
+        mask: Grey | None = None,
     ) -> Result:
         """Upscales one picture. Settings that are not given are the defaults; without `progress` nobody watches.
+
+        Args:
+            mask: where the model may change it (seesr.mask.read_mask); None: everywhere.
 
         Raises:
             ValueError: the picture cannot be used, or is too large for the scale; one line.
             RuntimeError: the networks gave no usable picture.
         """
         picture = source if isinstance(source, Picture) else from_pil(source)
-        return Upscaling(self.networks, settings or Settings(), picture, progress or Progress(), self.graphs).run()
+        given = settings or Settings()
+        return Upscaling(self.networks, given, picture, progress or Progress(), self.graphs, mask).run()
 
     def warm_up(self) -> None:
         """Runs one step on a small grey picture, so that the first caller does not pay for lazy initialisation."""

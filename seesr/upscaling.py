@@ -24,19 +24,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from seesr import __version__, autoencoder, color, finish, sampling, steering, text
+from seesr import autoencoder, color, finish, sampling, steering, text
 from seesr.budget import Budget
 from seesr.denoiser import Denoiser, layout
 from seesr.images.picture import Picture, Pixels, enlarge, pad
+from seesr.mask import Grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.progress import Progress
-from seesr.result import Result
+from seesr.result import Result, record
+from seesr.savings import covered, needed
 from seesr.settings import Settings
 from seesr.tiling import Tile
 
@@ -53,11 +53,12 @@ class Upscaling:
         picture: Picture,
         progress: Progress,
         graphs: Graphs | None = None,
+        mask: Grey | None = None,
     ) -> None:
-        self.networks, self.picture, self.progress, self.graphs = networks, picture, progress, graphs
+        self.networks, self.picture, self.progress, self.graphs, self.mask = networks, picture, progress, graphs, mask
+        self.factor = networks.factor
         seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
         self.settings = dataclasses.replace(settings, seed=seed)
-        self.seed = seed
         self.size = settings.output_size(*picture.size)
         self.seconds: dict[str, float] = {}
         self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)
@@ -73,14 +74,15 @@ class Upscaling:
             start, update = self.start(hint)
         with self.timed("denoise"):
             denoiser = self.denoiser(hint, text_tokens, image_tokens, start.shape[2:])
-            z, uncertainty, kds = self.denoise(denoiser, start, update)
+            z, spread, kds = self.denoise(denoiser, start, update)
         with self.timed("decode"):
             restored = self.decode(z)
         with self.timed("finish"):
-            picture = self.finish(restored, hint)
-        metrics = self.metrics(picture, denoiser) | kds
+            picture, trust = self.finish(restored, hint, spread)
+        metrics = self.metrics(picture, denoiser) | trust | kds
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
-        return Result(picture, uncertainty, self.settings, metrics, self.picture)
+        uncertainty, layout = finish.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
+        return Result(picture, uncertainty, self.settings, metrics, self.picture, layout)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -95,7 +97,7 @@ class Upscaling:
 
     def metrics(self, picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
         return {
-            "seed": self.seed,
+            "seed": self.settings.seed,
             "tags": ", ".join(self.prompt.tags),
             "tags_left_out": ", ".join(self.prompt.left_out),
             "prompt_cut": self.prompt.cut,
@@ -103,6 +105,7 @@ class Upscaling:
             "output_size": "x".join(map(str, picture.size)),
             "steps": self.settings.num_inference_steps,
             "tiles": len(denoiser.tiles),
+            "tiles_skipped": len(denoiser.tiles) - len(denoiser.needed[-1]) if denoiser.needed else 0,
             "tile_batch": self.budget.batch.amount,
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
@@ -146,19 +149,20 @@ class Upscaling:
         deterministically, since fresh noise would drive them apart again.
         """
         networks, settings = self.networks, self.settings
-        size = hint.shape[0] // networks.factor, hint.shape[1] // networks.factor
+        size = hint.shape[0] // self.factor, hint.shape[1] // self.factor
         streams = self.noise((1, networks.unet.config["in_channels"], *size))
         first = torch.cat([next(stream) for stream in streams])
         posterior = self.encode(hint, size)
+        self.clean = posterior.mean()
         if settings.steered:
-            return sampling.start_latents(posterior.mean(), first, networks.scheduler), sampling.ddim_step
+            return sampling.start_latents(self.clean, first, networks.scheduler), sampling.ddim_step
         z = posterior.sample(next(streams[0]))
         return sampling.start_latents(z, first, networks.scheduler), sampling.Ancestral(streams[0])
 
     def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
         """A stream of noise for every particle; the seed itself belongs to the first."""
         count = self.settings.num_particles if self.settings.steered else 1
-        seeds = steering.particle_seeds(self.seed, count)
+        seeds = steering.particle_seeds(self.settings.seed or 0, count)
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
     def encode(self, hint: Pixels, size: tuple[int, int]) -> autoencoder.Posterior:
@@ -167,20 +171,25 @@ class Upscaling:
 
     def denoise(
         self, denoiser: Denoiser, start: Tensor, update: sampling.Update
-    ) -> tuple[Tensor, NDArray[np.uint16] | None, dict[str, Any]]:
-        """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], uncertainty map, steering metrics."""
-        settings, factor = self.settings, self.networks.factor
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], spread [h, w], steering metrics.
+
+        Where no tile was needed the latents are those of the input.
+        """
+        settings, factor = self.settings, self.factor
         steps = sampling.schedule(self.networks.scheduler, settings.num_inference_steps)
-        self.progress.start("denoise", len(steps) * len(start) * len(denoiser.tiles))
+        each = denoiser.needed or [denoiser.tiles] * len(steps)
+        self.progress.start("denoise", max(1, len(start) * sum(map(len, each))))
         if not settings.steered:
-            return sampling.sample(denoiser, start, steps, update), None, {}
+            z = sampling.sample(denoiser, start, steps, update)
+            return torch.where(covered(each[-1], z), z, self.clean), None, {}
         area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
         method = steering.Steering(bandwidth=settings.bandwidth)
         ensemble = steering.Ensemble(method, len(steps), len(start), area)
         z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, update, ensemble))
         if not metrics["effective"]:
             log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
-        return z, finish.to_map(ensemble.uncertainty, factor, self.size), {"kds": metrics}
+        return z, ensemble.uncertainty, {"kds": metrics}
 
     def denoiser(self, hint: Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
         """The networks with all that stays the same for this picture."""
@@ -198,24 +207,24 @@ class Upscaling:
             budget=self.budget,
             progress=self.progress,
             graphs=self.graphs,
+            needed=needed(self.networks.vae, self.settings, self.mask, tiles, self.size, hint.shape[:2]),
         )
 
     def under(self, hint: Pixels) -> Callable[[Tile], Tensor]:
         """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""
 
         def pixels(tile: Tile) -> Tensor:
-            top, left, bottom, right = tile.scaled(self.networks.factor)
+            top, left, bottom, right = tile.scaled(self.factor)
             return self.pixels(hint[top:bottom, left:right])
 
         return pixels
 
     def decode(self, z: Tensor) -> Tensor:
         """Clean latents [1, C, h, w] -> [3, H', W']."""
-        networks = self.networks
-        return autoencoder.decode(networks.vae, z, networks.factor, self.budget, self.progress)
+        return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress)
 
-    def finish(self, restored: Tensor, hint: Pixels) -> Picture:
-        """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record.
+    def finish(self, restored: Tensor, hint: Pixels, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
+        """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record; what it added.
 
         Raises:
             RuntimeError: values that are not finite, or a decoder that gave no picture.
@@ -227,17 +236,15 @@ class Upscaling:
         def style(top: int, bottom: int) -> Tensor:
             return self.pixels(hint[top:bottom])
 
-        finish.check_alive(content, style, self.size)
-        strips = color.match_by_strips(content, style, len(hint), self.settings.color_fix)
+        settings, mask = self.settings, self.mask
+        if settings.fidelity < 1 and (mask is None or mask.any()):
+            finish.check_alive(content, style, self.size)
+        strips = color.match_by_strips(content, style, len(hint), settings.color_fix)
         rgb = finish.to_integers(strips, self.size, self.picture.rgb.dtype)
-        alpha = self.picture.alpha
-        if alpha is not None:
-            alpha = enlarge(alpha, self.size, Image.Resampling.LANCZOS)
-        exif = self.picture.exif if self.settings.keep_exif else None
-        return dataclasses.replace(self.picture, rgb=rgb, alpha=alpha, exif=exif, record=self.record())
-
-    def record(self) -> dict[str, Any]:
-        """All that is needed to make the same picture again from the same input."""
-        bundle = self.networks.bundle
-        about = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
-        return {**about, "settings": dataclasses.asdict(self.settings)}
+        plain = hint[: self.size[1], : self.size[0]]
+        if settings.fidelity > 0 or mask is not None:
+            dial = finish.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
+            rgb = finish.keep_plain(rgb, plain, dial, mask, self.size[0] / self.picture.size[0] / 2)
+        trust = finish.trust(rgb, plain, self.picture.visible)
+        made = record(settings, self.networks.bundle, mask)
+        return self.picture.with_pixels(rgb, made, settings.keep_exif), trust

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from seesr import Engine
-from seesr.parse import from_data_uri, settings_of
+from seesr.parse import MASK, from_data_uri, mask_of, settings_of
 
 
 class EndpointHandler:
@@ -32,13 +32,13 @@ class EndpointHandler:
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise ValueError("parameters must be an object")
-        settings = settings_of(parameters)
+        settings, mask = settings_of(parameters, MASK), mask_of(parameters)
         if isinstance(inputs, Image.Image):
             buffer = io.BytesIO()
             inputs.save(buffer, "PNG", exif=inputs.info.get("exif", b""))
-            return Image.open(io.BytesIO(self.engine.run(buffer.getvalue(), settings).data))
+            return Image.open(io.BytesIO(self.engine.run(buffer.getvalue(), settings, mask=mask).data))
         if not isinstance(inputs, str):
             raise ValueError("inputs must be the image in base64, or a data URI")
-        output = self.engine.run(from_data_uri(inputs), settings)
+        output = self.engine.run(from_data_uri(inputs), settings, mask=mask)
         words = base64.b64encode(output.data).decode()
         return {"image": words, "format": settings.output_format, "seed": output.seed, "metrics": output.metrics}

@@ -9,12 +9,12 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 from seesr.engine import Output
 from seesr.fleet import worker
 from seesr.progress import Progress, Watcher
 from seesr.settings import Settings
+from seesr.weights import Bundle
 
 SECONDS = float(os.environ.get("ECHO_SECONDS", "0.25"))
 TILES = 10
@@ -25,7 +25,9 @@ app.conf.imports = [*app.conf.imports, "lab.fleet.echo"]
 class Echo:
     """Behaves as an Engine does."""
 
-    def run(self, data: Path, settings: Settings, deadline: float | None, watchers: tuple[Watcher, ...]) -> Output:
+    def run(
+        self, data: Path, settings: Settings, deadline: float | None, watchers: tuple[Watcher, ...], mask: Path | None
+    ) -> Output:
         content, progress = data.read_bytes(), Progress(*watchers)
         seconds = SECONDS * settings.num_inference_steps
         progress.start("denoise", TILES)
@@ -42,8 +44,7 @@ class Echo:
     def healthy(self) -> bool:
         return True
 
-    def about(self) -> dict[str, Any]:
-        return {"loaded": True, "bundle": {"name": "echo"}}
+    loaded = Bundle(Path(), "echo", "pocket", "none", {})
 
     def unload(self) -> None:
         pass

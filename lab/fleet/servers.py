@@ -148,14 +148,22 @@ class Fleet:
         return self.runs_file.read_text().split() if self.runs_file.exists() else []
 
     def close(self) -> None:
-        order = sorted(self.processes, key=lambda name: name == "redis")
-        for name in order:
-            self.processes[name].send_signal(signal.SIGKILL if name.startswith("worker") else signal.SIGTERM)
-        for name in order:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes[name].wait(20)
-            self.processes[name].kill()
-            self.processes[name].wait()
+        """Workers first, Redis last, each in order; one that does not end is killed."""
+        rank = {"worker": 0, "flower": 1, "gateway": 1, "stranger": 1, "weed": 2, "redis": 3}
+
+        def place(name: str) -> int:
+            return rank[name.rstrip("0123456789")]
+
+        for step in sorted(set(rank.values())):
+            ending = [self.processes[name] for name in self.processes if place(name) == step]
+            for process in ending:
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)
+            for process in ending:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                process.kill()
+                process.wait()
         self.redis.close()
 
 

@@ -49,7 +49,7 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     if variant == "no ControlNet":
         denoiser = dataclasses.replace(denoiser, conditioning=0.0)
     z, _, _ = job.denoise(denoiser, z, update)
-    return job.finish(job.decode(z), hint).rgb
+    return job.finish(job.decode(z), hint, None)[0].rgb
 
 
 def main() -> None:

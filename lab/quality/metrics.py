@@ -56,9 +56,13 @@ def delta_e(a: Rgb, b: Rgb) -> float:
     return float(deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean())
 
 
-def measure(restored: Rgb, truth: Rgb) -> dict[str, float]:
+def niqe(restored: Rgb) -> float:
     from basicsr.metrics.niqe import calculate_niqe
 
+    return float(calculate_niqe(restored[..., ::-1].astype(np.float32), SCALE))
+
+
+def measure(restored: Rgb, truth: Rgb) -> dict[str, float]:
     inner = (slice(SCALE, -SCALE), slice(SCALE, -SCALE))
     a, b = restored[inner], truth[inner]
     return {
@@ -66,7 +70,7 @@ def measure(restored: Rgb, truth: Rgb) -> dict[str, float]:
         "psnr_rgb": psnr(a, b),
         "ssim_y": float(structural_similarity(luma(a), luma(b), data_range=255)),
         "ssim_rgb": float(structural_similarity(a, b, data_range=255, channel_axis=2)),
-        "niqe": float(calculate_niqe(restored[..., ::-1].astype(np.float32), SCALE)),
+        "niqe": niqe(restored),
         "delta_e": delta_e(a, b),
     }
 

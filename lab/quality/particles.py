@@ -61,7 +61,7 @@ class Trial:
 
     def picture(self, z: Tensor) -> np.ndarray:
         """Latents [1, C, h, w] -> [H, W, 3]."""
-        return self.job.finish(self.job.decode(z), self.hint).rgb
+        return self.job.finish(self.job.decode(z), self.hint, None)[0].rgb
 
 
 def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, seed: int) -> list[dict[str, Any]]:

@@ -80,13 +80,15 @@ class FleetJobs:
         """The workers that take this gateway's jobs."""
         return {name: told for name, told in self.roster.workers().items() if told.get("version") == self.version}
 
-    def submit(self, job: Job, image: Path) -> None:
+    def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         if self.closing:
             raise Away("the server is shutting down")
         self.objects.put(f"in/{job.id}", image)
+        if mask is not None:
+            self.objects.put(f"in/{job.id}-mask", mask)
         ahead = self.records.add(job, self.most)
         if ahead >= self.most:
-            self.objects.drop(f"in/{job.id}")
+            self.objects.drop_inputs(job)
             raise Full(self.expected_seconds(ahead))
         try:
             self.publish(job)
@@ -123,9 +125,9 @@ class FleetJobs:
 
     def cancel(self, id: str) -> None:
         if self.records.cancel(id):
-            self.objects.drop(f"in/{id}")
             job = self.records.find(id)
             if job is not None:
+                self.objects.drop_inputs(job)
                 self.records.hook(job, "completed")
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:

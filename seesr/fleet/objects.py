@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from pathlib import Path
 
 import obstore
 
-from seesr.serving.job import Away
+from seesr.serving.job import Away, Job
 from seesr.store import Store
+
+log = logging.getLogger(__name__)
 
 LOOK = 5.0  # seconds for which an answer of the store is believed
 MISSING = (FileNotFoundError, obstore.exceptions.NotFoundError)
@@ -39,7 +42,7 @@ class Objects:
         except obstore.exceptions.AlreadyExistsError:
             return
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise Away(f"the object store is away: {first_line(error)}") from None
+            raise away(error) from None
 
     def get(self, name: str) -> Path:
         """The file, on this machine.
@@ -62,7 +65,7 @@ class Objects:
             raise FileNotFoundError(name) from None
         except (obstore.exceptions.BaseError, OSError) as error:
             part.unlink(missing_ok=True)
-            raise Away(f"the object store is away: {first_line(error)}") from None
+            raise away(error) from None
         return path
 
     def drop(self, name: str) -> None:
@@ -73,7 +76,12 @@ class Objects:
         except MISSING:
             return
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise Away(f"the object store is away: {first_line(error)}") from None
+            raise away(error) from None
+
+    def drop_inputs(self, job: Job) -> None:
+        self.drop(f"in/{job.id}")
+        if job.masked:
+            self.drop(f"in/{job.id}-mask")
 
     def away(self) -> str | None:
         """None if the store answers, else what it says; asked at most every LOOK seconds."""
@@ -84,7 +92,7 @@ class Objects:
             except MISSING:
                 pass
             except (obstore.exceptions.BaseError, OSError) as error:
-                reason = f"the object store is away: {first_line(error)}"
+                reason = str(away(error))
             self.looked = time.monotonic(), reason
         return self.looked[1]
 
@@ -98,5 +106,7 @@ class Objects:
         return shutil.disk_usage(self.cache).free
 
 
-def first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+def away(error: BaseException) -> Away:
+    """What callers are told; the log says more, and names paths."""
+    log.warning("object store: %s", " ".join(str(error).split())[:300])
+    return Away("the object store is away")

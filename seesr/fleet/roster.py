@@ -29,6 +29,9 @@ class Roster:
 
         self.link(work)
 
+    def leave(self, name: str) -> None:
+        self.link(lambda client: client.delete(f"{PREFIX}worker:{name}"))
+
     def workers(self) -> dict[str, dict[str, Any]]:
         """Those that are alive, by name; the others are forgotten."""
         found = {}

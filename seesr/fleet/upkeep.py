@@ -92,7 +92,8 @@ class Upkeep:
             kind, _, id = name.partition(":")
             if kind == "job":
                 job = self.jobs.records.forget(id)
-                self.jobs.objects.drop(f"in/{id}")
+                if job is not None:
+                    self.jobs.objects.drop_inputs(job)
                 if job is not None and job.output:
                     self.jobs.objects.drop(f"out/{job.output}")
             else:

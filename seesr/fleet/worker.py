@@ -60,7 +60,7 @@ class Child:
         self.name = configuration.worker_name or ""
         self.say("loading")
         self.engine = engine_of()
-        self.say("idle", bundle=self.engine.about().get("bundle"))
+        self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
         threading.Thread(target=self.obey, name="orders", daemon=True).start()
 
     def say(self, state: str, **more: Any) -> None:
@@ -110,7 +110,8 @@ class Child:
         try:
             report()
             source = self.objects.get(f"in/{job.id}")
-            output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),))
+            mask = self.objects.get(f"in/{job.id}-mask") if job.masked else None
+            output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),), mask)
             name = f"{job.id}.{settings.output_format}"
             self.objects.put(f"out/{name}", output.data, once=True)
             self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
@@ -137,7 +138,7 @@ class Child:
             self.records.count(found)
         for event in ("output", "completed") if status == DONE else ("completed",):
             self.records.hook(job, event)
-        self.objects.drop(f"in/{job.id}")
+        self.objects.drop_inputs(job)
 
 
 child: Child | None = None
@@ -154,6 +155,12 @@ def start_child(**_: Any) -> None:
         log.exception("the engine cannot be loaded; this worker ends")
         os.kill(os.getppid(), signal.SIGTERM)
         raise
+
+
+@signals.worker_shutdown.connect
+def leave(**_: Any) -> None:
+    """The parent has ended in order: nobody need wait for its silence."""
+    Roster(Link(configuration.redis or "")).leave(configuration.worker_name or "")
 
 
 @app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)

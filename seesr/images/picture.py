@@ -44,6 +44,12 @@ class Picture:
         """(width, height), pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
+    def with_pixels(self, rgb: Pixels, record: dict[str, Any], keep_exif: bool) -> Picture:
+        """The same picture enlarged to `rgb`: alpha by Lanczos, all else as it was."""
+        size = rgb.shape[1], rgb.shape[0]
+        alpha = None if self.alpha is None else enlarge(self.alpha, size, Image.Resampling.LANCZOS)
+        return dataclasses.replace(self, rgb=rgb, alpha=alpha, exif=self.exif if keep_exif else None, record=record)
+
     def pil(self) -> Image.Image:
         """As an 8-bit Pillow image, RGB or RGBA."""
         rgb = to_uint8(self.rgb)

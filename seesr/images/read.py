@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import stat
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,18 @@ NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
 log = logging.getLogger(__name__)
 
 
-def read_upload(path: Path, folder: Path) -> bytes:
+def read_upload(path: Path, folder: Path | None = None) -> bytes:
     """The bytes of a file that a runtime put below `folder`, and of nothing else: no link, no device, no pipe.
+
+    Args:
+        folder: None: where temporary files are.
 
     Raises:
         ValueError: one line, without the path.
     """
+    if not isinstance(path, Path):  # a string that is neither an upload nor a URL
+        raise ValueError(NO_UPLOAD)
+    folder = folder or Path(tempfile.gettempdir())
     inside = path.parent.resolve().is_relative_to(folder.resolve())
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) if inside else -1

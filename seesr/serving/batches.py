@@ -49,7 +49,7 @@ async def create_batch(request: Request) -> Response:
             raise Refused(415, "send a multipart form of files, or a zip")
         if not files:
             raise Refused(422, "the batch has no files")
-        settings = settings_of(given, COMMON)
+        settings = settings_of(given, COMMON - {"mask"})
         return JSONResponse(queue_batch(request, files, settings, given), 202)
     finally:
         for stored in files:

@@ -52,7 +52,7 @@ def openapi() -> dict[str, Any]:
     query = [
         {"name": name, "in": "query", "description": entry["description"], "schema": enums.get(name, entry)}
         for name, entry in inputs.items()
-        if name != "image"
+        if name not in ("image", "mask")
     ]
     own = {
         "wait": ("seconds to wait for the result before 202 is answered", {"type": "number", "maximum": LONGEST_WAIT}),
@@ -63,7 +63,8 @@ def openapi() -> dict[str, Any]:
         {"name": name, "in": "query", "description": words, "schema": kind} for name, (words, kind) in own.items()
     ]
     binary = {"schema": {"type": "string", "format": "binary"}}
-    form = {"schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}}
+    files = {name: {"type": "string", "format": "binary"} for name in ("image", "mask")}
+    form = {"schema": {"type": "object", "properties": files, "required": ["image"]}}
     upscale = {
         "summary": "A picture in, a picture out",
         "parameters": query,

@@ -19,7 +19,7 @@ from seesr.parse import from_data_uri, settings_of
 from seesr.serving.gate import Refused
 from seesr.serving.intake import once, read_json, store
 from seesr.serving.job import DONE, Job
-from seesr.serving.plain import service, upscale
+from seesr.serving.plain import mask_of, service, upscale
 
 LONGEST_WAIT = 600.0  # seconds; the platforms have limits of their own
 
@@ -35,10 +35,11 @@ async def made(request: Request, image: Any, parameters: Any) -> tuple[Job, byte
         raise ValueError("the image must be base64 or a data URI")
     if not isinstance(parameters, dict):
         raise ValueError("parameters must be an object")
-    settings = settings_of(parameters)
+    settings = settings_of(parameters, frozenset({"mask"}))
     stored = await store(once(from_data_uri(image)), of.part(), "image")
-    of.check(stored, settings)
-    job = await of.wait(of.submit(request, stored, settings, {}), LONGEST_WAIT, request)
+    mask = await mask_of(of, stored, parameters.get("mask"))
+    of.check(stored, settings, mask)
+    job = await of.wait(of.submit(request, stored, settings, {}, mask), LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused(422 if job.error else 503, job.error or "the picture was not made in time")
     return job, of.jobs.result(job).read_bytes()

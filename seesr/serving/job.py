@@ -25,6 +25,7 @@ class Job:
         id: unguessable; also its files' name.
         owner: name of the key that asked; only it may look.
         settings: values of Settings, the seed drawn already: a second run gives the same bytes.
+        masked: whether a mask was sent beside the picture.
         name: of the file that was sent, for people.
         priority: URGENT, NORMAL or LATER.
         deadline: seconds that the picture may take once it runs; None: the engine's own.
@@ -39,6 +40,7 @@ class Job:
 
     owner: str
     settings: dict[str, Any]
+    masked: bool = False
     name: str = "image"
     priority: int = NORMAL
     deadline: float | None = None
@@ -97,8 +99,8 @@ class Jobs(Protocol):
         """None if pictures can be made now, else why not, in one line."""
         ...
 
-    def submit(self, job: Job, image: Path) -> None:
-        """Takes over the file at `image` and puts the job into the queue.
+    def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
+        """Takes over the files and puts the job into the queue.
 
         Raises:
             Full, Away: it was not taken.

@@ -77,8 +77,9 @@ class LocalJobs:
             self.waiting.append(job)
             self.journal.keep(job)
 
-    def input(self, job: Job) -> Path:
-        return self.journal.file("inputs", job.id)
+    def input(self, job: Job, kind: str = "") -> Path:
+        """The picture, or with "-mask" its mask."""
+        return self.journal.file("inputs", job.id + kind)
 
     def ready(self) -> str | None:
         if self.failure:
@@ -87,13 +88,15 @@ class LocalJobs:
             return "the server is shutting down"
         return None if self.engine else "the weights are loading"
 
-    def submit(self, job: Job, image: Path) -> None:
+    def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         with self.changes:
             if self.closing:
                 raise Away("the server is shutting down")
             if len(self.waiting) >= self.most:
                 raise Full(self.expected_seconds(len(self.waiting)))
             image.replace(self.input(job))
+            if mask is not None:
+                mask.replace(self.input(job, "-mask"))
             self.journal.keep(job)
             own = dataclasses.replace(job)  # ours changes while the caller reads its own
             self.jobs[job.id] = own
@@ -152,9 +155,7 @@ class LocalJobs:
         return {
             "queue_length": len(self.waiting),
             "oldest_wait_seconds": max((time.time() - job.created for job in list(self.waiting)), default=0.0),
-            "running": None
-            if running is None
-            else {"id": running.id, "stage": running.stage, "since": running.started},
+            "running": running and {"id": running.id, "stage": running.stage, "since": running.started},
             "since": self.since,
             "ended": dict(self.counts),
             "seconds_per_stage": dict(self.seconds),
@@ -180,9 +181,7 @@ class LocalJobs:
             self.thread.join()
 
     def work(self) -> None:
-        os.setpriority(
-            os.PRIO_PROCESS, threading.get_native_id(), POLITE
-        )  # its threads inherit it; requests come first
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)  # inherited by its threads
         try:
             self.engine = self.load()
         except Exception as error:  # anything at all: the server must say that it will never be ready
@@ -212,7 +211,9 @@ class LocalJobs:
         self.tell(job, "start")
         settings, watch = Settings(**job.settings), Reporter(job, lambda: self.tell(job, "logs"))
         try:
-            output = self.engine.run(self.input(job), settings, job.deadline, (watch,))
+            output = self.engine.run(
+                self.input(job), settings, job.deadline, (watch,), self.input(job, "-mask") if job.masked else None
+            )
             job.output = f"{job.id}.{settings.output_format}"
             write.save(output.data, self.journal.file("outputs", job.output))
             job.metrics = output.metrics
@@ -234,7 +235,8 @@ class LocalJobs:
     def end(self, job: Job, status: str, error: str | None = None) -> None:
         job.status, job.error, job.completed = status, error, time.time()
         self.counts[status] += 1
-        self.input(job).unlink(missing_ok=True)
+        for kind in ("", "-mask"):
+            self.input(job, kind).unlink(missing_ok=True)
         self.journal.keep(job)
         self.tell(job, "output" if status == DONE else "completed")
         if status == DONE:

@@ -16,7 +16,8 @@ from seesr.parse import settings_of
 from seesr.serving.gate import Refused, whole
 from seesr.serving.intake import Stored, from_words, pieces, read_json, store
 from seesr.serving.job import DONE, WAITING, Job
-from seesr.serving.service import COMMON, Service, media_type
+from seesr.serving.service import COMMON, Service, drop, media_type
+from seesr.settings import Settings
 
 LONGEST_WAIT = 600.0  # seconds
 IMAGES = ("image/", "application/octet-stream")
@@ -51,8 +52,8 @@ def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
     }
 
 
-async def take(request: Request) -> tuple[Stored, dict[str, Any]]:
-    """The image of a request and everything else that it says: body, form or JSON, and the query.
+async def take(request: Request) -> tuple[Stored, Stored | None, dict[str, Any]]:
+    """The image of a request, its mask and everything else that it says: body, form or JSON, and the query.
 
     Raises:
         ValueError, Refused: one line.
@@ -60,35 +61,57 @@ async def take(request: Request) -> tuple[Stored, dict[str, Any]]:
     of, kind = service(request), request.headers.get("content-type", "").lower()
     given: dict[str, Any] = dict(request.query_params)
     if kind.startswith("multipart/form-data"):
-        async with request.form(max_files=1, max_fields=100) as form:
-            image = form.get("image") or form.get("file")
+        async with request.form(max_files=2, max_fields=100) as form:
+            image, mask = form.get("image") or form.get("file"), form.get("mask")
             if not isinstance(image, UploadFile):
                 raise Refused(422, "the form has no file named image")
             given |= {name: value for name, value in form.items() if isinstance(value, str)}
-            return await store(pieces(image), of.part(), image.filename or "image"), given
+            stored = await store(pieces(image), of.part(), image.filename or "image")
+            if not isinstance(mask, UploadFile):
+                return stored, None, given
+            try:
+                return stored, await store(pieces(mask), of.part(), "mask"), given
+            except BaseException:
+                drop(stored)
+                raise
     if kind.startswith("application/json"):
         body = await read_json(request)
         if "image" not in body:
             raise Refused(422, "image is required")
         stored = await from_words(body["image"], of.part(), of.configuration.allow_urls)
-        return stored, {**given, **body}
+        return stored, await mask_of(of, stored, body.get("mask")), {**given, **body}
     if kind.startswith(IMAGES) or not kind:
-        return await store(request.stream(), of.part(), "image"), given
+        return await store(request.stream(), of.part(), "image"), None, given
     raise Refused(415, "send an image body, a multipart form with a file named image, or JSON")
+
+
+async def mask_of(of: Service, stored: Stored, words: Any) -> Stored | None:
+    """The mask that a request names beside its picture; where that cannot be had, the picture's file goes too.
+
+    Raises:
+        ValueError, Refused: one line.
+    """
+    if words is None:
+        return None
+    try:
+        return await from_words(words, of.part(), of.configuration.allow_urls)
+    except (ValueError, Refused) as error:
+        drop(stored)
+        raise ValueError(f"the mask cannot be used: {error}") from None
 
 
 async def upscale(request: Request) -> Response:
     """POST of one picture: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
     of = service(request)
-    stored, given = await take(request)
+    stored, mask, given = await take(request)
     try:
         settings = settings_of(given, COMMON)
         wait = whole(given.get("wait", 60), "wait", 0, LONGEST_WAIT)
-        of.check(stored, settings)
+        of.check(stored, settings, mask)
     except ValueError:
-        stored.path.unlink(missing_ok=True)
+        drop(stored, mask)
         raise
-    return await finished(request, of.submit(request, stored, settings, given), wait)
+    return await finished(request, of.submit(request, stored, settings, given, mask), wait)
 
 
 async def finished(request: Request, job: Job, wait: float) -> Response:
@@ -109,9 +132,8 @@ def file_of(of: Service, job: Job) -> Response:
     """
     if job.status != DONE:
         raise Refused(422 if job.error else 409, job.error or "the job was canceled")
-    name = (
-        f"{job.name.rpartition('.')[0] or job.name}-x{job.settings['scale_factor']:g}.{job.settings['output_format']}"
-    )
+    stem = job.name.rpartition(".")[0] or job.name
+    name = f"{stem}-{Settings(**job.settings).label}.{job.settings['output_format']}"
     headers = {"X-Job-Id": job.id, "X-Seed": str(job.settings["seed"])}
     return FileResponse(of.jobs.result(job), media_type=media_type(job), filename=name, headers=headers)
 

@@ -15,7 +15,7 @@ from seesr.serving.gate import Refused, owner
 from seesr.serving.intake import Stored, from_words, read_json
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.plain import service
-from seesr.serving.service import Service, when
+from seesr.serving.service import Service, drop, when
 from seesr.serving.webhooks import EVENTS, check_target, whsec
 
 NAME = "seesr"  # the only model; any owner will do
@@ -65,15 +65,22 @@ async def create(request: Request) -> Response:
         raise Refused(422, "input must be an object")
     if "image" not in given:
         raise Refused(422, "input.image is required")
-    settings = settings_of(given, frozenset({"image"}))
+    settings = settings_of(given, frozenset({"image", "mask"}))
     webhook, events = body.get("webhook"), body.get("webhook_events_filter")
     if webhook is not None:
         check_target(webhook)
     if events is not None and (not isinstance(events, list) or not set(events) <= set(EVENTS)):
         raise Refused(422, f"webhook_events_filter may hold {', '.join(EVENTS)}")
     stored = await image_of(request, given["image"])
-    of.check(stored, settings)
-    job = of.submit(request, stored, settings, {}, webhook=webhook, events=events)
+    mask = None
+    if given.get("mask") is not None:
+        try:
+            mask = await image_of(request, given["mask"])
+        except (ValueError, Refused) as error:
+            drop(stored)
+            raise ValueError(f"the mask cannot be used: {error}") from None
+    of.check(stored, settings, mask)
+    job = of.submit(request, stored, settings, {}, mask, webhook=webhook, events=events)
     job = await of.wait(job, preferred_wait(request))
     found = prediction(of, of.base(request), job)
     if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end

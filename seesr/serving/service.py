@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -18,6 +19,8 @@ from starlette.requests import Request
 from seesr.configuration import Configuration
 from seesr.images.formats import FORMATS
 from seesr.images.read import decode, read_file
+from seesr.limits import check_input
+from seesr.mask import check_aspect
 from seesr.serving.gate import Refused, owner
 from seesr.serving.intake import Stored
 from seesr.serving.job import PRIORITIES, WAITING, Job, Jobs
@@ -26,7 +29,7 @@ from seesr.settings import Settings
 
 LOOK = 0.25  # seconds between two looks whether the caller is still there
 LINK_SECONDS = 3600  # that a link to a result is good for
-COMMON = frozenset({"image", "wait", "priority", "deadline"})  # what a request says besides its settings
+COMMON = frozenset({"image", "mask", "wait", "priority", "deadline"})  # what a request says besides its settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +57,20 @@ class Service:
         """The address of this server as clients see it, without a slash at its end."""
         return (self.configuration.public_url or str(request.base_url)).rstrip("/")
 
-    def submit(self, request: Request, stored: Stored, settings: Settings, given: dict[str, Any], **more: Any) -> Job:
+    def submit(
+        self,
+        request: Request,
+        stored: Stored,
+        settings: Settings,
+        given: dict[str, Any],
+        mask: Stored | None = None,
+        **more: Any,
+    ) -> Job:
         """Queues a picture, or finds the job of the same Idempotency-Key.
 
         Args:
             given: priority and deadline, if the request names them.
+            mask: was sent beside the picture.
 
         Raises:
             ValueError, Refused, Full, Away: it is not taken; its file is removed.
@@ -71,19 +83,20 @@ class Service:
             if seconds is not None and not 0 < float(seconds) < 1e6:
                 raise ValueError(f"deadline is {seconds}; it must be a number of seconds above 0")
             job = Job.of(
-                owner(request), settings, name=stored.name, priority=PRIORITIES[name],
+                owner(request), settings, masked=mask is not None, name=stored.name, priority=PRIORITIES[name],
                 deadline=None if seconds is None else float(seconds), **more,
             )  # fmt: skip
             key = request.headers.get("idempotency-key")
+            files = (stored.path, mask.path if mask else None)
             if not key:
-                self.jobs.submit(job, stored.path)
+                self.jobs.submit(job, *files)
                 return job
-            asked = json.dumps([stored.digest, dataclasses.asdict(settings), name, seconds])
+            asked = json.dumps([stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds])
             digest = hashlib.sha256(asked.encode()).hexdigest()
             before = self.ledger.claim(job.owner, key, digest, job.id)
             if before is None:
                 try:
-                    self.jobs.submit(job, stored.path)
+                    self.jobs.submit(job, *files)
                 except BaseException:
                     self.ledger.release(job.owner, key)
                     raise
@@ -95,7 +108,7 @@ class Service:
                 raise Refused(409, "the result of this Idempotency-Key has expired")
             return known
         finally:
-            stored.path.unlink(missing_ok=True)
+            drop(stored, mask)
 
     async def wait(self, job: Job, seconds: float, request: Request | None = None) -> Job:
         """The job once it has ended, or as it is after `seconds`, or when it will not begin any more.
@@ -111,26 +124,23 @@ class Service:
                 self.jobs.cancel(job.id)
         return job
 
-    def check(self, stored: Stored, settings: Settings) -> None:
-        """Refuses a file that cannot become a result, before it waits in a queue: header, kind and size alone.
+    def check(self, stored: Stored, settings: Settings, mask: Stored | None = None) -> None:
+        """Refuses files that cannot become a result, before they wait in a queue: header, kind and size alone.
 
         Raises:
-            ValueError: one line; the file is removed.
+            ValueError: one line; the files are removed.
         """
-
-        class Enough(Exception):
-            pass
-
-        def known(width: int, height: int) -> None:
-            settings.output_size(width, height)
-            raise Enough
-
         try:
-            decode(read_file(stored.path), known)
-        except Enough:
-            return
+            size = size_of(stored)
+            settings.output_size(*size)
+            if mask is not None:
+                try:
+                    masked = size_of(mask)
+                except ValueError as error:
+                    raise ValueError(f"the mask cannot be used: {error}") from None
+                check_aspect(masked, size)
         except ValueError:
-            stored.path.unlink(missing_ok=True)
+            drop(stored, mask)
             raise
 
     def owned(self, request: Request, id: str) -> Job:
@@ -171,6 +181,34 @@ class Service:
         """The result inside of a data URI."""
         data = self.jobs.result(job).read_bytes()
         return f"data:{media_type(job)};base64,{base64.b64encode(data).decode()}"
+
+
+def drop(*files: Stored | None) -> None:
+    for stored in files:
+        if stored is not None:
+            stored.path.unlink(missing_ok=True)
+
+
+def size_of(stored: Stored) -> tuple[int, int]:
+    """(width, height) from the header of an image file.
+
+    Raises:
+        ValueError: no image of a known kind, or too large; one line.
+    """
+
+    class Enough(Exception):
+        pass
+
+    found: list[tuple[int, int]] = []
+
+    def known(width: int, height: int) -> None:
+        check_input(width, height)
+        found.append((width, height))
+        raise Enough
+
+    with contextlib.suppress(Enough):
+        decode(read_file(stored.path), known)
+    return found[0]
 
 
 def media_type(job: Job) -> str:

@@ -30,7 +30,7 @@ VARIABLES = {variable(name) for name in Configuration.model_fields}
 def serves(words: list[str]) -> None:
     """The command line understands this command."""
     assert words[0].endswith("seesr")
-    assert cli.parser().parse_args(words[1:]).command == "serve"
+    assert cli.parser().parse_args(words[1:]).command == words[1]
 
 
 def test_the_dockerfile_says_what_the_project_has() -> None:
@@ -62,15 +62,14 @@ def test_the_compose_file_fits_the_dockerfile() -> None:
     assert mounts["data"] == "/data" and mounts["../weights/full"] == "/weights"
 
 
-def test_the_unit_is_one_that_systemd_takes() -> None:
-    text = (ROOT / "deploy/systemd/seesr.service").read_text()
+@pytest.mark.parametrize("unit", ["deploy/systemd/seesr.service", "deploy/fleet/seesr-worker@.service"])
+def test_the_unit_is_one_that_systemd_takes(unit: str) -> None:
+    text = (ROOT / unit).read_text()
     serves(re.search(r"^ExecStart=(.*)$", text, re.M)[1].split())  # type: ignore[index]
     names = re.findall(r"(SEESR_\w+)=", text)
     assert set(names) <= VARIABLES and "RestartPreventExitStatus=2" in text
     if shutil.which("systemd-analyze"):
-        done = subprocess.run(
-            ["systemd-analyze", "verify", str(ROOT / "deploy/systemd/seesr.service")], capture_output=True, text=True
-        )
+        done = subprocess.run(["systemd-analyze", "verify", str(ROOT / unit)], capture_output=True, text=True)
         complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line and "seesr" in line]
         assert not complaints, complaints
 

@@ -192,7 +192,12 @@ def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
 
     told = json.loads(fleet("status").stdout)
     worker = told["workers"]["worker0@here"]
-    assert worker["state"] == "idle" and worker["bundle"] == {"name": "echo"} and len(worker["version"]) == 64
+    assert (
+        worker["state"] == "idle"
+        and worker["bundle"] == "echo"
+        and len(worker["bundle_sha256"]) == 64
+        and len(worker["version"]) == 64
+    )
     assert fleet("unload", "worker0@here").returncode == 0
     assert echo.state("worker0") == "unloaded"
     assert ask(echo, "GET", "/ready").status_code == 503
@@ -206,6 +211,7 @@ def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
     before = echo.processes["worker0"]
     assert fleet("restart", "worker0@here").returncode == 0
     assert before.wait(30) == 0
+    assert echo.state("worker0") is None
     echo.start_worker("worker0")
 
 

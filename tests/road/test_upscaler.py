@@ -53,6 +53,9 @@ def seen(result: Result) -> bytes:
 
 CHANGES: dict[str, tuple[dict[str, object], object]] = {  # setting -> (what it needs beside it, another value)
     "scale_factor": ({}, 3.0),
+    "target_side": ({}, 200),
+    "target_megapixels": ({}, 0.03),
+    "fidelity": ({}, 0.5),
     "user_prompt": ({}, "dark blurry noisy"),
     "positive_prompt": ({}, "blur, lowres, smooth"),
     "negative_prompt": ({"cfg_scale": 2.0}, "dark"),

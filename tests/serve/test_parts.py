@@ -218,7 +218,9 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
     from seesr.serving import app, replicate
 
     class Copy:
-        def run(self, data: Path, settings: object, deadline: float | None, watchers: tuple) -> SimpleNamespace:
+        def run(
+            self, data: Path, settings: object, deadline: float | None, watchers: tuple, mask: Path | None
+        ) -> SimpleNamespace:
             for done in range(3):
                 watchers[0](Position("denoise", done, 2))
             metrics = {

@@ -11,6 +11,8 @@ import zipfile
 
 import pytest
 import requests
+from PIL import Image
+from service import data_uri, png
 from serving import ANN, BOB, LONG, QUICK, Serving, sharp
 
 from seesr import Engine, Settings
@@ -240,3 +242,36 @@ def test_the_description_has_every_setting(service: Serving) -> None:
     document = service.ask("GET", "/openapi.json", None).json()
     parameters = {parameter["name"] for parameter in document["paths"]["/upscale"]["post"]["parameters"]}
     assert parameters == {*names, "wait", "priority", "deadline"}
+
+
+def test_a_mask_comes_by_form_by_json_and_by_replicates_client(service: Serving, engine: Engine) -> None:
+    """Black stays the plain enlargement, whichever way it came."""
+    white, black = (png(Image.new("L", (24, 18), value)) for value in (255, 0))
+    wanted = engine.run(sharp(), Settings(**QUICK), mask=black).data
+    form = service.ask("POST", "/upscale", files={"image": sharp(), "mask": black}, data=QUICK)
+    assert form.content == wanted != service.upscale().content
+    given = {"image": data_uri(sharp()), "mask": data_uri(black), **QUICK}
+    assert service.ask("POST", "/upscale", json=given).content == wanted
+    made = service.ask("POST", "/v1/models/you/seesr/predictions", json={"input": given}, headers={"Prefer": "wait"})
+    assert base64.b64decode(made.json()["output"].partition(",")[2]) == wanted
+    vertex = {"instances": [{"image": data_uri(sharp())}], "parameters": {"mask": data_uri(white), **QUICK}}
+    answer = service.ask("POST", "/invocations", json=vertex).json()
+    assert (
+        base64.b64decode(answer["predictions"][0]["image"]) == engine.run(sharp(), Settings(**QUICK), mask=white).data
+    )
+
+
+def test_a_mask_that_cannot_be_used_is_refused_before_it_waits(service: Serving) -> None:
+    turned, inputs = png(Image.new("L", (18, 24))), service.folder / "data/parts"
+    for mask, words in ((turned, "aspects differ"), (b"no image", "the mask cannot be used")):
+        for asked in (
+            {"files": {"image": sharp(), "mask": mask}, "data": QUICK},
+            {"json": {"image": data_uri(sharp()), "mask": data_uri(mask), **QUICK}},
+        ):
+            answer = service.ask("POST", "/upscale", **asked)
+            assert answer.status_code == 422 and words in answer.json()["detail"]
+    answer = service.ask("POST", "/upscale", json={"image": data_uri(sharp()), "mask": 7, **QUICK})
+    assert answer.status_code == 422 and "mask" in answer.json()["detail"]
+    batch = service.ask("POST", "/batches", files={"a": sharp()}, data={**QUICK, "mask": "x"})
+    assert batch.status_code == 422 and "there is no input 'mask'" in batch.json()["detail"]
+    assert not list(inputs.iterdir())

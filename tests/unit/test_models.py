@@ -134,7 +134,7 @@ def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_u
             unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
             hint=lambda tile: tile.scaled(8).crop(hint), tiles=tiles, weight=weight, guidance=guidance,
         )  # fmt: skip
-        return denoiser(z, 999)
+        return denoiser(z, 999, 0)
 
     positive = run(words[1:], 1.0)
     torch.testing.assert_close(run(words, 1.0), positive, atol=1e-5, rtol=1e-5)

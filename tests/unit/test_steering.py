@@ -27,7 +27,7 @@ DELTA = 0.3
 def stub(fn: Callable[[Tensor, int], Tensor], tile: int = 64, overlap: int = 16, batch: int = 1) -> Callable:
     """A denoiser of the real shape that applies a pointwise `fn` to tiles, through the real blending."""
 
-    def denoise(z: Tensor, t: int) -> Tensor:
+    def denoise(z: Tensor, t: int, s: int) -> Tensor:
         tiles = grid(z.shape[2], z.shape[3], tile, overlap)
         weight = window(tiles[0].bottom - tiles[0].top, tiles[0].right - tiles[0].left)
 

@@ -95,7 +95,10 @@ function state(card, text) { $(".state", card).textContent = text; }
 async function run(file, values, card) {
   state(card, "sending");
   const query = new URLSearchParams({ ...values, wait: 0 });
-  const response = await ask(`upscale?${query}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+  const mask = $("#mask").files[0], form = new FormData();
+  form.append("image", file);
+  if (mask) form.append("mask", mask);
+  const response = await ask(`upscale?${query}`, { method: "POST", body: form });
   if (response.status === 401) {
     $("#key-form").hidden = false;
     $("#key").focus();
@@ -138,7 +141,9 @@ async function* lines(body) {
 
 function finish(card, file, job, blob) {
   stopped(card, `done, seed ${job.settings.seed}, ${job.metrics.output_size}, ${job.metrics.bundle} weights`);
-  const name = `${file.name.replace(/\.[^.]*$/, "")}-x${job.settings.scale_factor}.${job.settings.output_format}`;
+  const { target_side: side, target_megapixels: size, scale_factor: scale } = job.settings;
+  const label = side ? `${side}px` : size ? `${size}MP` : `x${scale}`;
+  const name = `${file.name.replace(/\.[^.]*$/, "")}-${label}.${job.settings.output_format}`;
   const url = URL.createObjectURL(blob), view = $(".view", card), zoom = $(".zoom", card);
   $(".after", card).src = url;
   $(".before", card).src = URL.createObjectURL(file);

@@ -1,0 +1,177 @@
+"""What the dial `fidelity` costs and keeps, beside other ways to make one; and what the presets give.
+
+    python -m lab.quality.dials --json results/fidelity.json --curve docs/fidelity.png --sheet docs/fidelity-sheet.png
+    python -m lab.quality.dials --presets --json results/presets.json
+
+On the built-in set, clean x4, pocket model by default, two steps. Ways: `ours` takes back coarse differences to the
+plain enlargement before fine ones; `pixels` mixes the finished picture with it; `latents` mixes the clean latents with
+those of the input before they are decoded; `ours, particles` is ours with use_kds, bent by where four samples disagree,
+and `flat particles` the same without the bend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from lab import report
+from lab.quality import degradations
+from lab.quality.degradations import SCALE, Rgb
+from lab.quality.metrics import built_in, luma, measure, niqe, psnr
+from seesr import Progress, Settings, Upscaler, weights
+from seesr.finish import keep_plain, trust
+from seesr.images.picture import Picture, enlarge
+from seesr.presets import PRESETS
+from seesr.upscaling import Upscaling
+
+DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+STEPS = 2
+SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)
+COLUMNS = {
+    "way": "", "fidelity": ".3f", "psnr to plain": ".2f", "psnr to truth": ".2f", "sharpness": ".3f", "niqe": ".2f",
+    "invented": ".4f", "faithful": ".2f",
+}  # fmt: skip
+
+
+class Pulled(Upscaling):
+    """Mixes the clean latents with those of the input."""
+
+    share = 0.0
+
+    def decode(self, z: Tensor) -> Tensor:
+        return super().decode(z + self.share * (self.clean - z))
+
+
+def of_latents(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
+    job = Pulled(upscaler.networks, Settings(seed=1, num_inference_steps=STEPS), low, Progress())
+    job.share = value
+    return job.run().picture.rgb
+
+
+def of_product(upscaler: Upscaler, low: Picture, value: float, **given: Any) -> Rgb:
+    settings = Settings(seed=1, fidelity=value, num_inference_steps=STEPS, **given)
+    return upscaler(low, settings).picture.rgb
+
+
+@functools.lru_cache(maxsize=4)
+def model_of(upscaler: Upscaler, data: bytes, shape: tuple[int, ...], particles: bool) -> Rgb:
+    """The model's own picture of an input, made once."""
+    low = Picture(np.frombuffer(data, np.uint8).reshape(shape))
+    return of_product(upscaler, low, 0.0, use_kds=particles)
+
+
+def of_pixels(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
+    model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, False).astype(np.float32)
+    plain = enlarge(low.rgb, (model.shape[1], model.shape[0])).astype(np.float32)
+    return (model + value * (plain - model)).round().astype(np.uint8)
+
+
+def flat_particles(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
+    model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, True)
+    return keep_plain(model, enlarge(low.rgb, (model.shape[1], model.shape[0])), value, None, SCALE / 2)
+
+
+WAYS: dict[str, Callable[[Upscaler, Picture, float], Rgb]] = {
+    "ours": of_product,
+    "pixels": of_pixels,
+    "latents": of_latents,
+    "ours, particles": functools.partial(of_product, use_kds=True),
+    "flat particles": flat_particles,
+}
+
+
+def sharpness(picture: Rgb) -> float:
+    """Mean luma step between neighbours; needs no reference."""
+    return float(np.abs(np.diff(luma(picture), axis=1)).mean())
+
+
+def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
+    """A row per way and value: means over the set."""
+    rows = []
+    for way, work in WAYS.items():
+        for value in DIAL:
+            found = []
+            for _, high in built_in():
+                low = Picture(degradations.clean(high, 0))
+                ours, plain = work(upscaler, low, value), enlarge(low.rgb, (high.shape[1], high.shape[0]))
+                found.append({
+                    "psnr to plain": min(99.0, psnr(luma(ours), luma(plain))),
+                    "psnr to truth": psnr(luma(ours), luma(high)),
+                    "sharpness": sharpness(ours),
+                    "niqe": niqe(ours),
+                    **trust(ours, plain, low.rgb),
+                })  # fmt: skip
+            means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+            rows.append({"way": way, "fidelity": value, **means})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def presets(upscaler: Upscaler) -> list[dict[str, Any]]:
+    rows = []
+    for name, given in PRESETS.items():
+        found, seconds = [], []
+        for _, high in built_in():
+            result = upscaler(Picture(degradations.clean(high, 0)), Settings(seed=1, **given))
+            trusted = {key: result.metrics[key] for key in ("invented", "faithful")}
+            found.append({**measure(result.picture.rgb, high), **trusted})
+            seconds.append(sum(result.metrics["seconds"].values()))
+        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        rows.append({"preset": name, **means, "seconds": float(np.mean(seconds))})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def curve(rows: list[dict[str, Any]], path: Path) -> None:
+    """PSNR to the truth against sharpness, a line per way."""
+    figure, axes = plt.subplots(figsize=(6.4, 4), dpi=110)
+    for way in WAYS:
+        mine = [row for row in rows if row["way"] == way]
+        axes.plot([row["sharpness"] for row in mine], [row["psnr to truth"] for row in mine], marker=".", label=way)
+    axes.set(xlabel="sharpness (mean luma step)", ylabel="PSNR to the truth, dB")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def sheet(upscaler: Upscaler, path: Path) -> None:
+    """100 % crops of the dial at SHOWN, left to right, one row per picture of the set."""
+    places = {"astronaut": (60, 150), "chelsea": (60, 130), "coffee": (110, 260)}
+    rows = []
+    for name, high in built_in():
+        low, (top, left) = Picture(degradations.clean(high, 0)), places[name]
+        crops = [of_product(upscaler, low, value)[top : top + 200, left : left + 200] for value in SHOWN]
+        rows.append(np.concatenate(crops, axis=1))
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--device")
+    parser.add_argument("--presets", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--curve", type=Path)
+    parser.add_argument("--sheet", type=Path)
+    args = parser.parse_args()
+    upscaler = Upscaler.load(args.bundle or weights.locate(), args.device)
+    rows = presets(upscaler) if args.presets else dial(upscaler)
+    if args.json:
+        report.write(args.json, rows)
+    if args.curve:
+        curve(rows, args.curve)
+    if args.sheet:
+        sheet(upscaler, args.sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A value of a setting as its kind, or one line that says why it cannot be that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
+    """The value as its kind, or a ValueError that names field, value and limit."""
+    kind = about["kind"]
+    value = typed(name, value, kind)
+    if "choices" in about and value not in about["choices"]:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(about['choices'])}")
+    if "ge" in about and not about["ge"] <= value <= about["le"]:
+        raise ValueError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}")
+    if kind is str and len(value) > about.get("max_length", math.inf):
+        raise ValueError(f"{name} has {len(value)} characters; at most {about['max_length']} are allowed")
+    if kind is str and not is_text(value):
+        raise ValueError(f"{name} holds a NUL or half of a surrogate pair, which is not text")
+    return value
+
+
+def typed(name: str, value: Any, kind: type) -> Any:
+    """JSON has one number type: 1.0 is a good int and 4 a good float; anything else must match."""
+    if kind is bool:
+        good = isinstance(value, bool)
+    elif kind is str:
+        good = isinstance(value, str)
+    else:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = number and math.isfinite(value) and (kind is float or value == int(value))
+    if not good:
+        raise ValueError(f"{name} is {value!r}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
+    return kind(value)
+
+
+def is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)

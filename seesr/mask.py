@@ -1,0 +1,49 @@
+"""Which parts of a picture the model may change: a caller's mask, fitted to the picture."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seesr.images.picture import Pixels, enlarge, to_uint8
+from seesr.images.read import decode
+
+SAME_ASPECT = 0.01  # relative difference of the aspects of mask and image that is taken for rounding
+Grey = NDArray[np.uint8]  # [H, W]; 255: enhanced, 0: stays the plain enlargement
+
+
+def read_mask(data: bytes, size: tuple[int, int]) -> Grey:
+    """The bytes of an image file -> a mask for an image of `size` = (width, height), at the mask's own resolution.
+
+    Colours are taken as their luma (BT.601), transparent parts as black.
+
+    Raises:
+        ValueError: no image, animated, too large, or of another aspect; one line.
+    """
+    try:
+        picture = decode(data)
+    except ValueError as error:
+        raise ValueError(f"the mask cannot be used: {error}") from None
+    check_aspect(picture.size, size)
+    grey: Grey = cv2.cvtColor(to_uint8(picture.rgb), cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
+    if picture.alpha is not None:
+        grey = (grey.astype(np.uint16) * to_uint8(picture.alpha) // 255).astype(np.uint8)
+    return grey
+
+
+def check_aspect(mask: tuple[int, int], image: tuple[int, int]) -> None:
+    """Refuses a mask of another aspect than the image; (width, height) each.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    if abs(mask[0] * image[1] / (mask[1] * image[0]) - 1) > SAME_ASPECT:
+        raise ValueError(f"the mask is {mask[0]}x{mask[1]} and the image {image[0]}x{image[1]}: their aspects differ")
+
+
+def at_size(mask: Grey, size: tuple[int, int]) -> Grey:
+    """The mask at `size` = (width, height). Bilinear: an edge becomes soft, and nothing overshoots."""
+    found: Pixels = enlarge(mask, size, Image.Resampling.BILINEAR)
+    return found  # type: ignore[return-value]

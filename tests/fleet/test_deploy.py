@@ -1,0 +1,44 @@
+"""What deploy/fleet asks for exists: variables, commands, metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from seesr.cli import parser
+from seesr.configuration import Configuration, variable
+from seesr.serving.health import Numbers
+
+FOLDER = Path("deploy/fleet")
+VARIABLES = {variable(name) for name in Configuration.model_fields}
+
+
+def test_the_compose_file_sets_what_there_is_and_starts_what_there_is() -> None:
+    services = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
+    assert set(services) == {"redis", "gateway", "worker0", "flower"}
+    for name in ("gateway", "worker0", "flower"):
+        assert set(services[name]["environment"]) <= VARIABLES
+    for name in ("gateway", "worker0"):
+        command = services[name]["command"]
+        assert command[0] == "seesr" and parser().parse_args(command[1:]).command == command[1]
+    assert services["worker0"]["stop_grace_period"] == "35m"
+    assert services["redis"]["command"][1] == "/redis.conf"
+
+
+def test_redis_is_told_to_lose_and_to_evict_nothing() -> None:
+    told = dict(line.split(" ", 1) for line in (FOLDER / "redis.conf").read_text().splitlines() if line[0] != "#")
+    assert told["appendonly"] == "yes" and told["maxmemory-policy"] == "noeviction"
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_are_served() -> None:
+    now = {"ended": {}, "seconds_per_stage": {}, "queue_seconds": 0, "tiles": 0, "retries": 0}
+    served = {f"{family.name}_total" for family in Numbers(now).collect()}
+    served |= {"seesr_ready", "seesr_queue_length", "seesr_oldest_wait_seconds", "seesr_workers"}
+    words = (FOLDER / "alerts.yaml").read_text() + (FOLDER / "dashboard.json").read_text()
+    assert set(re.findall(r"seesr_\w+", words)) <= served
+    rules = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
+    assert all(rule["expr"] and rule["annotations"]["summary"] for rule in rules)
+    assert len(json.loads((FOLDER / "dashboard.json").read_text())["panels"]) == 6
