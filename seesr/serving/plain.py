@@ -68,7 +68,7 @@ async def take(request: Request) -> tuple[Stored, Stored | None, dict[str, Any]]
             given |= {name: value for name, value in form.items() if isinstance(value, str)}
             stored = await store(pieces(image), of.part(), image.filename or "image")
             if not isinstance(mask, UploadFile):
-                return stored, None, given
+                return stored, await mask_of(of, stored, mask or given.get("mask")), given
             try:
                 return stored, await store(pieces(mask), of.part(), "mask"), given
             except BaseException:
@@ -81,7 +81,8 @@ async def take(request: Request) -> tuple[Stored, Stored | None, dict[str, Any]]
         stored = await from_words(body["image"], of.part(), of.configuration.allow_urls)
         return stored, await mask_of(of, stored, body.get("mask")), {**given, **body}
     if kind.startswith(IMAGES) or not kind:
-        return await store(request.stream(), of.part(), "image"), None, given
+        stored = await store(request.stream(), of.part(), "image")
+        return stored, await mask_of(of, stored, given.get("mask")), given
     raise Refused(415, "send an image body, a multipart form with a file named image, or JSON")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import io
@@ -247,6 +248,9 @@ def fields() -> Iterator[Case]:
         "bandwidth": (-0.1, 10.1),
         "output_quality": (0, 101),
         "seed": (-1, 2**32),
+        "fidelity": (-0.1, 1.1),
+        "target_side": (0, 10**9),
+        "target_megapixels": (0, 10**9),
     }
     for field, values in outside.items():
         for value in values:
@@ -254,6 +258,7 @@ def fields() -> Iterator[Case]:
     wrong: dict[str, Any] = {
         "scale_factor": "large", "num_inference_steps": 1.5, "use_kds": "perhaps", "color_fix": "lab",
         "output_format": "gif", "output_view": "all", "user_prompt": ["a"], "seed": {}, "negative_prompt": 3,
+        "fidelity": "much", "target_side": 1.5,
     }  # fmt: skip
     for field, value in wrong.items():
         yield Case(f"{field} = {value!r}", good, field, given={field: value}, refused=True)
@@ -278,6 +283,31 @@ def fields() -> Iterator[Case]:
     yield Case("body that is no JSON", good, NOT_JSON, given="{", refused=True)
 
 
+def dials() -> Iterator[Case]:
+    good, size = file(PHOTO), (24, 18)
+
+    def mask(picture: Image.Image, **options: Any) -> dict[str, str]:
+        return {"mask": "data:image/png;base64," + base64.b64encode(file(picture, **options)).decode()}
+
+    yield Case("target below the input", good, "takes a scale of 0.4167", given={"target_side": 10})
+    yield Case("target far above the input", good, "must be from 1 to 8", given={"target_megapixels": 1.0})
+    yield Case("two targets", good, "both given", given={"target_side": 48, "target_megapixels": 0.001})
+    yield Case("target side", good, same_as=PHOTO, given={"target_side": 50})
+    yield Case("target megapixels", good, same_as=PHOTO, given={"target_megapixels": 0.002})
+    yield Case("half fidelity", good, same_as=PHOTO, given={"fidelity": 0.5})
+    white = Image.new("L", size, 255)
+    for name, picture in {
+        "white mask": white,
+        "mask of 16 bits": Image.new("I;16", size, 65535),
+        "mask with alpha": Image.new("RGBA", (48, 36), (255, 255, 255, 255)),
+        "mask of one bit": Image.new("1", (240, 180), 1),
+    }.items():
+        yield Case(name, good, same_as=PHOTO, given=mask(picture))
+    yield Case("turned mask", good, "the mask is 18x24 and the image 24x18", given=mask(Image.new("L", (18, 24))))
+    moving = mask(white, save_all=True, append_images=[Image.new("L", size)], duration=9)
+    yield Case("animated mask", good, "the mask cannot be used: the image has 2 frames", given=moving)
+
+
 def paths() -> Iterator[Case]:
     for path in (
         "/etc/passwd", "../../etc/passwd", "file:///etc/passwd", "FILE:///etc/passwd", "ftp://127.0.0.1/x.png",
@@ -291,5 +321,5 @@ def paths() -> Iterator[Case]:
 
 @functools.cache  # the random bytes must be the same for everybody
 def cases() -> list[Case]:
-    groups: list[Callable[[], Iterator[Case]]] = [broken, bombs, shapes, modes, fields, paths]
+    groups: list[Callable[[], Iterator[Case]]] = [broken, bombs, shapes, modes, fields, dials, paths]
     return [case for group in groups for case in group()]
