@@ -55,6 +55,8 @@ class Fleet:
         queue = queue_of(self.worker(name)["version"])
         self.app.control.cancel_consumer(queue, destination=[name], reply=True, timeout=5)
         self.wait_for(name, "idle", "unloaded")
+        time.sleep(1)  # one that was just taken may not have begun
+        self.wait_for(name, "idle", "unloaded")
 
     def resume(self, name: str) -> None:
         queue = queue_of(self.worker(name)["version"])

@@ -177,9 +177,8 @@ class Records:
                 pipe.zrem(RUNNING, id)
                 if job is not None:
                     pipe.zrem(f"{PREFIX}owner:{job.owner}", id)
-                    pipe.delete(
-                        *([f"{PREFIX}batch:{job.batch}", f"{PREFIX}batch-jobs:{job.batch}"] if job.batch else ["-"])
-                    )
+                    if job.batch:
+                        pipe.lrem(f"{PREFIX}batch-jobs:{job.batch}", 0, id)
                 pipe.execute()
 
         self.link(work)

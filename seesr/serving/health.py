@@ -74,6 +74,10 @@ async def metrics(request: Request) -> Response:
     states = Gauge("seesr_workers", "Workers of the fleet", ["state"], registry=registry)
     for state, count in workers.items():
         states.labels(state).set(count)
+    memory = Gauge("seesr_worker_gpu_bytes", "GPU memory of a worker", ["worker", "kind"], registry=registry)
+    for name, worker in now.get("workers", {}).items():
+        for kind, value in (worker.get("gpu") or {}).items():
+            memory.labels(name, kind).set(value)
     for name, words, value in (
         ("seesr_ready", "1 when pictures can be made", of.jobs.ready() is None),
         ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
