@@ -64,7 +64,7 @@ def variables() -> str:
 
 
 def fleet() -> str:
-    """What `python -m lab.fleet.figures all --json results/fleet` wrote."""
+    """What `python -m lab.fleet all --json results/fleet` wrote."""
     rows = []
     for path in sorted((RESULTS / "fleet").glob("*.json")):
         (found,) = read(path)

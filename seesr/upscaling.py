@@ -39,6 +39,7 @@ from seesr.result import Result, record
 from seesr.savings import covered, needed
 from seesr.settings import Settings
 from seesr.tiling import Tile
+from seesr.views import VIEWS
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Upscaling:
             restored = self.decode(z)
         with self.timed("finish"):
             picture, trust = self.finish(restored, hint, spread)
-        metrics = self.metrics(picture, denoiser) | trust | kds
+        metrics = self.metrics(picture, denoiser) | trust | kds | VIEWS[self.settings.output_view].metrics
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         uncertainty, layout = finish.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
         return Result(picture, uncertainty, self.settings, metrics, self.picture, layout)
@@ -145,8 +146,7 @@ class Upscaling:
     def start(self, hint: Pixels) -> tuple[Tensor, sampling.Update]:
         """The enlarged picture -> latents at the first step [N, C, h, w], and how a step is taken from there.
 
-        Steered particles differ in their first noise alone: they start from the mean of the posterior and then step
-        deterministically, since fresh noise would drive them apart again.
+        Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
         """
         networks, settings = self.networks, self.settings
         size = hint.shape[0] // self.factor, hint.shape[1] // self.factor

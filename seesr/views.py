@@ -80,18 +80,20 @@ class View(NamedTuple):
         columns: how many pictures stand side by side; the size limits count them.
         deep: whether it needs a format of 16 bits.
         steered: whether it needs particles that can disagree.
+        metrics: what one must know to read it.
     """
 
     draw: Callable[[Result], Picture]
     columns: int = 1
     deep: bool = False
     steered: bool = False
+    metrics: dict[str, int] = {}  # noqa: RUF012 (a NamedTuple is never changed)
 
 
 VIEWS = {
     "image": View(enlarged),
     "comparison": View(comparison, columns=2),
-    "difference": View(difference),
+    "difference": View(difference, metrics={"difference_gain": GAIN}),
     "tiles": View(tiles),
     "uncertainty": View(uncertainty, deep=True, steered=True),
 }

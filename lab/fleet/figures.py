@@ -1,7 +1,7 @@
 """What a fleet promises, measured on this machine: it starts and ends all servers itself.
 
-    python -m lab.fleet.figures kill --json results/fleet/kill.json
-    python -m lab.fleet.figures all --json results/fleet            every one, a file each
+    python -m lab.fleet kill --json results/fleet/kill.json
+    python -m lab.fleet all --json results/fleet            every one, a file each
 
 kill      200 jobs, a worker and then Redis killed midway: none lost, none visible twice
 load      2,000 jobs of 20 ms through two gateways and four workers: jobs a second, the gateway's slowest answers
@@ -10,7 +10,7 @@ child     the computing child killed: the next job is served; a job cancelled: t
 poison    a picture that kills its worker's child: failed after three runs, another runs between
 priority  100 jobs of low priority, then an urgent one: it is next
 freeze    Redis stopped: 503 within five seconds, and all well after; Redis full: refused, nothing evicted
-restarts  six warm restarts under load: one run each
+drain     six warm restarts under load: one run each
 lost      a message lost between two commands of the broker: found and published again
 
 All with the echo engine (lab.fleet.echo), which sleeps instead of computing.
@@ -262,7 +262,7 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
         }
 
 
-def restarts(folder: Path, jobs: int, workers: int) -> Figures:
+def drain(folder: Path, jobs: int, workers: int) -> Figures:
     with fleet(folder, workers=3, ECHO_SECONDS="0.2") as of:
         caller, codes = Caller(of), []
         started = time.monotonic()
@@ -291,7 +291,7 @@ def lost(folder: Path, jobs: int, workers: int) -> Figures:
 
 ALL: dict[str, Callable[[Path, int, int], Figures]] = {
     "kill": kill, "load": load, "lease": lease, "child": child, "poison": poison, "priority": priority,
-    "freeze": freeze, "restarts": restarts, "lost": lost,
+    "freeze": freeze, "drain": drain, "lost": lost,
 }  # fmt: skip
 JOBS = {"load": 2000}
 WORKERS = {"load": 4}
@@ -316,7 +316,3 @@ def main() -> None:
         if args.json:
             path = args.json / f"{name}.json" if args.experiment == "all" else args.json
             report.write(path, [{"experiment": name, **found}])
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from seesr.images.formats import FORMATS
 from seesr.limits import LARGEST_FILE
 from seesr.presets import PRESETS
 from seesr.serving.job import PRIORITIES
-from seesr.serving.plain import LONGEST_WAIT
+from seesr.serving.plain import ANSWERS, LONGEST_WAIT
 from seesr.settings import Settings
 
 KINDS = {float: "float", int: "int", str: "text", bool: "switch"}
@@ -57,6 +57,7 @@ def openapi() -> dict[str, Any]:
     own = {
         "wait": ("seconds to wait for the result before 202 is answered", {"type": "number", "maximum": LONGEST_WAIT}),
         "priority": ("who comes first", {"type": "string", "enum": list(PRIORITIES)}),
+        "answer": ("the file, or {file_key, public_url} of it", {"type": "string", "enum": list(ANSWERS)}),
         "deadline": ("seconds that the picture may take once it runs", {"type": "number"}),
     }
     query += [

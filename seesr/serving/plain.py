@@ -20,6 +20,7 @@ from seesr.serving.service import COMMON, Service, drop, media_type
 from seesr.settings import Settings
 
 LONGEST_WAIT = 600.0  # seconds
+ANSWERS = ("file", "link")  # what POST /upscale answers with
 IMAGES = ("image/", "application/octet-stream")
 
 
@@ -108,20 +109,25 @@ async def upscale(request: Request) -> Response:
     try:
         settings = settings_of(given, COMMON)
         wait = whole(given.get("wait", 60), "wait", 0, LONGEST_WAIT)
+        if given.get("answer", "file") not in ANSWERS:
+            raise ValueError(f"answer is {given['answer']!r}; it must be one of {', '.join(ANSWERS)}")
         of.check(stored, settings, mask)
     except ValueError:
         drop(stored, mask)
         raise
-    return await finished(request, of.submit(request, stored, settings, given, mask), wait)
+    job = of.submit(request, stored, settings, given, mask)
+    return await finished(request, job, wait, given.get("answer") == "link")
 
 
-async def finished(request: Request, job: Job, wait: float) -> Response:
-    """The file of a job once it is there."""
+async def finished(request: Request, job: Job, wait: float, link: bool = False) -> Response:
+    """The file of a job once it is there, or {"file_key", "public_url"}."""
     of = service(request)
     job = await of.wait(job, wait, request)
     if not job.ended:
         base = of.base(request)
         return JSONResponse(shown(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
+    if link and job.status == DONE:
+        return JSONResponse({"file_key": job.output, "public_url": of.link(of.base(request), job)})
     return file_of(of, job)
 
 

@@ -29,7 +29,9 @@ from seesr.settings import Settings
 
 LOOK = 0.25  # seconds between two looks whether the caller is still there
 LINK_SECONDS = 3600  # that a link to a result is good for
-COMMON = frozenset({"image", "mask", "wait", "priority", "deadline"})  # what a request says besides its settings
+COMMON = frozenset(
+    {"image", "mask", "wait", "priority", "deadline", "answer"}
+)  # what a request says besides its settings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What docs/fleet.md promises, with an engine that sleeps: `python -m lab.fleet.figures` writes the same to results."""
+"""What docs/fleet.md promises, with an engine that sleeps: `python -m lab.fleet` writes the same to results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_redis_frozen_or_full_is_said_and_loses_nothing() -> None:
 
 
 def test_warm_restarts_under_load_run_nothing_twice() -> None:
-    found = measure("restarts")
+    found = measure("drain")
     assert (found["results"], found["runs"], found["exit_codes"]) == (200, 200, [0] * 6)
 
 

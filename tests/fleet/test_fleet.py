@@ -141,6 +141,30 @@ def test_forged_expired_and_foreign_links_are_refused(echo: Fleet) -> None:
     assert httpx.get(link).content == PICTURE
 
 
+def test_a_full_queue_says_when_to_come_again(echo: Fleet) -> None:
+    """From the times of the last pictures and the workers that are there."""
+    ended(echo, send(echo).json()["id"])
+    echo.start_gateway("stranger", SEESR_MAX_QUEUE="1")
+    try:
+        long = send(echo, num_inference_steps=8).json()["id"]
+        echo.until(lambda: ask(echo, "GET", f"/jobs/{long}").json()["status"] == "processing", 10)
+        waiting = send(echo, "stranger").json()["id"]
+        full = send(echo, "stranger")
+        assert full.status_code == 429 and 1 <= int(full.headers["retry-after"]) < 60
+        assert "the queue is full; try again in" in full.json()["detail"]
+        for id in (long, waiting):
+            assert ended(echo, id)["status"] == "succeeded"
+    finally:
+        echo.kill("stranger")
+        del echo.addresses["stranger"]
+
+
+def test_a_link_instead_of_the_file(echo: Fleet) -> None:
+    told = send(echo, wait=20, answer="link").json()
+    assert httpx.get(told["public_url"]).content == PICTURE
+    assert (echo.folder / "store" / "out" / told["file_key"]).exists()
+
+
 def test_a_queued_job_is_canceled_at_once_and_its_picture_is_gone(echo: Fleet) -> None:
     long = send(echo, num_inference_steps=8).json()["id"]
     waiting = send(echo).json()["id"]

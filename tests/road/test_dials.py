@@ -220,6 +220,8 @@ def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: Picture) -> 
     added = result.view("difference")
     expected = 2 * (result.picture.rgb.astype(int) - plain(small)) + 128
     np.testing.assert_array_equal(added.rgb, expected.clip(0, 255))
+    shown = pocket(source, dataclasses.replace(QUICK, output_view="difference"))
+    assert shown.metrics["difference_gain"] == 2 and "difference_gain" not in result.metrics
     assert added.icc == result.view("comparison").icc == icc
     nothing = pocket(source, dataclasses.replace(QUICK, fidelity=1.0)).view("difference")
     assert (nothing.rgb == 128).all()

@@ -241,7 +241,7 @@ def test_the_description_has_every_setting(service: Serving) -> None:
     assert [field["name"] for field in found["fields"]] == names and set(found["presets"]) >= {"fast", "careful"}
     document = service.ask("GET", "/openapi.json", None).json()
     parameters = {parameter["name"] for parameter in document["paths"]["/upscale"]["post"]["parameters"]}
-    assert parameters == {*names, "wait", "priority", "deadline"}
+    assert parameters == {*names, "wait", "priority", "deadline", "answer"}
 
 
 def test_a_mask_comes_by_form_by_json_and_by_replicates_client(service: Serving, engine: Engine) -> None:
@@ -275,3 +275,11 @@ def test_a_mask_that_cannot_be_used_is_refused_before_it_waits(service: Serving)
     batch = service.ask("POST", "/batches", files={"a": sharp()}, data={**QUICK, "mask": "x"})
     assert batch.status_code == 422 and "there is no input 'mask'" in batch.json()["detail"]
     assert not list(inputs.iterdir())
+
+
+def test_a_link_instead_of_the_file(service: Serving) -> None:
+    told = service.upscale(answer="link").json()
+    assert set(told) == {"file_key", "public_url"} and told["file_key"] in told["public_url"]
+    assert requests.get(told["public_url"], timeout=30).content == service.upscale().content
+    refused = service.upscale(answer="fax")
+    assert refused.status_code == 422 and "answer is 'fax'" in refused.json()["detail"]

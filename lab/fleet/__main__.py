@@ -1,0 +1,5 @@
+"""See lab.fleet.figures."""
+
+from lab.fleet.figures import main
+
+main()
