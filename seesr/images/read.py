@@ -99,6 +99,10 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
         ValueError: a mode that has no defined colours (floating point, 32-bit integers).
     """
     turn, block = read_exif(opened)
+    if {"xmp", "XML:com.adobe.xmp"} & set(opened.info):
+        log.info("the XMP data are left out")
+    if opened.format == "MPO":
+        log.info("of the pictures in the file the first is taken")
     dpi = opened.info.get("dpi")
     icc = opened.info.get("icc_profile") or None
     pixels: Pixels | None = read_deep(opened, data)
@@ -125,6 +129,8 @@ def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
     try:
         exif = opened.getexif()
         turn = exif.pop(ExifTags.Base.Orientation, 1)
+        for size in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):  # of the picture before
+            exif.get_ifd(ExifTags.IFD.Exif).pop(size, None)
         return turn, exif.tobytes() if len(exif) else None
     except Exception as error:  # the parser raises SyntaxError, struct.error, ValueError, ...
         log.warning("the EXIF data cannot be read and are left out (%s)", type(error).__name__)
@@ -172,7 +178,9 @@ def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | N
     """[H, W, 3 or 4] of a 16-bit PNG, which Pillow would cut to 8 bits; None for any other picture."""
     if opened.mode.startswith("I;16"):
         grey = np.asarray(opened).astype(np.uint16)
-        return np.repeat(grey[..., None], 3, axis=2)
+        clear = opened.info.get("transparency")  # one value that is invisible
+        layers = [grey] * 3 + ([np.where(grey == clear, 0, 65535).astype(np.uint16)] if clear is not None else [])
+        return np.stack(layers, axis=2)
     if opened.format != "PNG" or data is None or data[24] != 16:  # bit depth in IHDR
         return None
     deep: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -267,3 +267,41 @@ def test_a_profile_that_cannot_be_used_is_left_out_with_a_word(
     read = decode(file(Image.new("RGB", (4, 4), (90, 120, 150)), icc_profile=icc))
     assert read.icc is None and "is left out: the picture is taken as sRGB" in caplog.text
     assert (read.rgb == (90, 120, 150)).all()
+
+
+def test_a_16_bit_grey_png_keeps_its_invisible_value() -> None:
+    grey = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
+    data = file_of(Image.fromarray(grey), transparency=5000)
+    found = decode(data)
+    assert found.alpha is not None
+    np.testing.assert_array_equal(found.alpha, np.where(grey == 5000, 0, 65535))
+    assert found.rgb.dtype == np.uint16
+
+
+def test_exif_loses_the_size_of_the_picture_before_and_nothing_else() -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "a camera"
+    exif.get_ifd(0x8769).update({0xA002: 640, 0xA003: 480, 0x829A: 0.5})
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "JPEG", exif=exif)
+    kept = Image.Exif()
+    kept.load(decode(buffer.getvalue()).exif)
+    assert kept[0x0110] == "a camera" and set(kept.get_ifd(0x8769)) == {0x829A}
+
+
+def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Image.new("RGB", (8, 6), (9, 90, 200)), Image.new("RGB", (8, 6))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    with_xmp = io.BytesIO()
+    first.save(with_xmp, "JPEG", xmp=b"<x:xmpmeta/>")
+    with caplog.at_level("INFO"):
+        assert decode(buffer.getvalue()).rgb.mean() > 50
+        decode(with_xmp.getvalue())
+    assert "the first is taken" in caplog.text and "XMP data are left out" in caplog.text
+
+
+def file_of(picture: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    return buffer.getvalue()
