@@ -269,8 +269,9 @@ def drain(folder: Path, jobs: int, workers: int) -> Figures:
         ids = caller.send_many(jobs)
         for number in range(6):
             name = f"worker{number % 3}"
+            of.until(lambda name=name: of.works(name), 90)
             codes.append(of.kill(name, signal.SIGTERM))
-            of.start_worker(name)
+            of.start_worker(name, wait=False)
         caller.wait_for(jobs, 120)
         return {**caller.summary(ids), "exit_codes": codes, "seconds": round(time.monotonic() - started, 1)}
 

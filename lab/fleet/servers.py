@@ -110,11 +110,15 @@ class Fleet:
         more = {"SEESR_DATA": str(self.folder / name), "SEESR_WORKER_NAME": f"{name}@here", **environment}
         self.spawn(name, sys.executable, *command, **more)
         if wait:
-            self.until(lambda: self.parent(name) == self.processes[name].pid and self.state(name) == "idle", 90)
+            self.until(lambda: self.works(name), 90)
 
     def state(self, name: str) -> str | None:
         found = self.redis.hget(f"seesr:worker:{name}@here", "state")
         return found.strip('"') if found else None
+
+    def works(self, name: str) -> bool:
+        """Whether the worker that was started last under this name has loaded."""
+        return self.parent(name) == self.processes[name].pid and self.state(name) in ("idle", "busy")
 
     def parent(self, name: str) -> int:
         """The process id that a worker tells; 0 before it tells any."""
