@@ -18,14 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=HOW))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Two gateways and a worker that gives its input back."""
     with fleet(tmp_path_factory.mktemp("echo"), gateways=2, ECHO_SECONDS="0.1") as found:
         yield found
 
 
-@pytest.fixture(scope="session", params=["folder", "s3"])
+@pytest.fixture(scope="module", params=["folder", "s3"])
 def pocket_fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A gateway and a worker with the pocket bundle, on a folder and on an S3 server."""
     folder = tmp_path_factory.mktemp("pocket")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lab.fleet.figures import measure
 
 
@@ -49,6 +51,7 @@ def test_redis_frozen_or_full_is_said_and_loses_nothing() -> None:
     assert (found["results"], found["lost"], found["runs"]) == (21, 0, 21)
 
 
+@pytest.mark.slow
 def test_warm_restarts_under_load_run_nothing_twice() -> None:
     found = measure("drain")
     assert (found["results"], found["runs"], found["exit_codes"]) == (200, 200, [0] * 6)
