@@ -57,6 +57,7 @@ class Caller:
     def __init__(self, of: Fleet) -> None:
         self.fleet, self.bases = of, list(of.addresses.values())
         self.client = httpx.Client(timeout=15, limits=httpx.Limits(max_connections=32))
+        of.callers.append(self.client)
         self.seconds: list[float] = []
 
     def ask(self, method: str, path: str, number: int = 0, **more: Any) -> httpx.Response:

@@ -43,6 +43,7 @@ class Fleet:
         self.folder, self.worker, self.port = folder, worker, free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.addresses: dict[str, str] = {}
+        self.callers: list[httpx.Client] = []  # closed with the fleet
         self.runs_file = folder / "runs.txt"
         self.environment = {
             **os.environ,
@@ -153,6 +154,8 @@ class Fleet:
 
     def close(self) -> None:
         """Workers first, Redis last, each in order; one that does not end is killed."""
+        for caller in self.callers:
+            caller.close()
         rank = {"worker": 0, "flower": 1, "gateway": 1, "stranger": 1, "weed": 2, "redis": 3}
 
         def place(name: str) -> int:

@@ -14,6 +14,7 @@ from packaging.version import Version
 
 import seesr.schema
 from seesr import Settings
+from seesr.schema import MASK
 
 ROOT = schema.ROOT
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
@@ -21,9 +22,10 @@ CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
 
 def test_every_input_is_a_line_of_literals_that_equals_settings() -> None:
     inputs = schema.inputs()
-    assert next(iter(inputs)) == "image"
+    assert list(inputs)[:2] == ["image", "mask"]
+    assert inputs["mask"] == ("Optional[Path]", {"default": None, "description": MASK, "accept": "image/*"})
     fields = {field.name: field for field in dataclasses.fields(Settings)}
-    assert list(inputs)[1:] == list(fields)
+    assert list(inputs)[2:] == list(fields)
     for name, field in fields.items():
         annotation, given = inputs[name]
         assert annotation in (str(field.type), f"Optional[{str(field.type).removesuffix(' | None')}]")
