@@ -14,6 +14,7 @@ from typing import Any
 
 from seesr import logs
 from seesr.configuration import Configuration
+from seesr.fleet import ORDERS
 from seesr.folder import make_plan, settings_like
 from seesr.images import write
 from seesr.presets import PRESETS
@@ -43,8 +44,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
     commands.add_parser("worker", help="make the pictures of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
     fleet = commands.add_parser("fleet", help="look after the workers of a fleet")
-    orders = ("status", "drain", "resume", "unload", "load", "restart")
-    fleet.add_argument("order", choices=orders, help="status prints JSON; the others act on a worker")
+    fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {words}" for name, words in ORDERS.items()))
     fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
     for command in (upscale, doctor, info, serve):
         command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")

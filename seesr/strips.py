@@ -153,9 +153,8 @@ def spans(height: int, row_bytes: int) -> list[tuple[int, int]]:
 
 def layers(network: nn.Module) -> int:
     """How often `tell` is called in a pass."""
-    shortcuts = ("conv_shortcut",)
     convolutions = sum(
-        isinstance(module, nn.Conv2d) and not name.endswith(shortcuts) for name, module in network.named_modules()
+        isinstance(module, nn.Conv2d) and not name.endswith("conv_shortcut") for name, module in network.named_modules()
     )
     attentions: Any = network.mid_block
     return convolutions + len(attentions.attentions)

@@ -1,6 +1,6 @@
 """A worker whose engine sleeps and gives its input back, to load a fleet without computing. See lab.fleet.figures.
 
-A picture named in ECHO_POISON kills its worker's child.
+A picture whose user_prompt is "poison" kills its worker's child.
 """
 
 from __future__ import annotations

@@ -1,1 +1,10 @@
 """Many workers behind one address: jobs in Redis, files in an object store, Celery between them."""
+
+ORDERS = {  # of `seesr fleet`
+    "status": "every worker's state, job, bundle, version and GPU memory, and the queue, as JSON",
+    "drain": "take no more jobs, and return once the running one has ended",
+    "resume": "take jobs again",
+    "unload": "drain, then free the GPU without ending the worker",
+    "load": "load the weights again, then take jobs",
+    "restart": "drain, then end the worker in order; systemd or compose starts it anew",
+}

@@ -1,4 +1,4 @@
-"""Celery over Redis, so that no job is lost and none runs twice: docs/decisions/0010 says what each line is for."""
+"""Celery over Redis, so that no job is lost and none runs twice: docs/decisions/0011 says what each line is for."""
 
 from __future__ import annotations
 

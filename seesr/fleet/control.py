@@ -15,14 +15,6 @@ from seesr.fleet.records import RUNNING, WAITING
 from seesr.fleet.roster import Roster
 from seesr.serving.identity import version_of
 
-COMMANDS = {
-    "status": "every worker's state, job, bundle, version and GPU memory, and the queue, as JSON",
-    "drain": "take no more jobs, and return once the running one has ended",
-    "resume": "take jobs again",
-    "unload": "drain, then free the GPU without ending the worker",
-    "load": "load the weights again, then take jobs",
-    "restart": "drain, then end the worker in order; systemd or compose starts it anew",
-}
 LOOK = 0.2  # seconds between two looks
 
 
@@ -78,7 +70,7 @@ class Fleet:
 
 
 def command(configuration: Configuration, name: str, worker: str | None) -> int:
-    """Runs one of COMMANDS; on every worker where none is named. Returns the exit code."""
+    """Runs one of ORDERS; on every worker where none is named. Returns the exit code."""
     fleet = Fleet(configuration)
     if name == "status":
         print(json.dumps(fleet.status(), indent=1))
