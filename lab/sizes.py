@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from seesr import weights
 from seesr.networks import models
@@ -64,7 +65,9 @@ def filled(build: Any, seed: int, device: torch.device, dtype: torch.dtype) -> A
     return models.fill(network, state, Path("made-up weights"))
 
 
-def build(device: torch.device, dtype: torch.dtype) -> models.Models:
+def build(
+    device: torch.device, dtype: torch.dtype, filled: Callable[[Any, int, torch.device, torch.dtype], Any] = filled
+) -> models.Models:
     """All networks of the full bundle. The tokenizer and the noise schedule's file come from the pocket bundle."""
     target = (device, dtype)
     tags = {"tags": [str(n) for n in range(TAGS)], "thresholds": [0.9999] * TAGS}
@@ -75,7 +78,7 @@ def build(device: torch.device, dtype: torch.dtype) -> models.Models:
         unet=filled(lambda: models.build_diffusion_network(UNet2DConditionModel, UNET), 1, *target),
         controlnet=filled(lambda: models.build_diffusion_network(ControlNetModel, BLOCKS), 2, *target),
         vae=filled(lambda: AutoencoderKL(**VAE), 3, *target),
-        text_encoder=filled(lambda: CLIPTextModel(CLIPTextConfig(**TEXT)), 4, *target),
+        text_encoder=filled(lambda: models.TextEncoder(CLIPTextConfig(**TEXT)), 4, *target),
         tokenizer=CLIPTokenizer.from_pretrained(weights.POCKET / "tokenizer"),
         scheduler=models.DDPMScheduler.from_config(schedule, timestep_spacing="trailing"),  # type: ignore[arg-type]
         tagger=filled(lambda: Tagger(**TAGGER, **tags), 5, *target),

@@ -153,9 +153,12 @@ def run_whole(
     progress: Progress,
 ) -> Tensor | None:
     """One pass in strips, see `run`; None where there is no room for it, or the network has no layer to wait at."""
-    if not isinstance(network, (Encoder, Decoder)) or strips.peak(network, size) > budget.whole.amount:
+    if not isinstance(network, (Encoder, Decoder)):
+        return None
+    frugal = strips.peak(network, size) > budget.whole.amount
+    if frugal and strips.peak(network, size, frugal) > budget.whole.amount:
         return None
     progress.start(name, strips.layers(network))
-    values = strips.Strips(network, progress.advance).run(source(Tile(0, 0, *size)))
+    values = strips.Strips(network, progress.advance, frugal).run(source(Tile(0, 0, *size)))
     check_finite(values, name)
     return values

@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 LARGEST_BATCH = 8
 HALF_CELL = 90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
 WHOLE_SHARE = 0.85  # of what is free on a GPU: the autoencoder runs alone
+LEAST_HOLD = 2**28  # below this, nothing is held
 HOST_HOLD = 2**31  # bytes that waiting tiles may keep in host memory, at most
+OUT_OF_MEMORY = (  # how torch's CPU allocator, cuBLAS, cuDNN and a recording say it
+    "can't allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine to execute",
+    "valid cuDNN algorithm",
+    "STREAM_CAPTURE_INVALIDATED",
+    "StreamCaptureInvalidated",
+)
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -73,6 +85,7 @@ class Budget:
         hold: bytes that waiting tiles of the autoencoder may keep.
         whole: bytes that it may take for a pass over the whole picture; beyond these it works in tiles.
         redone: how often half precision was not enough.
+        cast: the values that were cast up for it, each with its own half precision.
     """
 
     def __init__(self, batch: int = 1, hold: int = 0, whole: int = 0) -> None:
@@ -81,11 +94,18 @@ class Budget:
             "use a smaller latent_tiled_size, fewer particles, or a device with more free memory",
         )  # fmt: skip
         self.hold = Allowance(
-            "bytes held", hold, 0, lambda amount: 0,
+            "bytes held", hold, 0, lambda amount: amount // 2 if amount > LEAST_HOLD else 0,
             "use a device with more free memory, or end other programs on this one",
         )  # fmt: skip
         self.whole = Allowance("bytes for a pass over the whole", whole, 0, lambda amount: 0, "use tiles")
         self.redone = 0
+        self.cast: list[tuple[Tensor, Tensor]] = []
+
+    def restore(self) -> None:
+        """Gives the networks that were cast up their own values again."""
+        for value, own in self.cast:
+            value.data = own
+        self.cast.clear()
 
     @property
     def retries(self) -> int:
@@ -94,8 +114,13 @@ class Budget:
 
     @classmethod
     def for_device(cls, device: torch.device, cells: int) -> Budget:
-        """For tiles of `cells` latent cells: half of what is free, first for batches, later for the autoencoder."""
-        half = free(device) // 2
+        """For tiles of `cells` latent cells on a device as it is now."""
+        return cls.within(free(device), device, cells)
+
+    @classmethod
+    def within(cls, unused: int, device: torch.device, cells: int) -> Budget:
+        """Half of the `unused` bytes, first for batches, later for the autoencoder."""
+        half = unused // 2
         if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
             return cls(1, min(half, HOST_HOLD), min(half, HOST_HOLD))
         batch = LARGEST_BATCH
@@ -107,12 +132,7 @@ class Budget:
 def is_out_of_memory(error: BaseException) -> bool:
     """Torch's CPU allocator and some CUDA libraries say so in words only."""
     words = str(error)
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "can't allocate memory" in words
-        or "ALLOC_FAILED" in words
-        or "out of memory" in words
-    )
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(known in words for known in OUT_OF_MEMORY)
 
 
 def free(device: torch.device) -> int:

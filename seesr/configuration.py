@@ -26,7 +26,7 @@ class Configuration(BaseSettings):
     )
     attention: str = Field(
         default="auto",
-        description="attention kernel by its name; auto: the one for CPUs, or the fastest on this GPU",
+        description="attention kernel by its name; auto: the one for CPUs, or what torch chooses for this GPU",
     )
     cuda_graphs: bool = Field(
         default=False, description="replay the tile step as a CUDA graph; not measured yet, hence off"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -24,18 +25,16 @@ class Forward:
     """One forward pass of a batch of tiles, without memory of any picture.
 
     Args:
-        guidance: scale; 1 means off.
         conditioning: weight of the ControlNet's residuals.
     """
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
-    guidance: float
     conditioning: float
 
     @torch.no_grad()
     def __call__(self, z: Tensor, t: Tensor, hint: Tensor, text: Tokens, image: Tokens) -> Tensor:
-        """Predictions [B, C, h, w], float32.
+        """Predictions [B, C, h, w], float32; [2B, C, h, w] = (negative, positive) with guidance.
 
         Args:
             z: latents [B, C, h, w].
@@ -49,7 +48,7 @@ class Forward:
         time = t.repeat(branches)
         context = (text, image)
         down, mid = self.controlnet(x, time, context, hint, self.conditioning, return_dict=False)
-        prediction = self.unet(
+        return self.unet(
             x,
             time,
             context,
@@ -57,10 +56,6 @@ class Forward:
             mid_block_additional_residual=mid,
             return_dict=False,
         )[0].float()
-        if branches == 1:
-            return prediction
-        negative, positive = prediction.chunk(2)
-        return negative + self.guidance * (positive - negative)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,27 +104,28 @@ class Denoiser:
             parts = torch.stack([tile.crop(z[n]) for n, tile in places])
             time = torch.full((len(parts),), t, device=parts.device)
 
-            def work() -> Tensor:
-                own = self if self.unet.dtype == self.text.values.dtype else self.in_float32()
-                prediction = own.predict(parts, time, torch.cat([own.hint_features(tile) for _, tile in places]))
-                check_finite(prediction, "denoise")
-                return prediction
-
-            return again_in_float32(work, self.budget, self.unet, self.controlnet)
+            own = self if self.unet.dtype == self.text.values.dtype else self.in_float32
+            return own.predict(parts, time, torch.cat([own.hint_features(tile) for _, tile in places]))
 
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
             return blend(run, tiles, z.shape, self.budget.batch.amount, self.weight, self.progress.advance)
 
-        return self.budget.batch.attempt(whole, self.release)
+        def work() -> Tensor:
+            prediction = self.budget.batch.attempt(whole, self.release)
+            check_finite(prediction, "denoise")
+            return prediction
+
+        return again_in_float32(work, self.budget, self.unet, self.controlnet)
 
     def release(self) -> None:
         self.features.clear()
         if self.graphs is not None:
             self.graphs.clear()
 
+    @functools.cached_property
     def in_float32(self) -> Denoiser:
-        """The same for networks that were cast up for a moment."""
+        """The same for networks that were cast up."""
         self.release()  # recorded graphs would read weights that are no longer there
         text, image = Tokens(self.text.values.float()), Tokens(self.image.values.float())
         return dataclasses.replace(self, text=text, image=image, features={}, graphs=None)
@@ -145,10 +141,14 @@ class Denoiser:
         return features
 
     def predict(self, z: Tensor, t: Tensor, hint: Tensor) -> Tensor:
-        """One forward pass of tiles, see Forward; replayed as a graph where there are graphs."""
-        forward = Forward(self.unet, self.controlnet, self.guidance, self.conditioning)
+        """Predictions of tiles, see Forward, guided; replayed as a graph where there are graphs."""
+        forward = Forward(self.unet, self.controlnet, self.conditioning)
         inputs, contexts = (z, t, hint), (self.text, self.image)
-        return forward(*inputs, *contexts) if self.graphs is None else self.graphs.run(forward, inputs, contexts)
+        prediction = forward(*inputs, *contexts) if self.graphs is None else self.graphs.run(forward, inputs, contexts)
+        if len(self.text.values) == 1:
+            return prediction
+        negative, positive = prediction.chunk(2)
+        return negative + self.guidance * (positive - negative)
 
 
 def layout(height: int, width: int, tile: int, overlap: int, device: torch.device) -> tuple[list[Tile], Tensor]:

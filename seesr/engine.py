@@ -142,7 +142,7 @@ class Engine:
             return {"loaded": False}
         networks = upscaler.networks
         found = {"loaded": True, "bundle": {**networks.bundle._asdict(), "path": str(networks.bundle.path)}}
-        return {**found, "attention": upscaler.attention, **hardware.about(networks.device)}
+        return {**found, "attention": networks.attention, **hardware.about(networks.device)}
 
     def unload(self) -> None:
         """Frees the memory of the bundle; `reload` brings it back."""

@@ -6,6 +6,7 @@ import math
 
 import cv2
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
@@ -18,6 +19,7 @@ from seesr.precision import check_finite
 BLOCK = 8  # pixels; noise averages out within one, and what a picture shows does not
 LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
 UNEVEN = 4.0  # how far disagreement bends the share of the plain enlargement
+DEPTHS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
 LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
@@ -38,15 +40,14 @@ def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
     """
     width, height = size
     side, share = (BLOCK, LEAST_SHARE) if min(size) >= 2 * BLOCK else (1, 0.0)
-    slopes, count = [0.0, 0.0], 0
+    found, count = [], 0
     for top, bottom, *_ in spans(height):
         if bottom - top < side:
             continue
-        for index, rows in enumerate((content, style)):
-            blocks = F.avg_pool2d(rows(top, bottom)[..., :width].clamp(0, 1), side)
-            slopes[index] += sum(blocks.diff(dim=dim).abs().sum().item() for dim in (2, 3))
-        count += 2 * blocks.numel()
-    ours, asked = (slope / max(1, count) for slope in slopes)
+        both = [F.avg_pool2d(rows(top, bottom)[..., :width].clamp(0, 1), side) for rows in (content, style)]
+        found.append(torch.stack([x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum() for x in both]).double())
+        count += 2 * both[0].numel()
+    ours, asked = (torch.stack(found).sum(0) / count).tolist() if found else (0.0, 0.0)
     if asked >= LEAST_SLOPE and not ours > share * asked:
         words = f"{ours / asked:.0%} of the input's contrast"
         raise RuntimeError(f"the decoder gave no picture: {words}; nothing is returned")
@@ -59,12 +60,16 @@ def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixe
         NotFinite: a value is NaN or infinite.
     """
     width, height = size
-    rgb, most = np.empty((height, width, 3), depth), np.iinfo(depth).max  # type: ignore[type-var]
+    rgb, most = torch.empty(0), np.iinfo(depth).max  # type: ignore[type-var]
+    sums = []
     for top, rows in strips:
+        if top == 0:
+            rgb = torch.empty((height, width, 3), dtype=DEPTHS[np.dtype(depth)], device=rows.device)
         pixels = rows[0, :, : max(0, height - top), :width].permute(1, 2, 0)
-        check_finite(pixels, "color")
-        rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round().cpu().numpy()
-    return rgb
+        sums.append(pixels.sum())  # not finite where one of them is not
+        rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round()
+    check_finite(torch.stack(sums), "color")
+    return rgb.cpu().numpy()
 
 
 def at_every_pixel(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seesr.budget import Budget
 
@@ -25,7 +25,7 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def check_finite(values: Tensor, stage: str) -> None:
-    """Refuses values of which one is NaN or infinite.
+    """Refuses values of which one is NaN or infinite. On a GPU the host waits for the answer.
 
     Raises:
         NotFinite: names the stage.
@@ -34,24 +34,25 @@ def check_finite(values: Tensor, stage: str) -> None:
         raise NotFinite(f"the networks gave values that are not finite ({stage}); nothing is returned")
 
 
-def again_in_float32(work: Callable[[], T], budget: Budget, *networks: Any) -> T:
+def again_in_float32(work: Callable[[], T], budget: Budget, *networks: nn.Module) -> T:
     """Returns work(); if that was not finite in half precision, casts the networks up for a second try.
+
+    They stay so for the rest of the picture, which would overflow again; who ends it calls budget.restore(). Their half
+    precision is kept, in its own memory, which recorded graphs read.
 
     Raises:
         NotFinite: not finite in single precision either.
     """
-    dtype = networks[0].dtype
     try:
         return work()
     except NotFinite as error:
-        if dtype == torch.float32:
+        if next(networks[0].parameters()).dtype == torch.float32:
             raise
         log.warning("%s: again in single precision", error)
     budget.redone += 1
-    try:
-        for network in networks:
-            network.float()
-        return work()
-    finally:
-        for network in networks:
-            network.to(dtype)  # exact: the values came from there
+    for network in networks:
+        for value in (*network.parameters(), *network.buffers()):
+            if value.is_floating_point():
+                budget.cast.append((value, value.data))
+                value.data = value.data.float()
+    return work()

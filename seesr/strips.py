@@ -2,7 +2,8 @@
 
 Activations stand as [H, W, C], so that a strip of rows is one piece of memory. Norms see the whole picture; norm, SiLU
 and convolution run over strips that borrow one row from each neighbour, so nothing is computed twice but these rows. At
-most two activations of one resolution are held: a residual block writes its result over its input.
+most two activations of one resolution are held: a residual block writes its result over its input. Where even these are
+too much, the widest, between the last two resolutions of a decoder, is made three times instead of held.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class Strips:
 
     Args:
         tell: called after every layer, and may stop the work by raising.
+        frugal: holds a third less in a decoder, for a quarter more convolutions.
     """
 
-    def __init__(self, network: Encoder | Decoder, tell: Callable[[], object]) -> None:
-        self.network, self.tell = network, tell
+    def __init__(self, network: Encoder | Decoder, tell: Callable[[], object], frugal: bool = False) -> None:
+        self.network, self.tell, self.frugal = network, tell, frugal
+        self.strip = STRIP // 4 if frugal else STRIP
 
     def run(self, x: Tensor) -> Tensor:
         """[1, C, H, W] -> what the network gives for it, [1, C', H', W']."""
@@ -44,8 +47,13 @@ class Strips:
         x = self.convolve(network.conv_in, x.shape[2], lambda top, bottom: x[:, :, top:bottom])
         if isinstance(network, Decoder):
             x = self.middle(network.mid_block, x)
-            for block in network.up_blocks:
-                x = self.level(block, x)
+            blocks: Any = network.up_blocks
+            *most, last = blocks
+            for block in most:
+                x = self.level(block, x, hold=not (self.frugal and block is most[-1]))
+            if self.frugal and most:
+                x = self.upsampled_resnet(most[-1].upsamplers[0].conv, last.resnets[0], x)
+            x = self.level(last, x, first=1 if self.frugal and most else 0)
         else:
             for block in network.down_blocks:
                 x = self.level(block, x)
@@ -53,11 +61,11 @@ class Strips:
         x = self.convolve(network.conv_out, len(x), self.activated(norm, x))
         return x.permute(2, 0, 1)[None]
 
-    def level(self, block: Any, x: Tensor) -> Tensor:
-        """The residual blocks of one resolution, then the step to the next."""
-        for layer in block.resnets:
+    def level(self, block: Any, x: Tensor, first: int = 0, hold: bool = True) -> Tensor:
+        """The residual blocks of one resolution from `first` on, then the step to the next, if that is to be held."""
+        for layer in block.resnets[first:]:
             x = self.resnet(layer, x)
-        for layer in getattr(block, "upsamplers", None) or []:
+        for layer in (getattr(block, "upsamplers", None) or []) if hold else []:
             x = self.upsample(layer.conv, x)
         for layer in getattr(block, "downsamplers", None) or []:
             x = self.downsample(layer.conv, x)
@@ -94,18 +102,40 @@ class Strips:
         return out
 
     def upsample(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        def doubled(top: int, bottom: int) -> Tensor:
-            first = top // 2
-            rows = F.interpolate(rows_of(x)(first, -(-bottom // 2)), scale_factor=2.0, mode="nearest")
-            return rows[:, :, top - 2 * first : bottom - 2 * first]
+        return self.convolve(conv, 2 * len(x), doubled(x))
 
-        return self.convolve(conv, 2 * len(x), doubled)
+    def upsampled_resnet(self, conv: nn.Conv2d, layer: Any, x: Tensor) -> Tensor:
+        """The step to the next resolution and the residual block behind it; what lies between is made strip by strip,
+        for the statistics, for the first convolution and for the residual. The result lies where the first one's was.
+        """
+        height, width = 2 * len(x), 2 * x.shape[1]
+        read, whole = convolved(conv, height, doubled(x)), WholeNorm(layer.norm1)
+        for top, bottom in self.spans(height, width * conv.out_channels * x.element_size()):
+            whole.look(read(top, bottom), Tile(top, 0, bottom, width))
+        whole.finish()
+        self.tell()
+        inner = self.convolve(layer.conv1, height, lambda top, bottom: F.silu(whole(read(top, bottom)), inplace=True))
+        written, last = rows_of(inner), inner.new_empty(1, inner.shape[2], 1, width)
+
+        def add(top: int, bottom: int, values: Tensor) -> None:
+            residual = read(top, bottom)
+            if layer.conv_shortcut is not None:
+                residual = layer.conv_shortcut(residual)
+            values = values.add_(residual)
+            if top > 0:  # this strip has read the row above, which can be written now
+                written(top - 1, top).copy_(last)
+            written(top, bottom - 1).copy_(values[:, :, :-1])
+            last.copy_(values[:, :, -1:])
+
+        self.convolve(layer.conv2, height, self.activated(layer.norm2, inner), add)
+        written(height - 1, height).copy_(last)
+        return inner
 
     def downsample(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """By a stride of two; zeros stand beyond the right and the lower edge."""
         height, width = len(x) // 2, x.shape[1] // 2
         out = x.new_empty(height, width, conv.out_channels)
-        for top, bottom in spans(height, 4 * width * x.shape[2] * x.element_size()):
+        for top, bottom in self.spans(height, 4 * width * x.shape[2] * x.element_size()):
             rows = rows_of(x)(2 * top, 2 * bottom + 1)
             padded = F.pad(rows, (0, 1, 0, 2 * (bottom - top) + 1 - rows.shape[2]))
             rows_of(out)(top, bottom).copy_(conv(padded))
@@ -115,7 +145,8 @@ class Strips:
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> WholeNorm:
         """The norm with the statistics of the whole of x [H, W, C]."""
         whole = WholeNorm(norm)
-        for top, bottom in spans(len(x), x[0].nbytes):
+        # A GPU takes the statistics of all at once, from half precision as it lies there.
+        for top, bottom in [(0, len(x))] if x.is_cuda else self.spans(len(x), x[0].nbytes):
             whole.look(rows_of(x)(top, bottom), Tile(top, 0, bottom, x.shape[1]))
         whole.finish()
         return whole
@@ -132,9 +163,9 @@ class Strips:
         out = torch.empty(0)
         row = source(0, 1)
         row_bytes = max(conv.in_channels, conv.out_channels) * row.shape[3] * row.element_size()
-        for top, bottom in spans(height, row_bytes):
-            first, last = max(0, top - 1), min(height, bottom + 1)
-            values = conv(source(first, last))[:, :, top - first : bottom - first]
+        made = convolved(conv, height, source)
+        for top, bottom in self.spans(height, row_bytes):
+            values = made(top, bottom)
             if sink is not None:
                 sink(top, bottom, values)
                 continue
@@ -144,11 +175,31 @@ class Strips:
         self.tell()
         return out
 
+    def spans(self, height: int, row_bytes: int) -> list[tuple[int, int]]:
+        """Strips of limited size, as (first row, the one after the last)."""
+        rows = max(1, self.strip // row_bytes)
+        return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
-def spans(height: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Strips of at most STRIP bytes, as (first row, the one after the last)."""
-    rows = max(1, STRIP // row_bytes)
-    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+def doubled(x: Tensor) -> Rows:
+    """Rows of [H, W, C] at twice the size, each pixel four times."""
+
+    def rows(top: int, bottom: int) -> Tensor:
+        first = top // 2
+        found = F.interpolate(rows_of(x)(first, -(-bottom // 2)), scale_factor=2.0, mode="nearest")
+        return found[:, :, top - 2 * first : bottom - 2 * first]
+
+    return rows
+
+
+def convolved(conv: nn.Conv2d, height: int, source: Rows) -> Rows:
+    """Rows of a convolution of 3 x 3 over `height` rows."""
+
+    def rows(top: int, bottom: int) -> Tensor:
+        first, last = max(0, top - 1), min(height, bottom + 1)
+        return conv(source(first, last))[:, :, top - first : bottom - first]
+
+    return rows
 
 
 def layers(network: nn.Module) -> int:
@@ -160,17 +211,19 @@ def layers(network: nn.Module) -> int:
     return convolutions + len(attentions.attentions)
 
 
-def peak(network: Encoder | Decoder, size: tuple[int, int]) -> int:
+def peak(network: Encoder | Decoder, size: tuple[int, int], frugal: bool = False) -> int:
     """Bytes that a pass holds at most, for `size` = (h, w) cells of latents."""
     decodes = isinstance(network, Decoder)
     blocks: Any = network.up_blocks if decodes else network.down_blocks
     area = size[0] * size[1] * (1 if decodes else 4 ** (len(blocks) - 1))
     most = 0
+    skips = frugal and decodes and len(blocks) > 1
     for block in blocks:
-        for layer in block.resnets:
+        for layer in block.resnets[1 if skips and block is blocks[-1] else 0 :]:
             before, after = layer.conv1.in_channels, layer.conv1.out_channels
             most = max(most, area * (before + after if after <= before else before + 2 * after))
         for layer in getattr(block, "upsamplers", None) or []:
-            most, area = max(most, area * (layer.conv.in_channels + 4 * layer.conv.out_channels)), 4 * area
+            into = blocks[-1].resnets[0].conv1 if skips and block is blocks[-2] else layer.conv
+            most, area = max(most, area * (layer.conv.in_channels + 4 * into.out_channels)), 4 * area
         area //= 4 if getattr(block, "downsamplers", None) else 1
-    return most * network.conv_in.weight.element_size() + 6 * STRIP
+    return most * network.conv_in.weight.element_size() + 6 * (STRIP // 4 if frugal else STRIP)

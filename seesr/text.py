@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
+
+from seesr.budget import Budget
+from seesr.networks.models import TextEncoder
+from seesr.precision import again_in_float32, check_finite
 
 
 def compose(tags: list[str], user_prompt: str, positive_prompt: str) -> str:
@@ -54,6 +58,17 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def encode(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-    """Prompts -> tokens [B, 77, width]: the last hidden state after the final LayerNorm, no attention mask."""
-    return encoder(token_ids(tokenizer, prompts).to(encoder.device)).last_hidden_state
+def encode(encoder: TextEncoder, tokenizer: CLIPTokenizer, prompts: list[str], budget: Budget) -> Tensor:
+    """Prompts -> tokens [B, 77, width].
+
+    Raises:
+        NotFinite: in single precision too.
+    """
+    ids = token_ids(tokenizer, prompts).to(encoder.device)
+
+    def work() -> Tensor:
+        tokens = encoder.hidden(ids)
+        check_finite(tokens, "text")
+        return tokens
+
+    return again_in_float32(work, budget, encoder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from seesr.images.picture import Picture
 from seesr.images.read import from_pil
 from seesr.mask import Grey
 from seesr.networks import hardware, models
-from seesr.networks.graphs import Graphs
+from seesr.networks.graphs import CudaRecorder, Graphs
 from seesr.progress import Progress
 from seesr.result import Result
 from seesr.settings import Settings
@@ -33,9 +35,11 @@ class Upscaler:
     """
 
     def __init__(self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None) -> None:
-        self.networks = networks
-        self.attention = hardware.tune(networks, attention)  # name of the kernel
+        self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention))
         self.graphs = graphs
+        if graphs is not None:
+            for owner, method in networks.parts():
+                graphs.attach(owner, method)
 
     @classmethod
     def load(
@@ -47,7 +51,7 @@ class Upscaler:
             bundle: the folder.
             device: a torch device; None: the GPU if there is one.
             attention: name of a kernel, see hardware.choose.
-            cuda_graphs: replay the tile step as a CUDA graph; a CPU has none.
+            cuda_graphs: replay the networks as CUDA graphs at the sizes of the warm-up; a CPU has none.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
@@ -55,9 +59,9 @@ class Upscaler:
         """
         target = hardware.usable(device)
         networks = models.load(bundle, target, precision.working_dtype(target))
-        upscaler = cls(networks, attention, Graphs() if cuda_graphs and target.type == "cuda" else None)
+        upscaler = cls(networks, attention, Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None)
         log.info(
-            "bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, upscaler.attention
+            "bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, networks.attention
         )
         return upscaler
 
@@ -82,10 +86,22 @@ class Upscaler:
         return Upscaling(self.networks, given, picture, progress or Progress(), self.graphs, mask).run()
 
     def warm_up(self) -> None:
-        """Runs one step on a small grey picture, so that the first caller does not pay for lazy initialisation."""
-        side = self.networks.tile * self.networks.factor // 4
-        grey = np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8)
-        self(Picture(grey), Settings(num_inference_steps=1, seed=0))
+        """Runs one step on a grey picture of one tile, so that the first caller does not pay for lazy initialisation;
+        on a GPU also with guidance, and on one of several tiles, whose batches are another shape. Graphs are recorded
+        of one tile: the more tiles a pass has, the less its launches matter.
+        """
+        one = Settings(num_inference_steps=1, seed=0)
+        with contextlib.nullcontext() if self.graphs is None else self.graphs.setup():
+            self(self.grey(1), one)
+            if self.networks.device.type == "cuda":
+                self(self.grey(1), dataclasses.replace(one, cfg_scale=1.5))
+        if self.networks.device.type == "cuda":
+            self(self.grey(2), one)
+
+    def grey(self, tiles: int) -> Picture:
+        """A ramp that is enlarged to `tiles` times the side of one."""
+        side = tiles * self.networks.tile * self.networks.factor // 4
+        return Picture(np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8))
 
     def healthy(self) -> bool:
         """Whether the device still computes; a GPU does not after an illegal access."""

@@ -22,14 +22,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from seesr import autoencoder, color, finish, sampling, steering, text
 from seesr.budget import Budget
 from seesr.denoiser import Denoiser, layout
-from seesr.images.picture import Picture, Pixels, enlarge, pad
+from seesr.images.picture import Picture, enlarge, pad
 from seesr.mask import Grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
@@ -38,6 +37,7 @@ from seesr.progress import Progress
 from seesr.result import Result, record
 from seesr.savings import covered, needed
 from seesr.settings import Settings
+from seesr.tagging import tag, to_floats
 from seesr.tiling import Tile
 from seesr.views import VIEWS
 
@@ -65,6 +65,12 @@ class Upscaling:
         self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)
 
     def run(self) -> Result:
+        try:
+            return self.upscale()
+        finally:
+            self.budget.restore()
+
+    def upscale(self) -> Result:
         with self.timed("tags"):
             tags, image_tokens = self.tag()
         with self.timed("text"):
@@ -113,12 +119,14 @@ class Upscaling:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "peak_memory_mb": hardware.peak_memory(self.networks.device),
             "device": hardware.name(self.networks.device),
+            "attention": self.networks.attention,
             "bundle": self.networks.bundle.name,
         }
 
     def tag(self) -> tuple[list[str], Tensor]:
         """The original small picture -> tags, image tokens [1, n, width]."""
-        return self.networks.tagger(self.pixels(self.picture.visible))
+        tags, tokens = tag(self.networks.tagger, self.picture.visible, self.budget)
+        return tags, tokens.to(self.networks.dtype)
 
     def encode_text(self, tags: list[str]) -> Tensor:
         """Tags and prompts -> text tokens [1, 77, width], or [2, 77, width] = (negative, positive) with guidance."""
@@ -129,21 +137,18 @@ class Upscaling:
         prompts = [self.prompt.words]
         if settings.cfg_scale > 1:
             prompts.insert(0, settings.negative_prompt)
-        return text.encode(self.networks.text_encoder, tokenizer, prompts)
+        return text.encode(self.networks.text_encoder, tokenizer, prompts, self.budget).to(self.networks.dtype)
 
-    def enlarge(self) -> Pixels:
-        """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3]."""
+    def enlarge(self) -> Tensor:
+        """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3], on the device."""
         networks = self.networks
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
         least = min(networks.tile, self.settings.latent_tiled_size)
-        return pad(enlarge(self.picture.visible, self.size), cell, least * networks.factor)
+        padded = pad(enlarge(self.picture.visible, self.size), cell, least * networks.factor)
+        self.plain = padded[: self.size[1], : self.size[0]]
+        return torch.from_numpy(padded).to(networks.device)
 
-    def pixels(self, rgb: Pixels) -> Tensor:
-        """[H, W, 3] integers -> [1, 3, H, W] in [0, 1], float32, on the device."""
-        tensor = torch.tensor(rgb).to(self.networks.device).float()
-        return (tensor / np.iinfo(rgb.dtype).max).permute(2, 0, 1)[None].contiguous()
-
-    def start(self, hint: Pixels) -> tuple[Tensor, sampling.Update]:
+    def start(self, hint: Tensor) -> tuple[Tensor, sampling.Update]:
         """The enlarged picture -> latents at the first step [N, C, h, w], and how a step is taken from there.
 
         Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
@@ -165,7 +170,7 @@ class Upscaling:
         seeds = steering.particle_seeds(self.settings.seed or 0, count)
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
-    def encode(self, hint: Pixels, size: tuple[int, int]) -> autoencoder.Posterior:
+    def encode(self, hint: Tensor, size: tuple[int, int]) -> autoencoder.Posterior:
         """The enlarged picture -> the posterior of its latents, (h, w) = size."""
         return autoencoder.encode(self.networks.vae, self.under(hint), size, self.budget, self.progress)
 
@@ -191,7 +196,7 @@ class Upscaling:
             log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
         return z, ensemble.uncertainty, {"kds": metrics}
 
-    def denoiser(self, hint: Pixels, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
+    def denoiser(self, hint: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
         """The networks with all that stays the same for this picture."""
         tile, overlap = self.settings.latent_tiled_size, self.settings.latent_tiled_overlap
         tiles, weight = layout(z_size[0], z_size[1], tile, overlap, self.networks.device)
@@ -210,20 +215,16 @@ class Upscaling:
             needed=needed(self.networks.vae, self.settings, self.mask, tiles, self.size, hint.shape[:2]),
         )
 
-    def under(self, hint: Pixels) -> Callable[[Tile], Tensor]:
+    def under(self, hint: Tensor) -> Callable[[Tile], Tensor]:
         """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""
-
-        def pixels(tile: Tile) -> Tensor:
-            top, left, bottom, right = tile.scaled(self.factor)
-            return self.pixels(hint[top:bottom, left:right])
-
-        return pixels
+        planes = hint.permute(2, 0, 1)
+        return lambda tile: to_floats(tile.scaled(self.factor).crop(planes).permute(1, 2, 0))
 
     def decode(self, z: Tensor) -> Tensor:
         """Clean latents [1, C, h, w] -> [3, H', W']."""
         return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress)
 
-    def finish(self, restored: Tensor, hint: Pixels, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
+    def finish(self, restored: Tensor, hint: Tensor, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
         """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record; what it added.
 
         Raises:
@@ -234,17 +235,16 @@ class Upscaling:
             return restored[None, :, top:bottom]
 
         def style(top: int, bottom: int) -> Tensor:
-            return self.pixels(hint[top:bottom])
+            return to_floats(hint[top:bottom])
 
         settings, mask = self.settings, self.mask
         if settings.fidelity < 1 and (mask is None or mask.any()):
             finish.check_alive(content, style, self.size)
         strips = color.match_by_strips(content, style, len(hint), settings.color_fix)
         rgb = finish.to_integers(strips, self.size, self.picture.rgb.dtype)
-        plain = hint[: self.size[1], : self.size[0]]
         if settings.fidelity > 0 or mask is not None:
             dial = finish.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = finish.keep_plain(rgb, plain, dial, mask, self.size[0] / self.picture.size[0] / 2)
-        trust = finish.trust(rgb, plain, self.picture.visible)
+            rgb = finish.keep_plain(rgb, self.plain, dial, mask, self.size[0] / self.picture.size[0] / 2)
+        trust = finish.trust(rgb, self.plain, self.picture.visible)
         made = record(settings, self.networks.bundle, mask)
         return self.picture.with_pixels(rgb, made, settings.keep_exif), trust

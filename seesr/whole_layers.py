@@ -30,6 +30,9 @@ class WholeNorm:
     def finish(self) -> Tensor:
         """Takes what was seen into use; returns values that are finite if all were."""
         counts, variances, means = zip(*self.parts, strict=True)
+        if len(counts) == 1:
+            self.use(means[0], variances[0])
+            return variances[0]
         share = torch.tensor(counts, dtype=torch.float32, device=means[0].device)[:, None] / sum(counts)
         mean = (share * torch.stack(means)).sum(0)
         variance = (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(0)

@@ -15,8 +15,9 @@ from torch import Tensor
 from lab.parity import reference
 from seesr import Progress, Settings, sampling, weights
 from seesr.autoencoder import Posterior
-from seesr.images.picture import Picture, Pixels
+from seesr.images.picture import Picture
 from seesr.networks import models
+from seesr.tagging import to_floats
 from seesr.upscaling import Upscaling
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ class Recorded(Upscaling):
         steps = [i[f"noise.step{n}"] for n in range(self.settings.num_inference_steps)]
         return [iter([i["noise.init0"], i["noise.vae0"][:1], *steps])]
 
-    def encode(self, hint: Pixels, size: tuple[int, int]) -> Posterior:
+    def encode(self, hint: Tensor, size: tuple[int, int]) -> Posterior:
         tile, vae = self.case.options["vae_encoder_tile"], self.networks.vae
         if tile is None:
             return super().encode(hint, size)
-        x = (2 * self.pixels(hint) - 1).to(vae.dtype)
+        x = (2 * to_floats(hint) - 1).to(vae.dtype)
         mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)
         return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp(), vae.config["scaling_factor"])
 
@@ -89,7 +90,7 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
         reached.setdefault("first_noise_pred", made[0])
 
     road.networks.unet.register_forward_hook(keep_first)
-    hint = road.picture.rgb
+    hint = torch.from_numpy(road.picture.rgb).to(case.device)
     start, update = road.start(hint)
     denoiser = road.denoiser(hint, *road.contexts(), start.shape[2:])
     tile = case.options["latent_tile"]

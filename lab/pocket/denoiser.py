@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lab.pocket import data
 from lab.pocket.curve import Curve
@@ -24,7 +24,9 @@ from lab.pocket.sizes import BLOCKS, CONTROLNET, DRAWN, LABELS, SCHEDULER, SEED,
 from lab.pocket.stages import build_tokenizer, rate, to_tensor
 from lab.quality.degradations import Rgb
 from seesr import sampling, text
+from seesr.budget import Budget
 from seesr.networks import models
+from seesr.networks.models import TextEncoder
 from seesr.networks.tagger import Tagger, preprocess
 from seesr.settings import Settings
 
@@ -44,7 +46,7 @@ class Student(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = CLIPTextModel(CLIPTextConfig(**TEXT)).requires_grad_(False)
+        self.text = TextEncoder(CLIPTextConfig(**TEXT)).requires_grad_(False)
         self.unet = models.build_diffusion_network(UNet2DConditionModel, UNET)
         self.controlnet = models.build_diffusion_network(ControlNetModel, CONTROLNET)
         self.vae = AutoencoderTiny(**VAE)
@@ -69,7 +71,7 @@ class Pool:
         examples: Iterable[tuple[np.ndarray, Rgb, bool]],
         rng: np.random.Generator,
         tags: Tagger,
-        encoder: CLIPTextModel,
+        encoder: TextEncoder,
         tokenizer: CLIPTokenizer,
         untagged: float,
     ) -> None:
@@ -88,7 +90,7 @@ class Pool:
             prompts.append(text.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
         prompts.append(Settings.negative_prompt)
         with torch.autocast(device.type, torch.bfloat16):
-            self.prompts = text.encode(encoder, tokenizer, prompts).float()
+            self.prompts = text.encode(encoder, tokenizer, prompts, Budget()).float()
         self.damaged = torch.tensor(damaged, device=device)
         self.kinds = [np.flatnonzero(np.array(damaged) == kind) for kind in (False, True)]
 
@@ -111,6 +113,15 @@ class Pool:
         truth, hint = laid(self.high), laid(self.hint)
         target = torch.where(poor[:, None, None, None], hint, truth)
         return target, truth, hint, self.prompts[torch.where(poor, -1, i)], self.tokens[i], self.damaged[i], poor
+
+
+def further(device: torch.device, steps: int, batch: int = BATCH, seconds: float | None = None) -> None:
+    """More steps from the networks that `unpack` found, on the whole mixture, from half the rate."""
+    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    net = Student()
+    net.load_state_dict(saved["net"])
+    net = net.to(device, memory_format=torch.channels_last)
+    train("further", net, saved["scaling"], np.random.default_rng(SEED + 6), steps, batch, seconds)
 
 
 def denoiser(device: torch.device, steps: int, batch: int = BATCH, seconds: float | None = None) -> None:
@@ -145,7 +156,8 @@ def train(
     interrupted goes on where its last pool of pictures began; to the same result, unless `seconds` instead of `steps`
     say how long it is (a lent machine).
     """
-    device = net.unet.device
+    device, new = net.unet.device, stage == "denoiser"
+    peak = PEAK if new else PEAK / 2
     steps_per_pool = POOL_STEPS[device.type]
     net.vae.encoder.requires_grad_(False)
     tags = Tagger(**TAGGER, **LABELS).to(device).eval()
@@ -156,9 +168,9 @@ def train(
     fast = [p for p in keep if id(p) not in slow]
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for p in fast if p.ndim > 1], "peak": PEAK, "weight_decay": 0.1},
-            {"params": [p for p in fast if p.ndim == 1], "peak": PEAK, "weight_decay": 0.0},
-            {"params": [p for p in keep if id(p) in slow], "peak": PEAK / 3, "weight_decay": 0.0},
+            {"params": [p for p in fast if p.ndim > 1], "peak": peak, "weight_decay": 0.1},
+            {"params": [p for p in fast if p.ndim == 1], "peak": peak, "weight_decay": 0.0},
+            {"params": [p for p in keep if id(p) in slow], "peak": peak / 3, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.99),
         fused=True,
@@ -197,7 +209,7 @@ def train(
         done = elapsed / seconds if seconds else step / steps
         if done >= 1:
             break
-        joined = min(max(done / EARLY - 1, 0), 1)
+        joined = min(max(done / EARLY - 1, 0), 1) if new else 1
         if step % steps_per_pool == 0:
             states = [part.state_dict() for part in (net, average, optimiser)]
             now = {"recipe": recipe, "step": step, "elapsed": elapsed, "states": states, "rng": rng.bit_generator.state}
@@ -243,8 +255,8 @@ def train(
                 gain_negative_db=average_of(gain[poor]),
             )
         if (step + 1) % 1000 == 0:
-            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
-    torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / f"{stage}.pt")
+            torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
+    torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")
     makers.shutdown(cancel_futures=True)
     interrupted.unlink()
 

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lab.pocket import data
 from lab.pocket.curve import Curve
 from lab.pocket.sizes import DAMAGE, DRAWN, LABELS, SEED, TAGGER, TAGS, TEXT, TOKENIZER, VAE, WIDTH, WORK
 from lab.quality.degradations import Rgb
 from seesr import text
+from seesr.networks.models import TextEncoder
 from seesr.networks.tagger import Tagger, preprocess
 from seesr.settings import Settings
 
@@ -120,21 +121,26 @@ def start_as_cosines(weight: Tensor) -> None:
         row.copy_(colour[:, None, None] * waves[u][:, None] * waves[v] * (1 + u + v) ** 3)
 
 
-def tagger(device: torch.device, steps: int) -> None:
-    """Attributes that code can measure, from the damaged small picture; what damaged it is the hardest to see."""
+def tagger(device: torch.device, steps: int, further: bool = False) -> None:
+    """Attributes that code can measure, from the damaged small picture; what damaged it is the hardest to see.
+
+    `further`: from the checkpoint that is there, at half the rate.
+    """
     rng = np.random.default_rng(SEED + 1)
     torch.manual_seed(SEED + 1)
     net = Tagger(**TAGGER, **LABELS).to(device)
     nn.init.normal_(net.label_embed)
     start_as_cosines(net.visual_encoder.patch_embed.proj.weight)
+    if further:
+        net.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
     pictures, mix = data.corpus(SEED, DRAWN)
     recent: collections.deque = collections.deque(maxlen=2000)  # each example serves six times
     importance = torch.tensor([1.0 if tag not in DAMAGE else 3.0 for tag in TAGS], device=device)
-    curve = Curve("tagger", 50)
+    curve = Curve("tagger-further" if further else "tagger", 50)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, step / steps, 1e-3)
+            group["lr"] = rate(step, step / steps, 5e-4 if further else 1e-3)
         for _ in range(2):
             single = rng.random() < 0.5
             picture = pictures[rng.choice(len(pictures), p=mix)] if single else data.mosaic(rng, pictures, mix)
@@ -193,7 +199,7 @@ def words(device: torch.device, steps: int) -> None:
     """
     rng = np.random.default_rng(SEED + 5)
     torch.manual_seed(SEED + 5)
-    net = CLIPTextModel(CLIPTextConfig(**TEXT)).to(device)
+    net = TextEncoder(CLIPTextConfig(**TEXT)).to(device)
     for module in net.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)

@@ -38,7 +38,8 @@ from lab import report  # noqa: E402
 from seesr import Progress, Settings, Upscaler, precision, sampling, text  # noqa: E402
 from seesr.images.picture import Picture  # noqa: E402
 from seesr.networks import hardware, kernels, models  # noqa: E402
-from seesr.networks.graphs import Graphs  # noqa: E402
+from seesr.networks.graphs import CudaRecorder, Graphs  # noqa: E402
+from seesr.tagging import to_floats  # noqa: E402
 from seesr.upscaling import Upscaling  # noqa: E402
 
 IMPORTED = time.perf_counter()
@@ -100,13 +101,14 @@ class Plain:
             seconds[stage] = time.perf_counter() - started
 
         with timed("tags"):
-            pixels = job.pixels(picture.rgb)
+            pixels = to_floats(torch.tensor(picture.rgb).to(networks.device))
             networks.tagger(pixels)
             _, image_tokens = networks.tagger(pixels)
         with timed("text"):
-            words = text.encode(networks.text_encoder, networks.tokenizer, [settings.positive_prompt])
+            ids = text.token_ids(networks.tokenizer, [settings.positive_prompt]).to(networks.device)
+            words = networks.text_encoder.hidden(ids)
         with timed("enlarge"):
-            hint = job.pixels(job.enlarge()).to(networks.dtype)
+            hint = to_floats(job.enlarge()).to(networks.dtype)
         scaling = networks.vae.config["scaling_factor"]
         with timed("encode"):
             found = networks.vae.encode(2 * hint - 1)
@@ -245,7 +247,7 @@ def bench(args: argparse.Namespace) -> None:
         networks = sizes.build(device, dtype)
     plain = Plain(copies(networks)) if args.baseline else None
     loaded = time.perf_counter()
-    upscaler = Upscaler(networks, graphs=Graphs() if args.graphs else None)
+    upscaler = Upscaler(networks, graphs=Graphs(CudaRecorder()) if args.graphs else None)
     upscaler.warm_up()
     ready = time.perf_counter()
     top = ceiling(device, dtype)
@@ -255,7 +257,7 @@ def bench(args: argparse.Namespace) -> None:
         "device": processor() if device.type == "cpu" else hardware.name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "weights": networks.bundle.name,
-        "attention": upscaler.attention,
+        "attention": upscaler.networks.attention,
         "cuda_graphs": upscaler.graphs is not None,
         "versions": versions(),
         "setup_seconds": {
@@ -339,7 +341,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=1)
     parser.add_argument("--tile", type=int, default=Settings.latent_tiled_size)
     parser.add_argument("--overlap", type=int, default=Settings.latent_tiled_overlap)
-    parser.add_argument("--graphs", action="store_true", help="replay the tile step as a CUDA graph")
+    parser.add_argument("--graphs", action="store_true", help="replay the networks as CUDA graphs")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--baseline", action="store_true", help="also run plain diffusers modules; one tile only")
     parser.add_argument("--json", type=Path, help="append one line per configuration")

@@ -24,6 +24,14 @@ BY_TIMM = {"relative_position_index", "attn_mask"}  # what its Swin blocks fill 
 VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
+class TextEncoder(CLIPTextModel):
+    """CLIP's, of which one result is used."""
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[B, 77] -> [B, 77, width]: the last hidden state after the final LayerNorm, no attention mask."""
+        return self(ids).last_hidden_state
+
+
 @dataclasses.dataclass(frozen=True)
 class Models:
     """The networks of one bundle, on one device, in one dtype, in evaluation mode."""
@@ -32,17 +40,24 @@ class Models:
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
     vae: AutoencoderKL | AutoencoderTiny
-    text_encoder: CLIPTextModel
+    text_encoder: TextEncoder
     tokenizer: CLIPTokenizer
     scheduler: DDPMScheduler
     tagger: Tagger
     device: torch.device
     dtype: torch.dtype
+    attention: str = "sdpa"  # name of the kernel
 
     @property
     def factor(self) -> int:
         """Pixels per latent cell, each way."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def parts(self) -> list[tuple[nn.Module, str]]:
+        """The methods that take one tensor and give one, and can be run as a whole; the step is the denoiser's."""
+        vae: Any = self.vae
+        forward = [(network, "forward") for network in (vae.encoder, vae.decoder)]
+        return [*forward, (self.tagger, "tokens"), (self.tagger, "logits"), (self.text_encoder, "hidden")]
 
     @property
     def tile(self) -> int:
@@ -103,10 +118,10 @@ def autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     return fill(network, read(folder / DIFFUSION_FILE, device, dtype), folder)
 
 
-def text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
+def text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     config = CLIPTextConfig(**read_config(folder))
     with torch.device("meta"):
-        network = CLIPTextModel(config)
+        network = TextEncoder(config)
     state = read(folder / "model.safetensors", device, dtype)
     state.pop("text_model.embeddings.position_ids", None)  # an old integer buffer, rebuilt in `fill`
     if not any(key.startswith("text_model.") for key in network.state_dict()):  # transformers >= 5 drops the prefix

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr import Settings, Upscaler, budget
+from seesr import Settings, Upscaler, budget, tagging
 from seesr.budget import HALF_CELL, HOST_HOLD, LARGEST_BATCH, WHOLE_SHARE, Budget
 from seesr.images.picture import Picture, enlarge
+from seesr.networks.tagger import preprocess
 
 CELLS = 64 * 64
 QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2)
@@ -28,6 +29,46 @@ def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, sha
     found = Budget.for_device(torch.device("cuda"), CELLS)
     assert (found.batch.amount, found.hold.amount) == (batch, free // 2)
     assert found.whole.amount == int(WHOLE_SHARE * 2 * (free // 2))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "CUDA error: operation failed due to a previous error during capture (cudaErrorStreamCaptureInvalidated)",
+    ],
+)
+def test_running_out_of_memory_is_known_in_all_its_words(words: str) -> None:
+    assert budget.is_out_of_memory(RuntimeError(words))
+    assert not budget.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(("amount", "steps"), [(2**30, [2**29, 2**28, 0]), (1, [0])])
+def test_what_is_held_is_halved_until_it_is_nothing(amount: int, steps: list[int]) -> None:
+    hold, seen = Budget(hold=amount).hold, []
+
+    def fails() -> None:
+        seen.append(hold.amount)
+        raise MemoryError
+
+    with pytest.raises(budget.OutOfMemory):
+        hold.attempt(fails)
+    assert seen == [amount, *steps]
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (531, 777, 3), depth, endpoint=True)
+    whole = preprocess(tagging.to_floats(torch.tensor(rgb)), 96)
+    torch.testing.assert_close(preprocess(tagging.shrunk(rgb, 96), 96), whole, rtol=0, atol=2e-5)
+    small = np.random.default_rng(0).integers(0, 255, (31, 20, 3), np.uint8)
+    whole = preprocess(tagging.to_floats(torch.tensor(small)), 96)
+    torch.testing.assert_close(preprocess(tagging.shrunk(small, 96), 96), whole, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("free", [10**9, 10**12])

@@ -292,20 +292,29 @@ def test_an_upscaler_that_ran_out_of_memory_works_again(pocket: Upscaler, photo:
     np.testing.assert_array_equal(before, pixels(pocket, photo))
 
 
-@pytest.mark.parametrize("part", ["unet", "encoder", "decoder"])
+@pytest.mark.parametrize("part", ["unet", "encoder", "decoder", "tagger", "text"])
 def test_an_overflow_in_half_precision_is_done_again(tiny_bundle: Path, photo: Image.Image, part: str) -> None:
+    """From there on in single precision to the picture's end, and then in the same half precision at the same place."""
     networks = models.load(tiny_bundle, torch.device("cpu"), torch.bfloat16)
-    network = networks.unet if part == "unet" else networks.vae
-    layer = network.conv_out if part == "unet" else getattr(network, part).conv_out
+    network, layer = {
+        "unet": (networks.unet, networks.unet.conv_out),
+        "encoder": (networks.vae, networks.vae.encoder.conv_out),
+        "decoder": (networks.vae, networks.vae.decoder.conv_out),
+        "tagger": (networks.tagger, networks.tagger.image_proj),
+        "text": (networks.text_encoder, list(networks.text_encoder.modules())[-1]),
+    }[part]
+    upscaler = Upscaler(networks)
+    before = [(value.data_ptr(), value.clone()) for value in network.parameters()]
 
     def overflow(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         return output if output.dtype == torch.float32 else output * float("inf")
 
     layer.register_forward_hook(overflow)
-    result = Upscaler(networks)(photo, QUICK)
+    result = upscaler(photo, dataclasses.replace(QUICK, num_inference_steps=2))
     assert result.metrics["float32_retries"] == 1
-    assert network.dtype == torch.bfloat16
     assert np.ptp(result.picture.rgb) > 0
+    for value, (place, own) in zip(network.parameters(), before, strict=True):
+        assert value.dtype == torch.bfloat16 and value.data_ptr() == place and torch.equal(value, own)
 
 
 def hard_blend(fn, tiles, shape, batch, weight, finished=lambda count: None):

@@ -73,15 +73,21 @@ def test_strips_are_one_pass_over_the_whole(
     assert near(decode(vae, z, Budget(whole=HELD)), whole) > 100
     mean = vae.encode(2 * x - 1).latent_dist.mean * scaling
     assert near(encode(vae, x, Budget(whole=HELD)), mean) > 100
+    enough = strips.peak(vae.decoder, SIZE, frugal=True)
+    assert enough < strips.peak(vae.decoder, SIZE)
+    assert near(decode(vae, z, Budget(whole=enough)), whole) > 100
 
 
-def test_strips_count_their_layers_and_hold_what_they_say(tiny_upscaler: Upscaler, small_tiles: None) -> None:
+@pytest.mark.parametrize("frugal", [False, True])
+def test_strips_count_their_layers_and_hold_what_they_say(
+    tiny_upscaler: Upscaler, small_tiles: None, frugal: bool
+) -> None:
     vae, told = tiny_upscaler.networks.vae, []
-    progress = Progress(told.append)
-    autoencoder.decode(vae, torch.randn(1, 4, *SIZE), 8, Budget(whole=HELD), progress)
+    progress, needed = Progress(told.append), strips.peak(vae.decoder, SIZE, frugal)
+    autoencoder.decode(vae, torch.randn(1, 4, *SIZE), 8, Budget(whole=needed), progress)
     assert [position.done for position in told] == list(range(strips.layers(vae.decoder) + 1))
     assert told[-1].done == told[-1].total
-    needed = strips.peak(vae.decoder, SIZE)
+    needed = strips.peak(vae.decoder, SIZE, frugal=True)
     budget = Budget(hold=HELD, whole=needed - 1)
     assert autoencoder.run_whole("decode", vae.decoder, lambda tile: torch.empty(0), SIZE, budget, Progress()) is None
 
@@ -121,7 +127,7 @@ def test_recovers_from_running_out_of_memory(
     failures = []
 
     def allocate(module: Any, args: Any) -> None:
-        if budget.hold.amount:
+        if budget.hold.amount > HELD // 2:
             failures.append(module)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -131,7 +137,7 @@ def test_recovers_from_running_out_of_memory(
     finally:
         hook.remove()
     assert len(failures) == budget.retries == 1
-    assert budget.hold.amount == 0
+    assert budget.hold.amount == HELD // 2  # half of it, not nothing: what is not held is computed many times
 
 
 def test_says_so_when_nothing_fits(tiny_upscaler: Upscaler) -> None:

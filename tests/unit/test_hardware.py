@@ -53,7 +53,7 @@ def text() -> torch.Tensor:
 
 def test_what_was_chosen_is_used() -> None:
     networks = untuned()
-    assert Upscaler(networks, "sdpa").attention == "sdpa"
+    assert Upscaler(networks, "sdpa").networks.attention == "sdpa"
     kernels = {m.processor.kernel for m in networks.unet.modules() if isinstance(getattr(m, "processor", None), Attend)}
     assert kernels == {F.scaled_dot_product_attention}
 
@@ -62,6 +62,29 @@ def test_what_was_chosen_is_used() -> None:
 def test_a_kernel_that_cannot_work_is_refused(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         hardware.tune(untuned(), name)
+
+
+def test_nothing_is_timed_to_choose_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the bytes of a picture would depend on the noise of a start."""
+    monkeypatch.setattr(hardware, "least_seconds", None)
+    assert hardware.choose("auto", torch.device("cuda"), torch.float16) == "sdpa"
+    for capability, expected in (((6, 1), False), ((7, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert hardware.channels_last_pays(torch.device("cuda"), torch.float16) == expected
+        assert not hardware.channels_last_pays(torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.parametrize(("version", "words"), [(91500, "no multiple of 128"), (91501, None)])
+def test_cudnn_is_taken_where_torch_would_take_it(
+    version: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    monkeypatch.setitem(kernels.KERNELS, "cudnn", F.scaled_dot_product_attention)
+    if words is None:
+        assert hardware.choose("cudnn", CPU, torch.float32) == "cudnn"
+        return
+    with pytest.raises(ValueError, match=words):
+        hardware.choose("cudnn", CPU, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
