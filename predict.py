@@ -27,7 +27,7 @@ class Predictor(BaseRunner):
 
     def run(
         self,
-        image: Path = Input(description="JPEG, PNG or WebP to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB.", accept="image/*"),
+        image: Path = Input(description="JPEG, PNG, WebP, AVIF, TIFF or HEIC to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB.", accept="image/*"),
         mask: Optional[Path] = Input(default=None, description="Where the model may change the picture: white is enhanced, black stays the plain enlargement, grey blends. An image of the same aspect, of any size.", accept="image/*"),
         scale_factor: float = Input(default=4.0, ge=1, le=8, description="Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side."),
         target_side: Optional[int] = Input(default=None, ge=1, le=32768, description="Longest side of the output in pixels, exactly; replaces scale_factor. The scale that it takes must be from 1 to 8."),

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seesr.images.kinds import SUFFIXES
 from seesr.images.record import read_record
 from seesr.settings import Settings
 from seesr.weights import Bundle
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class Task(NamedTuple):

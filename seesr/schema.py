@@ -13,7 +13,7 @@ from typing import Any
 from seesr.settings import Settings
 
 FILE = Path(__file__).resolve().parent.parent / ".cog/openapi_schema.json"
-IMAGE = "JPEG, PNG or WebP to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB."
+IMAGE = "JPEG, PNG, WebP, AVIF, TIFF or HEIC to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB."
 MASK = (
     "Where the model may change the picture: white is enhanced, black stays the plain enlargement, grey blends. "
     "An image of the same aspect, of any size."

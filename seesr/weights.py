@@ -6,6 +6,7 @@ tagger) and a bundle.json that names it and holds the sha256 of every file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -48,6 +49,13 @@ def locate() -> Path:
 
 
 def sha256(path: Path) -> str:
+    """Of a file; one that has not changed since it was last asked for is not read again."""
+    found = path.stat()
+    return sum_of(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def sum_of(path: Path, *identity: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

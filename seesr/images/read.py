@@ -17,11 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from seesr.images.kinds import open_still
 from seesr.images.picture import Picture, Pixels
 from seesr.limits import LARGEST_FILE, LARGEST_INPUT, check_input
 
-READABLE = ("JPEG", "PNG", "WEBP")  # Pillow's names
 PLAIN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that need no profile to be RGB(A)
+ABOUT_THE_PICTURE = {  # tags of a TIFF that still hold for another file
+    ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Orientation,
+    ExifTags.Base.Software, ExifTags.Base.DateTime, ExifTags.Base.Artist, ExifTags.Base.Copyright,
+}  # fmt: skip
 NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
         check_size: takes width and height before any pixel is decoded, and raises ValueError to refuse.
 
     Raises:
-        ValueError: not a JPEG, PNG or WebP; damaged; animated; too large. One line, without a path.
+        ValueError: not one of READABLE; damaged; animated, of several pages; too large. One line, without a path.
     """
     if not data:
         raise ValueError("the image file is empty")
@@ -73,19 +77,15 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
         try:
-            header = Image.open(io.BytesIO(data), formats=READABLE)
+            header = open_still(data)
         except Image.DecompressionBombError as error:
             raise ValueError(f"the image is far over the limit of {LARGEST_INPUT / 1e6:.1f} MP") from error
-        except Exception as error:
-            raise ValueError(f"this is not an image that can be read: use {', '.join(READABLE)}") from error
         check_size(*header.size)
-        if header.format != "MPO" and getattr(header, "n_frames", 1) > 1:
-            raise ValueError(f"the image has {header.n_frames} frames; send one still picture")  # pyright: ignore
         if header.format == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
             raise ValueError("the image file is damaged (its end is missing)")  # the decoder would not say so
         try:
             header.verify()
-            opened = Image.open(io.BytesIO(data), formats=READABLE)
+            opened = open_still(data)
             opened.load()
         except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
             raise ValueError(f"the image file is damaged ({type(error).__name__} while decoding)") from error
@@ -128,6 +128,8 @@ def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
     """Orientation and the EXIF block without it; a block that cannot be read is left out."""
     try:
         exif = opened.getexif()
+        if opened.format == "TIFF":  # its own directory, most of which describes how the file is laid out
+            exif = only(exif, ABOUT_THE_PICTURE)
         turn = exif.pop(ExifTags.Base.Orientation, 1)
         for size in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):  # of the picture before
             exif.get_ifd(ExifTags.IFD.Exif).pop(size, None)
@@ -135,6 +137,16 @@ def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
     except Exception as error:  # the parser raises SyntaxError, struct.error, ValueError, ...
         log.warning("the EXIF data cannot be read and are left out (%s)", type(error).__name__)
         return 1, None
+
+
+def only(exif: Image.Exif, tags: set[int]) -> Image.Exif:
+    """Some of the tags, and the directories of the camera and of the place."""
+    found = Image.Exif()
+    found.update({tag: value for tag, value in exif.items() if tag in tags})
+    for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if values := exif.get_ifd(directory):
+            found.get_ifd(directory).update(values)
+    return found
 
 
 def profile_space(icc: bytes | None) -> str:
@@ -175,20 +187,28 @@ def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
 
 
 def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | None:
-    """[H, W, 3 or 4] of a 16-bit PNG, which Pillow would cut to 8 bits; None for any other picture."""
+    """[H, W, 3 or 4] of a 16-bit PNG or TIFF, which Pillow would cut to 8 bits; None for any other picture."""
     if opened.mode.startswith("I;16"):
         grey = np.asarray(opened).astype(np.uint16)
         clear = opened.info.get("transparency")  # one value that is invisible
         layers = [grey] * 3 + ([np.where(grey == clear, 0, 65535).astype(np.uint16)] if clear is not None else [])
         return np.stack(layers, axis=2)
-    if opened.format != "PNG" or data is None or data[24] != 16:  # bit depth in IHDR
+    if data is None or depth(opened, data) != 16:
         return None
     deep: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
-        raise ValueError("the image file is damaged (16-bit PNG)")
+        raise ValueError(f"the image file is damaged (16-bit {opened.format})")
     if deep.ndim == 2:
         return np.repeat(deep[..., None], 3, axis=2)
     return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def depth(opened: Image.Image, data: bytes) -> int:
+    """Bits per colour as the file says."""
+    if opened.format == "PNG":
+        return data[24]  # in IHDR
+    layers: Any = opened.tag_v2.get(258, (8,)) if opened.format == "TIFF" else (8,)  # pyright: ignore
+    return max(layers)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:

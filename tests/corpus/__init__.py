@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from seesr.images.png import SIGNATURE, chunk
 
+pillow_heif.register_heif_opener()
 Pixels = NDArray[np.uint8]
 NOT_JSON = "Failed to parse the request body as JSON"  # the runtime's words
 RNG = np.random.default_rng(7)
@@ -78,6 +80,10 @@ def flipped(data: bytes, place: int, bits: int = 1) -> bytes:
 
 def broken() -> Iterator[Case]:
     noise = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for kind in ("AVIF", "TIFF", "HEIF"):
+        data = file(noise, kind)
+        for share in (0.1, 0.5, 0.9):
+            yield Case(f"{kind} cut at {share:.0%}", data[: int(share * len(data))], r"damaged|not an image")
     for kind in ("JPEG", "PNG", "WEBP"):
         data = file(noise, kind)
         for share in (0.1, 0.5, 0.9, 0.99):
@@ -106,11 +112,12 @@ def broken() -> Iterator[Case]:
         "IDAT that ends early": small_file(16, 16),
         "PostScript named PNG": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         "PDF": b"%PDF-1.7\n",
+        "MP4": b"\0\0\0\x18ftypisom" + bytes(40),
         "ZIP": b"PK\x03\x04" + bytes(60),
         "one byte": b"\x89",
     }.items():
         yield Case(name, data, r"not an image|damaged|empty")
-    for kind in ("GIF", "BMP", "ICO", "PPM", "TIFF", "TGA", "PCX"):
+    for kind in ("GIF", "BMP", "ICO", "PPM", "TGA", "PCX"):
         yield Case(f"{kind}, not on the list", file(noise, kind), "not an image")
     for number in range(8):
         yield Case(f"random bytes {number}", RNG.bytes(200 << number), "not an image")
@@ -197,6 +204,20 @@ def modes() -> Iterator[Case]:
     rows = np.insert(big.reshape(18, -1).view(np.uint8), 0, 0, axis=1).tobytes()
     sixteen = SIGNATURE + header(24, 18, 16) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     yield Case("16-bit RGB", sixteen, same_as=PHOTO)
+    for name, kind, options in (
+        ("TIFF", "TIFF", {}),
+        ("LZW TIFF", "TIFF", {"compression": "tiff_lzw"}),
+        ("Deflate TIFF", "TIFF", {"compression": "tiff_deflate"}),
+        ("AVIF", "AVIF", {}),
+        ("HEIC", "HEIF", {}),
+    ):
+        data = file(rgba, kind, **options)
+        yield Case(f"{name} with alpha", data, same_as=opened(data, "RGBA"))
+        pages = file(PHOTO, kind, save_all=True, append_images=[Image.fromarray(PHOTO)])
+        yield Case(f"{name} of several", pages, "2 (pages|frames|pictures); send one still picture")
+    yield Case("16-bit grey TIFF", file(wide, "TIFF"), same_as=greys)
+    yield Case("CMYK TIFF", data := file(PHOTO, "TIFF", mode="CMYK"), same_as=opened(data))
+    yield Case("floating-point TIFF", file(Image.fromarray(greys[..., 0].astype(np.float32)), "TIFF"), "mode F have no")
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn

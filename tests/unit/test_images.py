@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
+import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from seesr.images import png
 from seesr.images.picture import Picture, enlarge, fill_hidden, pad
@@ -43,9 +47,88 @@ def test_what_is_no_image_is_refused_in_one_line(data: bytes, words: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\0\0\0\x18ftypisom" + bytes(40), "a video (MP4"),
+        (b"\0\0\0\x14ftypqt  " + bytes(40), "a video (MP4 or QuickTime)"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video (AVI)"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "a video (WebM"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"8BPS" + bytes(40), "a Photoshop document"),
+    ],
+)
+def test_what_it_is_instead_is_said(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"this is {words}")) as caught:
+        decode(data)
+    assert str(caught.value).endswith("use JPEG, PNG, WebP, AVIF, TIFF, HEIC")
+
+
+PHONE = [
+    ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
+    ("HEIF", {"quality": -1, "chroma": 444}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "tiff_deflate"}),
+]
+
+
+@pytest.fixture
+def ramps() -> np.ndarray:
+    """[40, 60, 4]: smooth, so that lossy files can be compared."""
+    y, x = np.mgrid[:40, :60]
+    return np.stack([x * 4, y * 6, (x + y) * 2, x * 4], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("kind", "options"), PHONE)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_files_of_phones_and_cameras(ramps: np.ndarray, kind: str, options: dict[str, Any], orientation: int) -> None:
+    pillow_heif.register_heif_opener()
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    exif[ExifTags.Base.Orientation] = orientation  # AVIF and HEIC turn in the container, as phones do
+    read = decode(file(Image.fromarray(ramps), kind, exif=exif.tobytes(), icc_profile=icc, **options))
+    expected = np.rot90(ramps, -1) if orientation == 6 else ramps
+    assert read.rgb.shape == expected[..., :3].shape and read.alpha is not None
+    assert np.abs(read.rgb.astype(int) - expected[..., :3]).max() <= 3
+    np.testing.assert_array_equal(read.alpha, expected[..., 3])
+    assert read.icc == icc
+    written = Image.open(io.BytesIO(encode(read, "png", 95))).getexif()
+    assert written[ExifTags.Base.Make] == "maker"
+    assert written.keys() <= {ExifTags.Base.Make, ExifTags.Base.Orientation, ExifTags.IFD.Exif}
+    assert written.get(ExifTags.Base.Orientation, 1) == 1
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8])  # none, LZW, Deflate
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_of_a_tiff_are_kept(rng: np.random.Generator, compression: int, channels: int) -> None:
+    deep = rng.integers(0, 65536, (9, 11, channels), dtype=np.uint16)
+    stored = deep if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]
+    _, data = cv2.imencode(".tiff", stored, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+    read = decode(data.tobytes())
+    np.testing.assert_array_equal(read.rgb, deep[..., :3] if channels > 1 else np.repeat(deep, 3, 2))
+    assert (read.alpha is not None) == (channels == 4)
+
+
+def test_several_pages_are_refused_by_their_name(rng: np.random.Generator) -> None:
+    picture = random_picture(rng, 9, 9, 3)
+    pillow_heif.register_heif_opener()
+    for kind, words in (("TIFF", "2 pages"), ("HEIF", "2 pictures"), ("AVIF", "2 frames"), ("WEBP", "2 frames")):
+        with pytest.raises(ValueError, match=f"the image has {words}; send one still picture"):
+            decode(file(picture, kind, save_all=True, append_images=[random_picture(rng, 9, 9, 3)]))
+
+
+def test_without_its_package_heic_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"this is HEIC, which needs a package: pip install 'seesr\[heic\]'"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_cut_file_is_refused(rng: np.random.Generator, kind: str, share: float) -> None:
+    pillow_heif.register_heif_opener()
     data = file(random_picture(rng, 80, 90, 3), kind)
     with pytest.raises(ValueError, match=r"damaged|not an image"):
         decode(data[: int(len(data) * share)])

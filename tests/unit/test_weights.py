@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +45,25 @@ def test_a_flipped_byte_is_named_with_both_sums(bundle: Path) -> None:
         WeightsError, match=r"unet/diffusion.* is damaged: sha256 is [0-9a-f]{64}, expected [0-9a-f]{64}"
     ):
         reload(bundle)
+
+
+def test_a_file_is_read_again_when_it_has_changed_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, digest = [], hashlib.file_digest
+
+    def noted(file: Any, kind: str) -> Any:
+        read.append(Path(file.name).name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    for _ in range(2):
+        weights.verify(bundle)
+    count = len(read)
+    assert count == len(weights.verify(bundle).files)
+    tags = bundle / "tagger/tags.json"
+    tags.write_text(tags.read_text() + " ")
+    with pytest.raises(WeightsError, match=r"tags\.json is damaged"):
+        weights.verify(bundle)
+    assert read[count:] == ["tags.json"]
 
 
 def test_a_missing_and_an_unlisted_file_are_named(bundle: Path) -> None:
