@@ -2,6 +2,7 @@
 
     python -m lab.quality.evaluate --bundle weights/pocket             the built-in set, clean x4
     python -m lab.quality.evaluate --degradation realesrgan --seeds 1 2 3
+    python -m lab.quality.evaluate --set held-out --degradation mild   Debian's pictures that were held out of the training
     python -m lab.quality.evaluate --degradation realesrgan-noiseless  the same draws without their noise and JPEG
     python -m lab.quality.evaluate --hr DIV2K/HR --bundle weights/full --steps 1 2 4
     python -m lab.quality.evaluate --hr RealSR/HR --lr RealSR/LR       pairs, nothing is degraded
@@ -35,6 +36,22 @@ COLUMNS = {
 }  # fmt: skip
 
 
+SIDE = 512  # of the middle of a held-out picture
+
+
+def held_out() -> Iterator[tuple[str, Rgb]]:
+    """The middle of each of Debian's pictures that the pocket model was not trained on."""
+    from lab.pocket.photographs import photographs
+
+    for kind, found in photographs(held_out=True).items():
+        for number, picture in enumerate(found):
+            top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[:2])
+            yield f"{kind}-{number}", cut(picture[top : top + SIDE, left : left + SIDE])
+
+
+SETS = {"built-in": built_in, "held-out": held_out}
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     name: str
@@ -52,7 +69,7 @@ def pairs(args: argparse.Namespace) -> Iterator[Pair]:
     """Low and high resolution pictures; the high one is cut to a multiple of the scale."""
     for seed in args.seeds:
         if args.hr is None:
-            sources = list(built_in())
+            sources = list(SETS[args.set]())
         else:
             files = sorted(
                 path for path in args.hr.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
@@ -109,7 +126,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--device")
-    parser.add_argument("--hr", type=Path, help="folder of high-resolution pictures (default: the built-in set)")
+    parser.add_argument("--set", choices=SETS, default="built-in")
+    parser.add_argument("--hr", type=Path, help="folder of high-resolution pictures, instead of a set")
     parser.add_argument("--lr", type=Path, help="folder of low-resolution pictures of the same names")
     parser.add_argument("--degradation", choices=degradations.BY_NAME, default="clean")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
