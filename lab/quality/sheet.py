@@ -2,8 +2,8 @@
 
     python -m lab.quality.sheet --bundle weights/pocket --png docs/quality-sheet.png
 
-Rows are clean, mild and strong damage (Real-ESRGAN's) of a face, fur, text, foliage and edges, and of each damage the piece
-of all that gains least over bicubic. Pictures are of the built-in set and of the held-out ones.
+Rows are clean, mild and strong damage (Real-ESRGAN's) of a face, fur, text, foliage and edges, and of each damage the
+piece of all that gains least over bicubic. Pictures are of the built-in set and of the held-out ones.
 """
 
 from __future__ import annotations

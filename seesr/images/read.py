@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def read_exif(opened: Image.Image) -> tuple[int, bytes | None]:
         return 1, None
 
 
-def only(exif: Image.Exif, tags: set[int]) -> Image.Exif:
+def only(exif: Image.Exif, tags: Container[int]) -> Image.Exif:
     """Some of the tags, and the directories of the camera and of the place."""
     found = Image.Exif()
     found.update({tag: value for tag, value in exif.items() if tag in tags})
