@@ -2,7 +2,7 @@
 
     python -m lab.quality.evaluate --bundle weights/pocket             the built-in set, clean x4
     python -m lab.quality.evaluate --degradation realesrgan --seeds 1 2 3
-    python -m lab.quality.evaluate --set held-out --degradation mild   Debian's pictures that were held out of the training
+    python -m lab.quality.evaluate --set held-out --degradation mild   Debian's pictures that were not trained on
     python -m lab.quality.evaluate --degradation realesrgan-noiseless  the same draws without their noise and JPEG
     python -m lab.quality.evaluate --hr DIV2K/HR --bundle weights/full --steps 1 2 4
     python -m lab.quality.evaluate --hr RealSR/HR --lr RealSR/LR       pairs, nothing is degraded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import statistics
@@ -22,6 +21,7 @@ from seesr.fleet.objects import Objects
 from seesr.fleet.records import CHANGES, COUNTS, RUNNING, STAGES, TIMES, WAITING, Records
 from seesr.fleet.roster import Roster
 from seesr.serving.job import ENDED, Away, Full, Job
+from seesr.serving.listeners import Listeners
 
 LONGEST_SLEEP = 2.0  # seconds that a waiting request relies on being told
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class FleetJobs:
         self.app = application(configuration, version, publishes=True)
         self.since = time.time()
         self.closing = False
-        self.listeners: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+        self.listeners = Listeners(self.find, LONGEST_SLEEP)
 
     def start(self) -> None:
         threading.Thread(target=self.listen, name="changes", daemon=True).start()
@@ -54,14 +54,10 @@ class FleetJobs:
                 while not self.closing:
                     message = channel.get_message(ignore_subscribe_messages=True, timeout=1)
                     if message:
-                        self.wake(message["data"])
+                        self.listeners.wake(message["data"])
             except (redis.exceptions.RedisError, OSError) as error:
                 log.warning("changes: %s", " ".join(str(error).split()))
                 time.sleep(1)
-
-    def wake(self, id: str) -> None:
-        for loop, event in list(self.listeners.get(id, ())):
-            loop.call_soon_threadsafe(event.set)
 
     def ready(self) -> str | None:
         if self.closing:
@@ -131,22 +127,7 @@ class FleetJobs:
                 self.records.hook(job, "completed")
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
-        event, end = asyncio.Event(), time.monotonic() + seconds
-        listener = (asyncio.get_running_loop(), event)
-        self.listeners.setdefault(id, set()).add(listener)
-        try:
-            while True:
-                job, left = self.find(id), end - time.monotonic()
-                if job is None or job.ended or job.revision > revision or left <= 0 or self.closing:
-                    return job
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(left, LONGEST_SLEEP))
-                event.clear()
-        finally:
-            listeners = self.listeners.get(id, set())
-            listeners.discard(listener)
-            if not listeners:
-                self.listeners.pop(id, None)
+        return await self.listeners.changed(id, revision, seconds)
 
     def result(self, job: Job) -> Path:
         return self.objects.get(f"out/{job.output}")
@@ -178,8 +159,7 @@ class FleetJobs:
 
     def stop(self) -> None:
         self.closing = True
-        for id in list(self.listeners):
-            self.wake(id)
+        self.listeners.close()
 
     def close(self) -> None:
         self.stop()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
-import contextlib
 import dataclasses
 import logging
 import os
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from seesr.images import write
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job
 from seesr.serving.journal import Journal
+from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Reporter
 from seesr.settings import Settings
 
@@ -56,7 +55,7 @@ class LocalJobs:
         self.waited = 0.0
         self.tiles = self.retries = 0
         self.changes = threading.Condition()
-        self.listeners: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+        self.listeners = Listeners(self.find)
         self.closing = False
         for job in journal.unfinished():
             self.requeue(job)
@@ -131,20 +130,7 @@ class LocalJobs:
                 self.end(job, CANCELED)
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
-        event, loop = asyncio.Event(), asyncio.get_running_loop()
-        listener = (loop, event)
-        self.listeners.setdefault(id, set()).add(listener)
-        try:
-            job = self.find(id)
-            if job is not None and job.revision <= revision and not job.ended:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), seconds)
-            return self.find(id)
-        finally:
-            listeners = self.listeners.get(id, set())
-            listeners.discard(listener)
-            if not listeners:
-                self.listeners.pop(id, None)
+        return await self.listeners.changed(id, revision, seconds)
 
     def result(self, job: Job) -> Path:
         assert job.output
@@ -168,9 +154,7 @@ class LocalJobs:
     def stop(self) -> None:
         """Takes nothing more and begins nothing more; what waits stays in the journal. May be called by a signal."""
         self.closing = True
-        for id in list(self.listeners):
-            for loop, waiting in list(self.listeners.get(id, ())):
-                loop.call_soon_threadsafe(waiting.set)
+        self.listeners.close()
 
     def close(self) -> None:
         """Stops, and returns once the running picture has ended."""
@@ -246,5 +230,4 @@ class LocalJobs:
     def tell(self, job: Job, event: str) -> None:
         job.revision += 1
         self.told(job, event)
-        for loop, waiting in list(self.listeners.get(job.id, ())):
-            loop.call_soon_threadsafe(waiting.set)
+        self.listeners.wake(job.id)

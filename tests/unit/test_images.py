@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import resource
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from seesr.images import png
+from seesr.images import png, write
 from seesr.images.picture import Picture, enlarge, fill_hidden, pad
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
@@ -337,6 +339,41 @@ def test_a_grey_profile_is_applied(deep: bool) -> None:
     expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     seen = read.rgb[0].astype(float) / (257 if deep else 1)
     assert np.abs(seen - expected[:, None]).max() <= 1 and abs(seen[64, 0] - 137) <= 1
+
+
+def cmyk_profile() -> bytes:
+    """A printer whose inks are all grey: the cells of its table hold L alone (ICC.1:2001, 6.5.8, lut8Type)."""
+    grid = itertools.product((0, 1), repeat=4)  # cyan changes slowest
+    cells = bytes(v for inks in grid for v in (round(255 * (1 - 0.2 * sum(inks[:3])) * (1 - inks[3])), 128, 128))
+    unity = struct.pack(">9i", *(65536 * int(i % 4 == 0) for i in range(9)))
+    ramp = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + unity + 4 * ramp + cells + 3 * ramp
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    offset = 128 + 4 + 2 * 12
+    table += bytes(-len(table) % 4)
+    tags = struct.pack(">I4sII4sII", 2, b"A2B0", offset, len(table), b"wtpt", offset + len(table), len(white))
+    size = offset + len(table) + len(white)
+    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
+    head += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + tags + table + white
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_a_cmyk_profile_is_applied(kind: str) -> None:
+    cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    plain = decode(file(cyan, kind)).rgb[4, 4].astype(int)
+    assert plain[2] > plain[0] + 100  # cyan
+    read = decode(file(cyan, kind, icc_profile=cmyk_profile()))
+    shown = read.rgb[4, 4].astype(int)
+    assert np.ptp(shown) <= 2 and abs(shown.mean() - 198) <= 3, shown  # L = 80
+    assert read.icc is None
+
+
+def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Picture(np.zeros((4, 6, 3), np.uint8))
+    monkeypatch.setattr(write, "encode_png", lambda given: file(Image.new("RGB", (6, 5))))
+    with pytest.raises(RuntimeError, match=r"the written file has \(6, 5\) pixels instead of \(6, 4\)"):
+        encode(picture, "png", 95)
 
 
 @pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK"])

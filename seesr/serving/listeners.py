@@ -1,0 +1,54 @@
+"""Requests that wait for a job to change, each on its own event loop; who changes it wakes them from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
+
+from seesr.serving.job import Job
+
+
+class Listeners:
+    """Those of one gateway.
+
+    Args:
+        find: the job as it is now.
+        longest: seconds that a request relies on being woken before it looks for itself.
+    """
+
+    def __init__(self, find: Callable[[str], Job | None], longest: float = math.inf) -> None:
+        self.find, self.longest = find, longest
+        self.waiting: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+        self.closing = False
+
+    async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
+        """The job once its revision is above `revision`, or as it is after `seconds` or when this closes."""
+        event, end = asyncio.Event(), time.monotonic() + seconds
+        listener = (asyncio.get_running_loop(), event)
+        self.waiting.setdefault(id, set()).add(listener)
+        try:
+            while True:
+                event.clear()
+                job, left = self.find(id), end - time.monotonic()
+                if job is None or job.ended or job.revision > revision or left <= 0 or self.closing:
+                    return job
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min(left, self.longest))
+        finally:
+            others = self.waiting.get(id, set())
+            others.discard(listener)
+            if not others:
+                self.waiting.pop(id, None)
+
+    def wake(self, id: str) -> None:
+        for loop, event in list(self.waiting.get(id, ())):
+            loop.call_soon_threadsafe(event.set)
+
+    def close(self) -> None:
+        """Lets all of them go."""
+        self.closing = True
+        for id in list(self.waiting):
+            self.wake(id)
