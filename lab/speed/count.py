@@ -138,6 +138,8 @@ CARDS = (
     Card("H100", 80, 989, 3.35),
     Card("H200", 141, 989, 4.80),
 )
+ON_CARDS = (512, 2048, 4096)  # sides of the pictures whose seconds are computed
+COUNTS = [(512, 75), (1024, 75), (2048, 75), (4096, 75), (4096, 11), (8192, 75), (8192, 43)]  # side, free GB
 OWN_GB = 5  # weights and the CUDA context
 REACHED = {"convolution": 0.5, "product": 0.6, "attention": 0.35, "other": 1.0}  # shares of the peak
 COPIED = 0.85  # share of the bandwidth
@@ -215,15 +217,16 @@ def tables(rows: list[dict[str, Any]], cards: list[dict[str, Any]]) -> str:
     )
 
 
-def on_cards(settings: Settings, sizes: list[int]) -> list[dict[str, Any]]:
-    """Floor and expectation of every card for every size, with the way that its memory allows."""
+def on_cards(settings: Settings) -> list[dict[str, Any]]:
+    """Floor and expectation of every card for every size of ON_CARDS, by the way that its memory allows."""
     found: dict[tuple[int, int], dict[str, Stage]] = {}
     rows = []
     for card in CARDS:
         cells = {}
-        for size in sizes:
+        for size in ON_CARDS:
             key = (size, card.memory_gb)
-            found.setdefault(key, count(size, (card.memory_gb - OWN_GB) * 10**9, settings))
+            if key not in found:
+                found[key] = count(size, (card.memory_gb - OWN_GB) * 10**9, settings)
             cells[f"{size} px"] = f"{floor(found[key], card):.2g} / {expected(found[key], card):.2g}"
         rows.append({"card": card.name, "memory_gb": card.memory_gb, **cells})
     return rows
@@ -235,24 +238,19 @@ def main() -> None:
     parser.add_argument("--free-gb", type=float, nargs="+", default=[75], help="GPU memory beside the weights")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path, help="one picture: its object; several: all of them, as rows")
-    parser.add_argument("--table", action="store_true", help="all sizes and cards: results/counts.json and counts.md")
+    parser.add_argument("--table", action="store_true", help="COUNTS and CARDS: results/counts.json, counts.md")
     args = parser.parse_args()
     settings = Settings(num_inference_steps=args.steps)
-    if args.table:
-        args.size, args.free_gb, args.json = [512, 1024, 2048, 4096, 8192], [75, 11], report.RESULTS / "counts.json"
-    rows = [
-        row(size, free, args.steps, count(size, int(free * 1e9), settings))
-        for size in args.size
-        for free in args.free_gb
-    ]
+    asked = COUNTS if args.table else [(size, free) for size in args.size for free in args.free_gb]
+    rows = [row(size, free, args.steps, count(size, int(free * 1e9), settings)) for size, free in asked]
     if args.json and len(rows) == 1:
         args.json.write_text(json.dumps(rows[0], indent=1) + "\n")
     elif args.json:
         report.write(args.json, rows)
     print(report.table(rows, COUNTED))
     if args.table:
-        cards = on_cards(settings, args.size)
-        report.write(args.json, rows, cards=cards)
+        cards = on_cards(settings)
+        report.write(report.RESULTS / "counts.json", rows, cards=cards)
         (report.RESULTS / "counts.md").write_text(tables(rows, cards))
 
 
