@@ -217,6 +217,10 @@ def tables(rows: list[dict[str, Any]], cards: list[dict[str, Any]]) -> str:
     )
 
 
+def rounded(seconds: float) -> str:
+    return f"{float(f'{seconds:.2g}'):g}"
+
+
 def on_cards(settings: Settings) -> list[dict[str, Any]]:
     """Floor and expectation of every card for every size of ON_CARDS, by the way that its memory allows."""
     found: dict[tuple[int, int], dict[str, Stage]] = {}
@@ -227,7 +231,7 @@ def on_cards(settings: Settings) -> list[dict[str, Any]]:
             key = (size, card.memory_gb)
             if key not in found:
                 found[key] = count(size, (card.memory_gb - OWN_GB) * 10**9, settings)
-            cells[f"{size} px"] = f"{floor(found[key], card):.2g} / {expected(found[key], card):.2g}"
+            cells[f"{size} px"] = f"{rounded(floor(found[key], card))} / {rounded(expected(found[key], card))}"
         rows.append({"card": card.name, "memory_gb": card.memory_gb, **cells})
     return rows
 
