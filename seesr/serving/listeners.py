@@ -25,7 +25,7 @@ class Listeners:
         self.closing = False
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
-        """The job once its revision is above `revision`, or as it is after `seconds` or when this closes."""
+        """The job once its revision is above `revision`, or as it is after `seconds` or at the moment this closes."""
         event, end = asyncio.Event(), time.monotonic() + seconds
         listener = (asyncio.get_running_loop(), event)
         self.waiting.setdefault(id, set()).add(listener)
@@ -33,10 +33,12 @@ class Listeners:
             while True:
                 event.clear()
                 job, left = self.find(id), end - time.monotonic()
-                if job is None or job.ended or job.revision > revision or left <= 0 or self.closing:
+                if job is None or job.ended or job.revision > revision or left <= 0:
                     return job
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(left, self.longest))
+                    if self.closing:  # woken by that; who asks again, for a job that still runs, waits again
+                        return self.find(id)
         finally:
             others = self.waiting.get(id, set())
             others.discard(listener)
