@@ -107,11 +107,11 @@ def test_the_record_of_a_file_makes_the_same_again(folder: Path, capsys: pytest.
 
 
 def test_what_was_done_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "in/scan.tif").write_bytes(b"II*")
+    (folder / "in/scan.gif").write_bytes(b"II*")
     cli.main(["upscale", str(folder / "in"), "--out", str(folder / "out"), *QUICK])
     told = capsys.readouterr().out
     assert "bundle pocket" in told and "a-x4.png, seed 1, " in told
-    assert "1 passed over, .tif: no picture that can be read" in told and ".txt" in told
+    assert "1 passed over, .gif: no picture that can be read" in told and ".txt" in told
 
 
 def test_what_was_asked_for_wrongly_is_one_line_before_any_work(
