@@ -29,7 +29,8 @@ class Configuration(BaseSettings):
         description="attention kernel by its name; auto: the one for CPUs, or what torch chooses for this GPU",
     )
     cuda_graphs: bool = Field(
-        default=False, description="replay the tile step as a CUDA graph; not measured yet, hence off"
+        default=False,
+        description="replay the networks as CUDA graphs at the sizes of the warm-up; not seen on a card yet, hence off",
     )
     deadline: float | None = Field(
         default=None, gt=0, description="seconds that one picture may take, checked at every tile; unset: any time"

@@ -60,9 +60,8 @@ class Upscaler:
         target = hardware.usable(device)
         networks = models.load(bundle, target, precision.working_dtype(target))
         upscaler = cls(networks, attention, Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None)
-        log.info(
-            "bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, networks.attention
-        )
+        kernel = upscaler.networks.attention
+        log.info("bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, kernel)
         return upscaler
 
     def __call__(
