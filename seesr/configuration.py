@@ -30,7 +30,7 @@ class Configuration(BaseSettings):
     )
     cuda_graphs: bool = Field(
         default=False,
-        description="replay the networks as CUDA graphs at the sizes of the warm-up; not seen on a card yet, hence off",
+        description="replay the networks as CUDA graphs; not seen on a card yet, hence off",
     )
     deadline: float | None = Field(
         default=None, gt=0, description="seconds that one picture may take, checked at every tile; unset: any time"
