@@ -44,7 +44,7 @@ class Predictor(BaseRunner):
         num_particles: int = Input(default=4, ge=1, le=16, description="Samples that Kernel Density Steering runs together. 1 is the same as off."),
         bandwidth: float = Input(default=0.0, ge=0, le=10, description="Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples."),
         color_fix: str = Input(default="wavelet", choices=["wavelet", "adain", "none"], description="How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing."),
-        output_view: str = Input(default="image", choices=["image", "comparison", "difference", "tiles", "uncertainty"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed. The same seed gives the matching image."),
+        output_view: str = Input(default="image", choices=["image", "comparison", "difference", "tiles", "uncertainty", "all"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; or all, a zip of every one of these. The same seed gives the matching image."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format. png is lossless."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg files; png ignores it."),
         keep_exif: bool = Input(default=True, description="Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result."),
@@ -57,4 +57,4 @@ class Predictor(BaseRunner):
         output = self.engine.run(picture, settings, watchers=(Bar(),), mask=masked)
         for name, value in flat(output.metrics):
             self.record_metric(name, value)
-        return Path(self.outputs.save(output.data, output.seed, settings.output_format))
+        return Path(self.outputs.save(output.data, output.seed, settings.suffix))

@@ -54,6 +54,6 @@ class Seesr:
         try:
             settings = settings_of(body, MASK | {"image"})
             output = self.engine.run(from_data_uri(str(body.get("image", ""))), settings, mask=mask_of(body))
-            return self.store.put(output.data, settings.output_format)
+            return self.store.put(output.data, settings.suffix)
         except (ValueError, RuntimeError) as error:
             raise HTTPException(422, str(error)) from error

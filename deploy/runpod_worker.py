@@ -37,10 +37,10 @@ def handler(job: dict[str, Any]) -> dict[str, Any]:
         settings = settings_of(given, MASK | {"image"})
         assert engine is not None
         output = engine.run(from_data_uri(given["image"]), settings, watchers=(tell,), mask=mask_of(given))
-        told = {"format": settings.output_format, "seed": output.seed, "metrics": output.metrics}
+        told = {"format": settings.suffix, "seed": output.seed, "metrics": output.metrics}
         if len(output.data) * 4 / 3 < LARGEST_ANSWER:
             return {"image": base64.b64encode(output.data).decode(), **told}
-        return {**Store.configured().put(output.data, settings.output_format), **told}
+        return {**Store.configured().put(output.data, settings.suffix), **told}
     except (ValueError, RuntimeError) as error:
         return {"error": str(error)}
     except Exception:

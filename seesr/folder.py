@@ -59,7 +59,7 @@ def make_plan(paths: list[Path], out: Path, settings: Settings, bundle: Bundle, 
             else:
                 sources[file] = file.relative_to(path)
     stems = Counter(name.with_suffix("") for name in sources.values())
-    ending = f"-{settings.label}.{settings.output_format}"
+    ending = f"-{settings.label}.{settings.suffix}"
     tasks = []
     for source, name in sources.items():
         stem = name.stem if stems[name.with_suffix("")] == 1 else name.name  # a.jpg beside a.png keep their suffixes

@@ -13,7 +13,7 @@ from PIL import Image
 
 from seesr import __version__
 from seesr.images import write
-from seesr.images.formats import FORMATS
+from seesr.images.formats import FORMATS, ZIP
 from seesr.images.picture import Picture
 from seesr.settings import Settings
 from seesr.views import VIEWS
@@ -74,22 +74,30 @@ class Result:
         return VIEWS[name].draw(self)
 
     def encode(self) -> bytes:
-        """The bytes of the file that the settings ask for (view, format, quality), with ICC, EXIF, depth and record."""
-        settings = self.settings
-        return write.encode(self.view(settings.output_view), settings.output_format, settings.output_quality)
+        """The bytes of the file that the settings ask for (view, format, quality), with ICC, EXIF, depth and record.
+
+        Of `output_view=all` a zip; in it is a file for each view, named after it, PNG where another format is too
+        shallow.
+        """
+        settings, files = self.settings, {}
+        for name, view in settings.views.items():
+            file_format = "png" if view.deep else settings.output_format
+            files[f"{name}.{file_format}"] = write.encode(self.view(name), file_format, settings.output_quality)
+        return write.pack(files) if settings.suffix == ZIP else next(iter(files.values()))
 
     def save(self, path: str | Path) -> None:
         """Writes the view that the settings ask for, in the format of the path's suffix, with all that `encode` keeps.
 
         Raises:
-            ValueError: the suffix is none of a known format.
+            ValueError: the suffix is none of a known format, or `output_view=all` and it is not zip.
             RuntimeError: the disk is full or read-only.
         """
         path = Path(path)
         name = path.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
-        if name not in FORMATS:
-            raise ValueError(f"the suffix {path.suffix!r} is of no format that can be written: {', '.join(FORMATS)}")
-        settings = dataclasses.replace(self.settings, output_format=name)
+        allowed = (ZIP,) if self.settings.suffix == ZIP else tuple(FORMATS)
+        if name not in allowed:
+            raise ValueError(f"the suffix {path.suffix!r} is of no format that can be written: {', '.join(allowed)}")
+        settings = self.settings if name == ZIP else dataclasses.replace(self.settings, output_format=name)
         record = {**(self.picture.record or {}), "settings": dataclasses.asdict(settings)}
         picture = dataclasses.replace(self.picture, record=record)
         write.save(dataclasses.replace(self, settings=settings, picture=picture).encode(), path)

@@ -9,9 +9,9 @@ from typing import Any
 
 from seesr.checked import checked
 from seesr.color import FIXES
-from seesr.images.formats import FORMATS
+from seesr.images.formats import FORMATS, ZIP
 from seesr.limits import LARGEST_OUTPUT, LARGEST_SIDE, check_input
-from seesr.views import VIEWS
+from seesr.views import ALL, VIEWS, View
 
 
 def _field(default: Any, description: str, kind: type, **limits: Any) -> Any:
@@ -117,9 +117,9 @@ class Settings:
     )
     output_view: str = _field(
         "image",
-        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; or uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed. The same seed gives the matching image.",
+        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; or all, a zip of every one of these. The same seed gives the matching image.",
         str,
-        choices=tuple(VIEWS),
+        choices=(*VIEWS, ALL),
     )
     output_format: str = _field("png", "File format. png is lossless.", str, choices=tuple(FORMATS))
     output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", int, ge=1, le=100)
@@ -146,7 +146,7 @@ class Settings:
             )
         if self.target_side is not None and self.target_megapixels is not None:
             raise ValueError("target_side and target_megapixels were both given; one of them names the size")
-        view = VIEWS[self.output_view]
+        view = VIEWS.get(self.output_view, VIEWS["image"])  # of a zip each has the format that can hold it
         if view.deep and not FORMATS[self.output_format].deep:
             raise ValueError(
                 f"output_view {self.output_view} is a 16-bit PNG; output_format {self.output_format} cannot hold it"
@@ -161,6 +161,18 @@ class Settings:
     def steered(self) -> bool:
         """Whether there are particles to steer."""
         return self.use_kds and self.num_particles > 1
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What the file shows: the view that was asked for, or every one that these settings have."""
+        if self.output_view != ALL:
+            return {self.output_view: VIEWS[self.output_view]}
+        return {name: view for name, view in VIEWS.items() if self.steered or not view.steered}
+
+    @property
+    def suffix(self) -> str:
+        """Of the file's name."""
+        return ZIP if self.output_view == ALL else self.output_format
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the result for an input of this size, in pixels.
@@ -221,8 +233,9 @@ class Settings:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if size[0] * size[1] > LARGEST_OUTPUT:
             return size, f"{size[0] * size[1] / 1e6:.1f} MP; the limit is {LARGEST_OUTPUT / 1e6:.1f} MP"
-        longest, columns = FORMATS[self.output_format].longest_side, VIEWS[self.output_view].columns
+        longest = FORMATS[self.output_format].longest_side
+        widest, columns = max(((name, view.columns) for name, view in self.views.items()), key=lambda pair: pair[1])
         if max(columns * size[0], size[1]) > longest:
-            shown = f"{columns * size[0]}x{size[1]} pixels" + (f" in the {self.output_view}" if columns > 1 else "")
+            shown = f"{columns * size[0]}x{size[1]} pixels" + (f" in the {widest}" if columns > 1 else "")
             return size, f"{shown}; a {self.output_format} may have {longest} on a side here"
         return size, None

@@ -7,7 +7,7 @@ import secrets
 from typing import Any
 
 from seesr.configuration import Configuration
-from seesr.images.formats import FORMATS
+from seesr.images.formats import MEDIA_TYPES
 
 LINK = datetime.timedelta(hours=1)  # that a signed link is good for
 
@@ -45,7 +45,7 @@ class Store:
             raise ValueError("SEESR_STORE names no object storage: s3://bucket, gs://bucket or file:///folder")
         return cls(configuration.store, configuration.store_public)
 
-    def put(self, data: bytes, output_format: str) -> dict[str, str]:
+    def put(self, data: bytes, suffix: str) -> dict[str, str]:
         """Writes a result under a key of its own.
 
         Returns:
@@ -56,9 +56,9 @@ class Store:
         """
         import obstore
 
-        key = f"{secrets.token_hex(16)}.{output_format}"
+        key = f"{secrets.token_hex(16)}.{suffix}"
         try:
-            attributes = {"Content-Type": FORMATS[output_format].media_type}
+            attributes = {"Content-Type": MEDIA_TYPES[suffix]}
             local = self.url.startswith("file:")
             obstore.put(self.store, key, data, mode="create", attributes=None if local else attributes)
             return {"file_key": key, "public_url": self.link(key)}

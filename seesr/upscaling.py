@@ -39,7 +39,6 @@ from seesr.savings import covered, needed
 from seesr.settings import Settings
 from seesr.tagging import tag, to_floats
 from seesr.tiling import Tile
-from seesr.views import VIEWS
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,8 @@ class Upscaling:
             restored = self.decode(z)
         with self.timed("finish"):
             picture, trust = self.finish(restored, hint, spread)
-        metrics = self.metrics(picture, denoiser) | trust | kds | VIEWS[self.settings.output_view].metrics
+        shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
+        metrics = self.metrics(picture, denoiser) | trust | kds | shown
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         uncertainty, layout = finish.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
         return Result(picture, uncertainty, self.settings, metrics, self.picture, layout)

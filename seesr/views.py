@@ -1,4 +1,7 @@
-"""What the output file can show, in one table: a new view is one row here."""
+"""What the output file can show, in one table: a new view is one row here.
+
+`all` is not in it: it is one zip of every view that the result has.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from seesr.result import Result
 
 
+ALL = "all"
 GAIN = 2  # of the view `difference`
 COLOURS = np.array([[1, 0.3, 0.2], [0.2, 0.7, 1], [0.3, 0.9, 0.3], [1, 0.9, 0.2]], np.float32)
 

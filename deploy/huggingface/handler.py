@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from seesr import Engine
+from seesr.images.formats import ZIP
 from seesr.parse import MASK, from_data_uri, mask_of, settings_of
 
 
@@ -34,6 +35,8 @@ class EndpointHandler:
             raise ValueError("parameters must be an object")
         settings, mask = settings_of(parameters, MASK), mask_of(parameters)
         if isinstance(inputs, Image.Image):
+            if settings.suffix == ZIP:
+                raise ValueError("output_view all makes a zip: send the image in base64")
             buffer = io.BytesIO()
             inputs.save(buffer, "PNG", exif=inputs.info.get("exif", b""))
             return Image.open(io.BytesIO(self.engine.run(buffer.getvalue(), settings, mask=mask).data))
@@ -41,4 +44,4 @@ class EndpointHandler:
             raise ValueError("inputs must be the image in base64, or a data URI")
         output = self.engine.run(from_data_uri(inputs), settings, mask=mask)
         words = base64.b64encode(output.data).decode()
-        return {"image": words, "format": settings.output_format, "seed": output.seed, "metrics": output.metrics}
+        return {"image": words, "format": settings.suffix, "seed": output.seed, "metrics": output.metrics}

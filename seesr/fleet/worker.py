@@ -112,7 +112,7 @@ class Child:
             source = self.objects.get(f"in/{job.id}")
             mask = self.objects.get(f"in/{job.id}-mask") if job.masked else None
             output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),), mask)
-            name = f"{job.id}.{settings.output_format}"
+            name = f"{job.id}.{settings.suffix}"
             self.objects.put(f"out/{name}", output.data, once=True)
             self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
         except Canceled:

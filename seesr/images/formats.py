@@ -32,3 +32,5 @@ FORMATS = {
     "webp": Format("WEBP", "image/webp", longest_side=16383, options={"method": 2}),
     "jpg": Format("JPEG", "image/jpeg", alpha=False),
 }
+ZIP = "zip"  # the suffix where several pictures are one file
+MEDIA_TYPES = {**{name: known.media_type for name, known in FORMATS.items()}, ZIP: "application/zip"}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, unescape
 
 from PIL import Image
 
-from seesr.images.formats import FORMATS
+from seesr.images.formats import FORMATS, ZIP
 
 KEY = "seesr"  # of the text chunk in a PNG
 XMP = (
@@ -31,7 +33,14 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file has none.
     """
-    with Image.open(path, formats=[known.name for known in FORMATS.values()]) as image:
+    file: Path | io.BytesIO = path
+    if path.suffix.lower() == f".{ZIP}":
+        try:
+            with zipfile.ZipFile(path) as archive:  # each picture in it has the record
+                file = io.BytesIO(archive.read(archive.namelist()[0]))
+        except (zipfile.BadZipFile, IndexError) as error:
+            raise ValueError("the file has no settings record") from error
+    with Image.open(file, formats=[known.name for known in FORMATS.values()]) as image:
         words = image.info.get(KEY)
         packet = image.info.get("xmp", b"").decode(errors="replace")
     description = re.search(r"<dc:description>(.*?)</dc:description>", packet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import zipfile
 from pathlib import Path
 
 from PIL import Image
@@ -43,6 +44,15 @@ def encode_with_pillow(picture: Picture, file_format: str, quality: int) -> byte
     buffer = io.BytesIO()
     given = {key: value for key, value in options.items() if value is not None}
     image.save(buffer, chosen.name, quality=quality, **given)
+    return buffer.getvalue()
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """One zip of several files; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
     return buffer.getvalue()
 
 

@@ -115,9 +115,9 @@ def write_zip(of: Service, path: Path, jobs: list[Job], refused: list[dict[str, 
                 failed.append(f"{job.name}: {job.error or job.status}")
                 continue
             stem = job.name.rpartition(".")[0] or job.name
-            name = f"{stem}.{job.settings['output_format']}"
+            name = f"{stem}.{job.suffix}"
             if name in used:
-                name = f"{stem}-{job.id[:8]}.{job.settings['output_format']}"
+                name = f"{stem}-{job.id[:8]}.{job.suffix}"
             used.add(name)
             archive.write(of.jobs.result(job), name)
         if failed:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr import __version__, schema
-from seesr.images.formats import FORMATS
+from seesr.images.formats import MEDIA_TYPES
 from seesr.limits import LARGEST_FILE
 from seesr.presets import PRESETS
 from seesr.serving.job import PRIORITIES
@@ -71,7 +71,7 @@ def openapi() -> dict[str, Any]:
         "parameters": query,
         "requestBody": {"content": {"image/*": binary, "multipart/form-data": form}},
         "responses": {
-            "200": {"description": "The result", "content": {f.media_type: binary for f in FORMATS.values()}},
+            "200": {"description": "The result", "content": dict.fromkeys(MEDIA_TYPES.values(), binary)},
             "202": {"description": "Not done yet: the job"},
             "413": {"description": f"More than {LARGEST_FILE} bytes"},
             "422": {"description": "It cannot be made; why, in one line"},

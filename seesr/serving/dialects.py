@@ -49,7 +49,7 @@ def told(job: Job, data: bytes) -> dict[str, Any]:
     words = base64.b64encode(data).decode()
     return {
         "image": words,
-        "format": job.settings["output_format"],
+        "format": job.suffix,
         "seed": job.settings["seed"],
         "metrics": job.metrics,
     }

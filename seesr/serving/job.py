@@ -70,6 +70,11 @@ class Job:
         return cls(owner, dataclasses.asdict(dataclasses.replace(settings, seed=seed)), **more)
 
     @property
+    def suffix(self) -> str:
+        """Of the result's name."""
+        return Settings(**self.settings).suffix
+
+    @property
     def ended(self) -> bool:
         return self.status in ENDED
 

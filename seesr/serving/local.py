@@ -198,7 +198,7 @@ class LocalJobs:
             output = self.engine.run(
                 self.input(job), settings, job.deadline, (watch,), self.input(job, "-mask") if job.masked else None
             )
-            job.output = f"{job.id}.{settings.output_format}"
+            job.output = f"{job.id}.{settings.suffix}"
             write.save(output.data, self.journal.file("outputs", job.output))
             job.metrics = output.metrics
             self.times.append(time.time() - job.started)

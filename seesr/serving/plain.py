@@ -140,7 +140,7 @@ def file_of(of: Service, job: Job) -> Response:
     if job.status != DONE:
         raise Refused(422 if job.error else 409, job.error or "the job was canceled")
     stem = job.name.rpartition(".")[0] or job.name
-    name = f"{stem}-{Settings(**job.settings).label}.{job.settings['output_format']}"
+    name = f"{stem}-{Settings(**job.settings).label}.{job.suffix}"
     headers = {"X-Job-Id": job.id, "X-Seed": str(job.settings["seed"])}
     return FileResponse(of.jobs.result(job), media_type=media_type(job), filename=name, headers=headers)
 

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import Request
 
 from seesr.configuration import Configuration
-from seesr.images.formats import FORMATS
+from seesr.images.formats import MEDIA_TYPES
 from seesr.images.read import decode, read_file
 from seesr.limits import check_input
 from seesr.mask import check_aspect
@@ -214,7 +214,7 @@ def size_of(stored: Stored) -> tuple[int, int]:
 
 
 def media_type(job: Job) -> str:
-    return FORMATS[job.settings["output_format"]].media_type
+    return MEDIA_TYPES[job.suffix]
 
 
 def when(seconds: float | None) -> str | None:

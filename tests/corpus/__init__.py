@@ -278,7 +278,7 @@ def fields() -> Iterator[Case]:
             yield Case(f"{field} = {value}", good, field, given={field: value}, refused=True)
     wrong: dict[str, Any] = {
         "scale_factor": "large", "num_inference_steps": 1.5, "use_kds": "perhaps", "color_fix": "lab",
-        "output_format": "gif", "output_view": "all", "user_prompt": ["a"], "seed": {}, "negative_prompt": 3,
+        "output_format": "gif", "output_view": "every", "user_prompt": ["a"], "seed": {}, "negative_prompt": 3,
         "fidelity": "much", "target_side": 1.5,
     }  # fmt: skip
     for field, value in wrong.items():

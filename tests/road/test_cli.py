@@ -52,6 +52,16 @@ def test_a_folder_is_done_but_for_the_bad_file_and_then_skipped(
     assert "1 to do, 2 already there" in capsys.readouterr().out
 
 
+def test_zips_of_all_views_are_skipped_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["upscale", str(folder / "in/a.png"), "--out", str(folder), *QUICK, "--output-view", "all"]
+    assert cli.main(command) == 0
+    assert (folder / "a-x4.zip").exists()
+    assert cli.main(command) == 0
+    assert "0 to do, 1 already there" in capsys.readouterr().out
+    assert cli.main([*command, "--cfg-scale", "1.5"]) == 0
+    assert "1 to do, 0 already there" in capsys.readouterr().out
+
+
 def test_two_sources_of_one_name_are_told_apart(folder: Path, photo: Image.Image) -> None:
     photo.reduce(2).save(folder / "in/sub/b.png")
     assert cli.main(["upscale", str(folder / "in/sub"), "--out", str(folder / "out"), *QUICK]) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from PIL import Image
 from lab.quality.metrics import luma, psnr
 from seesr import Engine, Settings, Upscaler, mask
 from seesr.images.picture import Picture, enlarge
+from seesr.images.png import encode_png
 from seesr.images.read import decode
+from seesr.images.record import read_record
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=32)
 DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -228,6 +232,44 @@ def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: Picture) -> 
     shown = result.view("tiles")
     assert shown.size == result.picture.size and result.metrics["tiles"] > 1
     assert len(np.unique(shown.rgb.reshape(-1, 3).argmax(1))) > 1  # colours of several tiles
+
+
+def test_all_views_come_from_one_run_and_are_those_of_single_runs(
+    engine: Engine, small: Picture, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(QUICK, use_kds=True, num_particles=2, output_format="jpg", output_view="all")
+    data = encode_png(Picture(small.rgb[:40, :64]))
+    output = engine.run(data, asked)
+    assert output.metrics["difference_gain"] == 2
+    with zipfile.ZipFile(io.BytesIO(output.data)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    views = ["image", "comparison", "difference", "tiles"]
+    assert list(files) == [*(f"{view}.jpg" for view in views), "uncertainty.png"]
+    for name, file in files.items():
+        view, _, kind = name.partition(".")
+        alone = engine.run(data, dataclasses.replace(asked, output_view=view, output_format=kind)).data
+        both = [Image.open(io.BytesIO(found)) for found in (file, alone)]
+        assert both[0].mode == both[1].mode and both[0].size == both[1].size
+        np.testing.assert_array_equal(*map(np.asarray, both))
+    (tmp_path / "all.zip").write_bytes(output.data)
+    assert read_record(tmp_path / "all.zip")["settings"] == dataclasses.asdict(asked)
+    assert engine.run(data, asked).data == output.data
+    with zipfile.ZipFile(io.BytesIO(engine.run(data, dataclasses.replace(asked, use_kds=False)).data)) as archive:
+        assert archive.namelist() == [f"{view}.jpg" for view in views]  # one sample has no uncertainty
+
+
+def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: Picture, tmp_path: Path) -> None:
+    small = Picture(small.rgb[:40, :64])
+    result = pocket(small, dataclasses.replace(QUICK, output_view="all"))
+    with pytest.raises(ValueError, match="no format that can be written: zip"):
+        result.save(tmp_path / "x.png")
+    result.save(tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_bytes() == result.encode()
+    with pytest.raises(ValueError, match="no format that can be written: png, webp, jpg"):
+        pocket(small, QUICK).save(tmp_path / "y.zip")
+    (tmp_path / "x.zip").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="no settings record"):
+        read_record(tmp_path / "x.zip")
 
 
 def test_figures_of_trust_follow_what_was_added(pocket: Upscaler, small: Picture) -> None:

@@ -47,8 +47,9 @@ def test_a_missing_seed_is_drawn_and_reported(pocket: Upscaler, photo: Image.Ima
 def seen(result: Result) -> bytes:
     """The file without its settings record, which every setting changes."""
     settings = result.settings
-    picture = dataclasses.replace(result.view(settings.output_view), record=None)
-    return encode(picture, settings.output_format, settings.output_quality)
+    shown = [dataclasses.replace(result.view(name), record=None) for name in settings.views]
+    kinds = ["png" if name == "uncertainty" else settings.output_format for name in settings.views]
+    return b"".join(map(encode, shown, kinds, [settings.output_quality] * len(kinds)))
 
 
 CHANGES: dict[str, tuple[dict[str, object], object]] = {  # setting -> (what it needs beside it, another value)

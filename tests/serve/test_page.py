@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def test_choose_slide_download(page: Page, service: Serving, photo_file: Path) -
     page.get_by_role("button", name="Same settings again").first.click()
     assert page.input_value("#seed") == "1"
     assert all(url.startswith((service.url, "blob:", "data:")) for url in asked)
+
+
+def test_all_views_are_a_zip_to_download(page: Page, photo_file: Path) -> None:
+    page.select_option("#output_view", "all")
+    page.set_input_files("#files", photo_file)
+    link = page.get_by_role("link", name="Download")
+    expect(link).to_be_visible()
+    expect(page.locator(".view")).to_be_hidden()
+    expect(page.get_by_role("slider")).to_be_hidden()
+    with page.expect_download() as download:
+        link.click()
+    assert download.value.suggested_filename == "photo-x4.zip" and zipfile.is_zipfile(download.value.path())
 
 
 def test_a_pasted_picture(page: Page) -> None:

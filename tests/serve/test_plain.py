@@ -41,6 +41,13 @@ def test_the_format_and_a_drawn_seed_come_back(service: Serving) -> None:
     assert again.content == answer.content
 
 
+def test_all_views_come_as_one_zip(service: Serving, engine: Engine) -> None:
+    answer = service.upscale(output_view="all")
+    assert answer.headers["content-type"] == "application/zip"
+    assert 'filename="image-x4.zip"' in answer.headers["content-disposition"]
+    assert answer.content == engine.run(sharp(), Settings(**QUICK, output_view="all")).data
+
+
 def test_a_job_tells_its_way_and_then_its_result(service: Serving) -> None:
     job = service.begin(num_inference_steps=4)
     seen = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,13 @@ def test_steering_reports_itself_and_gives_its_map(server: CogServer, photo: Ima
     assert kds["particles"] == 3 and len(kds["distances"]) == 3 and len(kds["spread_before"]) == 2
     refused = predict(server, **{**given, "num_particles": 1}, output_view="uncertainty")
     assert refused["status"] == "failed" and "one sample cannot disagree" in refused["error"]
+
+
+def test_all_views_come_as_one_zip(server: CogServer, photo: Image.Image) -> None:
+    answer = predict(server, image=data_uri(png(photo)), output_view="all", num_inference_steps=1, seed=1)
+    assert answer["output"].startswith("data:application/zip;base64,")
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2]))) as archive:
+        assert archive.namelist() == ["image.png", "comparison.png", "difference.png", "tiles.png"]
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])

@@ -70,7 +70,7 @@ def test_too_large_a_result_is_refused_with_the_largest_scale_that_fits() -> Non
 @settings(max_examples=300, deadline=None)
 @given(
     st.integers(1, 2**15), st.integers(1, 2**15), st.floats(1, 8), st.sampled_from(list(FORMATS)),
-    st.sampled_from(["image", "comparison"]),
+    st.sampled_from(["image", "comparison", "all"]),
 )  # fmt: skip
 def test_the_scale_that_a_refusal_names_is_accepted(
     width: int, height: int, scale: float, output_format: str, view: str
@@ -94,9 +94,10 @@ def test_the_scale_that_a_refusal_names_is_accepted(
             dataclasses.replace(asked, scale_factor=round(largest + 0.01, 2)).output_size(width, height)
 
 
+@pytest.mark.parametrize("view", ["comparison", "all"])
 @pytest.mark.parametrize(("output_format", "side"), [("webp", 8192), ("jpg", 16385)])
-def test_the_sides_of_a_comparison_are_counted(output_format: str, side: int) -> None:
-    asked = Settings(scale_factor=1, output_format=output_format, output_view="comparison")
+def test_the_sides_of_a_comparison_are_counted(output_format: str, side: int, view: str) -> None:
+    asked = Settings(scale_factor=1, output_format=output_format, output_view=view)
     with pytest.raises(ValueError, match=f"asks for {2 * side}x2 pixels in the comparison; a {output_format} may have"):
         asked.output_size(side, 2)
     assert asked.output_size(side - 1, 2) == (side - 1, 2)

@@ -143,12 +143,13 @@ function finish(card, file, job, blob) {
   stopped(card, `done, seed ${job.settings.seed}, ${job.metrics.output_size}, ${job.metrics.bundle} weights`);
   const { target_side: side, target_megapixels: size, scale_factor: scale } = job.settings;
   const label = side ? `${side}px` : size ? `${size}MP` : `x${scale}`;
-  const name = `${file.name.replace(/\.[^.]*$/, "")}-${label}.${job.settings.output_format}`;
-  const url = URL.createObjectURL(blob), view = $(".view", card), zoom = $(".zoom", card);
-  $(".after", card).src = url;
-  $(".before", card).src = URL.createObjectURL(file);
+  const several = blob.type === "application/zip";
+  const name = `${file.name.replace(/\.[^.]*$/, "")}-${label}.${several ? "zip" : job.settings.output_format}`;
+  const url = URL.createObjectURL(blob), view = $(".view", card), zoom = $(".zoom", card), slider = $(".slider", card);
   Object.assign($(".download", card), { href: url, download: name });
-  const slider = $(".slider", card);
+  for (const part of [view, slider.parentElement, zoom]) part.hidden = several;
+  if (!several) $(".after", card).src = url;
+  $(".before", card).src = URL.createObjectURL(file);
   slider.oninput = () => $(".stage", card).style.setProperty("--cut", `${slider.value}%`);
   zoom.onclick = () => zoom.setAttribute("aria-pressed", view.classList.toggle("whole"));
   pan(view);
