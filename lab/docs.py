@@ -6,6 +6,7 @@ A mark is a line `<!-- NAME -->`; the table reaches to the next `<!-- end -->`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -86,6 +87,12 @@ def presets() -> str:
     return table(read(RESULTS / "presets.json"), columns)
 
 
+def cards() -> str:
+    """What `python -m lab.speed.count --table` computed for GPUs."""
+    rows = json.loads((RESULTS / "counts.json").read_text())["cards"]
+    return table(rows, dict.fromkeys(rows[0], ""))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "effects": effects,
@@ -93,6 +100,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fleet": fleet,
     "fidelity": fidelity,
     "presets": presets,
+    "cards": cards,
 }
 
 

@@ -35,6 +35,7 @@ from PIL import Image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
 
 from lab import report  # noqa: E402
+from lab.speed.timing import least_seconds  # noqa: E402
 from seesr import Progress, Settings, Upscaler, precision, sampling, text  # noqa: E402
 from seesr.images.picture import Picture  # noqa: E402
 from seesr.networks import hardware, kernels, models  # noqa: E402
@@ -77,7 +78,7 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     works: list[Callable[[], object]] = [lambda: a @ b]
     if device.type == "cpu" and kernels.one_dnn_multiplies(dtype):
         works.append(lambda: kernels.matrix_product(a, b, None))
-    return 2 * side**3 / min(hardware.least_seconds(work, device, times=5) for work in works) / 1e12
+    return 2 * side**3 / min(least_seconds(work, device, times=5) for work in works) / 1e12
 
 
 class Plain:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab import report
+from lab.speed.timing import least_seconds
 from seesr import whole_layers
 from seesr.networks import hardware
 
@@ -31,7 +32,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 def row(layer: str, method: str, work: Callable[[], Any], exact: Tensor, device: torch.device) -> dict[str, Any]:
     found = work()
     found = found[0] if isinstance(found, tuple) else found
-    seconds = hardware.least_seconds(work, device, times=3)
+    seconds = least_seconds(work, device, times=3)
     measured = {"layer": layer, "method": method, "ms": 1000 * seconds, "distance": distance(found, exact)}
     print(measured, flush=True)
     return measured

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lab import report, sizes
 from lab.speed.bench import photograph
+from lab.speed.timing import least_seconds
 from seesr import Progress, Settings, precision, sampling, tiling
 from seesr.denoiser import Denoiser
 from seesr.networks import hardware, models
@@ -71,7 +72,7 @@ def main() -> None:
         args.batch = 1
     else:
         step = build_step(networks, args.batch, args.tile)
-    least = hardware.least_seconds(step, device, times=5)
+    least = least_seconds(step, device, times=5)
     with profile(
         activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA] if device.type == "cuda" else None
     ) as profiled:

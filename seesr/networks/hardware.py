@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import resource
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,21 +80,6 @@ def try_out(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> None:
     context = q[:1, :, :63].expand(2, -1, -1, -1)
     kernel(q, q, q)
     kernel(q, context, context)
-
-
-@torch.no_grad()
-def least_seconds(work: Callable[[], object], device: torch.device, times: int) -> float:
-    """The shortest of `times` runs, after one to warm up."""
-    wait: Callable[[], object] = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
-    work()
-    least = float("inf")
-    for _ in range(times):
-        wait()
-        started = time.perf_counter()
-        work()
-        wait()
-        least = min(least, time.perf_counter() - started)
-    return least
 
 
 def usable(device: str | None) -> torch.device:

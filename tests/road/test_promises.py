@@ -62,7 +62,7 @@ def test_what_is_held_is_halved_until_it_is_nothing(amount: int, steps: list[int
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
-def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type) -> None:
     rgb = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (531, 777, 3), depth, endpoint=True)
     whole = preprocess(tagging.to_floats(torch.tensor(rgb)), 96)
     torch.testing.assert_close(preprocess(tagging.shrunk(rgb, 96), 96), whole, rtol=0, atol=2e-5)

@@ -64,9 +64,7 @@ def test_a_kernel_that_cannot_work_is_refused(name: str, words: str) -> None:
         hardware.tune(untuned(), name)
 
 
-def test_nothing_is_timed_to_choose_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the bytes of a picture would depend on the noise of a start."""
-    monkeypatch.setattr(hardware, "least_seconds", None)
+def test_kernel_and_layout_go_by_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.choose("auto", torch.device("cuda"), torch.float16) == "sdpa"
     for capability, expected in (((6, 1), False), ((7, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
