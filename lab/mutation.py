@@ -3,7 +3,8 @@
 python -m lab.mutation [MODULE ...] --json results/mutation.json [--most 40] [--jobs 2]
 
 Each mutant is written into a copy of the project, where the tests of its module run in a fork of this process, which
-has loaded the libraries already; what lives is shown to slower tests. A survivor's `reason`, written by hand into the file, is kept by the next run.
+has loaded the libraries already; what lives is shown to slower tests. A survivor's `reason`, written by hand into the
+file, is kept by the next run.
 """
 
 from __future__ import annotations
