@@ -27,7 +27,7 @@ from lab.report import ROOT, read, table, write
 UNIT, ROAD = "tests/unit/test_", "tests/road/test_"
 IMAGES = [UNIT + "images.py"], [ROAD + "promises.py", ROAD + "engine.py"]
 TESTS = {  # module -> the tests that are asked, and those that are asked of what these let live
-    "settings": ([UNIT + "settings.py"], [ROAD + "dials.py"]),
+    "settings": ([UNIT + "settings.py"], ["tests/server/test_contract.py", ROAD + "dials.py"]),
     "checked": ([UNIT + "settings.py"], []),
     "tiling": ([UNIT + "tiling.py", UNIT + "autoencoder.py"], [ROAD + "work.py"]),
     "color": ([UNIT + "color.py"], [ROAD + "promises.py"]),

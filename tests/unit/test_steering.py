@@ -172,6 +172,31 @@ def test_k13_identical_particles_give_no_nan() -> None:
     assert torch.isfinite(update(pair[[0, 0, 1]])).all()
 
 
+def test_k13_the_bandwidth_is_the_median_over_pairs_and_their_mean_where_that_is_zero() -> None:
+    x = torch.randn(4, 3, 2, 2)
+    x[:, :, 1] = x[:1, :, 1]  # the lower patches agree
+    _, found = mean_shift(x, Steering(patch=1), DELTA)
+    i, k = zip(*[(i, k) for i in range(4) for k in range(i + 1, 4)], strict=True)
+    pairs = (x[list(i)] - x[list(k)]).square().mean(1)
+    h2 = torch.tensor(np.median(pairs[:, 0].numpy(), axis=0)) / (2 * math.log(5))
+    torch.testing.assert_close(found[0], h2.sqrt())
+    assert (found[1] == 0).all()
+    x = torch.zeros(5, 1, 1, 1)
+    x[0] = 2.0  # six pairs agree, four are 4 apart in squares
+    _, found = mean_shift(x, Steering(patch=1), DELTA)
+    torch.testing.assert_close(found.item(), math.sqrt(1.6 / (2 * math.log(6))))
+
+
+def test_the_metrics_say_how_far_it_moved_and_whether_that_counts() -> None:
+    x = starts(3, 3)
+    for bandwidth, effective in ((0.0, True), (1e-3, False)):
+        ensemble = Ensemble(Steering(bandwidth=bandwidth), 1, 3, (32, 32))
+        moved = ensemble(x, 0)
+        assert ensemble.moved == [pytest.approx((moved - x).square().mean().sqrt().item())]
+        assert ensemble.winner(moved)[1]["effective"] is effective
+    assert Steering() == Steering(bandwidth=0.0, patch=2, strength=0.3)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_k14_any_size_works_and_border_patches_count_what_they_hold(patch: int) -> None:
     for height in range(1, 2 * patch + 2):
