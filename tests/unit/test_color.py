@@ -50,6 +50,24 @@ def test_adain_takes_mean_and_deviation(rng: np.random.Generator) -> None:
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
+def test_statistics_of_parts_are_those_of_the_whole() -> None:
+    x = 0.01 * torch.randn(1, 3, 9, 7) + torch.tensor([0.0, 0.5, 3.0]).view(1, 3, 1, 1)
+    mean, deviation = color.mean_std([x[:, :, :2], x[:, :, 2:]])
+    variance, expected = torch.var_mean(x, (2, 3), keepdim=True)
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(deviation, (variance + 1e-5).sqrt())
+    assert torch.isfinite(color.mean_std([x[:, :, :1, :1]])[1]).all()
+
+
+def test_the_low_pass_reaches_31_pixels_and_keeps_the_mean() -> None:
+    x = torch.zeros(1, 1, 99, 99)
+    x[..., 49, 49] = 1
+    low = color.low_pass(x)
+    rows = low[0, 0].any(1).nonzero()
+    assert (rows.min().item(), rows.max().item()) == (49 - 31, 49 + 31)
+    assert low.sum().item() == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (7, 3)])
 def test_any_size_works(size: tuple[int, int]) -> None:
     assert match(torch.rand(1, 3, *size), torch.rand(1, 3, *size), "wavelet").shape[2:] == size

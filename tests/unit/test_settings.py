@@ -29,6 +29,7 @@ from seesr.limits import LARGEST_INPUT, LARGEST_OUTPUT
         ("user_prompt", "x" * 2001, "at most 2000"),
         ("user_prompt", "a\0b", "NUL"),
         ("user_prompt", "\ud800", "surrogate"),
+        ("user_prompt", "\udfff", "surrogate"),
         ("user_prompt", 3, "must be a str"),
     ],
 )
@@ -37,6 +38,49 @@ def test_a_value_out_of_range_is_refused_with_field_and_limit(field: str, value:
         Settings(**{field: value})
     assert field in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+INTERFACE = {  # what callers rely on: default, least, most (of words: how many characters)
+    "scale_factor": (4.0, 1, 8),
+    "target_side": (None, 1, 32768),
+    "target_megapixels": (None, 0.0001, 67.108864),
+    "fidelity": (0.0, 0, 1),
+    "user_prompt": ("", 0, 2000),
+    "positive_prompt": ("clean, high-resolution, 8k", 0, 2000),
+    "negative_prompt": ("dotted, noise, blur, lowres, smooth", 0, 2000),
+    "num_inference_steps": (4, 1, 8),
+    "cfg_scale": (1.0, 1, 2),
+    "latent_tiled_size": (64, 16, 256),
+    "latent_tiled_overlap": (6, 0, 128),
+    "use_kds": (False, False, True),
+    "num_particles": (4, 1, 16),
+    "bandwidth": (0.0, 0, 10),
+    "color_fix": ("wavelet",),
+    "output_view": ("image",),
+    "output_format": ("png",),
+    "output_quality": (95, 1, 100),
+    "keep_exif": (True, False, True),
+    "seed": (None, 0, 2**32 - 1),
+}
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
+def test_defaults_and_both_ends_are_what_callers_rely_on(field: dataclasses.Field) -> None:
+    default, *ends = INTERFACE[field.name]
+    assert getattr(Settings(), field.name) == default
+    choices = field.metadata.get("choices", ())
+    for value in choices or (["x" * end for end in ends] if field.metadata["kind"] is str else ends):
+        wide = {"latent_tiled_size": 256} if field.name == "latent_tiled_overlap" else {}
+        steered = {"use_kds": True} if value == "uncertainty" else {}
+        assert getattr(Settings(**{field.name: value}, **wide, **steered), field.name) == value
+    if not choices and field.metadata["kind"] in (int, float):
+        for beyond in (ends[0] - 1, ends[1] + 1):
+            with pytest.raises(ValueError, match=f"{field.name} is .*; it must be from"):
+                Settings(**{field.name: beyond})
+
+
+def test_words_of_every_script_are_words() -> None:
+    assert Settings(user_prompt="\ud7ff\ue000 猫 🐈").user_prompt == "\ud7ff\ue000 猫 🐈"
 
 
 def test_whole_floats_are_good_integers() -> None:
