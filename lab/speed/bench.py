@@ -163,6 +163,17 @@ def predict(upscaler: Upscaler, picture: Picture, settings: Settings) -> tuple[d
     return {**result.metrics["seconds"], "file": time.perf_counter() - started}, result.metrics
 
 
+def replayed(upscaler: Upscaler, picture: Picture, settings: Settings) -> dict[str, int]:
+    """How many graphs there are, and by how many levels of 255 a picture through them is off one without, at most."""
+    graphs = upscaler.graphs
+    assert graphs is not None
+    through, kept = upscaler(picture, settings).picture.rgb, graphs.recordings.copy()
+    graphs.clear()
+    without = upscaler(picture, settings).picture.rgb
+    graphs.recordings.update(kept)
+    return {"graphs": len(kept), "levels_off": int(np.abs(through.astype(int) - without).max())}
+
+
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
 
@@ -209,6 +220,8 @@ def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args
         "peak_memory_mb": memory,
         "repeats": args.repeats,
     }
+    if upscaler.graphs is not None:
+        row["replayed"] = replayed(upscaler, picture, settings)
     if plain:
         base = medians(baseline)
         row["baseline_seconds"] = base

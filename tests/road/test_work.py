@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab import sizes
+from lab.speed import bench
 from seesr import Settings, Upscaler, tiling, weights
+from seesr.images.read import from_pil
 from seesr.networks import models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
@@ -128,6 +130,11 @@ def test_a_recorded_pass_gives_the_same_pictures(pocket: Upscaler, photo: Image.
         for given in (settings, dataclasses.replace(settings, cfg_scale=1.3, user_prompt="red")):
             assert recorded(picture, given).image.tobytes() == pocket(picture, given).image.tobytes()
     assert len(recorded.graphs.recordings) == 2  # with guidance of any scale, and without
+    assert bench.replayed(recorded, from_pil(photo), settings) == {"graphs": 2, "levels_off": 0}
+    for recording in recorded.graphs.recordings.values():
+        recording.replay = lambda: None  # what it gives is stale then
+    assert bench.replayed(recorded, from_pil(other), settings)["levels_off"] > 0
+    assert len(recorded.graphs.recordings) == 2
 
 
 def add(x: Tensor) -> Tensor:
