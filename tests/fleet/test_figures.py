@@ -13,6 +13,7 @@ def test_nothing_is_lost_when_a_worker_and_redis_are_killed() -> None:
     assert found["runs"] <= 203 and found["seconds"] < 90
 
 
+@pytest.mark.slow
 def test_two_gateways_and_four_workers_keep_up() -> None:
     """Half of what was measured tells a broken fleet from a slow machine."""
     found = measure("load")
