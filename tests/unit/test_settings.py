@@ -147,6 +147,25 @@ def test_the_sides_of_a_comparison_are_counted(output_format: str, side: int, vi
     assert asked.output_size(side - 1, 2) == (side - 1, 2)
 
 
+def test_limits_themselves_are_allowed_and_what_is_beyond_is_named() -> None:
+    assert Settings(target_side=800).output_size(100, 50) == (800, 400)
+    assert Settings(target_side=100).output_size(100, 50) == (100, 50)
+    assert Settings(scale_factor=8).output_size(1024, 1024) == (8192, 8192)
+    with pytest.raises(
+        ValueError, match=r"scale 8 of a 1024x1025 image asks for 67.2 MP; the limit is 67.1 MP; the la"
+    ):
+        Settings(scale_factor=8).output_size(1024, 1025)
+    assert Settings(scale_factor=1.2).output_size(1, 1) == (1, 1)
+    assert not Settings(use_kds=True, num_particles=1).steered and Settings(use_kds=True, num_particles=2).steered
+    with pytest.raises(ValueError, match="asks for 32769x1 pixels; a png may have 32768 on a side here"):
+        Settings(scale_factor=1.00003).output_size(32768, 1)
+
+
+def test_names_of_files_say_the_size() -> None:
+    asked: list[dict[str, float]] = [{}, {"scale_factor": 1.5}, {"target_side": 4096}, {"target_megapixels": 12}]
+    assert [Settings(**given).label for given in asked] == ["x4", "x1.5", "4096px", "12MP"]
+
+
 def test_too_large_an_input_is_refused() -> None:
     with pytest.raises(ValueError, match="the limit is 67.1 MP"):
         Settings(scale_factor=1).output_size(9000, 9000)
