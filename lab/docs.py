@@ -6,6 +6,7 @@ A mark is a line `<!-- NAME -->`; the table reaches to the next `<!-- end -->`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -17,6 +18,14 @@ from lab.report import RESULTS, ROOT, read, table
 from seesr import Settings
 from seesr.configuration import Configuration, variable
 
+EVALUATED = (
+    "pocket-clean",
+    "pocket-mild",
+    "pocket-realesrgan",
+    "held-out-clean",
+    "held-out-mild",
+    "held-out-realesrgan",
+)
 PAGES = ("docs/quality.md", "README.md", "docs/inputs.md", "docs/running.md", "docs/fleet.md")
 
 
@@ -81,6 +90,19 @@ def fidelity() -> str:
     return table(rows, {**columns, "niqe": ".2f", "invented": ".4f", "faithful": ".2f"})
 
 
+def evaluated(name: str) -> str:
+    """Means that `python -m lab.quality.evaluate --json results/NAME.json` wrote."""
+    columns = {"method": "", "psnr_y": ".2f", "ssim_y": ".4f", "niqe": ".2f", "delta_e": ".2f", "shift": ".2f"}
+    columns |= {"gain y, dB": "+.2f", "95 %": "", "least": "+.2f"}
+    return table(json.loads((RESULTS / f"{name}.json").read_text())["means"], columns)
+
+
+def ablation() -> str:
+    """What `python -m lab.quality.ablate` wrote."""
+    columns = {"degradation": "", "variant": "", "psnr_y": ".2f", "change": "+.2f", "ssim_y": ".4f", "niqe": ".2f"}
+    return table(json.loads((RESULTS / "ablation.json").read_text())["means"], columns)
+
+
 def presets() -> str:
     """What `python -m lab.quality.dials --presets` wrote."""
     columns = {"preset": "", "seconds": ".2f", "psnr_y": ".2f", "niqe": ".2f", "invented": ".4f", "faithful": ".2f"}
@@ -100,6 +122,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "fleet": fleet,
     "fidelity": fidelity,
     "presets": presets,
+    "ablation": ablation,
+    **{name: functools.partial(evaluated, name) for name in EVALUATED},
     "cards": cards,
 }
 

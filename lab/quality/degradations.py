@@ -94,11 +94,17 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False, strength: float
     return (x[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
 
 
-def mild(picture: Rgb, seed: int) -> Rgb:
-    """What pictures from phones and the web have: a soft lens, a little noise, JPEG of quality 60 to 90."""
+def mild(picture: Rgb, seed: int, noiseless: bool = False) -> Rgb:
+    """What pictures from phones and the web have: a soft lens, a little noise, JPEG of quality 60 to 90.
+
+    Args:
+        noiseless: the lens alone, as the same seed draws it.
+    """
     rng = np.random.default_rng(seed)
     soft = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.5))
     small = clean(soft, seed).astype(np.float32)
+    if noiseless:
+        return small.astype(np.uint8)
     noise = rng.normal(0, 1, small.shape if rng.random() < 0.6 else (*small.shape[:2], 1)) * rng.uniform(0, 4)
     small = (small + noise).clip(0, 255).round().astype(np.uint8)
     _, file = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 91))])
@@ -108,6 +114,7 @@ def mild(picture: Rgb, seed: int) -> Rgb:
 BY_NAME: dict[str, Callable[[Rgb, int], Rgb]] = {
     "clean": clean,
     "mild": mild,
+    "mild-noiseless": functools.partial(mild, noiseless=True),
     "realesrgan": realesrgan,
     "realesrgan-noiseless": functools.partial(realesrgan, noiseless=True),
 }
