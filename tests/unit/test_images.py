@@ -7,6 +7,7 @@ import re
 import resource
 import struct
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from seesr.images import png, write
 from seesr.images.picture import Picture, enlarge, fill_hidden, pad
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
-from seesr.images.write import encode, save
+from seesr.images.write import encode, pack, save
 
 
 def file(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -274,6 +275,22 @@ def test_the_record_is_in_the_file(kind: str, tmp_path: Path, rng: np.random.Gen
     save(encode(Picture(picture.rgb), kind, 90), tmp_path / "b")
     with pytest.raises(ValueError, match="no settings record"):
         read_record(tmp_path / "b")
+
+
+def test_several_files_are_one_zip_with_the_record_of_the_first(tmp_path: Path, rng: np.random.Generator) -> None:
+    picture = Picture(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record={"settings": {"seed": 5}})
+    files = {"b.png": encode(picture, "png", 90), "a.png": b"another"}
+    path = tmp_path / "x.ZIP"
+    save(pack(files), path)
+    with zipfile.ZipFile(path) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == files
+    assert read_record(path) == picture.record and pack(files) == path.read_bytes()
+    for damaged in (b"no zip", pack({})):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="no settings record"):
+            read_record(path)
+    with pytest.raises(RuntimeError, match="Is a directory|exists"):
+        save(b"", tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
