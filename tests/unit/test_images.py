@@ -18,7 +18,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from seesr.images import png, write
-from seesr.images.picture import Picture, enlarge, fill_hidden, pad
+from seesr.images.picture import Picture, enlarge, fill_hidden, pad, to_uint8
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
@@ -240,6 +240,48 @@ def test_hidden_colours_do_not_bleed() -> None:
     alpha = np.zeros((20, 20), np.uint8)
     alpha[:, :10] = 255
     assert (fill_hidden(rgb, alpha) == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 3), (np.uint16, 1023)])
+def test_what_is_hidden_has_a_64th_of_full_opacity_at_most(dtype: type, most: int) -> None:
+    rgb = np.array([[[9, 9, 9], [5, 6, 7], [1, 2, 3]]], dtype)
+    full = np.iinfo(dtype).max
+    for alpha, hidden in ((most, True), (most + 1, False)):
+        filled = Picture(rgb, np.array([[full, full, alpha]], dtype)).visible
+        assert (filled[0, 2] == (rgb[0, 1] if hidden else rgb[0, 2])).all()
+    nothing = Picture(rgb, np.zeros((1, 3), dtype))
+    assert nothing.visible is rgb  # nobody sees any
+
+
+def test_sixteen_bits_become_the_nearest_eight() -> None:
+    deep = np.arange(65536, dtype=np.uint16)
+    np.testing.assert_array_equal(to_uint8(deep), np.round(deep / 257).astype(np.uint8))
+    assert to_uint8(np.zeros((2, 2), np.uint8)).dtype == np.uint8
+
+
+def test_sixteen_bits_are_enlarged_without_loss_or_wrapping(rng: np.random.Generator) -> None:
+    edge = np.zeros((8, 9), np.uint16)
+    edge[:, 4:] = 65535  # bicubic goes beyond both ends here
+    noise = rng.integers(0, 65536, (8, 9)).astype(np.uint16)
+    for pixels in (edge, noise):
+        floats = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize((27, 16), Image.Resampling.BICUBIC))
+        expected = floats.round().clip(0, 65535).astype(np.uint16)
+        np.testing.assert_array_equal(enlarge(pixels, (27, 16)), expected)
+        colours = np.dstack([pixels, 65535 - pixels, pixels])
+        assert enlarge(colours, (27, 16)).shape == (16, 27, 3)
+        np.testing.assert_array_equal(enlarge(colours, (27, 16))[..., 2], expected)
+
+
+def test_what_came_with_a_picture_goes_with_the_enlarged_one(rng: np.random.Generator) -> None:
+    alpha = rng.integers(0, 256, (4, 5), dtype=np.uint8)
+    source = Picture(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), alpha, b"icc", b"exif", (72.0, 72.0))
+    rgb = np.zeros((8, 10, 3), np.uint8)
+    made = source.with_pixels(rgb, {"seed": 1}, keep_exif=True)
+    assert (made.icc, made.exif, made.dpi, made.record) == (b"icc", b"exif", (72.0, 72.0), {"seed": 1})
+    assert made.rgb is rgb and made.size == (10, 8)
+    np.testing.assert_array_equal(made.alpha, enlarge(alpha, (10, 8), Image.Resampling.LANCZOS))
+    assert source.with_pixels(rgb, {}, keep_exif=False).exif is None
+    assert Picture(source.rgb).with_pixels(rgb, {}, keep_exif=True).alpha is None
 
 
 def test_padding_mirrors_and_keeps_the_picture() -> None:
