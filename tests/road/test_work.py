@@ -73,10 +73,6 @@ def test_what_is_constant_is_computed_once(
     assert own and all(found[name] == 1 for name in own)
 
 
-def test_batches_are_even() -> None:
-    assert [tiling.even(n, 8) for n in (1, 7, 8, 9, 23, 25, 81, 121)] == [1, 7, 8, 5, 8, 5, 7, 5]
-
-
 @pytest.mark.parametrize(("side", "most"), [(2048, 1.57), (4096, 1.35), (8192, 1.35)])
 def test_overlap_wastes_little(side: int, most: float) -> None:
     """At 2048 pixels four tiles a row would not overlap, so there are five."""

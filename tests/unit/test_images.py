@@ -18,6 +18,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from seesr.images import png, write
+from seesr.images.kinds import brands, in_words
 from seesr.images.picture import Picture, enlarge, fill_hidden, pad, to_uint8
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
@@ -65,6 +66,18 @@ def test_what_it_is_instead_is_said(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"this is {words}")) as caught:
         decode(data)
     assert str(caught.value).endswith("use JPEG, PNG, WebP, AVIF, TIFF, HEIC")
+
+
+def test_brands_are_those_of_the_first_box_and_no_more() -> None:
+    box = b"ftypmif1" + bytes(4) + b"avifmiafxxxx"
+    assert brands(b"\0\0\0\x1c" + box + b"heic") == {b"mif1", b"avif", b"miaf", b"xxxx"}
+    long = b"\x7f\0\0\0" + box + b"a" * 4000 + b"heic"  # says that it has gigabytes
+    assert brands(long) == {b"mif1", b"avif", b"miaf", b"xxxx", b"aaaa"}
+    assert brands(b"\0\0\0\x1cmoov" + bytes(20)) == set()
+
+
+def test_sound_is_no_video() -> None:
+    assert in_words(b"RIFF\0\0\0\0WAVEfmt ") == "" and in_words(b"xxxx\0\0\0\0AVI LIST") == ""
 
 
 PHONE = [

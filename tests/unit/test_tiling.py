@@ -27,6 +27,30 @@ def test_an_overlap_that_cannot_advance_is_refused(tile: int, overlap: int) -> N
         tiling.offsets(100, tile, overlap)
 
 
+def test_offsets_are_the_fewest_and_exact() -> None:
+    assert tiling.offsets(128, 64, 6) == [0, 32, 64] and tiling.offsets(122, 64, 6) == [0, 58]
+    assert tiling.offsets(16, 16, 0) == [0] and tiling.offsets(32, 16, 0) == [0, 16]
+    assert tiling.grid(20, 70, 64, 6) == [(0, 0, 20, 64), (0, 6, 20, 70)]
+
+
+@pytest.mark.parametrize(("size", "tile", "overlap"), [((50, 70), 16, 4), ((16, 33), 16, 5), ((9, 9), 16, 4)])
+def test_cores_meet_in_the_middle_of_overlaps_and_cover_each_cell_once(
+    size: tuple[int, int], tile: int, overlap: int
+) -> None:
+    tiles, covered = tiling.grid(*size, tile, overlap), torch.zeros(size)
+    for core, whole in zip(tiling.cores(tiles), tiles, strict=True):
+        core.crop(covered).add_(1)
+        assert whole.top <= core.top < core.bottom <= whole.bottom
+        assert whole.left <= core.left < core.right <= whole.right
+    assert (covered == 1).all()
+    assert [core[0::2] for core in tiling.cores(tiling.grid(26, 8, 16, 6))] == [(0, 13), (13, 26)]
+
+
+def test_batches_are_even_and_hardly_filled() -> None:
+    assert [tiling.even(count, 8) for count in (1, 4, 7, 8, 9, 16, 23, 25, 81, 121)] == [1, 4, 7, 8, 5, 8, 8, 5, 7, 5]
+    assert [tiling.even(25, batch) for batch in (1, 2, 4)] == [1, 2, 3]
+
+
 def test_window_is_symmetric_and_positive() -> None:
     weight = tiling.window(16, 24)
     torch.testing.assert_close(weight, weight.flip(0))
