@@ -17,6 +17,7 @@ from seesr import Result, Settings, Upscaler
 
 FLOORS = {1: 1.12, 2: 1.13, 4: 1.11}  # steps -> mean luma gain over bicubic, dB
 EACH = 0.36  # the least gain of any picture, dB
+MILD, MILD_EACH = 0.46, 0.1  # the same of mild damage, two steps
 DAMAGED, DAMAGED_EACH = 0.14, -0.22  # the same of Real-ESRGAN's degradation, two steps
 LOSSES = {"no ControlNet": 0.2, "image tokens zeroed": 0.02, "negative prompt as prompt": 1.0}  # mean loss, dB
 
@@ -64,6 +65,12 @@ def test_damaged_pictures_beat_bicubic_and_most_are_seen_to_be_damaged(pocket: U
     assert np.mean(gains) >= DAMAGED, gains
     assert min(gains) >= DAMAGED_EACH, gains
     assert sum("damaged" in found for found in tags) >= 4, tags
+
+
+def test_mildly_damaged_pictures_beat_bicubic(pocket: Upscaler) -> None:
+    gains = [restored(pocket, degradations.mild(high, 1), high, steps=2)[2] for _, high in metrics.built_in()]
+    assert np.mean(gains) >= MILD, gains
+    assert min(gains) >= MILD_EACH, gains
 
 
 def test_an_input_taken_away_costs_what_it_is_worth(pocket: Upscaler) -> None:
