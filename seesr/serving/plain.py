@@ -140,7 +140,8 @@ def file_of(of: Service, job: Job) -> Response:
     if job.status != DONE:
         raise Refused(422 if job.error else 409, job.error or "the job was canceled")
     stem = job.name.rpartition(".")[0] or job.name
-    name = f"{stem}-{Settings(**job.settings).label}.{job.suffix}"
+    settings = Settings(**job.settings)
+    name = f"{stem}-{settings.label}.{settings.suffix}"
     headers = {"X-Job-Id": job.id, "X-Seed": str(job.settings["seed"])}
     return FileResponse(of.jobs.result(job), media_type=media_type(job), filename=name, headers=headers)
 
