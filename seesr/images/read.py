@@ -12,11 +12,10 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from seesr.images.deep import read_deep
 from seesr.images.kinds import open_still
 from seesr.images.picture import Picture, Pixels
 from seesr.limits import LARGEST_FILE, LARGEST_INPUT, check_input
@@ -184,31 +183,6 @@ def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
         return pixels, None
     alpha = pixels[..., 3]
     return np.ascontiguousarray(pixels[..., :3]), None if (alpha == np.iinfo(alpha.dtype).max).all() else alpha
-
-
-def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | None:
-    """[H, W, 3 or 4] of a 16-bit PNG or TIFF, which Pillow would cut to 8 bits; None for any other picture."""
-    if opened.mode.startswith("I;16"):
-        grey = np.asarray(opened).astype(np.uint16)
-        clear = opened.info.get("transparency")  # one value that is invisible
-        layers = [grey] * 3 + ([np.where(grey == clear, 0, 65535).astype(np.uint16)] if clear is not None else [])
-        return np.stack(layers, axis=2)
-    if data is None or depth(opened, data) != 16:
-        return None
-    deep: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if deep is None or deep.dtype != np.uint16:
-        raise ValueError(f"the image file is damaged (16-bit {opened.format})")
-    if deep.ndim == 2:
-        return np.repeat(deep[..., None], 3, axis=2)
-    return cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA if deep.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-
-
-def depth(opened: Image.Image, data: bytes) -> int:
-    """Bits per colour as the file says."""
-    if opened.format == "PNG":
-        return data[24]  # in IHDR
-    layers: Any = opened.tag_v2.get(258, (8,)) if opened.format == "TIFF" else (8,)  # pyright: ignore
-    return max(layers)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:

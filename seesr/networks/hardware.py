@@ -93,7 +93,7 @@ def usable(device: str | None) -> torch.device:
         torch.ones(1, device=target).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"the device {device!r} cannot be used here: {first_line(error)}") from error
-    return target
+    return target if target.type != "cpu" else torch.device("cpu")  # safetensors knows no cpu:0
 
 
 def name(device: torch.device) -> str:

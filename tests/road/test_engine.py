@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from seesr import Engine, Settings, Upscaler, weights
 from seesr.budget import Budget
 from seesr.images.read import decode
 from seesr.images.record import read_record
+from seesr.networks import kernels
 from seesr.progress import DeadlineExceeded, Position, Progress
 from seesr.upscaling import Upscaling
 
@@ -37,6 +40,42 @@ def test_bytes_and_a_path_give_what_the_upscaler_gives(
     assert output.data == engine.run(tmp_path / "photo.png", QUICK).data == pocket(photo, QUICK).encode()
     assert output.seed == output.metrics["seed"] == 1
     assert list(output.metrics["seconds"]) == STAGES
+
+
+def test_the_seconds_of_the_stages_are_those_that_passed(engine: Engine, photo: Image.Image) -> None:
+    started = time.perf_counter()
+    seconds = engine.run(png(photo), QUICK).metrics["seconds"].values()
+    whole = time.perf_counter() - started
+    assert all(second >= 0 and second == round(second, 3) for second in seconds)
+    assert 0.5 * whole < sum(seconds) <= whole + 0.001 * len(seconds)
+    assert any(second != round(second, 2) for second in seconds)
+
+
+def test_what_is_loaded_is_told(engine: Engine) -> None:
+    told = engine.about()
+    assert told["loaded"] is True and told["device"] == "cpu"
+    assert told["attention"] in kernels.KERNELS
+    assert told["bundle"] == {**engine.loaded._asdict(), "path": str(weights.POCKET)}
+    assert engine.loaded.kind == "pocket"
+
+
+def test_bundle_and_device_are_the_callers_or_those_of_the_environment(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SEESR_WEIGHTS", str(tiny_bundle))
+    monkeypatch.setenv("SEESR_DEVICE", "cpu:0")
+    with caplog.at_level("INFO"):
+        engine = Engine.load()
+    assert (engine.bundle, engine.device) == (tiny_bundle, "cpu:0") and "pocket bundle" not in caplog.text
+    said = re.search(r"setup: load (\S+) s, warm-up (\S+) s", caplog.text)
+    assert said and all(0 <= float(seconds) < 60 for seconds in said.groups())
+    engine = Engine.load(weights.POCKET, "cpu")
+    assert (engine.bundle, engine.device) == (weights.POCKET, "cpu") and "the small pocket bundle" in caplog.text
+    monkeypatch.delenv("SEESR_WEIGHTS")
+    assert Engine.load().bundle == weights.locate()
+    monkeypatch.setenv("SEESR_DEVICE", "elsewhere")
+    with pytest.raises(ValueError, match="elsewhere"):
+        Engine.load(weights.POCKET)
 
 
 def test_callers_on_many_threads_wait_for_their_turn(engine: Engine, photo: Image.Image) -> None:
@@ -86,8 +125,13 @@ def test_an_unloaded_engine_says_so_and_loads_again(photo: Image.Image) -> None:
     engine = Engine.load(weights.POCKET, "cpu")
     before = engine.run(png(photo), QUICK).data
     assert engine.healthy()
+    upscaler = engine.upscaler
+    engine.reload()
+    assert engine.upscaler is upscaler  # nothing to do
     engine.unload()
-    assert not engine.healthy()
+    assert not engine.healthy() and engine.about() == {"loaded": False}
+    with pytest.raises(RuntimeError):
+        _ = engine.loaded
     with pytest.raises(RuntimeError, match="the engine is unloaded"):
         engine.run(png(photo), QUICK)
     engine.reload()

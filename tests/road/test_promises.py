@@ -1,4 +1,4 @@
-"""Promises that no other test would see broken: planning from free memory, same bytes, alpha, no network."""
+"""Promises that no other test would see broken: same bytes, alpha, no network."""
 
 from __future__ import annotations
 
@@ -12,53 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from seesr import Settings, Upscaler, budget, tagging
-from seesr.budget import HALF_CELL, HOST_HOLD, LARGEST_BATCH, WHOLE_SHARE, Budget
+from seesr import Settings, Upscaler, tagging
+from seesr.budget import Budget
 from seesr.images.picture import Picture, enlarge
 from seesr.networks.tagger import preprocess
 
-CELLS = 64 * 64
 QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2)
-
-
-@pytest.mark.parametrize(("share", "batch"), [(100, 8), (1.0, 8), (0.99, 4), (0.5, 4), (0.49, 2), (0.2, 1), (0.0, 1)])
-def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, share: float, batch: int) -> None:
-    """Half of it for batches, half for what waits, more for a pass over the whole."""
-    free = 2 * int(share * LARGEST_BATCH * CELLS * HALF_CELL)
-    monkeypatch.setattr(budget, "free", lambda device: free)
-    found = Budget.for_device(torch.device("cuda"), CELLS)
-    assert (found.batch.amount, found.hold.amount) == (batch, free // 2)
-    assert found.whole.amount == int(WHOLE_SHARE * 2 * (free // 2))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory",
-        "CUDA out of memory. Tried to allocate 2.00 GiB",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-        "GET was unable to find an engine to execute this computation",
-        "Unable to find a valid cuDNN algorithm to run convolution",
-        "CUDA error: operation failed due to a previous error during capture (cudaErrorStreamCaptureInvalidated)",
-    ],
-)
-def test_running_out_of_memory_is_known_in_all_its_words(words: str) -> None:
-    assert budget.is_out_of_memory(RuntimeError(words))
-    assert not budget.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-@pytest.mark.parametrize(("amount", "steps"), [(2**30, [2**29, 2**28, 0]), (1, [0])])
-def test_what_is_held_is_halved_until_it_is_nothing(amount: int, steps: list[int]) -> None:
-    hold, seen = Budget(hold=amount).hold, []
-
-    def fails() -> None:
-        seen.append(hold.amount)
-        raise MemoryError
-
-    with pytest.raises(budget.OutOfMemory):
-        hold.attempt(fails)
-    assert seen == [amount, *steps]
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
@@ -69,13 +28,6 @@ def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type) -> None
     small = np.random.default_rng(0).integers(0, 255, (31, 20, 3), np.uint8)
     whole = preprocess(tagging.to_floats(torch.tensor(small)), 96)
     torch.testing.assert_close(preprocess(tagging.shrunk(small, 96), 96), whole, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("free", [10**9, 10**12])
-def test_a_cpu_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(budget, "free", lambda device: free)
-    found = Budget.for_device(torch.device("cpu"), CELLS)
-    assert (found.batch.amount, found.hold.amount) == (1, min(free // 2, HOST_HOLD))
 
 
 def test_a_picture_asks_for_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import resource
 import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pillow_heif
 import pytest
+import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from seesr.images import png, write
@@ -127,6 +129,51 @@ def test_sixteen_bits_of_a_tiff_are_kept(rng: np.random.Generator, compression: 
     assert (read.alpha is not None) == (channels == 4)
 
 
+def tiff(pixels: np.ndarray, photometric: str = "rgb", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, photometric=photometric, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_zero_may_mean_white(ramps: np.ndarray, depth: type) -> None:
+    grey = ramps[..., 0].astype(depth) * np.iinfo(depth).max // 255
+    read = decode(tiff(grey, "miniswhite")).rgb
+    np.testing.assert_array_equal(read, np.repeat((np.iinfo(depth).max - grey)[..., None], 3, axis=2))
+
+
+def test_premultiplied_colours_of_a_deep_tiff_are_those_that_are_seen(
+    ramps: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenCV takes them as they are, so Pillow's 8 bits are taken, which differ by rounding."""
+    rgb, half = ramps[..., :3].astype(np.uint16) * 257, np.full(ramps.shape[:2], 32768, np.uint16)
+    read = decode(tiff(np.dstack([rgb // 2, half]), extrasamples=["assocalpha"]))
+    assert np.abs(read.rgb.astype(int) - ramps[..., :3]).max() <= 2 and read.rgb.dtype == np.uint8
+    assert read.alpha is not None and "16 bits per colour cannot be read; 8 are taken" in caplog.text
+    kept = decode(tiff(np.dstack([rgb, half]), extrasamples=["unassalpha"]))
+    np.testing.assert_array_equal(kept.rgb, rgb)
+
+
+def test_a_fourth_colour_that_is_no_alpha_hides_nothing(ramps: np.ndarray) -> None:
+    deep = ramps.astype(np.uint16) * 257
+    read = decode(tiff(deep, extrasamples=["unspecified"]))
+    assert read.alpha is None
+    np.testing.assert_array_equal(read.rgb, deep[..., :3])
+
+
+def test_deep_cmyk_is_read_with_eight_bits(ramps: np.ndarray) -> None:
+    shallow, deep = (decode(tiff(ink, "separated")).rgb for ink in (ramps, ramps.astype(np.uint16) * 257))
+    np.testing.assert_array_equal(deep, shallow)
+
+
+def test_deep_colours_that_lie_one_after_the_other_are_refused(ramps: np.ndarray) -> None:
+    """Both decoders take them for interleaved ones, and give another picture."""
+    planes = np.ascontiguousarray(np.moveaxis(ramps[..., :3], 2, 0))
+    np.testing.assert_array_equal(decode(tiff(planes, planarconfig="separate")).rgb, ramps[..., :3])
+    with pytest.raises(ValueError, match="interleave them"):
+        decode(tiff(planes.astype(np.uint16) * 257, planarconfig="separate"))
+
+
 def test_several_pages_are_refused_by_their_name(rng: np.random.Generator) -> None:
     picture = random_picture(rng, 9, 9, 3)
     pillow_heif.register_heif_opener()
@@ -168,9 +215,6 @@ def test_frames_and_floats_are_refused(rng: np.random.Generator) -> None:
 def test_a_header_over_the_limit_is_refused_before_decoding() -> None:
     whole = file(Image.new("1", (10, 10)))
     claim = (60000).to_bytes(4, "big") * 2
-    import struct
-    import zlib
-
     header = b"IHDR" + claim + whole[24:29]
     data = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
     with pytest.raises(ValueError, match="far over the limit of 67.1 MP"):
@@ -468,6 +512,18 @@ def test_a_16_bit_grey_png_keeps_its_invisible_value() -> None:
     assert found.alpha is not None
     np.testing.assert_array_equal(found.alpha, np.where(grey == 5000, 0, 65535))
     assert found.rgb.dtype == np.uint16
+
+
+def test_a_16_bit_colour_png_keeps_its_invisible_colour(rng: np.random.Generator) -> None:
+    deep = rng.integers(0, 65536, (12, 10, 3), dtype=np.uint16)
+    deep[2:5] = 1000, 2000, 3000
+    data = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
+    body = b"tRNS" + struct.pack(">HHH", 1000, 2000, 3000)
+    data = data[:33] + struct.pack(">I", 6) + body + struct.pack(">I", zlib.crc32(body)) + data[33:]
+    found = decode(data)
+    np.testing.assert_array_equal(found.rgb, deep)
+    assert found.alpha is not None
+    np.testing.assert_array_equal(found.alpha[:, 0] == 0, [2 <= row < 5 for row in range(12)])
 
 
 def test_exif_loses_the_size_of_the_picture_before_and_nothing_else() -> None:

@@ -1,0 +1,106 @@
+"""One prediction of the whole latents, with networks that give back what they were given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seesr import denoiser
+from seesr.denoiser import Denoiser, layout
+from seesr.networks.attention import Tokens
+from seesr.tiling import Tile
+
+
+class ControlNet(nn.Module):
+    """Its hint features are the hint's every eighth value; its residual is their mean times its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.looked: list[Tensor] = []
+
+    def controlnet_cond_embedding(self, hint: Tensor) -> Tensor:
+        self.looked.append(hint)
+        return hint[..., ::8, ::8] * self.weight
+
+    def forward(self, x: Tensor, t: Tensor, context: object, hint: Tensor, scale: float, return_dict: bool) -> tuple:
+        assert not return_dict and len(hint) == len(x) == len(t)
+        return (), scale * hint.mean((1, 2, 3), keepdim=True) * self.weight
+
+
+class UNet(nn.Module):
+    """Predicts latents + text + the ControlNet's residual."""
+
+    dtype = torch.float32
+
+    def forward(self, x: Tensor, t: Tensor, context: tuple[Tokens, Tokens], **given: Tensor) -> tuple[Tensor]:
+        text = context[0].values.repeat_interleave(len(x) // len(context[0].values), 0)
+        return (x + text[:, :1, :1, None] + given["mid_block_additional_residual"],)
+
+
+HINT = torch.arange(128.0 * 128).view(1, 1, 128, 128).expand(1, 3, -1, -1) / 128**2
+
+
+def build(words: Tensor, side: int = 16, tile: int = 16, **options: float) -> Denoiser:
+    tiles, weight = layout(side, side, tile, 0, torch.device("cpu"))
+    return Denoiser(
+        unet=UNet(), controlnet=ControlNet(), text=Tokens(words), image=Tokens(torch.zeros(1, 5, 24)),
+        hint=lambda tile: tile.scaled(8).crop(HINT), tiles=tiles, weight=weight, **options,
+    )  # fmt: skip
+
+
+def test_guidance_and_weight_of_the_controlnet() -> None:
+    z, words = torch.zeros(1, 4, 16, 16), torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
+    residual = float(HINT[..., ::8, ::8].mean())
+    for given, expected in (
+        (build(words[:1]), 2 + residual),
+        (build(words), 5 + residual),  # guidance 1 is the positive branch
+        (build(words, guidance=2.0), 2 + 2 * 3 + residual),
+        (build(words[:1], conditioning=0.5), 2 + residual / 2),
+    ):
+        prediction = given(z, 999, 0)
+        torch.testing.assert_close(prediction, torch.full_like(z, expected))
+        assert not prediction.requires_grad
+
+
+def test_every_branch_of_a_batch_has_its_own_tile_and_words() -> None:
+    words = torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
+    one = build(words, tile=8, guidance=2.0)
+    z = torch.randn(2, 4, 16, 16)
+    one.budget.batch.amount = 1
+    several = build(words, tile=8, guidance=2.0)
+    several.budget.batch.amount = 4
+    torch.testing.assert_close(several(z, 999, 0), one(z, 999, 0))
+
+
+def test_hint_features_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = build(torch.zeros(1, 77, 16), tile=8)
+    size = 3 * 8 * 8 * 4
+    monkeypatch.setattr(denoiser, "FEATURE_BYTES", 2 * size)
+    for _ in range(2):
+        for tile in given.tiles:
+            features = given.hint_features(tile)
+            torch.testing.assert_close(features, tile.scaled(8).crop(HINT)[..., ::8, ::8])
+            assert not features.requires_grad
+    assert list(given.features) == given.tiles[:2]
+    assert len(given.controlnet.looked) == 4 + 2
+    given.release()
+    assert not given.features
+
+
+def test_tiles_that_no_step_needs_are_not_denoised() -> None:
+    given = build(torch.zeros(1, 77, 16), tile=8)
+    first = given.tiles[0]
+    given.needed.extend([[first], []])
+    z = torch.ones(1, 4, 16, 16)
+    some, none = given(z, 999, 0), given(z, 500, 1)
+    assert (first.crop(some) > 0.9).all() and int((some != 0).sum()) == 4 * 8 * 8
+    assert not none.any() and given.progress.position.done == 1
+
+
+def test_the_weight_of_a_tile_has_its_shape() -> None:
+    tiles, weight = layout(20, 40, 16, 4, torch.device("cpu"))
+    assert weight.shape == (16, 16) and all(tile.bottom - tile.top == 16 for tile in tiles)
+    tiles, weight = layout(8, 40, 16, 4, torch.device("cpu"))
+    assert weight.shape == (8, 16) and tiles[0] == Tile(0, 0, 8, 16)

@@ -1,0 +1,86 @@
+"""Who watches a picture: what is told, when a deadline ends it, and what a terminal or a log shows."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from seesr import progress
+from seesr.progress import Bar, Deadline, DeadlineExceeded, Lines, Position, Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_every_change_is_told_to_all() -> None:
+    first: list[Position] = []
+    second: list[Position] = []
+    told = Progress(first.append, second.append)
+    assert told.position == Position("", 0, 0)
+    told.start("read")
+    told.finish()
+    told.finish()  # done already
+    told.start("denoise", 5)
+    told.advance()
+    told.advance(2)
+    told.finish()
+    steps = [("read", 0, 1), ("read", 1, 1)] + [("denoise", done, 5) for done in (0, 1, 3, 5)]
+    assert first == second == [Position(*step) for step in steps]
+    assert str(told.position) == "denoise, 5 of 5"
+
+
+def test_a_deadline_ends_the_work_after_it_and_not_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    deadline = Deadline(2.5)
+    for now[0] in (100.0, 102.4, 102.5):
+        deadline(Position("denoise", 3, 7))
+    now[0] = 102.6
+    with pytest.raises(DeadlineExceeded) as error:
+        deadline(Position("denoise", 3, 7))
+    assert str(error.value) == "the deadline of 2.5 s has passed (denoise, 3 of 7); nothing is returned"
+
+
+def test_carriage_returns_become_lines() -> None:
+    stream = io.StringIO()
+    lines = Lines(stream)
+    for words in ("\rhalf", "  ", "\r", "\rwhole  ", "\n"):
+        lines.write(words)
+    lines.flush()
+    assert stream.getvalue() == "half\nwhole\n"
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_bar_shows_a_long_stage_with_its_name_and_count(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
+    made: list[dict] = []
+
+    class Shown(progress.tqdm):
+        def __init__(self, **options: object) -> None:
+            made.append(options)
+            super().__init__(**{**options, "delay": 0, "mininterval": 0})
+
+    monkeypatch.setattr(progress, "tqdm", Shown)
+    bar = Bar(stream)
+    for position in (("read", 0, 1), ("read", 1, 1), ("denoise", 0, 4), ("denoise", 2, 4), ("denoise", 1, 4)):
+        bar(Position(*position))
+    assert [(options["desc"], options["total"], options["delay"], options["mininterval"]) for options in made] == [
+        ("read", 1, 1, 1), ("denoise", 4, 1, 1), ("denoise", 4, 1, 1),
+    ]  # fmt: skip
+    assert bar.bar is not None and bar.bar.n == 1  # the second try of a stage begins again
+    bar(Position("denoise", 4, 4))
+    assert bar.bar is None
+    shown = stream.getvalue()
+    assert "denoise:  50%" in shown and "2/4" in shown
+    assert ("\r" in shown) == stream.isatty()
+    bar.close()
+
+
+def test_a_short_stage_shows_nothing() -> None:
+    stream = io.StringIO()
+    bar = Bar(stream)
+    for done in range(4):
+        bar(Position("denoise", done, 3))
+    assert stream.getvalue() == "" and bar.bar is None
