@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HIDDEN = 64  # a pixel of at most this part of full opacity is as good as invisible
+NEAR, STRIP = (
+    64,
+    2**22,
+)  # pixels: how far hidden ones look for a visible one at least, and how many are filled at a time
 Pixels = NDArray[np.uint8 | np.uint16]
 
 
@@ -82,12 +86,29 @@ def pad(pixels: Pixels, multiple: int, least: int) -> Pixels:
 
 
 def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
-    """Gives pixels that nobody can see the nearest visible colour, so that hidden colours do not bleed into edges."""
+    """Gives pixels that nobody can see the nearest visible colour, so that hidden colours do not bleed into edges.
+
+    In strips, so that a large picture can be cancelled: farther than NEAR from all that is visible it may be another
+    visible colour, and a strip with nothing visible near it repeats the nearest row of one that has.
+    """
     hidden = alpha <= np.iinfo(alpha.dtype).max // HIDDEN
     if not hidden.any() or hidden.all():
         return rgb
     from scipy.ndimage import distance_transform_edt
 
-    nearest: Any = distance_transform_edt(hidden, return_distances=False, return_indices=True)
-    rows, columns = nearest
-    return rgb[rows, columns]
+    filled, rows = rgb.copy(), max(NEAR, STRIP // rgb.shape[1])
+    shown, empty = [], []
+    for top in range(0, len(rgb), rows):
+        strip, around = slice(top, top + rows), slice(max(0, top - NEAR), top + rows + NEAR)
+        if hidden[around].all():
+            empty.append(top)
+            continue
+        shown.append(top)
+        if hidden[strip].any():
+            nearest: Any = distance_transform_edt(hidden[around], return_distances=False, return_indices=True)
+            down, across = nearest[:, top - around.start :][:, :rows]
+            filled[strip] = rgb[around][down, across]
+    for top in empty:
+        other = min(shown, key=lambda other: abs(other - top))
+        filled[top : top + rows] = filled[other + rows - 1 if other < top else other]
+    return filled

@@ -16,12 +16,13 @@ import cv2
 import numpy as np
 import pillow_heif
 import pytest
+import scipy.ndimage
 import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from seesr.images import png, write
 from seesr.images.kinds import brands, in_words
-from seesr.images.picture import Picture, enlarge, fill_hidden, pad, to_uint8
+from seesr.images.picture import STRIP, Picture, enlarge, fill_hidden, pad, to_uint8
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
@@ -299,6 +300,46 @@ def test_hidden_colours_do_not_bleed() -> None:
     assert (fill_hidden(rgb, alpha) == (10, 200, 30)).all()
 
 
+def test_hidden_pixels_take_the_nearest_colour_a_strip_at_a_time(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb, alpha = rng.integers(0, 256, (400, 90, 3), dtype=np.uint8), np.zeros((400, 90), np.uint8)
+    alpha[150:170, 20:40] = 255
+    at_once = fill_hidden(rgb, alpha)
+    asked = []
+    whole = scipy.ndimage.distance_transform_edt
+    monkeypatch.setattr("seesr.images.picture.STRIP", 16 * 90)
+    monkeypatch.setattr("seesr.images.picture.NEAR", 24)
+    monkeypatch.setattr(
+        scipy.ndimage, "distance_transform_edt", lambda a, **k: (asked.append(len(a)), whole(a, **k))[1]
+    )
+    filled = fill_hidden(rgb, alpha)
+    assert len(asked) >= 2 and max(asked) <= 24 + 2 * 24
+    near = slice(150 - 24, 170 + 24)
+    np.testing.assert_array_equal(filled[near], at_once[near])
+    np.testing.assert_array_equal(filled[alpha > 0], rgb[alpha > 0])
+    visible = {tuple(colour) for colour in rgb[150:170, 20:40].reshape(-1, 3)}
+    assert {tuple(colour) for colour in filled.reshape(-1, 3)} <= visible
+    np.testing.assert_array_equal(filled[0], filled[60])  # far away: the nearest row that has one
+    np.testing.assert_array_equal(filled[399], filled[300])
+
+
+@pytest.mark.parametrize("size", [(32768, 1024), (6000, 5600), (1024, 32768)])
+def test_no_call_fills_more_than_some_megapixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture can be cancelled between them."""
+    asked = []
+
+    def nowhere(hidden: np.ndarray, **_: object) -> np.ndarray:
+        asked.append(hidden.size)
+        return np.zeros((2, *hidden.shape), np.uint16)
+
+    monkeypatch.setattr(scipy.ndimage, "distance_transform_edt", nowhere)
+    alpha = np.zeros(size[::-1], np.uint8)
+    alpha[:, :5] = 255
+    fill_hidden(np.zeros((*alpha.shape, 3), np.uint8), alpha)
+    assert sum(asked) >= alpha.size and max(asked) <= 2 * STRIP
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 3), (np.uint16, 1023)])
 def test_what_is_hidden_has_a_64th_of_full_opacity_at_most(dtype: type, most: int) -> None:
     rgb = np.array([[[9, 9, 9], [5, 6, 7], [1, 2, 3]]], dtype)
@@ -507,7 +548,7 @@ def test_a_profile_that_cannot_be_used_is_left_out_with_a_word(
 
 def test_a_16_bit_grey_png_keeps_its_invisible_value() -> None:
     grey = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
-    data = file_of(Image.fromarray(grey), transparency=5000)
+    data = file(Image.fromarray(grey), transparency=5000)
     found = decode(data)
     assert found.alpha is not None
     np.testing.assert_array_equal(found.alpha, np.where(grey == 5000, 0, 65535))
@@ -547,9 +588,3 @@ def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
         assert decode(buffer.getvalue()).rgb.mean() > 50
         decode(with_xmp.getvalue())
     assert "the first is taken" in caplog.text and "XMP data are left out" in caplog.text
-
-
-def file_of(picture: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", **options)
-    return buffer.getvalue()
