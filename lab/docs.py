@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -94,13 +93,13 @@ def evaluated(name: str) -> str:
     """Means that `python -m lab.quality.evaluate --json results/NAME.json` wrote."""
     columns = {"method": "", "psnr_y": ".2f", "ssim_y": ".4f", "niqe": ".2f", "delta_e": ".2f", "shift": ".2f"}
     columns |= {"gain y, dB": "+.2f", "95 %": "", "least": "+.2f"}
-    return table(json.loads((RESULTS / f"{name}.json").read_text())["means"], columns)
+    return table(read(RESULTS / f"{name}.json", "means"), columns)
 
 
 def ablation() -> str:
     """What `python -m lab.quality.ablate` wrote."""
     columns = {"degradation": "", "variant": "", "psnr_y": ".2f", "change": "+.2f", "ssim_y": ".4f", "niqe": ".2f"}
-    return table(json.loads((RESULTS / "ablation.json").read_text())["means"], columns)
+    return table(read(RESULTS / "ablation.json", "means"), columns)
 
 
 def presets() -> str:
@@ -111,7 +110,7 @@ def presets() -> str:
 
 def cards() -> str:
     """What `python -m lab.speed.count --table` computed for GPUs."""
-    rows = json.loads((RESULTS / "counts.json").read_text())["cards"]
+    rows = read(RESULTS / "counts.json", "cards")
     return table(rows, dict.fromkeys(rows[0], ""))
 
 

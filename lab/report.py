@@ -41,6 +41,6 @@ def write(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
     path.write_text(json.dumps({"command": command(), **more, "rows": rows}, indent=1) + "\n")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that `write` made."""
-    return json.loads(path.read_text())["rows"]
+def read(path: Path, part: str = "rows") -> list[dict[str, Any]]:
+    """The rows of a file that `write` made, or another part of it."""
+    return json.loads(path.read_text())[part]

@@ -89,14 +89,16 @@ def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress)
     """
     z = z / vae.config["scaling_factor"]
     size = (z.shape[2], z.shape[3])
-    whole = torch.empty(3, factor * size[0], factor * size[1], device=z.device)
     inner = vae.post_quant_conv if getattr(vae, "post_quant_conv", None) is not None else nn.Identity()
 
     def source(tile: Tile) -> Tensor:
         return inner(tile.crop(z).to(vae.dtype))
 
     def work() -> Tensor:
+        whole = torch.empty(0)
         for part, pixels in run("decode", vae.decoder, decoder_stages, source, size, halo(vae), budget, progress):
+            if whole.numel() == 0:
+                whole = torch.empty(3, factor * size[0], factor * size[1], device=z.device)
             part.scaled(factor).crop(whole).copy_(pixels[0].float() / 2 + 0.5)
         return whole
 

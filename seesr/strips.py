@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from seesr.tiling import Tile
 from seesr.whole_layers import WholeAttention, WholeNorm
 
-STRIP = 2**28  # bytes of one strip; some five are alive at once
+STRIP = 2**27  # bytes of one strip; some three are alive at once
 Rows = Callable[[int, int], Tensor]  # (first row, the one after the last) -> [1, C, rows, W]
 
 
@@ -38,7 +38,7 @@ class Strips:
 
     def __init__(self, network: Encoder | Decoder, tell: Callable[[], object], frugal: bool = False) -> None:
         self.network, self.tell, self.frugal = network, tell, frugal
-        self.strip = STRIP // 4 if frugal else STRIP
+        self.strip = STRIP // 2 if frugal else STRIP
 
     def run(self, x: Tensor) -> Tensor:
         """[1, C, H, W] -> what the network gives for it, [1, C', H', W']."""
@@ -168,10 +168,11 @@ class Strips:
             values = made(top, bottom)
             if sink is not None:
                 sink(top, bottom, values)
-                continue
-            if out.numel() == 0:
-                out = values.new_empty(height, values.shape[3], conv.out_channels)
-            rows_of(out)(top, bottom).copy_(values)
+            else:
+                if out.numel() == 0:
+                    out = values.new_empty(height, values.shape[3], conv.out_channels)
+                rows_of(out)(top, bottom).copy_(values)
+            del values  # before the next strip is made
         self.tell()
         return out
 
@@ -226,4 +227,4 @@ def peak(network: Encoder | Decoder, size: tuple[int, int], frugal: bool = False
             into = blocks[-1].resnets[0].conv1 if skips and block is blocks[-2] else layer.conv
             most, area = max(most, area * (layer.conv.in_channels + 4 * into.out_channels)), 4 * area
         area //= 4 if getattr(block, "downsamplers", None) else 1
-    return most * network.conv_in.weight.element_size() + 6 * (STRIP // 4 if frugal else STRIP)
+    return most * network.conv_in.weight.element_size() + 6 * (STRIP // 2 if frugal else STRIP)

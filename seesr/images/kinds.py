@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 from PIL import Image
@@ -69,7 +70,9 @@ def open_still(data: bytes) -> Image.Image:
         pillow_heif.register_heif_opener()
         formats = ["HEIF"]
     try:
-        header: Any = Image.open(io.BytesIO(data), formats=formats)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, and checked next
+            header: Any = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise
     except Exception as error:

@@ -7,7 +7,6 @@ import logging
 import os
 import stat
 import tempfile
-import warnings
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,20 @@ def read_file(path: Path) -> bytes:
         return file.read(LARGEST_FILE + 1)
 
 
+def open_header(data: bytes, check_size: Callable[[int, int], object] = check_input) -> Image.Image:
+    """Opens an image file without decoding a pixel; see `decode`."""
+    if not data:
+        raise ValueError("the image file is empty")
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
+    try:
+        header = open_still(data)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is far over the limit of {LARGEST_INPUT / 1e6:.1f} MP") from error
+    check_size(*header.size)
+    return header
+
+
 def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) -> Picture:
     """Decodes the bytes of an image file after checking its header.
 
@@ -69,25 +82,15 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
     Raises:
         ValueError: not one of READABLE; damaged; animated, of several pages; too large. One line, without a path.
     """
-    if not data:
-        raise ValueError("the image file is empty")
-    if len(data) > LARGEST_FILE:
-        raise ValueError(f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-        try:
-            header = open_still(data)
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"the image is far over the limit of {LARGEST_INPUT / 1e6:.1f} MP") from error
-        check_size(*header.size)
-        if header.format == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
-            raise ValueError("the image file is damaged (its end is missing)")  # the decoder would not say so
-        try:
-            header.verify()
-            opened = open_still(data)
-            opened.load()
-        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
-            raise ValueError(f"the image file is damaged ({type(error).__name__} while decoding)") from error
+    header = open_header(data, check_size)
+    if header.format == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        raise ValueError("the image file is damaged (its end is missing)")  # the decoder would not say so
+    try:
+        header.verify()
+        opened = open_still(data)
+        opened.load()
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
+        raise ValueError(f"the image file is damaged ({type(error).__name__} while decoding)") from error
     return from_pil(opened, data)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -18,8 +17,7 @@ from starlette.requests import Request
 
 from seesr.configuration import Configuration
 from seesr.images.formats import MEDIA_TYPES
-from seesr.images.read import decode, read_file
-from seesr.limits import check_input
+from seesr.images.read import open_header, read_file
 from seesr.mask import check_aspect
 from seesr.serving.gate import Refused, owner
 from seesr.serving.intake import Stored
@@ -133,11 +131,11 @@ class Service:
             ValueError: one line; the files are removed.
         """
         try:
-            size = size_of(stored)
+            size = open_header(read_file(stored.path)).size
             settings.output_size(*size)
             if mask is not None:
                 try:
-                    masked = size_of(mask)
+                    masked = open_header(read_file(mask.path)).size
                 except ValueError as error:
                     raise ValueError(f"the mask cannot be used: {error}") from None
                 check_aspect(masked, size)
@@ -189,28 +187,6 @@ def drop(*files: Stored | None) -> None:
     for stored in files:
         if stored is not None:
             stored.path.unlink(missing_ok=True)
-
-
-def size_of(stored: Stored) -> tuple[int, int]:
-    """(width, height) from the header of an image file.
-
-    Raises:
-        ValueError: no image of a known kind, or too large; one line.
-    """
-
-    class Enough(Exception):
-        pass
-
-    found: list[tuple[int, int]] = []
-
-    def known(width: int, height: int) -> None:
-        check_input(width, height)
-        found.append((width, height))
-        raise Enough
-
-    with contextlib.suppress(Enough):
-        decode(read_file(stored.path), known)
-    return found[0]
 
 
 def media_type(job: Job) -> str:
