@@ -23,6 +23,8 @@ def read_deep(opened: Image.Image, data: bytes | None) -> NDArray[np.uint16] | N
     """
     if opened.mode.startswith("I;16"):
         grey = np.asarray(opened).astype(np.uint16)
+        if tiff_tag(opened, DEPTH) == (12,):
+            grey = (grey.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
         if tiff_tag(opened, MEANING) == (0,):
             grey = 65535 - grey
         clear = opened.info.get("transparency")  # one value that is invisible

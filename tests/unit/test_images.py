@@ -136,6 +136,18 @@ def tiff(pixels: np.ndarray, photometric: str = "rgb", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def test_twelve_bits_of_grey_fill_the_range() -> None:
+    grey = np.linspace(0, 4095, 60).astype(np.uint16)
+    first, second = grey[::2], grey[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    tags = {256: 10, 257: 6, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    read = decode(b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory).rgb
+    assert read.dtype == np.uint16
+    np.testing.assert_array_equal(read[..., 0].ravel(), grey.astype(int) * 65535 // 4095)
+
+
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_zero_may_mean_white(ramps: np.ndarray, depth: type) -> None:
     grey = ramps[..., 0].astype(depth) * np.iinfo(depth).max // 255
