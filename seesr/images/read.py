@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from seesr.images.deep import read_deep
+from seesr.images.deep import depth, read_deep
 from seesr.images.kinds import open_still
 from seesr.images.picture import Picture, Pixels
 from seesr.limits import LARGEST_FILE, LARGEST_INPUT, check_input
@@ -110,6 +110,8 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     pixels: Pixels | None = read_deep(opened, data)
     if pixels is None:
         image = opened
+        if data is not None and image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+            image.info["transparency"] *= 255 // (2 ** depth(image, data) - 1)  # Pillow spreads the greys alone
         if image.mode not in PLAIN:
             image, icc = to_srgb(image, icc), None
         pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))

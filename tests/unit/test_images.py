@@ -567,6 +567,27 @@ def test_a_16_bit_grey_png_keeps_its_invisible_value() -> None:
     assert found.rgb.dtype == np.uint16
 
 
+@pytest.mark.parametrize(
+    ("bits", "row"), [(1, b"\0\x60"), (2, b"\0\x1b"), (4, b"\0\x01\x2f"), (8, b"\0\x00\x01\x02\x03")]
+)
+@pytest.mark.parametrize("kind", ["grey", "palette"])
+def test_a_png_of_few_bits_keeps_its_invisible_value(bits: int, row: bytes, kind: str) -> None:
+    clear = 1 if bits == 1 else 2
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 3, bits, 0 if kind == "grey" else 3, 0, 0, 0))]
+    chunks += [(b"PLTE", bytes(range(3 * min(16, 2**bits))))] if kind == "palette" else []
+    chunks += [(b"tRNS", struct.pack(">H", clear) if kind == "grey" else b"\xff\xff\xff"[:clear] + b"\0")]
+    chunks += [(b"IDAT", zlib.compress(row * 3)), (b"IEND", b"")]
+    data = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    found = decode(b"\x89PNG\r\n\x1a\n" + data)
+    values = {1: [0, 1, 1, 0], 2: [0, 1, 2, 3], 4: [0, 1, 2, 15], 8: [0, 1, 2, 3]}[bits]
+    if kind == "grey":
+        assert found.rgb[0, :, 0].tolist() == [value * 255 // (2**bits - 1) for value in values]
+    assert found.alpha is not None
+    assert (found.alpha[2] == 0).tolist() == [value == clear for value in values]
+
+
 def test_a_16_bit_colour_png_keeps_its_invisible_colour(rng: np.random.Generator) -> None:
     deep = rng.integers(0, 65536, (12, 10, 3), dtype=np.uint16)
     deep[2:5] = 1000, 2000, 3000
