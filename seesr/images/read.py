@@ -106,6 +106,9 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
     if opened.format == "MPO":
         log.info("of the pictures in the file the first is taken")
     dpi = opened.info.get("dpi")
+    if dpi is not None and not all(1 <= side <= 65535 for side in dpi):  # NaN too
+        log.info("the resolution makes no sense and is left out")
+        dpi = None
     icc = opened.info.get("icc_profile") or None
     pixels: Pixels | None = read_deep(opened, data)
     if pixels is None:

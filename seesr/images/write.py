@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import logging
 import secrets
 import zipfile
 from pathlib import Path
@@ -13,6 +15,8 @@ from seesr.images.formats import FORMATS
 from seesr.images.picture import Picture
 from seesr.images.png import encode_png
 from seesr.images.record import as_xmp
+
+log = logging.getLogger(__name__)
 
 
 def encode(picture: Picture, file_format: str, quality: int) -> bytes:
@@ -26,6 +30,9 @@ def encode(picture: Picture, file_format: str, quality: int) -> bytes:
         RuntimeError: the file does not open at its size.
     """
     chosen = FORMATS[file_format]
+    if picture.exif is not None and len(picture.exif) > chosen.most_exif:
+        log.warning("the EXIF data are too long for %s and are left out", chosen.name)
+        picture = dataclasses.replace(picture, exif=None)
     data = encode_png(picture) if chosen.deep else encode_with_pillow(picture, file_format, quality)
     with Image.open(io.BytesIO(data)) as check:
         if check.size != picture.size:

@@ -18,7 +18,7 @@ import pillow_heif
 import pytest
 import scipy.ndimage
 import tifffile
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from seesr.images import png, write
 from seesr.images.kinds import brands, in_words
@@ -609,6 +609,27 @@ def test_exif_loses_the_size_of_the_picture_before_and_nothing_else() -> None:
     kept = Image.Exif()
     kept.load(decode(buffer.getvalue()).exif)
     assert kept[0x0110] == "a camera" and set(kept.get_ifd(0x8769)) == {0x829A}
+
+
+def test_exif_that_is_too_long_for_a_jpeg_is_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    for length, kept in ((65400, True), (65600, False)):
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(length)
+        read = decode(file(Image.new("RGB", (8, 6)), exif=exif))
+        assert (ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "jpg", 95))).getexif()) == kept
+        assert ("too long for JPEG" in caplog.text) != kept
+        assert ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "png", 95))).getexif()
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (1, 0), (2**32 - 1, 1), (70000, 1)])
+def test_a_resolution_without_sense_is_left_out(dpi: tuple[int, int]) -> None:
+    """Writing it would fail, after all the work."""
+    tags = {282: TiffImagePlugin.IFDRational(*dpi), 283: TiffImagePlugin.IFDRational(300, 1), 296: 2}
+    read = decode(file(Image.new("RGB", (8, 6)), "TIFF", tiffinfo=tags))
+    assert read.dpi is None
+    for kind in ("png", "webp", "jpg"):
+        assert decode(encode(read, kind, 95)).size == (8, 6)
 
 
 def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
