@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -24,6 +25,7 @@ ABOUT_THE_PICTURE = {  # tags of a TIFF that still hold for another file
     ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Orientation,
     ExifTags.Base.Software, ExifTags.Base.DateTime, ExifTags.Base.Artist, ExifTags.Base.Copyright,
 }  # fmt: skip
+TURNED = (5, 6, 7, 8)  # orientations in EXIF whose rows are columns
 NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
 log = logging.getLogger(__name__)
 
@@ -69,8 +71,17 @@ def open_header(data: bytes, check_size: Callable[[int, int], object] = check_in
         header = open_still(data)
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is far over the limit of {LARGEST_INPUT / 1e6:.1f} MP") from error
-    check_size(*header.size)
+    check_size(*upright_size(header))
     return header
+
+
+def upright_size(header: Image.Image) -> tuple[int, int]:
+    """(width, height) as the picture will stand, by what is known before any pixel is decoded."""
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # read_exif says so
+        exif.load(header.info.get("exif", b""))
+    turned = exif.get(ExifTags.Base.Orientation, 1) in TURNED and header.format not in ("TIFF", "HEIF")  # these turn it
+    return (header.height, header.width) if turned else header.size
 
 
 def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) -> Picture:
@@ -195,7 +206,7 @@ def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
     """Applies an EXIF orientation (1-8)."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in TURNED:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from seesr.configuration import Configuration
 from seesr.images.formats import MEDIA_TYPES
-from seesr.images.read import open_header, read_file
+from seesr.images.read import open_header, read_file, upright_size
 from seesr.mask import check_aspect
 from seesr.serving.gate import Refused, owner
 from seesr.serving.intake import Stored
@@ -131,11 +131,11 @@ class Service:
             ValueError: one line; the files are removed.
         """
         try:
-            size = open_header(read_file(stored.path)).size
+            size = upright_size(open_header(read_file(stored.path)))
             settings.output_size(*size)
             if mask is not None:
                 try:
-                    masked = open_header(read_file(mask.path)).size
+                    masked = upright_size(open_header(read_file(mask.path)))
                 except ValueError as error:
                     raise ValueError(f"the mask cannot be used: {error}") from None
                 check_aspect(masked, size)

@@ -268,6 +268,19 @@ def test_a_mask_comes_by_form_by_json_and_by_replicates_client(service: Serving,
     )
 
 
+def test_a_mask_is_held_against_the_upright_picture(service: Serving) -> None:
+    """A phone's picture lies on its side in the file; who paints a mask sees it upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(sharp())).save(buffer, "PNG", exif=exif)
+    mask = png(Image.new("L", (18, 24), 255))
+    answer = service.ask("POST", "/upscale", files={"image": buffer.getvalue(), "mask": mask}, data=QUICK)
+    assert answer.status_code == 200
+    found = Image.open(io.BytesIO(answer.content))
+    assert found.height > found.width
+
+
 def test_a_mask_that_cannot_be_used_is_refused_before_it_waits(service: Serving) -> None:
     turned, inputs = png(Image.new("L", (18, 24))), service.folder / "data/parts"
     for mask, words in ((turned, "aspects differ"), (b"no image", "the mask cannot be used")):

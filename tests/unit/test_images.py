@@ -270,6 +270,17 @@ def test_orientation_is_applied_once(rng: np.random.Generator, orientation: int,
         assert written.getexif()[0x010F] == "maker"
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_that_is_checked_is_that_of_the_upright_picture(kind: str, orientation: int) -> None:
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    checked = []
+    read = decode(file(Image.new("RGB", (40, 30)), kind, exif=exif.tobytes()), lambda *size: checked.append(size))
+    assert checked == [read.size] == [(30, 40) if orientation > 4 else (40, 30)]
+
+
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
 def test_profile_resolution_and_alpha_come_back(rng: np.random.Generator, kind: str, tmp_path: Path) -> None:
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
