@@ -131,7 +131,7 @@ def from_pil(opened: Image.Image, data: bytes | None = None) -> Picture:
         pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     rgb, alpha = split(upright(pixels, turn))
     space = profile_space(icc)
-    if icc is not None and space == "GRAY":
+    if icc is not None and space == "GRAY" and opened.mode[0] in "1LI":
         rgb, icc = grey_to_srgb(rgb, icc), None
     elif icc is not None and space != "RGB":
         log.warning(

@@ -556,7 +556,7 @@ def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -
         encode(picture, "png", 95)
 
 
-@pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK"])
+@pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK", "GRAY"])
 def test_a_profile_that_cannot_be_used_is_left_out_with_a_word(
     icc: bytes | str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -564,6 +564,8 @@ def test_a_profile_that_cannot_be_used_is_left_out_with_a_word(
         profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
         profile[16:20] = b"CMYK"
         icc = bytes(profile)
+    elif icc == "GRAY":  # of a picture in colour
+        icc = grey_profile(1.0)
     read = decode(file(Image.new("RGB", (4, 4), (90, 120, 150)), icc_profile=icc))
     assert read.icc is None and "is left out: the picture is taken as sRGB" in caplog.text
     assert (read.rgb == (90, 120, 150)).all()
