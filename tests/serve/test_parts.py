@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from lab.report import ROOT
+from seesr.images import read
 from seesr.serving import fetch, gate, intake, webhooks
 from seesr.serving.gate import Refused
 
@@ -83,6 +84,17 @@ def test_a_zip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(intake, "MOST_FILES", 2)
     with pytest.raises(ValueError, match="has 3 files; the limit is 2"):
         unpacked(archive(a=b"", b=b"", c=b""), tmp_path)
+
+
+def test_a_file_over_the_limit_is_refused_alone_and_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (intake, read):
+        monkeypatch.setattr(module, "LARGEST_FILE", 2 * 2**20)
+    large, small = unpacked(archive(a=bytes(9 * 2**20), b=b"small"), tmp_path)
+    assert large.path.stat().st_size == 3 * 2**20 and small.path.read_bytes() == b"small"
+    with pytest.raises(ValueError, match="larger than 2 MiB"):
+        read.open_header(read.read_file(large.path))
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\3\4", b"no zip", archive(a=b"x" * 99)[:-30]])
