@@ -56,7 +56,8 @@ async def fetch(url: str, allowed: str) -> AsyncIterator[bytes]:
                 address = await public_address(host, port)
                 netloc = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
                 asked = parts._replace(netloc=netloc).geturl()
-                headers, extensions = {"Host": parts.netloc.rpartition("@")[2]}, {"sni_hostname": host}
+                headers = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity"}
+                extensions = {"sni_hostname": host}
                 async with client.stream("GET", asked, headers=headers, extensions=extensions) as response:
                     if response.is_redirect:
                         url = urljoin(url, response.headers.get("location", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import gzip
 import hashlib
 import hmac
 import io
@@ -139,10 +140,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "http://internal.test/secret")
         else:
+            packed = "gzip" in self.headers.get("Accept-Encoding", "")  # as many servers would
+            body = gzip.compress(b"picture") if packed else b"picture"
             self.send_response(200 if self.path == "/picture" else 404)
-            self.send_header("Content-Length", "7")
+            self.send_header("Content-Length", str(len(body)))
+            if packed:
+                self.send_header("Content-Encoding", "gzip")
             self.end_headers()
-            self.wfile.write(b"picture")
+            self.wfile.write(body)
             return
         self.end_headers()
 
