@@ -70,6 +70,11 @@ def test_what_is_given_up_until_nothing_is_left(
     assert f"{allowance.name} = {steps[0]}" in caplog.text
 
 
+def test_without_a_plan_one_tile_is_run_and_nothing_held() -> None:
+    plan = Budget()
+    assert (plan.batch.amount, plan.hold.amount, plan.whole.amount, plan.retries) == (1, 0, 0, 0)
+
+
 def test_another_failure_is_passed_on_at_once() -> None:
     plan, calls = Budget(batch=8), []
 
