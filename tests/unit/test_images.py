@@ -343,8 +343,10 @@ def test_hidden_pixels_take_the_nearest_colour_a_strip_at_a_time(
     np.testing.assert_array_equal(filled[alpha > 0], rgb[alpha > 0])
     visible = {tuple(colour) for colour in rgb[150:170, 20:40].reshape(-1, 3)}
     assert {tuple(colour) for colour in filled.reshape(-1, 3)} <= visible
-    np.testing.assert_array_equal(filled[0], filled[60])  # far away: the nearest row that has one
-    np.testing.assert_array_equal(filled[399], filled[300])
+    for row in (0, 60, 119):  # far away: the nearest row of a strip that has one
+        np.testing.assert_array_equal(filled[row], filled[120])
+    for row in (192, 300, 399):
+        np.testing.assert_array_equal(filled[row], filled[191])
 
 
 @pytest.mark.parametrize("size", [(32768, 1024), (6000, 5600), (1024, 32768)])
@@ -519,6 +521,7 @@ def test_a_grey_profile_is_applied(deep: bool) -> None:
     expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     seen = read.rgb[0].astype(float) / (257 if deep else 1)
     assert np.abs(seen - expected[:, None]).max() <= 1 and abs(seen[64, 0] - 137) <= 1
+    assert (seen[[0, 255]] == [[0], [255]]).all()
 
 
 def cmyk_profile() -> bytes:
@@ -627,15 +630,20 @@ def test_exif_loses_the_size_of_the_picture_before_and_nothing_else() -> None:
 def test_exif_that_is_too_long_for_a_jpeg_is_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "maker"
-    for length, kept in ((65400, True), (65600, False)):
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(length)
-        read = decode(file(Image.new("RGB", (8, 6)), exif=exif))
+    block = exif.tobytes()
+    for length, kept in ((65533, True), (65534, False)):
+        read = Picture(np.zeros((6, 8, 3), np.uint8), exif=block.ljust(length, b"\0"))
         assert (ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "jpg", 95))).getexif()) == kept
         assert ("too long for JPEG" in caplog.text) != kept
         assert ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "png", 95))).getexif()
 
 
-@pytest.mark.parametrize("dpi", [(0, 0), (1, 0), (2**32 - 1, 1), (70000, 1)])
+@pytest.mark.parametrize("dpi", [(1, 1), (65535, 1)])
+def test_a_resolution_is_kept(dpi: tuple[int, int]) -> None:
+    assert decode(file(Image.new("RGB", (8, 6)), "TIFF", dpi=(dpi[0], 300))).dpi == (dpi[0], 300)
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (1, 0), (1, 2), (2**32 - 1, 1), (65536, 1)])
 def test_a_resolution_without_sense_is_left_out(dpi: tuple[int, int]) -> None:
     """Writing it would fail, after all the work."""
     tags = {282: TiffImagePlugin.IFDRational(*dpi), 283: TiffImagePlugin.IFDRational(300, 1), 296: 2}
@@ -645,8 +653,29 @@ def test_a_resolution_without_sense_is_left_out(dpi: tuple[int, int]) -> None:
         assert decode(encode(read, kind, 95)).size == (8, 6)
 
 
+def test_the_place_and_the_camera_of_a_tiff_are_kept() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.5
+    kept = Image.Exif()
+    kept.load(decode(file(Image.new("RGB", (8, 6)), "TIFF", exif=exif.tobytes())).exif)
+    assert kept[ExifTags.Base.Make] == "maker"
+    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N"}
+    assert set(kept.get_ifd(ExifTags.IFD.Exif)) == {ExifTags.Base.ExposureTime}
+
+
+def test_exif_that_cannot_be_read_turns_nothing(caplog: pytest.LogCaptureFixture, ramps: np.ndarray) -> None:
+    read = decode(file(Image.fromarray(ramps), exif=b"Exif\0\0no directory"))
+    np.testing.assert_array_equal(read.rgb, ramps[..., :3])
+    assert read.exif is None and "the EXIF data cannot be read and are left out" in caplog.text
+
+
 def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     first, second = Image.new("RGB", (8, 6), (9, 90, 200)), Image.new("RGB", (8, 6))
+    with caplog.at_level("INFO"):
+        decode(file(first, "JPEG"))
+    assert not caplog.text
     buffer = io.BytesIO()
     first.save(buffer, "MPO", save_all=True, append_images=[second])
     with_xmp = io.BytesIO()

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from seesr import tiling
+from seesr import tiling, views
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 31, 40, 100, 257])
@@ -49,6 +50,12 @@ def test_cores_meet_in_the_middle_of_overlaps_and_cover_each_cell_once(
 def test_batches_are_even_and_hardly_filled() -> None:
     assert [tiling.even(count, 8) for count in (1, 4, 7, 8, 9, 16, 23, 25, 81, 121)] == [1, 4, 7, 8, 5, 8, 8, 5, 7, 5]
     assert [tiling.even(25, batch) for batch in (1, 2, 4)] == [1, 2, 3]
+
+
+def test_the_window_is_the_one_that_the_view_of_tiles_shows() -> None:
+    expected = np.outer(views.hann(16), views.hann(24))
+    torch.testing.assert_close(tiling.window(16, 24), torch.from_numpy(expected))
+    assert expected[8, 12] > 0.98 and expected[0, 0] < 1e-4
 
 
 def test_window_is_symmetric_and_positive() -> None:
