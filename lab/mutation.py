@@ -91,6 +91,15 @@ def mutants_of(module: str) -> list[Mutant]:
     return found
 
 
+def compiles(mutant: Mutant) -> bool:
+    """Whether it is a program at all: `**` of a dict cannot be a product."""
+    try:
+        compile(mutant.code or "", mutant.module, "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
 def load_libraries() -> None:
     """Imports what the tests import besides this project, and starts no thread."""
     import diffusers
@@ -207,7 +216,8 @@ def main() -> None:
         folders = copies(Path(top), args.jobs)
         for module in args.modules or TESTS:
             every = mutants_of(module)
-            left = random.Random(0).sample(every, min(args.most, len(every)))
+            drawn = random.Random(0).sample(every, min(args.most, len(every)))
+            left = [mutant for mutant in drawn if compiles(mutant)]
             tried = len(left)
             for tests in filter(None, TESTS[module]):
                 if left:
