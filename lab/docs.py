@@ -25,7 +25,14 @@ EVALUATED = (
     "held-out-mild",
     "held-out-realesrgan",
 )
-PAGES = ("docs/quality.md", "README.md", "docs/inputs.md", "docs/running.md", "docs/fleet.md")
+PAGES = (
+    "docs/quality.md",
+    "README.md",
+    "docs/inputs.md",
+    "docs/running.md",
+    "docs/fleet.md",
+    "docs/decisions/0015-tests.md",
+)
 
 
 def span(field: dataclasses.Field[Any]) -> str:
@@ -108,6 +115,14 @@ def presets() -> str:
     return table(read(RESULTS / "presets.json"), columns)
 
 
+def mutation() -> str:
+    """What `python -m lab.mutation` wrote, and the sum."""
+    rows, counts = read(RESULTS / "mutation.json"), ("mutants", "tried", "killed")
+    whole = {name: sum(row[name] for row in rows) for name in counts}
+    rows.append({"module": "all", **whole, "share": whole["killed"] / whole["tried"]})
+    return table(rows, {"module": "", **dict.fromkeys(counts, ""), "share": ".0%"})
+
+
 def cards() -> str:
     """What `python -m lab.speed.count --table` computed for GPUs."""
     rows = read(RESULTS / "counts.json", "cards")
@@ -124,6 +139,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     **{name: functools.partial(evaluated, name) for name in EVALUATED},
     "cards": cards,
+    "mutation": mutation,
 }
 
 
