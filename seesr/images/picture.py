@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HIDDEN = 64  # a pixel of at most this part of full opacity is as good as invisible
-NEAR, STRIP = (
-    64,
-    2**22,
-)  # pixels: how far hidden ones look for a visible one at least, and how many are filled at a time
+NEAR = 64  # pixels that a hidden one looks around for a visible one, at least
+STRIP = 2**22  # pixels of which the hidden ones are filled at a time
 Pixels = NDArray[np.uint8 | np.uint16]
 
 
