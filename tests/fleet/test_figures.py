@@ -23,6 +23,7 @@ def test_two_gateways_and_four_workers_keep_up() -> None:
         assert before < 300 and after - before < 60
 
 
+@pytest.mark.slow
 def test_a_job_longer_than_its_lease_runs_once_through_sigterm_too() -> None:
     found = measure("lease")
     assert (found["runs"], found["runs_with_sigterm"], found["exit_code"], found["results"]) == (1, 1, 0, 2)

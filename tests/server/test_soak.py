@@ -88,6 +88,7 @@ def soak(count: int, log: Path, growth: float) -> None:
     assert max(look["outputs"] for look in looks) <= 1
 
 
+@pytest.mark.slow
 def test_nothing_grows_over_72_predictions(tmp_path: Path) -> None:
     soak(72, tmp_path / "log", growth=0.03)  # part of this is still warm-up
 
