@@ -131,11 +131,11 @@ class Service:
             ValueError: one line; the files are removed.
         """
         try:
-            size = upright_size(open_header(read_file(stored.path)))
+            size = size_of(stored)
             settings.output_size(*size)
             if mask is not None:
                 try:
-                    masked = upright_size(open_header(read_file(mask.path)))
+                    masked = size_of(mask)
                 except ValueError as error:
                     raise ValueError(f"the mask cannot be used: {error}") from None
                 check_aspect(masked, size)
@@ -187,6 +187,15 @@ def drop(*files: Stored | None) -> None:
     for stored in files:
         if stored is not None:
             stored.path.unlink(missing_ok=True)
+
+
+def size_of(stored: Stored) -> tuple[int, int]:
+    """(width, height) of the upright picture, from the header of its file.
+
+    Raises:
+        ValueError: no image of a known kind, or too large; one line.
+    """
+    return upright_size(open_header(read_file(stored.path)))
 
 
 def media_type(job: Job) -> str:
