@@ -8,10 +8,10 @@ from typing import Optional
 from cog import BaseRunner, Input, Path
 
 from seesr import Engine, Settings, logs
-from seesr.configuration import Configuration
+from seesr.config import Configuration
+from seesr.engine.output_folder import OutputFolder, flat
 from seesr.images.read import read_upload
-from seesr.outputs import OutputFolder, flat
-from seesr.progress import Bar
+from seesr.runtime.progress import Bar
 
 
 class Predictor(BaseRunner):

@@ -33,14 +33,14 @@ class Seesr:
     def load(self) -> None:
         """Once a container: refused at start where no store is configured."""
         from seesr import Engine
-        from seesr.store import Store
+        from seesr.object_store import Store
 
         self.store = Store.configured()
         self.engine = Engine.load()
 
     @modal.method()
     def upscale(self, data: bytes, settings: dict[str, Any]) -> bytes:
-        from seesr.parse import settings_of
+        from seesr.settings.parsing import settings_of
 
         return self.engine.run(data, settings_of(settings)).data
 
@@ -49,7 +49,7 @@ class Seesr:
         """{"image": base64, ...settings} -> {"file_key", "public_url"}."""
         from fastapi import HTTPException
 
-        from seesr.parse import MASK, from_data_uri, mask_of, settings_of
+        from seesr.settings.parsing import MASK, from_data_uri, mask_of, settings_of
 
         try:
             settings = settings_of(body, MASK | {"image"})

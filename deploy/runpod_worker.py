@@ -15,10 +15,10 @@ from typing import Any
 import runpod
 
 from seesr import Engine, logs
-from seesr.configuration import Configuration
-from seesr.parse import MASK, from_data_uri, mask_of, settings_of
-from seesr.progress import Position
-from seesr.store import Store
+from seesr.config import Configuration
+from seesr.object_store import Store
+from seesr.runtime.progress import Position
+from seesr.settings.parsing import MASK, from_data_uri, mask_of, settings_of
 
 LARGEST_ANSWER = 10 * 2**20  # bytes that /run may answer; base64 adds a third
 engine: Engine | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from lab.report import RESULTS, ROOT, read, table
 from seesr import Settings
-from seesr.configuration import Configuration, variable
+from seesr.config import Configuration, variable
 
 EVALUATED = (
     "pocket-clean",

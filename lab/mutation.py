@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from lab.report import ROOT, read, table, write
 
-UNIT, ROAD = "tests/unit/test_", "tests/road/test_"
+UNIT, ROAD = "tests/unit/test_", "tests/pipeline/test_"
 IMAGES = [UNIT + "images.py"], []
 TESTS = {  # module -> the tests that are asked, and those that are asked of what these let live
     "settings": ([UNIT + "settings.py"], ["tests/server/test_contract.py"]),
@@ -43,7 +43,7 @@ TESTS = {  # module -> the tests that are asked, and those that are asked of wha
     "progress": ([UNIT + "progress.py"], []),
     "steering": ([UNIT + "steering.py"], []),
     "denoiser": ([UNIT + "denoiser.py", UNIT + "models.py"], [ROAD + "work.py"]),
-    "engine": ([ROAD + "engine.py"], ["tests/road/test_cli.py"]),
+    "engine": ([ROAD + "engine.py"], ["tests/pipeline/test_cli.py"]),
 }
 OPERATORS = [  # one change of each kind: a second of the same place tells nothing new
     *(f"core/ReplaceBinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul")),

@@ -11,8 +11,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from seesr import weights
-from seesr.networks import models
+from seesr.networks import models, weights
 from seesr.networks.tagger import Tagger
 
 BLOCKS = {

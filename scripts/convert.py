@@ -21,9 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seesr import weights
-from seesr.networks import models
-from seesr.weights import WeightsError
+from seesr.networks import models, weights
+from seesr.networks.weights import WeightsError
 
 log = logging.getLogger("convert")
 State = dict[str, Tensor]

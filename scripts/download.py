@@ -25,8 +25,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from seesr import weights
-from seesr.weights import WeightsError
+from seesr.networks import weights
+from seesr.networks.weights import WeightsError
 
 log = logging.getLogger("download")
 LOCK = weights.ROOT.parent / "weights.lock"

@@ -10,8 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from seesr import weights
-from seesr.weights import WeightsError
+from seesr.networks import weights
+from seesr.networks.weights import WeightsError
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = """---

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "5000"
 
-from seesr.progress import Progress
+from seesr.networks.weights import WeightsError
+from seesr.runtime.progress import Progress
 from seesr.settings import Settings
-from seesr.weights import WeightsError
+from seesr.version import __version__
 
 if TYPE_CHECKING:
-    from seesr.engine import Engine, Output
-    from seesr.result import Result
-    from seesr.upscaler import Upscaler
+    from seesr.engine.engine import Engine, Output
+    from seesr.pipeline.result import Result
+    from seesr.pipeline.upscaler import Upscaler
 
-__version__ = "0.1.0"
-__all__ = ["Engine", "Output", "Progress", "Result", "Settings", "Upscaler", "WeightsError"]
-LAZY = {"Engine": "engine", "Output": "engine", "Result": "result", "Upscaler": "upscaler"}
+__all__ = ["Engine", "Output", "Progress", "Result", "Settings", "Upscaler", "WeightsError", "__version__"]
+LAZY = {
+    "Engine": "engine.engine",
+    "Output": "engine.engine",
+    "Result": "pipeline.result",
+    "Upscaler": "pipeline.upscaler",
+}
 
 
 def __getattr__(name: str) -> Any:

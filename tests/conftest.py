@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from scripts.cog_server import CogServer
-from seesr import Engine, Upscaler, weights
+from seesr import Engine, Upscaler
+from seesr.networks import weights
 
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 

@@ -16,7 +16,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from seesr import weights
+from seesr.networks import weights
 
 ANN, BOB = "token-of-ann-0123456789", "token-of-bob-0123456789"
 QUICK = {"num_inference_steps": 1, "seed": 1}

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from seesr import weights
-from seesr.networks import models
+from seesr.networks import models, weights
 from seesr.networks.tagger import Tagger
 
 BLOCKS = {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from seesr import Engine
 from seesr.images.formats import ZIP
-from seesr.parse import MASK, from_data_uri, mask_of, settings_of
+from seesr.settings.parsing import MASK, from_data_uri, mask_of, settings_of
 
 
 class EndpointHandler:

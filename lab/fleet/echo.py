@@ -10,11 +10,11 @@ import signal
 import time
 from pathlib import Path
 
-from seesr.engine import Output
+from seesr.engine.engine import Output
 from seesr.fleet import worker
-from seesr.progress import Progress, Watcher
+from seesr.networks.weights import Bundle
+from seesr.runtime.progress import Progress, Watcher
 from seesr.settings import Settings
-from seesr.weights import Bundle
 
 SECONDS = float(os.environ.get("ECHO_SECONDS", "0.25"))
 TILES = 10

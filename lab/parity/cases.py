@@ -28,8 +28,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lab import report
 from lab.parity import recipe, reference, road
 from scripts import convert
-from seesr import color, sampling
+from seesr.images import color
 from seesr.networks import models, tagger
+from seesr.pipeline import sampling
 
 State = dict[str, Tensor]
 SMALL = {  # class and recipe salt of the small bundle's networks

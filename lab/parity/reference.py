@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seesr import waiting_tiles
-from seesr.tiling import Tile
-from seesr.whole_layers import WholeAttention, WholeNorm
+from seesr.runtime.tiling import Tile
+from seesr.vae import lockstep_tiles
+from seesr.vae.global_layers import WholeAttention, WholeNorm
 
 
 def foreign_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,10 +106,10 @@ def own_attention(attention: Any, x: Tensor) -> Tensor:
     return whole(x)
 
 
-def in_step(stages: list[waiting_tiles.Stage], tiles: list[Tensor]) -> list[Tensor]:
+def in_step(stages: list[lockstep_tiles.Stage], tiles: list[Tensor]) -> list[Tensor]:
     """All tiles through all stages, layer by layer, with the reference's norms and attention."""
 
-    def send(walk: waiting_tiles.Walk, value: Any) -> tuple[Any, Tensor]:
+    def send(walk: lockstep_tiles.Walk, value: Any) -> tuple[Any, Tensor]:
         try:
             return walk.send(value)
         except StopIteration as end:
@@ -132,14 +132,14 @@ def in_step(stages: list[waiting_tiles.Stage], tiles: list[Tensor]) -> list[Tens
 
 
 def tiled_encoder(encoder: Any, x: Tensor, tile: int | None) -> Tensor:
-    return tiled(encoder, waiting_tiles.encoder_stages(encoder), x, tile, True)
+    return tiled(encoder, lockstep_tiles.encoder_stages(encoder), x, tile, True)
 
 
 def tiled_decoder(decoder: Any, z: Tensor, tile: int | None) -> Tensor:
-    return tiled(decoder, waiting_tiles.decoder_stages(decoder), z, tile, False)
+    return tiled(decoder, lockstep_tiles.decoder_stages(decoder), z, tile, False)
 
 
-def tiled(network: Any, stages: list[waiting_tiles.Stage], x: Tensor, tile: int | None, encoder: bool) -> Tensor:
+def tiled(network: Any, stages: list[lockstep_tiles.Stage], x: Tensor, tile: int | None, encoder: bool) -> Tensor:
     """The encoder or decoder network alone, un-tiled (tile None, or a small picture) or as the reference tiles it."""
     height, width = x.shape[2:]
     pad = 32 if encoder else 11

@@ -23,11 +23,11 @@ from lab.pocket.curve import Curve
 from lab.pocket.sizes import BLOCKS, CONTROLNET, DRAWN, LABELS, SCHEDULER, SEED, TAGGER, TEXT, UNET, VAE, WORK
 from lab.pocket.stages import build_tokenizer, rate, to_tensor
 from lab.quality.degradations import Rgb
-from seesr import sampling, text
-from seesr.budget import Budget
 from seesr.networks import models
 from seesr.networks.models import TextEncoder
 from seesr.networks.tagger import Tagger, preprocess
+from seesr.pipeline import prompt, sampling
+from seesr.runtime.memory import Budget
 from seesr.settings import Settings
 
 BATCH = 6  # on a CPU; a GPU takes more
@@ -87,10 +87,10 @@ class Pool:
             logits = tags.logits(self.tokens).cpu()
         for row in logits:
             names = [] if untagged and rng.random() < untagged else tags.names(row[None])
-            prompts.append(text.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
+            prompts.append(prompt.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else ""))
         prompts.append(Settings.negative_prompt)
         with torch.autocast(device.type, torch.bfloat16):
-            self.prompts = text.encode(encoder, tokenizer, prompts, Budget()).float()
+            self.prompts = prompt.encode(encoder, tokenizer, prompts, Budget()).float()
         self.damaged = torch.tensor(damaged, device=device)
         self.kinds = [np.flatnonzero(np.array(damaged) == kind) for kind in (False, True)]
 

@@ -20,9 +20,9 @@ from lab.pocket import data
 from lab.pocket.curve import Curve
 from lab.pocket.sizes import DAMAGE, DRAWN, LABELS, SEED, TAGGER, TAGS, TEXT, TOKENIZER, VAE, WIDTH, WORK
 from lab.quality.degradations import Rgb
-from seesr import text
 from seesr.networks.models import TextEncoder
 from seesr.networks.tagger import Tagger, preprocess
+from seesr.pipeline import prompt
 from seesr.settings import Settings
 
 LUMA = np.float32([0.299, 0.587, 0.114])
@@ -215,8 +215,8 @@ def words(device: torch.device, steps: int) -> None:
         prompts = [Settings.negative_prompt] * 8
         for row in truth[8:]:
             named = [tag for tag, on in zip(TAGS, row[:-2], strict=True) if on]
-            prompts.append(text.compose(named, "", Settings.positive_prompt if row[-2] else ""))
-        ids = text.token_ids(tokenizer, prompts).to(device)
+            prompts.append(prompt.compose(named, "", Settings.positive_prompt if row[-2] else ""))
+        ids = prompt.token_ids(tokenizer, prompts).to(device)
         logits = head(net(ids).last_hidden_state)
         ended = (ids == TEXT["eos_token_id"]).cumsum(1) > 0
         expected = torch.from_numpy(truth).to(logits)[:, None].expand_as(logits)

@@ -24,8 +24,7 @@ from lab.pocket.curve import plot
 from lab.pocket.denoiser import BATCH, denoiser, further
 from lab.pocket.sizes import CONTROLNET, LABELS, SCHEDULER, TAGGER, TEXT, UNET, VAE, WORK
 from lab.pocket.stages import autoencoder, build_tokenizer, tagger, words
-from seesr import weights
-from seesr.networks import models
+from seesr.networks import models, weights
 
 CURVES = report.RESULTS / "pocket-curves"
 log = logging.getLogger("lab.pocket")

@@ -18,9 +18,10 @@ import torch
 from lab import report
 from lab.quality import degradations
 from lab.quality.metrics import built_in, measure
-from seesr import Progress, Settings, Upscaler, weights
+from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture
-from seesr.upscaling import Upscaling
+from seesr.networks import weights
+from seesr.pipeline.pipeline import Upscaling
 
 DEGRADATIONS = ("clean", "realesrgan")
 VARIANTS = (

@@ -26,11 +26,12 @@ from lab import report
 from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.metrics import built_in, luma, measure, niqe, psnr
-from seesr import Progress, Settings, Upscaler, weights
-from seesr.finish import keep_plain, trust
+from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture, enlarge
-from seesr.presets import PRESETS
-from seesr.upscaling import Upscaling
+from seesr.networks import weights
+from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.postprocess import keep_plain, trust
+from seesr.settings.presets import PRESETS
 
 DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 STEPS = 2

@@ -25,9 +25,10 @@ from lab import report
 from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.metrics import built_in, colour_shift, cut, interval, measure, seam
-from seesr import Settings, Upscaler, weights
+from seesr import Settings, Upscaler
 from seesr.images.picture import enlarge, to_uint8
 from seesr.images.read import decode, read_file
+from seesr.networks import weights
 
 COLUMNS = {
     "method": "", "psnr_y": ".2f", "psnr_rgb": ".2f", "ssim_y": ".4f", "ssim_rgb": ".4f", "niqe": ".2f",

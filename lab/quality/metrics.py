@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 
 from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
-from seesr import tiling
+from seesr.runtime import tiling
 
 BUILT_IN = ("astronaut", "chelsea", "coffee")  # held out of the pocket model's training
 

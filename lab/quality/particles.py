@@ -21,9 +21,11 @@ from torch import Tensor
 from lab import report
 from lab.quality import degradations
 from lab.quality.metrics import BUILT_IN, luma, measure, psnr
-from seesr import Progress, Settings, Upscaler, sampling, steering, weights
+from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture
-from seesr.upscaling import Upscaling
+from seesr.networks import weights
+from seesr.pipeline import sampling, steering
+from seesr.pipeline.pipeline import Upscaling
 
 COUNTS = (2, 4, 10)
 SIDE = 256  # pixels of the truth: the middle of every built-in picture

@@ -21,8 +21,9 @@ from PIL import Image
 from lab.quality import degradations, metrics
 from lab.quality.degradations import Rgb
 from lab.quality.evaluate import held_out
-from seesr import Settings, Upscaler, weights
+from seesr import Settings, Upscaler
 from seesr.images.picture import enlarge
+from seesr.networks import weights
 
 SIDE = 160  # of a piece, pixels
 DAMAGE = ("clean", "mild", "realesrgan")

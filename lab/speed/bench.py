@@ -36,12 +36,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E
 
 from lab import report  # noqa: E402
 from lab.speed.timing import least_seconds  # noqa: E402
-from seesr import Progress, Settings, Upscaler, precision, sampling, text  # noqa: E402
+from seesr import Progress, Settings, Upscaler  # noqa: E402
 from seesr.images.picture import Picture  # noqa: E402
 from seesr.networks import hardware, kernels, models  # noqa: E402
 from seesr.networks.graphs import CudaRecorder, Graphs  # noqa: E402
-from seesr.tagging import to_floats  # noqa: E402
-from seesr.upscaling import Upscaling  # noqa: E402
+from seesr.pipeline import prompt, sampling  # noqa: E402
+from seesr.pipeline.pipeline import Upscaling  # noqa: E402
+from seesr.pipeline.tagging import to_floats  # noqa: E402
+from seesr.runtime import precision  # noqa: E402
 
 IMPORTED = time.perf_counter()
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -106,7 +108,7 @@ class Plain:
             networks.tagger(pixels)
             _, image_tokens = networks.tagger(pixels)
         with timed("text"):
-            ids = text.token_ids(networks.tokenizer, [settings.positive_prompt]).to(networks.device)
+            ids = prompt.token_ids(networks.tokenizer, [settings.positive_prompt]).to(networks.device)
             words = networks.text_encoder.hidden(ids)
         with timed("enlarge"):
             hint = to_floats(job.enlarge()).to(networks.dtype)

@@ -32,7 +32,8 @@ def work(ready: Path, start: Path) -> None:
     import skimage.data
     from PIL import Image
 
-    from seesr import Settings, Upscaler, weights
+    from seesr import Settings, Upscaler
+    from seesr.networks import weights
 
     upscaler = Upscaler.load(weights.POCKET, "cpu")
     photo = Image.fromarray(skimage.data.chelsea()[60:252, 100:356]).reduce(4)

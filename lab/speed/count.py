@@ -27,13 +27,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lab import report, sizes
 from lab.speed.counter import Counter, Stage
 from seesr import Progress, Settings
-from seesr.budget import Budget
-from seesr.denoiser import Denoiser
 from seesr.images.picture import Picture
 from seesr.networks import models
 from seesr.networks.attention import set_kernel
 from seesr.networks.tagger import Tagger
-from seesr.upscaling import Upscaling
+from seesr.pipeline.denoiser import Denoiser
+from seesr.pipeline.pipeline import Upscaling
+from seesr.runtime.memory import Budget
 
 CUDA = torch.device("cuda", 0)
 

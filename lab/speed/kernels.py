@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lab import report
 from lab.speed.timing import least_seconds
-from seesr import whole_layers
 from seesr.networks import hardware
+from seesr.vae import global_layers
 
 GROUPS = 32
 
@@ -44,7 +44,7 @@ def attention(keys: int, queries: int, device: torch.device, dtype: torch.dtype)
     q, k, v = (torch.randn(1, 1, n, 512, device=device, dtype=dtype) for n in (queries, keys, keys))
     few = q[:, :, :64]
     exact = F.scaled_dot_product_attention(few.float(), k.float(), v.float())
-    methods = {"fused": F.scaled_dot_product_attention, "products": whole_layers.attend_by_products}
+    methods = {"fused": F.scaled_dot_product_attention, "products": global_layers.attend_by_products}
     name = f"attention, {queries} x {keys}"
     rows = []
     for method, attend in methods.items():
@@ -63,13 +63,13 @@ def norm(channels: int, side: int, device: torch.device, dtype: torch.dtype) -> 
     plain = x.contiguous()
     exact = plain.float().view(GROUPS, -1).var(1, unbiased=False)
     name, rows = f"{channels} x {side} x {side}", []
-    for method in (whole_layers.moments_by_norm, whole_layers.moments_by_sums):
+    for method in (global_layers.moments_by_norm, global_layers.moments_by_sums):
         work = functools.partial(method, x, GROUPS)
         rows.append(row(f"statistics, {name}", method.__name__, work, exact, device))
     layer = torch.nn.GroupNorm(GROUPS, channels).to(device, dtype)
     expected = layer(plain)
-    whole = whole_layers.WholeNorm(layer)
-    variance, mean = whole_layers.moments_by_norm(x, GROUPS)
+    whole = global_layers.WholeNorm(layer)
+    variance, mean = global_layers.moments_by_norm(x, GROUPS)
     whole.use(mean, variance)
     rows.append(row(f"normalise, {name}", "known statistics", lambda: whole(x), expected, device))
     added = lambda: torch.addcmul(whole.shift, x, whole.scale).to(x.dtype)  # noqa: E731

@@ -20,11 +20,13 @@ from torch.profiler import ProfilerActivity, profile
 from lab import report, sizes
 from lab.speed.bench import photograph
 from lab.speed.timing import least_seconds
-from seesr import Progress, Settings, precision, sampling, tiling
-from seesr.denoiser import Denoiser
+from seesr import Progress, Settings
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
-from seesr.upscaling import Upscaling
+from seesr.pipeline import sampling
+from seesr.pipeline.denoiser import Denoiser
+from seesr.pipeline.pipeline import Upscaling
+from seesr.runtime import precision, tiling
 
 TOP = 25
 

@@ -25,9 +25,10 @@ from torch import Tensor
 from lab import report, sizes
 from lab.parity import reference
 from lab.quality.metrics import psnr
-from seesr import Progress, autoencoder
-from seesr.budget import Budget
+from seesr import Progress
 from seesr.networks import models
+from seesr.runtime.memory import Budget
+from seesr.vae import autoencoder
 
 EVERYTHING = 2**40
 FACTOR = 8

@@ -23,9 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lab import report, sizes
 from lab.quality.metrics import BUILT_IN, psnr, seam
-from seesr import Settings, Upscaler, tiling, weights
-from seesr.networks import models
+from seesr import Settings, Upscaler
+from seesr.networks import models, weights
 from seesr.networks.attention import Tokens
+from seesr.runtime import tiling
 
 LAYOUTS = ((64, 6), (64, 8), (64, 16), (64, 32), (96, 16), (96, 32), (128, 16))
 SIDES = (2048, 4096, 8192)  # of the outputs whose cost is counted, pixels

@@ -7,8 +7,8 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from seesr.configuration import Configuration
-from seesr.fleet.link import PATIENCE
+from seesr.config import Configuration
+from seesr.fleet.redis_client import PATIENCE
 from seesr.serving.job import LATER, NORMAL, URGENT
 
 TASK = "seesr.upscale"

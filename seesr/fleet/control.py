@@ -7,12 +7,12 @@ import sys
 import time
 from typing import Any
 
-from seesr import weights
-from seesr.configuration import Configuration
+from seesr.config import Configuration
 from seesr.fleet.broker import application, queue_of
-from seesr.fleet.link import Link
-from seesr.fleet.records import RUNNING, WAITING
-from seesr.fleet.roster import Roster
+from seesr.fleet.job_store import RUNNING, WAITING
+from seesr.fleet.redis_client import Link
+from seesr.fleet.worker_registry import Roster
+from seesr.networks import weights
 from seesr.serving.identity import version_of
 
 LOOK = 0.2  # seconds between two looks

@@ -5,16 +5,16 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from seesr.configuration import Configuration
+from seesr.config import Configuration
+from seesr.fleet.file_store import Objects
+from seesr.fleet.job_store import PREFIX
 from seesr.fleet.jobs import FleetJobs
-from seesr.fleet.ledger import FleetLedger
-from seesr.fleet.link import Link
-from seesr.fleet.objects import Objects
-from seesr.fleet.records import PREFIX
-from seesr.fleet.upkeep import Upkeep
+from seesr.fleet.maintenance import Upkeep
+from seesr.fleet.metadata_store import FleetLedger
+from seesr.fleet.redis_client import Link
+from seesr.object_store import Store
 from seesr.serving.app import Parts
 from seesr.serving.identity import version_of
-from seesr.store import Store
 
 
 def parts(configuration: Configuration, bundle: Path) -> Parts:

@@ -14,12 +14,12 @@ import redis
 import redis.exceptions
 from kombu.exceptions import OperationalError
 
-from seesr.configuration import Configuration
+from seesr.config import Configuration
 from seesr.fleet.broker import TASK, application
-from seesr.fleet.link import Link
-from seesr.fleet.objects import Objects
-from seesr.fleet.records import CHANGES, COUNTS, RUNNING, STAGES, TIMES, WAITING, Records
-from seesr.fleet.roster import Roster
+from seesr.fleet.file_store import Objects
+from seesr.fleet.job_store import CHANGES, COUNTS, RUNNING, STAGES, TIMES, WAITING, Records
+from seesr.fleet.redis_client import Link
+from seesr.fleet.worker_registry import Roster
 from seesr.serving.job import ENDED, Away, Full, Job
 from seesr.serving.listeners import Listeners
 

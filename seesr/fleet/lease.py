@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 from celery import bootsteps
 from celery.worker import state
 
-from seesr import weights
-from seesr.configuration import Configuration
-from seesr.fleet.link import Link
-from seesr.fleet.roster import ALIVE, Roster
+from seesr.config import Configuration
+from seesr.fleet.redis_client import Link
+from seesr.fleet.worker_registry import ALIVE, Roster
+from seesr.networks import weights
 from seesr.serving.identity import version_of
 from seesr.serving.job import Away
 

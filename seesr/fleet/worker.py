@@ -18,19 +18,20 @@ from typing import Any
 
 from celery import signals
 
-from seesr import logs, weights
-from seesr.configuration import Configuration
+from seesr import logs
+from seesr.config import Configuration
 from seesr.fleet.broker import TASK, application, queue_of
+from seesr.fleet.file_store import Objects
+from seesr.fleet.job_store import ATTEMPTS, Records
 from seesr.fleet.lease import Lease
-from seesr.fleet.link import Link
-from seesr.fleet.objects import Objects
-from seesr.fleet.records import ATTEMPTS, Records
-from seesr.fleet.roster import Roster
+from seesr.fleet.redis_client import Link
+from seesr.fleet.worker_registry import Roster
+from seesr.networks import weights
+from seesr.object_store import Store
 from seesr.serving.identity import version_of
 from seesr.serving.job import CANCELED, DONE, FAILED, Job
 from seesr.serving.reporter import Canceled, Reporter
 from seesr.settings import Settings
-from seesr.store import Store
 
 OFTEN = 0.5  # seconds between two reports of one stage
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ app.conf.imports = [__name__]  # a spawned child begins with these
 
 def load() -> Any:
     """The engine of this worker's child."""
-    from seesr.engine import Engine
+    from seesr.engine.engine import Engine
 
     return Engine.load()
 

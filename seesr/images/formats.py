@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from seesr.limits import LARGEST_SIDE
+from seesr.images.limits import LARGEST_SIDE
 
 
 class Format(NamedTuple):

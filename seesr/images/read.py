@@ -17,8 +17,8 @@ from PIL import ExifTags, Image, ImageCms
 
 from seesr.images.deep import depth, read_deep
 from seesr.images.kinds import open_still
+from seesr.images.limits import LARGEST_FILE, LARGEST_INPUT, check_input
 from seesr.images.picture import Picture, Pixels
-from seesr.limits import LARGEST_FILE, LARGEST_INPUT, check_input
 
 PLAIN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that need no profile to be RGB(A)
 ABOUT_THE_PICTURE = {  # tags of a TIFF that still hold for another file

@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from seesr import weights
+from seesr.networks import weights
 from seesr.networks.attention import add_image_attention
 from seesr.networks.tagger import Tagger
-from seesr.weights import WeightsError
+from seesr.networks.weights import WeightsError
 
 IMAGE_WIDTH = 512  # of the image tokens, where a config does not say; SeeSR's configs do not
 DIFFUSION_FILE = "diffusion_pytorch_model.safetensors"

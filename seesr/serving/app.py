@@ -22,19 +22,19 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from seesr import weights
-from seesr.configuration import Configuration
-from seesr.serving import batches, description, dialects, health, plain, replicate, webhooks
-from seesr.serving.gate import Gate, answer, read_keys
+from seesr.config import Configuration
+from seesr.networks import weights
+from seesr.serving import api, batches, health, openapi, platforms, replicate, webhooks
 from seesr.serving.identity import read_secret, version_of
 from seesr.serving.job import Job, Jobs
-from seesr.serving.journal import Journal
-from seesr.serving.ledger import Ledger
 from seesr.serving.local import FAILURE, LocalJobs
+from seesr.serving.metadata_store import Ledger
+from seesr.serving.middleware import Gate, answer, read_keys
 from seesr.serving.service import Service
+from seesr.serving.sqlite_store import Journal
 
 if TYPE_CHECKING:
-    from seesr.engine import Engine
+    from seesr.engine.engine import Engine
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -148,8 +148,8 @@ def build(configuration: Configuration, base: str, bundle: Path, assemble: Calla
 
     assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js")]
     routes = [
-        Route("/", page), *assets, *description.ROUTES, *health.ROUTES, *plain.ROUTES, *batches.ROUTES,
-        *replicate.ROUTES, *dialects.routes(),
+        Route("/", page), *assets, *openapi.ROUTES, *health.ROUTES, *api.ROUTES, *batches.ROUTES,
+        *replicate.ROUTES, *platforms.routes(),
     ]  # fmt: skip
     keys = read_keys(configuration.api_keys.get_secret_value())
     gate = Middleware(Gate, keys=keys, per_minute=configuration.rate)
@@ -194,7 +194,7 @@ def serve(
     path = bundle or configuration.weights or weights.locate()
 
     def load() -> Engine:
-        from seesr.engine import Engine
+        from seesr.engine.engine import Engine
 
         try:
             return Engine.load(path, device)

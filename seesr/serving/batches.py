@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.parse import settings_of
-from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import MOST_FILES, Stored, pieces, store, unpack
+from seesr.serving.api import service, shown
 from seesr.serving.job import DONE, Full, Job
-from seesr.serving.plain import service, shown
+from seesr.serving.middleware import Refused, owner
 from seesr.serving.service import COMMON, Service
+from seesr.serving.uploads import MOST_FILES, Stored, pieces, store, unpack
 from seesr.settings import Settings
+from seesr.settings.parsing import settings_of
 
 
 async def create_batch(request: Request) -> Response:

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import pieces, store
-from seesr.serving.plain import service
+from seesr.serving.api import service
+from seesr.serving.middleware import Refused, owner
 from seesr.serving.service import when
+from seesr.serving.uploads import pieces, store
 
 
 def shown(request: Request, record: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from seesr.serving.gate import answer
-from seesr.serving.plain import service
+from seesr.serving.api import service
+from seesr.serving.middleware import answer
 
 STARTED = time.time()
 

@@ -6,7 +6,8 @@ import hashlib
 import secrets
 from pathlib import Path
 
-from seesr import __version__, weights
+from seesr.networks import weights
+from seesr.version import __version__
 
 
 def version_of(bundle: Path) -> str:

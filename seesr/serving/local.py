@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from seesr.images import write
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job
-from seesr.serving.journal import Journal
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Reporter
+from seesr.serving.sqlite_store import Journal
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
-    from seesr.engine import Engine
+    from seesr.engine.engine import Engine
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3

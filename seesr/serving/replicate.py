@@ -8,15 +8,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from seesr import schema
-from seesr.parse import settings_of
 from seesr.serving import files
-from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import Stored, from_words, read_json
+from seesr.serving.api import service
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
-from seesr.serving.plain import service
+from seesr.serving.middleware import Refused, owner
 from seesr.serving.service import Service, drop, when
+from seesr.serving.uploads import Stored, from_words, read_json
 from seesr.serving.webhooks import EVENTS, check_target, whsec
+from seesr.settings import cog_schema
+from seesr.settings.parsing import settings_of
 
 NAME = "seesr"  # the only model; any owner will do
 PAGE = 100
@@ -162,7 +162,12 @@ async def index(request: Request) -> Response:
 
 
 def model_version(of: Service) -> dict[str, Any]:
-    return {"id": of.version, "created_at": when(of.made), "cog_version": "0.23.1", "openapi_schema": schema.document()}
+    return {
+        "id": of.version,
+        "created_at": when(of.made),
+        "cog_version": "0.23.1",
+        "openapi_schema": cog_schema.document(),
+    }
 
 
 async def model(request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from seesr.progress import Position
+from seesr.runtime.progress import Position
 from seesr.serving.job import Job
 
 OFTEN = 0.2

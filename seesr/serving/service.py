@@ -15,14 +15,14 @@ from typing import Any
 
 from starlette.requests import Request
 
-from seesr.configuration import Configuration
+from seesr.config import Configuration
 from seesr.images.formats import MEDIA_TYPES
+from seesr.images.mask import check_aspect
 from seesr.images.read import open_header, read_file, upright_size
-from seesr.mask import check_aspect
-from seesr.serving.gate import Refused, owner
-from seesr.serving.intake import Stored
 from seesr.serving.job import PRIORITIES, WAITING, Job, Jobs
-from seesr.serving.ledger import Ledger
+from seesr.serving.metadata_store import Ledger
+from seesr.serving.middleware import Refused, owner
+from seesr.serving.uploads import Stored
 from seesr.settings import Settings
 
 LOOK = 0.25  # seconds between two looks whether the caller is still there

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from seesr.serving.fetch import public_address
-from seesr.serving.gate import Refused
 from seesr.serving.job import Job
+from seesr.serving.middleware import Refused
 
 EVENTS = ("start", "output", "logs", "completed")
 TRIES = 5

@@ -20,9 +20,11 @@ from huggingface_hub import HfApi
 
 from lab.report import ROOT
 from scripts import cost, endpoint
-from seesr import cli, machine, weights
-from seesr.configuration import Configuration, variable
-from seesr.machine import CannotServe, Machine
+from seesr.cli import commands
+from seesr.config import Configuration, variable
+from seesr.engine import preflight
+from seesr.engine.preflight import CannotServe, Machine
+from seesr.networks import weights
 
 VARIABLES = {variable(name) for name in Configuration.model_fields}
 
@@ -30,7 +32,7 @@ VARIABLES = {variable(name) for name in Configuration.model_fields}
 def serves(words: list[str]) -> None:
     """The command line understands this command."""
     assert words[0].endswith("seesr")
-    assert cli.parser().parse_args(words[1:]).command == words[1]
+    assert commands.parser().parse_args(words[1:]).command == words[1]
 
 
 def test_the_dockerfile_says_what_the_project_has() -> None:
@@ -296,15 +298,15 @@ FULL = 4_500_000_000
 )
 def test_a_machine_that_cannot_serve_is_refused_before_anything_loads(seen: Machine, words: str) -> None:
     with pytest.raises(CannotServe, match=words):
-        machine.check(seen, "full", FULL)
+        preflight.check(seen, "full", FULL)
     if seen.capability is None:
-        machine.check(seen, "pocket", 17_000_000)
+        preflight.check(seen, "pocket", 17_000_000)
 
 
 def test_a_machine_that_can_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    machine.check(Machine("T4", (7, 5), 15 * 10**9, 16 * 10**9, False), "full", FULL)
+    preflight.check(Machine("T4", (7, 5), 15 * 10**9, 16 * 10**9, False), "full", FULL)
     assert not caplog.records
-    machine.check(Machine("cpu", None, None, 64 * 10**9, True), "full", FULL)
+    preflight.check(Machine("cpu", None, None, 64 * 10**9, True), "full", FULL)
     assert re.search(r"on the processor a picture takes minutes \(\d+ s for 512 x 512 pixels", caplog.text)
 
 
@@ -314,8 +316,8 @@ def test_the_command_line_says_so_with_its_own_code(
     shutil.copytree(weights.POCKET, tmp_path / "b")
     manifest = tmp_path / "b/bundle.json"
     manifest.write_text(manifest.read_text().replace('"kind": "pocket"', '"kind": "full"'))
-    monkeypatch.setattr(machine, "look", lambda device: Machine("cpu", None, None, 64 * 10**9, False))
+    monkeypatch.setattr(preflight, "look", lambda device: Machine("cpu", None, None, 64 * 10**9, False))
     (tmp_path / "a.png").write_bytes(b"x")
     command = ["upscale", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--bundle", str(tmp_path / "b")]
-    assert cli.main(command) == 3
+    assert commands.main(command) == 3
     assert capsys.readouterr().err.startswith("no GPU is visible")

@@ -22,7 +22,8 @@ from moto.server import ThreadedMotoServer
 from serving import QUICK, sharp
 
 from lab.report import ROOT
-from seesr import Engine, Settings, weights
+from seesr import Engine, Settings
+from seesr.networks import weights
 
 WORDS = base64.b64encode(sharp()).decode()
 BAD: dict[str, tuple[dict[str, Any], str]] = {  # what is sent instead of a good image and settings -> part of the line
@@ -213,7 +214,7 @@ def test_without_a_store_modal_is_refused_at_start(modal_app: Any, monkeypatch: 
 
 
 def test_a_store_that_is_down_is_one_line(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seesr.store import Store
+    from seesr.object_store import Store
 
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RuntimeError, match="the result cannot be stored") as caught:
@@ -222,7 +223,7 @@ def test_a_store_that_is_down_is_one_line(stored: str, monkeypatch: pytest.Monke
 
 
 def test_a_folder_is_a_store_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seesr.store import Store
+    from seesr.object_store import Store
 
     monkeypatch.setenv("SEESR_STORE", f"file://{tmp_path}")
     put = Store.configured().put(b"picture", "webp")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from seesr.cli import parser
-from seesr.configuration import Configuration, variable
+from seesr.cli.commands import parser
+from seesr.config import Configuration, variable
 from seesr.serving.health import Numbers
 
 FOLDER = Path("deploy/fleet")

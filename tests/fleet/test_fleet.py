@@ -25,9 +25,9 @@ from serving import sharp
 from lab.fleet.figures import PICTURE, PNG
 from lab.fleet.servers import Fleet
 from seesr import Engine, Settings
-from seesr.configuration import Configuration
-from seesr.fleet import broker, link
-from seesr.fleet.records import EXPIRY, HOOKS, Records
+from seesr.config import Configuration
+from seesr.fleet import broker, redis_client
+from seesr.fleet.job_store import EXPIRY, HOOKS, Records
 from seesr.serving.job import Job
 
 QUICK: dict[str, Any] = {"num_inference_steps": 1, "seed": 1}
@@ -95,7 +95,7 @@ def test_whichever_gateway_is_asked(echo: Fleet) -> None:
     assert ended(echo, made["id"], "gateway1")["status"] == "succeeded"
     link = ask(echo, "GET", f"/jobs/{made['id']}", "gateway1").json()["result"]
     assert httpx.get(link).content == PICTURE
-    assert httpx.get(link.replace(echo.addresses["gateway1"], echo.addresses["gateway"])).content == PICTURE
+    assert httpx.get(redis_client.replace(echo.addresses["gateway1"], echo.addresses["gateway"])).content == PICTURE
     upload = ask(echo, "POST", "/v1/files", files={"content": ("x.png", PICTURE)}).json()
     again = ask(echo, "GET", f"/v1/files/{upload['id']}/download", "gateway1")
     assert again.content == PICTURE
@@ -131,7 +131,7 @@ def test_forged_expired_and_foreign_links_are_refused(echo: Fleet) -> None:
     job = ended(echo, send(echo).json()["id"])
     good, link = echo.addresses["gateway"], job["result"]
     other = ended(echo, send(echo).json()["id"])["result"]
-    stem, _, query = link.partition("?")
+    stem, _, query = redis_client.partition("?")
     for bad in (
         f"{stem}?{query[:-1]}{'0' if query[-1] != '0' else '1'}",
         f"{stem}?{other.partition('?')[2]}",
@@ -264,7 +264,7 @@ def test_status_and_metrics_show_the_fleet(echo: Fleet) -> None:
 
 def test_a_webhook_that_one_gateway_leaves_is_told_by_another(echo: Fleet) -> None:
     """The message stays claimed while one tries, and is due again when its time is over."""
-    records = Records(link.Link(echo.environment["SEESR_REDIS"].replace("/0", "/1")), 60)
+    records = Records(redis_client.Link(echo.environment["SEESR_REDIS"].replace("/0", "/1")), 60)
     records.hook(Job("ann", {}, webhook="https://example.com", id="ab"), "completed")
     records.hook(Job("ann", {}, webhook="https://example.com", events=["start"], id="cd"), "completed")
     assert records.claim_hook(0.2) == ("ab", "completed")
@@ -277,12 +277,12 @@ def test_a_webhook_that_one_gateway_leaves_is_told_by_another(echo: Fleet) -> No
 
 def test_a_machine_whose_clock_is_wrong_does_not_begin(echo: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time
-    connected = link.Link(echo.environment["SEESR_REDIS"])
+    connected = redis_client.Link(echo.environment["SEESR_REDIS"])
     connected.check_at_start()
-    monkeypatch.setattr(link.time, "time", lambda: now() + 600)
+    monkeypatch.setattr(redis_client.time, "time", lambda: now() + 600)
     with pytest.raises(ValueError, match="600 s ahead of that of Redis: set the time"):
         connected.check_at_start()
-    monkeypatch.setattr(link.time, "time", lambda: now() - 600)
+    monkeypatch.setattr(redis_client.time, "time", lambda: now() - 600)
     with pytest.raises(ValueError, match="600 s behind that of Redis"):
         connected.check_at_start()
 

@@ -14,7 +14,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ANN, LONG, QUICK, Serving, sharp
 
-from seesr import weights
+from seesr.networks import weights
 
 
 def test_health_from_the_start(tmp_path: Path) -> None:

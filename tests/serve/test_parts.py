@@ -22,8 +22,8 @@ import pytest
 
 from lab.report import ROOT
 from seesr.images import read
-from seesr.serving import fetch, gate, intake, webhooks
-from seesr.serving.gate import Refused
+from seesr.serving import fetch, middleware, uploads, webhooks
+from seesr.serving.middleware import Refused
 
 
 def test_the_server_loads_without_torch() -> None:
@@ -32,19 +32,19 @@ def test_the_server_loads_without_torch() -> None:
 
 
 def test_keys_have_names_and_are_long() -> None:
-    assert gate.read_keys("ann:0123456789abcdef, 0123456789abcdeg") == {
+    assert middleware.read_keys("ann:0123456789abcdef, 0123456789abcdeg") == {
         "0123456789abcdef": "ann",
         "0123456789abcdeg": "key2",
     }
-    assert gate.read_keys("") == {}
+    assert middleware.read_keys("") == {}
     with pytest.raises(ValueError, match="key 1 of SEESR_API_KEYS is shorter than 16"):
-        gate.read_keys("ann:short")
+        middleware.read_keys("ann:short")
 
 
 def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(gate.time, "monotonic", lambda: now[0])
-    rates = gate.Rates(2)
+    monkeypatch.setattr(middleware.time, "monotonic", lambda: now[0])
+    rates = middleware.Rates(2)
     assert [rates.take("ann"), rates.take("ann")] == [0, 0] and rates.take("ann") == pytest.approx(30)
     assert rates.take("bob") == 0
     now[0] = 30.5
@@ -61,7 +61,7 @@ def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_names_are_cleaned(name: str, clean: str) -> None:
-    assert intake.clean_name(name) == clean
+    assert uploads.clean_name(name) == clean
 
 
 def archive(**files: bytes) -> bytes:
@@ -72,17 +72,17 @@ def archive(**files: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def unpacked(data: bytes, folder: Path) -> list[intake.Stored]:
+def unpacked(data: bytes, folder: Path) -> list[uploads.Stored]:
     (folder / "a.zip").write_bytes(data)
-    return list(intake.unpack(folder / "a.zip", folder, "p"))
+    return list(uploads.unpack(folder / "a.zip", folder, "p"))
 
 
 def test_a_zip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "LARGEST_UNPACKED", 10_000_000)
+    monkeypatch.setattr(uploads, "LARGEST_UNPACKED", 10_000_000)
     with pytest.raises(ValueError, match="holds more than 10000000 bytes"):
         unpacked(archive(a=bytes(4_000_000), b=bytes(4_000_000), c=bytes(4_000_000)), tmp_path)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10_000_000
-    monkeypatch.setattr(intake, "MOST_FILES", 2)
+    monkeypatch.setattr(uploads, "MOST_FILES", 2)
     with pytest.raises(ValueError, match="has 3 files; the limit is 2"):
         unpacked(archive(a=b"", b=b"", c=b""), tmp_path)
 
@@ -90,7 +90,7 @@ def test_a_zip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch:
 def test_a_file_over_the_limit_is_refused_alone_and_by_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (intake, read):
+    for module in (uploads, read):
         monkeypatch.setattr(module, "LARGEST_FILE", 2 * 2**20)
     large, small = unpacked(archive(a=bytes(9 * 2**20), b=b"small"), tmp_path)
     assert large.path.stat().st_size == 3 * 2**20 and small.path.read_bytes() == b"small"
@@ -229,9 +229,9 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
 
     from starlette.testclient import TestClient
 
-    from seesr import weights
-    from seesr.configuration import Configuration
-    from seesr.progress import Position
+    from seesr.config import Configuration
+    from seesr.networks import weights
+    from seesr.runtime.progress import Position
     from seesr.serving import app, replicate
 
     class Copy:

@@ -12,9 +12,9 @@ import schema
 import yaml
 from packaging.version import Version
 
-import seesr.schema
+import seesr.settings.cog_schema
 from seesr import Settings
-from seesr.schema import MASK
+from seesr.settings.cog_schema import MASK
 
 ROOT = schema.ROOT
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())

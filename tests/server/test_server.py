@@ -17,7 +17,8 @@ from PIL import Image
 from service import ask_in_background, data_uri, picture_of, png, predict, wait_for
 
 from scripts.cog_server import CogServer
-from seesr import Settings, schema
+from seesr import Settings
+from seesr.settings import cog_schema
 
 
 def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: Image.Image) -> None:
@@ -123,7 +124,7 @@ def test_missing_weights_fail_setup_with_the_command_that_fetches_them(tmp_path:
 def test_the_schema_is_served(server: CogServer) -> None:
     """The committed schema, which Replicate shows, is the one that the runtime checks requests against."""
     served = requests.get(f"{server.url}/openapi.json", timeout=10).json()["components"]["schemas"]
-    committed = json.loads(schema.FILE.read_text())["components"]["schemas"]
+    committed = json.loads(cog_schema.FILE.read_text())["components"]["schemas"]
     for name in (
         "Input",
         "Output",

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lab.quality.metrics import psnr
-from seesr import Progress, Upscaler, autoencoder, strips, whole_layers
-from seesr.budget import Budget, OutOfMemory
-from seesr.tiling import Tile
+from seesr import Progress, Upscaler
+from seesr.runtime.memory import Budget, OutOfMemory
+from seesr.runtime.tiling import Tile
+from seesr.vae import autoencoder, global_layers, row_strips
 
 HELD = 2**40
 SIZE = (40, 57)  # cells, larger than the tiles of these tests
@@ -66,15 +67,15 @@ def test_tiles_are_near_one_pass_over_the_whole(tiny_upscaler: Upscaler, small_t
 def test_strips_are_one_pass_over_the_whole(
     tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch, strip: int
 ) -> None:
-    monkeypatch.setattr(strips, "STRIP", strip)
+    monkeypatch.setattr(row_strips, "STRIP", strip)
     vae, scaling = tiny_upscaler.networks.vae, tiny_upscaler.networks.vae.config["scaling_factor"]
     z, x = torch.randn(1, 4, *SIZE), torch.rand(1, 3, 8 * SIZE[0], 8 * SIZE[1])
     whole = vae.decode(z / scaling).sample[0] / 2 + 0.5
     assert near(decode(vae, z, Budget(whole=HELD)), whole) > 100
     mean = vae.encode(2 * x - 1).latent_dist.mean * scaling
     assert near(encode(vae, x, Budget(whole=HELD)), mean) > 100
-    enough = strips.peak(vae.decoder, SIZE, frugal=True)
-    assert enough < strips.peak(vae.decoder, SIZE)
+    enough = row_strips.peak(vae.decoder, SIZE, frugal=True)
+    assert enough < row_strips.peak(vae.decoder, SIZE)
     assert near(decode(vae, z, Budget(whole=enough)), whole) > 100
 
 
@@ -83,11 +84,11 @@ def test_strips_count_their_layers_and_hold_what_they_say(
     tiny_upscaler: Upscaler, small_tiles: None, frugal: bool
 ) -> None:
     vae, told = tiny_upscaler.networks.vae, []
-    progress, needed = Progress(told.append), strips.peak(vae.decoder, SIZE, frugal)
+    progress, needed = Progress(told.append), row_strips.peak(vae.decoder, SIZE, frugal)
     autoencoder.decode(vae, torch.randn(1, 4, *SIZE), 8, Budget(whole=needed), progress)
-    assert [position.done for position in told] == list(range(strips.layers(vae.decoder) + 1))
+    assert [position.done for position in told] == list(range(row_strips.layers(vae.decoder) + 1))
     assert told[-1].done == told[-1].total
-    needed = strips.peak(vae.decoder, SIZE, frugal=True)
+    needed = row_strips.peak(vae.decoder, SIZE, frugal=True)
     budget = Budget(hold=HELD, whole=needed - 1)
     assert autoencoder.run_whole("decode", vae.decoder, lambda tile: torch.empty(0), SIZE, budget, Progress()) is None
 
@@ -101,7 +102,7 @@ def test_without_room_for_the_whole_tiles_are_taken(
     def no_room(self: Any, *args: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(strips.Strips, "resnet", no_room)
+    monkeypatch.setattr(row_strips.Strips, "resnet", no_room)
     budget = Budget(hold=HELD, whole=HELD)
     assert torch.equal(decode(vae, z, budget), tiled)
     assert budget.retries == 1 and budget.whole.amount == 0
@@ -158,8 +159,8 @@ def test_attention_looks_at_evenly_spread_cells_of_a_large_picture(
 ) -> None:
     vae = tiny_upscaler.networks.vae
     attention = vae.decoder.mid_block.attentions[0]
-    monkeypatch.setattr(whole_layers, "PAIRS", 600 * SIZE[0] * SIZE[1])
-    whole = whole_layers.WholeAttention(attention, SIZE)
+    monkeypatch.setattr(global_layers, "PAIRS", 600 * SIZE[0] * SIZE[1])
+    whole = global_layers.WholeAttention(attention, SIZE)
     assert whole.stride == 2
     cells = torch.randn(1, 16, *SIZE)
     for part in (Tile(0, 0, 13, 57), Tile(13, 0, 40, 20), Tile(13, 20, 40, 57)):
@@ -173,18 +174,18 @@ def test_what_a_gpu_computes_otherwise_is_the_same() -> None:
     """Sums of half-precision values, a softmax divided at its end, batch norm for a group norm that is known."""
     generator = torch.Generator().manual_seed(3)
     values = (torch.randn(1, 32, 40, 50, generator=generator) * 3 + 5).contiguous(memory_format=torch.channels_last)
-    for a, b in zip(whole_layers.moments_by_sums(values, 8), whole_layers.moments_by_norm(values, 8), strict=True):
+    for a, b in zip(global_layers.moments_by_sums(values, 8), global_layers.moments_by_norm(values, 8), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    half = whole_layers.moments_by_sums(values.half(), 8)
-    torch.testing.assert_close(half[0], whole_layers.moments_by_norm(values.half(), 8)[0], rtol=1e-4, atol=0)
+    half = global_layers.moments_by_sums(values.half(), 8)
+    torch.testing.assert_close(half[0], global_layers.moments_by_norm(values.half(), 8)[0], rtol=1e-4, atol=0)
     q, keys, rows = (3 * torch.randn(1, 1, n, 64, generator=generator) for n in (30, 200, 200))
     expected = torch.nn.functional.scaled_dot_product_attention(q, keys, rows)
-    torch.testing.assert_close(whole_layers.attend_by_products(q, keys, rows), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(global_layers.attend_by_products(q, keys, rows), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_to_very_many_alike_cells_stays_within_half_precision() -> None:
     """A sum of 2^18 values that are all weighted alike: seen not finite on a GPU at 4096 x 4096 pixels."""
     q, keys = torch.zeros(1, 1, 2, 8).half(), torch.zeros(1, 1, 2**18, 8).half()
     values = torch.full((1, 1, 2**18, 8), 1.5).half()
-    found = whole_layers.attend_by_products(q, keys, values)
+    found = global_layers.attend_by_products(q, keys, values)
     torch.testing.assert_close(found.float(), torch.full((1, 1, 2, 8), 1.5), rtol=2e-3, atol=0)

@@ -5,7 +5,7 @@ import pytest
 import pywt
 import torch
 
-from seesr import color
+from seesr.images import color
 
 
 def test_low_pass_equals_a_stationary_wavelet_transform(rng: np.random.Generator) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from seesr.configuration import Configuration, variable
+from seesr.config import Configuration, variable
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seesr import denoiser
-from seesr.denoiser import Denoiser, layout
 from seesr.networks.attention import Tokens
-from seesr.tiling import Tile
+from seesr.pipeline import denoiser
+from seesr.pipeline.denoiser import Denoiser, layout
+from seesr.runtime.tiling import Tile
 
 
 class ControlNet(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seesr import Upscaler, weights
-from seesr.networks import hardware, kernels, models
+from seesr import Upscaler
+from seesr.networks import hardware, kernels, models, weights
 from seesr.networks.attention import Attend, Tokens
 
 CPU = torch.device("cpu")

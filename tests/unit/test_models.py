@@ -10,10 +10,13 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
-from seesr import Settings, Upscaler, WeightsError, sampling, text, tiling
-from seesr.denoiser import Denoiser, layout
+from seesr import Settings, Upscaler, WeightsError
 from seesr.networks import models, tagger
 from seesr.networks.attention import TextThenImage, Tokens
+from seesr.pipeline import prompt as prompt_module
+from seesr.pipeline import sampling
+from seesr.pipeline.denoiser import Denoiser, layout
+from seesr.runtime import tiling
 
 SD21 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -208,24 +211,24 @@ def test_tags_are_those_above_their_thresholds(tiny_upscaler: Upscaler) -> None:
 
 
 def test_prompts_are_composed_like_the_reference() -> None:
-    assert text.compose(["a", "b"], "", "clean, high-resolution, 8k") == "a, b, ,clean, high-resolution, 8k"
-    assert text.compose([], "", "clean") == ", ,clean"
-    assert text.compose(["a"], "a cat", "clean") == "a, a cat,clean"
+    assert prompt_module.compose(["a", "b"], "", "clean, high-resolution, 8k") == "a, b, ,clean, high-resolution, 8k"
+    assert prompt_module.compose([], "", "clean") == ", ,clean"
+    assert prompt_module.compose(["a"], "a cat", "clean") == "a, a cat,clean"
 
 
 def test_too_many_tags_leave_room_for_what_the_user_wrote(tiny_upscaler: Upscaler) -> None:
     tokenizer = tiny_upscaler.networks.tokenizer
     tags = [f"noisy{n}" for n in range(100)]
-    prompt = text.fit(tokenizer, tags, "my prompt", "clean")
+    prompt = prompt_module.fit(tokenizer, tags, "my prompt", "clean")
     assert 0 < len(prompt.tags) < 100 and prompt.tags + prompt.left_out == tags and prompt.cut == ""
-    assert prompt.words == text.compose(prompt.tags, "my prompt", "clean")
+    assert prompt.words == prompt_module.compose(prompt.tags, "my prompt", "clean")
     assert len(tokenizer(prompt.words)["input_ids"]) <= tokenizer.model_max_length
-    assert text.fit(tokenizer, ["a", "b"], "", "clean").left_out == []
+    assert prompt_module.fit(tokenizer, ["a", "b"], "", "clean").left_out == []
 
 
 def test_words_that_do_not_fit_are_told(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
     user = "dark " * 90
-    prompt = text.fit(tiny_upscaler.networks.tokenizer, ["cat"], user, "clean")
+    prompt = prompt_module.fit(tiny_upscaler.networks.tokenizer, ["cat"], user, "clean")
     assert prompt.tags == [] and prompt.left_out == ["cat"] and prompt.cut.split()[-1] == "clean"
     metrics = tiny_upscaler(photo, Settings(num_inference_steps=1, seed=1, user_prompt=user)).metrics
     assert metrics["tags"] == "" and "clean" in metrics["prompt_cut"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from seesr.budget import Budget
-from seesr.precision import NotFinite, again_in_float32, check_finite, working_dtype
+from seesr.runtime.memory import Budget
+from seesr.runtime.precision import NotFinite, again_in_float32, check_finite, working_dtype
 
 
 class Network(nn.Module):

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from seesr import progress
-from seesr.progress import Bar, Deadline, DeadlineExceeded, Lines, Position, Progress
+from seesr.runtime import progress
+from seesr.runtime.progress import Bar, Deadline, DeadlineExceeded, Lines, Position, Progress
 
 
 class Terminal(io.StringIO):

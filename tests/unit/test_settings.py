@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from seesr import Settings
 from seesr.images.formats import FORMATS
-from seesr.limits import LARGEST_INPUT, LARGEST_OUTPUT
+from seesr.images.limits import LARGEST_INPUT, LARGEST_OUTPUT
 
 
 @pytest.mark.parametrize(

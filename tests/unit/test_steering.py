@@ -13,10 +13,12 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from seesr import Settings, Upscaler, sampling, steering, weights
-from seesr.precision import NotFinite
-from seesr.steering import Ensemble, Steering, mean_shift
-from seesr.tiling import Place, blend, grid, window
+from seesr import Settings, Upscaler
+from seesr.networks import weights
+from seesr.pipeline import sampling, steering
+from seesr.pipeline.steering import Ensemble, Steering, mean_shift
+from seesr.runtime.precision import NotFinite
+from seesr.runtime.tiling import Place, blend, grid, window
 
 SCHEDULER = DDPMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing", clip_sample=False

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from seesr import tiling, views
+from seesr.pipeline import views
+from seesr.runtime import tiling
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 31, 40, 100, 257])

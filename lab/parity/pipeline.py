@@ -1,0 +1,110 @@
+"""The product's own road with the recorded noise in place of a generator's, compared with the reference's pipeline.
+
+Where the reference tiles, its own tiles and weights stand in for ours (docs/decisions/0002); all else is the product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lab.parity import reference
+from seesr import Progress, Settings
+from seesr.images.picture import Picture
+from seesr.networks import models, weights
+from seesr.pipeline import sampling
+from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.tagging import to_floats
+from seesr.vae.autoencoder import Posterior
+
+if TYPE_CHECKING:
+    from lab.parity.cases import Case
+
+
+class Recorded(Upscaling):
+    """One picture, already enlarged, on its way with the noise of a recorded case."""
+
+    def __init__(self, case: Case) -> None:
+        missing: Any = None  # the road from the enlarged picture on needs neither tagger nor text encoder
+        networks = models.Models(
+            bundle=weights.Bundle(case.bundle, "recorded", "test", "none", {}),
+            unet=case.unet(),
+            controlnet=case.controlnet(),
+            vae=case.vae(),
+            text_encoder=missing,
+            tokenizer=missing,
+            scheduler=models.scheduler(case.bundle / "scheduler"),
+            tagger=missing,
+            device=case.device,
+            dtype=case.dtype,
+        )
+        options, pixels = case.options, (case.inputs["image"][0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        settings = Settings(
+            scale_factor=1,
+            num_inference_steps=options["steps"],
+            cfg_scale=options["guidance_scale"],
+            latent_tiled_size=options["latent_tile"] or 256,
+            latent_tiled_overlap=options["latent_overlap"] or 0,
+            seed=0,
+        )
+        super().__init__(networks, settings, Picture(pixels), Progress())
+        self.case = case
+
+    def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
+        """In the order in which the reference drew it: for the start, the posterior, every step."""
+        i = self.case.inputs
+        steps = [i[f"noise.step{n}"] for n in range(self.settings.num_inference_steps)]
+        return [iter([i["noise.init0"], i["noise.vae0"][:1], *steps])]
+
+    def encode(self, hint: Tensor, size: tuple[int, int]) -> Posterior:
+        tile, vae = self.case.options["vae_encoder_tile"], self.networks.vae
+        if tile is None:
+            return super().encode(hint, size)
+        x = (2 * to_floats(hint) - 1).to(vae.dtype)
+        mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)
+        return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp(), vae.config["scaling_factor"])
+
+    def decode(self, z: Tensor) -> Tensor:
+        tile, vae = self.case.options["vae_decoder_tile"], self.networks.vae
+        if tile is None:
+            return super().decode(z)
+        z = vae.post_quant_conv((z / vae.config["scaling_factor"]).to(vae.dtype))
+        return (reference.tiled_decoder(vae.decoder, z, tile).float() / 2 + 0.5)[0]
+
+    def contexts(self) -> tuple[Tensor, Tensor]:
+        """Text tokens, (negative, positive) with guidance, and image tokens."""
+        i, dtype = self.case.inputs, self.networks.dtype
+        names = ["negative_prompt_embeds", "prompt_embeds"] if self.settings.cfg_scale > 1 else ["prompt_embeds"]
+        return torch.cat([i[name] for name in names]).to(dtype), i["ram_encoder_hidden_states"].to(dtype)
+
+
+def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
+    """Runs the road once; gives what it came to by the names of the recorded outputs."""
+    road = Recorded(case)
+    reached: dict[str, Tensor] = {}
+
+    def keep_first(module: Any, given: Any, made: tuple[Tensor]) -> None:
+        reached.setdefault("first_noise_pred", made[0])
+
+    road.networks.unet.register_forward_hook(keep_first)
+    hint = torch.from_numpy(road.picture.rgb).to(case.device)
+    start, update = road.start(hint)
+    denoiser = road.denoiser(hint, *road.contexts(), start.shape[2:])
+    tile = case.options["latent_tile"]
+    if tile:
+        tiles = reference.latent_tiles(*start.shape[2:], tile, case.options["latent_overlap"])
+        weight = reference.gaussian_window(tiles[0].bottom - tiles[0].top, tiles[0].right - tiles[0].left)
+        denoiser = dataclasses.replace(denoiser, tiles=tiles, weight=weight.float().to(case.device))
+
+    def followed(z: Tensor, x0: Tensor, step: sampling.Step) -> Tensor:
+        z = update(z, x0, step)
+        reached[f"latents_after_step{sum(name.startswith('latents') for name in reached)}"] = z
+        return z
+
+    reached["latents"], _, _ = road.denoise(denoiser, start, followed)
+    reached["image"] = road.decode(reached["latents"])[None].clamp(0, 1)
+    return lambda name, call: reached[name]

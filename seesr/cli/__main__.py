@@ -1,0 +1,7 @@
+"""`python -m seesr.cli`, the same as the command `seesr`."""
+
+import sys
+
+from seesr.cli import main
+
+sys.exit(main())

@@ -1,0 +1,108 @@
+"""What this installation is and whether it can work: `seesr doctor` for people, `seesr info` as JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from seesr.config import Configuration, variable
+from seesr.engine import preflight
+from seesr.images import limits
+from seesr.networks import hardware, weights
+from seesr.networks.weights import WeightsError
+from seesr.runtime import precision
+from seesr.version import __version__
+
+LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "timm", "pillow", "numpy", "opencv-python-headless")
+DISK_NEED = 15 * 10**9  # bytes, for the full bundle
+
+
+class Finding(NamedTuple):
+    """One check: whether it is well, what was seen, and what repairs it."""
+
+    good: bool
+    words: str
+    remedy: str = ""
+
+
+def findings(configuration: Configuration, bundle: Path | None, device: str | None) -> Iterator[Finding]:
+    """Checks this installation, part by part."""
+    yield Finding(sys.version_info >= (3, 11), f"Python {platform.python_version()}", "install Python 3.11 or newer")
+    named = device or configuration.device
+    try:
+        target = hardware.usable(named)
+        yield Finding(True, f"torch {torch.__version__} on {hardware.name(target)}")
+    except ValueError as error:
+        yield Finding(False, str(error), "unset SEESR_DEVICE, or name cpu")
+        named, target = "cpu", torch.device("cpu")
+    try:
+        kernel = hardware.choose(configuration.attention, target, precision.working_dtype(target))
+        yield Finding(True, f"attention: {kernel}")
+    except ValueError as error:
+        yield Finding(False, str(error), "unset SEESR_ATTENTION")
+    path = bundle or configuration.weights or weights.locate()
+    try:
+        loaded = weights.verify(path)
+    except WeightsError as error:
+        remedy = "point SEESR_WEIGHTS to a bundle" if configuration.weights and not bundle else weights.FETCH
+        yield Finding(False, f"weights: {error}", remedy)
+    else:
+        small = f"; this is the small model; the full one: {weights.FETCH}" if loaded.kind == "pocket" else ""
+        yield Finding(True, f"weights: {loaded.name} in {path}, {len(loaded.files)} files verified{small}")
+        try:
+            preflight.require(path, named)
+            yield Finding(True, "this machine can serve it")
+        except preflight.CannotServe as error:
+            yield Finding(False, str(error), "take a machine that has it")
+    disk = shutil.disk_usage(path if path.exists() else Path.cwd()).free
+    remedy = "free some space: the public weights and their conversion take 15 GB"
+    yield Finding(disk > DISK_NEED, f"{disk / 1e9:.0f} GB of disk free", remedy)
+
+
+def check(configuration: Configuration, bundle: Path | None, device: str | None) -> int:
+    """Prints one line per finding, and under a problem the command that repairs it. Returns the exit code."""
+    problems = 0
+    for finding in findings(configuration, bundle, device):
+        problems += not finding.good
+        print(f"{'ok     ' if finding.good else 'PROBLEM'} {finding.words}")
+        if not finding.good:
+            print(f"        repair it with: {finding.remedy}")
+    return 1 if problems else 0
+
+
+def problem(bundle: Path, device: str | None) -> str | None:
+    """Why this machine cannot serve the bundle, in one line; None if it can."""
+    try:
+        preflight.require(bundle, device)
+    except preflight.CannotServe as error:
+        return str(error)
+    return None
+
+
+def info(configuration: Configuration, bundle: Path | None, device: str | None) -> dict[str, Any]:
+    """Versions, device, GPU memory, bundle with its hashes, configuration and limits, for `json.dumps`.
+
+    Raises:
+        WeightsError: there is no bundle, or it is damaged.
+        ValueError: the device cannot be used.
+    """
+    target = hardware.usable(device or configuration.device)
+    loaded = weights.verify(bundle or configuration.weights or weights.locate())
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        **hardware.about(target),
+        "problem": problem(bundle or configuration.weights or weights.locate(), device or configuration.device),
+        "attention": hardware.choose(configuration.attention, target, precision.working_dtype(target)),
+        "bundle": {**loaded._asdict(), "path": str(loaded.path)},
+        "configuration": {variable(name): value for name, value in configuration.model_dump(mode="json").items()},
+        "limits": {name.lower(): value for name, value in vars(limits).items() if name.startswith("LARGEST_")},
+    }

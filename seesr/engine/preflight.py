@@ -1,0 +1,103 @@
+"""Can this machine serve this bundle? Asked before anything loads, by every door."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from seesr.networks import hardware, weights
+from seesr.networks.weights import CannotServe
+
+LEAST_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
+WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
+HOST = 2 * 10**9  # bytes of the process itself
+RESULTS = Path(__file__).resolve().parents[2] / "results/bench"
+log = logging.getLogger(__name__)
+
+
+class Machine(NamedTuple):
+    """What was seen of a machine.
+
+    Attributes:
+        device: its name; "cpu" for none.
+        capability: of CUDA, or None on a CPU.
+        free: bytes of GPU memory that are free, or None on a CPU.
+        host: bytes of host memory.
+        chosen: whether the caller named the device.
+    """
+
+    device: str
+    capability: tuple[int, int] | None
+    free: int | None
+    host: int
+    chosen: bool
+
+
+def look(device: str | None) -> Machine:
+    """Looks at this machine.
+
+    Raises:
+        ValueError: the device that was named is not here.
+    """
+    target = hardware.usable(device)
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if target.type != "cuda":
+        return Machine(hardware.name(target), None, None, host, device is not None)
+    free, _ = torch.cuda.mem_get_info(target)
+    capability = torch.cuda.get_device_capability(target)
+    return Machine(hardware.name(target), capability, free, host, device is not None)
+
+
+def check(machine: Machine, kind: str, size: int) -> None:
+    """Refuses a machine that cannot serve; warns of a slow one.
+
+    Args:
+        kind: of the bundle: the pocket one runs anywhere.
+        size: bytes of the bundle's files.
+
+    Raises:
+        CannotServe: no GPU though none was waived, one too old, or too little memory.
+    """
+    need = size + WORK
+    if machine.capability is None:
+        if kind != "pocket" and not machine.chosen:
+            raise CannotServe(f"no GPU is visible; SEESR_DEVICE=cpu allows the processor{expected()}")
+        if kind != "pocket":
+            log.warning("on the processor a picture takes minutes%s", expected())
+        if machine.host < 2 * size + HOST:  # single precision
+            words = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the processor"
+            raise CannotServe(f"{words}; this machine has {machine.host / 1e9:.1f}")
+        return
+    if machine.capability < LEAST_CAPABILITY:
+        has, least = (".".join(map(str, version)) for version in (machine.capability, LEAST_CAPABILITY))
+        raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
+    if machine.free is not None and machine.free < need:
+        words = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
+        raise CannotServe(f"{words}: end other programs on it, or use a larger one")
+
+
+def expected() -> str:
+    """What was measured on a processor, in words, where the results are at hand."""
+    for path in sorted(RESULTS.glob("cpu-*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            if row["weights"] != "pocket":
+                return f" ({row['seconds_total']:.0f} s for {row['size']} x {row['size']} pixels on {row['device']})"
+    return ""
+
+
+def require(bundle: Path, device: str | None) -> None:
+    """The check for a bundle on disk, before it is loaded. A bundle that is not there is for the loader to refuse.
+
+    Raises:
+        CannotServe, ValueError: one line.
+    """
+    try:
+        kind = json.loads((bundle / weights.MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    check(look(device), kind, sum(path.stat().st_size for path in bundle.rglob("*.safetensors")))

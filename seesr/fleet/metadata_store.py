@@ -1,0 +1,90 @@
+"""What callers left with any gateway: uploads, idempotency keys, notes of batches. In Redis and the object store."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from seesr.fleet.file_store import Objects
+from seesr.fleet.job_store import EXPIRY, PREFIX
+from seesr.fleet.redis_client import Link
+
+
+class FleetLedger:
+    """See seesr.serving.ledger.Ledger.
+
+    Args:
+        folder: of this machine, for files on their way.
+        keep: seconds for which things are kept.
+    """
+
+    def __init__(self, link: Link, objects: Objects, folder: Path, keep: float) -> None:
+        self.link, self.objects, self.folder, self.keep = link, objects, folder, keep
+        for name in ("parts", "zips"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def file(self, kind: str, name: str) -> Path:
+        assert "/" not in name and name not in ("", ".", "..")
+        return self.folder / kind / name
+
+    def keep_upload(self, owner: str, record: dict[str, Any], path: Path) -> None:
+        self.objects.put(f"uploads/{record['id']}", path)
+        path.unlink()
+
+        def work(client: Any) -> None:
+            with client.pipeline() as pipe:
+                pipe.set(f"{PREFIX}upload:{record['id']}", json.dumps([owner, record]))
+                pipe.zadd(f"{PREFIX}uploads:{owner}", {record["id"]: time.time()})
+                pipe.zadd(EXPIRY, {f"upload:{record['id']}": time.time() + self.keep})
+                pipe.execute()
+
+        self.link(work)
+
+    def uploads(self, owner: str, id: str | None = None) -> list[dict[str, Any]]:
+        key = f"{PREFIX}uploads:{owner}"
+        ids = [id] if id else self.link(lambda client: client.zrevrange(key, 0, 99))
+        found = [self.link(lambda client, one=one: client.get(f"{PREFIX}upload:{one}")) for one in ids]
+        pairs = [json.loads(words) for words in found if words]
+        return [record for who, record in pairs if who == owner]
+
+    def upload_file(self, id: str) -> Path:
+        return self.objects.get(f"uploads/{id}")
+
+    def drop_upload(self, owner: str, id: str) -> None:
+        self.link(lambda client: client.delete(f"{PREFIX}upload:{id}"))
+        self.link(lambda client: client.zrem(f"{PREFIX}uploads:{owner}", id))
+        self.objects.drop(f"uploads/{id}")
+
+    def claim(self, owner: str, key: str, digest: str, id: str) -> tuple[str, str] | None:
+        """Atomic: of two gateways that are asked at once, one gets the other's answer."""
+        name, value = f"{PREFIX}key:{owner}:{key}", json.dumps([digest, id])
+        if self.link(lambda client: client.set(name, value, nx=True, ex=int(self.keep))):
+            return None
+        found = self.link(lambda client: client.get(name))
+        return tuple(json.loads(found)) if found else None
+
+    def release(self, owner: str, key: str) -> None:
+        self.link(lambda client: client.delete(f"{PREFIX}key:{owner}:{key}"))
+
+    def keep_note(self, id: str, note: dict[str, Any]) -> None:
+        self.link(lambda client: client.set(f"{PREFIX}batch:{id}", json.dumps(note), ex=int(self.keep)))
+
+    def note(self, id: str) -> dict[str, Any] | None:
+        found = self.link(lambda client: client.get(f"{PREFIX}batch:{id}"))
+        return json.loads(found) if found else None
+
+    def free_bytes(self) -> int:
+        return self.objects.free_bytes()
+
+    def expire(self, seconds: float) -> None:
+        """Scratch files of this machine; records and objects are the fleet's (seesr.fleet.upkeep)."""
+        self.objects.trim(seconds)
+        for kind in ("parts", "zips"):
+            for path in (self.folder / kind).iterdir():
+                if path.stat().st_mtime < time.time() - seconds:
+                    path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.link.redis.close()

@@ -1,0 +1,53 @@
+"""Who works in the fleet: a hash per worker in Redis that its parent keeps alive, and orders to single workers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from seesr.fleet.job_store import PREFIX
+from seesr.fleet.redis_client import PATIENCE, Link
+
+ALIVE = 30  # seconds without a word after which a worker is taken for dead
+WORKERS = PREFIX + "workers"
+
+
+class Roster:
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def tell(self, name: str, **values: Any) -> None:
+        """Writes what is to be known of a worker; it counts as alive for ALIVE seconds from now."""
+        key = f"{PREFIX}worker:{name}"
+
+        def work(client: Any) -> None:
+            with client.pipeline() as pipe:
+                pipe.sadd(WORKERS, name)
+                pipe.hset(key, mapping={field: json.dumps(value, default=str) for field, value in values.items()})
+                pipe.expire(key, ALIVE)
+                pipe.execute()
+
+        self.link(work)
+
+    def leave(self, name: str) -> None:
+        self.link(lambda client: client.delete(f"{PREFIX}worker:{name}"))
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Those that are alive, by name; the others are forgotten."""
+        found = {}
+        for name in sorted(self.link(lambda client: client.smembers(WORKERS))):
+            fields = self.link(lambda client, name=name: client.hgetall(f"{PREFIX}worker:{name}"))
+            if fields:
+                found[name] = {field: json.loads(value) for field, value in fields.items()}
+            else:
+                self.link(lambda client, name=name: client.srem(WORKERS, name))
+        return found
+
+    def send(self, name: str, order: str) -> None:
+        """ "unload" or "load"; the worker's child obeys between two pictures."""
+        self.link(lambda client: client.rpush(f"{PREFIX}orders:{name}", order))
+
+    def order(self, name: str) -> str | None:
+        """The next order to this worker, waited for as long as Redis is patient."""
+        found = self.link(lambda client: client.blpop([f"{PREFIX}orders:{name}"], timeout=PATIENCE / 2))
+        return found[1] if found else None

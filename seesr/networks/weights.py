@@ -1,0 +1,97 @@
+"""Bundles of weights on disk: where they are, and that every byte is the one that was published. No torch here.
+
+A bundle is a folder of diffusers-style sub-folders (unet, controlnet, vae, text_encoder, tokenizer, scheduler,
+tagger) and a bundle.json that names it and holds the sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+MANIFEST = "bundle.json"
+ROOT = Path(__file__).resolve().parents[2] / "weights"
+FULL, POCKET = ROOT / "full", ROOT / "pocket"
+FETCH = "python scripts/download.py && python scripts/convert.py"
+
+
+class WeightsError(RuntimeError):
+    """Weights are missing, damaged or do not fit the networks. The message says which, and what to do."""
+
+
+class CannotServe(RuntimeError):
+    """This machine cannot make pictures with this bundle. One line: what is missing, what to do."""
+
+
+class Bundle(NamedTuple):
+    """A verified bundle. `files` maps relative paths to sha256 sums."""
+
+    path: Path
+    name: str
+    kind: str
+    licence: str
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the name and of all files' sums: two bundles of one name are told apart by it."""
+        return hashlib.sha256(json.dumps([self.name, sorted(self.files.items())]).encode()).hexdigest()
+
+
+def locate() -> Path:
+    """The bundle to load where none is named: the full one if it is there, else the pocket one."""
+    return FULL if (FULL / MANIFEST).exists() else POCKET
+
+
+def sha256(path: Path) -> str:
+    """Of a file; one that has not changed since it was last asked for is not read again."""
+    found = path.stat()
+    return sum_of(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def sum_of(path: Path, *identity: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path) -> Bundle:
+    """Reads bundle.json and checks every file against it.
+
+    Raises:
+        WeightsError: no bundle, or a file that is missing, extra or altered.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"])
+    except FileNotFoundError:
+        raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}"
+        ) from None
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
+    for name in sorted(set(bundle.files) ^ present):
+        fault = "is missing" if name in bundle.files else f"is not listed in {MANIFEST}"
+        raise WeightsError(f"{path / name} {fault}: fetch the bundle again with: {FETCH}")
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        sums = dict(zip(bundle.files, pool.map(lambda name: sha256(path / name), bundle.files), strict=True))
+    for name, expected in bundle.files.items():
+        if sums[name] != expected:
+            raise WeightsError(
+                f"{path / name} is damaged: sha256 is {sums[name]}, expected {expected}: fetch it again with: {FETCH}"
+            )
+    return bundle
+
+
+def write_manifest(path: Path, name: str, kind: str, licence: str) -> None:
+    """Writes bundle.json over all files that lie in `path` now."""
+    names: Iterable[str] = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
+    files = {n: sha256(path / n) for n in names if n != MANIFEST}
+    manifest = {"name": name, "kind": kind, "licence": licence, "files": files}
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -1,0 +1,158 @@
+"""One prediction of the whole latents: ControlNet and UNet over tiles in batches, guidance, blended."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from seesr.networks.attention import Tokens
+from seesr.networks.graphs import Graphs
+from seesr.runtime.memory import Budget
+from seesr.runtime.precision import again_in_float32, check_finite
+from seesr.runtime.progress import Progress
+from seesr.runtime.tiling import Place, Tile, blend, grid, window
+
+FEATURE_BYTES = 2**28  # hint features kept over steps and particles, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """One forward pass of a batch of tiles, without memory of any picture.
+
+    Args:
+        conditioning: weight of the ControlNet's residuals.
+    """
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    conditioning: float
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, t: Tensor, hint: Tensor, text: Tokens, image: Tokens) -> Tensor:
+        """Predictions [B, C, h, w], float32; [2B, C, h, w] = (negative, positive) with guidance.
+
+        Args:
+            z: latents [B, C, h, w].
+            t: timesteps [B].
+            hint: [B, 3, f*h, f*w] in [0, 1], or its features [B, C', h, w].
+        """
+        dtype = text.values.dtype
+        branches = len(text.values)
+        x = z.to(dtype).repeat(branches, 1, 1, 1)
+        hint = hint.to(dtype).repeat(branches, 1, 1, 1)
+        time = t.repeat(branches)
+        context = (text, image)
+        down, mid = self.controlnet(x, time, context, hint, self.conditioning, return_dict=False)
+        return self.unet(
+            x,
+            time,
+            context,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0].float()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """UNet and ControlNet with everything that stays the same for all tiles and steps of one picture.
+
+    Args:
+        text: text tokens, B = 1, or B = 2 = (negative, positive) with guidance.
+        image: the tagger's image tokens, B = 1.
+        hint: takes a tile in latent cells and returns the enlarged input under it, [1, 3, f*h, f*w] in [0, 1].
+        tiles: the tiles of the latents, all of one shape.
+        weight: blending weight of a tile, [h, w].
+        guidance: scale; 1 means off.
+        conditioning: weight of the ControlNet's residuals.
+        budget: tiles per forward pass, fewer when memory runs out.
+        progress: counts finished tiles.
+        graphs: records and replays the forward pass; None: it is run.
+        needed: for every step the tiles that are denoised; empty: all of them, always.
+    """
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    text: Tokens
+    image: Tokens
+    hint: Callable[[Tile], Tensor]
+    tiles: list[Tile]
+    weight: Tensor
+    guidance: float = 1.0
+    conditioning: float = 1.0
+    budget: Budget = dataclasses.field(default_factory=Budget)
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    graphs: Graphs | None = None
+    needed: list[list[Tile]] = dataclasses.field(default_factory=list)
+    features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, z: Tensor, t: int, s: int) -> Tensor:
+        """Latents [N, C, H, W] float32 at timestep t, step s -> the network's predictions, the same shape, float32.
+
+        Where no tile is needed they are 0.
+        """
+        before, tiles = self.progress.position, self.needed[s] if self.needed else self.tiles
+        if not tiles:
+            return torch.zeros_like(z)
+
+        def run(places: list[Place]) -> Tensor:
+            parts = torch.stack([tile.crop(z[n]) for n, tile in places])
+            time = torch.full((len(parts),), t, device=parts.device)
+
+            own = self if self.unet.dtype == self.text.values.dtype else self.in_float32
+            return own.predict(parts, time, torch.cat([own.hint_features(tile) for _, tile in places]))
+
+        def whole() -> Tensor:
+            self.progress.position = before  # a second try counts the same tiles
+            return blend(run, tiles, z.shape, self.budget.batch.amount, self.weight, self.progress.advance)
+
+        def work() -> Tensor:
+            prediction = self.budget.batch.attempt(whole, self.release)
+            check_finite(prediction, "denoise")
+            return prediction
+
+        return again_in_float32(work, self.budget, self.unet, self.controlnet)
+
+    def release(self) -> None:
+        self.features.clear()
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    @functools.cached_property
+    def in_float32(self) -> Denoiser:
+        """The same for networks that were cast up."""
+        self.release()  # recorded graphs would read weights that are no longer there
+        text, image = Tokens(self.text.values.float()), Tokens(self.image.values.float())
+        return dataclasses.replace(self, text=text, image=image, features={}, graphs=None)
+
+    @torch.no_grad()
+    def hint_features(self, tile: Tile) -> Tensor:
+        """What the ControlNet makes of the hint under a tile, [1, C, h, w]: computed once, while there is room."""
+        if tile in self.features:
+            return self.features[tile]
+        features = self.controlnet.controlnet_cond_embedding(self.hint(tile).to(self.text.values.dtype))
+        if len(self.features) * features.nbytes < FEATURE_BYTES:
+            self.features[tile] = features
+        return features
+
+    def predict(self, z: Tensor, t: Tensor, hint: Tensor) -> Tensor:
+        """Predictions of tiles, see Forward, guided; replayed as a graph where there are graphs."""
+        forward = Forward(self.unet, self.controlnet, self.conditioning)
+        inputs, contexts = (z, t, hint), (self.text, self.image)
+        prediction = forward(*inputs, *contexts) if self.graphs is None else self.graphs.run(forward, inputs, contexts)
+        if len(self.text.values) == 1:
+            return prediction
+        negative, positive = prediction.chunk(2)
+        return negative + self.guidance * (positive - negative)
+
+
+def layout(height: int, width: int, tile: int, overlap: int, device: torch.device) -> tuple[list[Tile], Tensor]:
+    """Tiles of latents [height, width] and the blending weight of one, on `device`."""
+    tiles = grid(height, width, tile, overlap)
+    first = tiles[0]
+    return tiles, window(first.bottom - first.top, first.right - first.left).to(device)

@@ -1,0 +1,252 @@
+"""The story of one picture.
+
+    bytes -images.read.decode-> RGB [H, W, 3] (+ alpha, ICC, EXIF, kept aside)
+     |- tagger: the original small picture -> tags, image tokens [1, n, width]
+     |   '- text: tags + prompts -> text tokens [B, 77, width], B = 2 only with guidance
+     '- picture.enlarge, picture.pad -> hint [H', W', 3]
+           |- autoencoder.encode -> posterior of the latents z [1, C, H'/f, W'/f]
+           |- sampling: noise at t = 999, then every step over tiles (denoiser) -> clean latents
+           '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the hint
+                 '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> Result.encode -> bytes
+
+The factor f, the channel count C and the token widths come from the bundle's configs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seesr.images import color
+from seesr.images.mask import Grey
+from seesr.images.picture import Picture, enlarge, pad
+from seesr.networks import hardware, models
+from seesr.networks.attention import Tokens
+from seesr.networks.graphs import Graphs
+from seesr.pipeline import postprocess, prompt, sampling, steering
+from seesr.pipeline.denoiser import Denoiser, layout
+from seesr.pipeline.result import Result, record
+from seesr.pipeline.tagging import tag, to_floats
+from seesr.pipeline.tile_skipping import covered, needed
+from seesr.runtime.memory import Budget
+from seesr.runtime.progress import Progress
+from seesr.runtime.tiling import Tile
+from seesr.settings import Settings
+from seesr.vae import autoencoder
+
+log = logging.getLogger(__name__)
+
+
+class Upscaling:
+    """One picture on its way. The methods are the hops of the road above, in order."""
+
+    def __init__(
+        self,
+        networks: models.Models,
+        settings: Settings,
+        picture: Picture,
+        progress: Progress,
+        graphs: Graphs | None = None,
+        mask: Grey | None = None,
+    ) -> None:
+        self.networks, self.picture, self.progress, self.graphs, self.mask = networks, picture, progress, graphs, mask
+        self.factor = networks.factor
+        seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
+        self.settings = dataclasses.replace(settings, seed=seed)
+        self.size = settings.output_size(*picture.size)
+        self.seconds: dict[str, float] = {}
+        self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)
+
+    def run(self) -> Result:
+        try:
+            return self.upscale()
+        finally:
+            self.budget.restore()
+
+    def upscale(self) -> Result:
+        with self.timed("tags"):
+            tags, image_tokens = self.tag()
+        with self.timed("text"):
+            text_tokens = self.encode_text(tags)
+        with self.timed("enlarge"):
+            hint = self.enlarge()
+        with self.timed("encode"):
+            start, update = self.start(hint)
+        with self.timed("denoise"):
+            denoiser = self.denoiser(hint, text_tokens, image_tokens, start.shape[2:])
+            z, spread, kds = self.denoise(denoiser, start, update)
+        with self.timed("decode"):
+            restored = self.decode(z)
+        with self.timed("finish"):
+            picture, trust = self.finish(restored, hint, spread)
+        shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
+        metrics = self.metrics(picture, denoiser) | trust | kds | shown
+        log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
+        uncertainty, layout = postprocess.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
+        return Result(picture, uncertainty, self.settings, metrics, self.picture, layout)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Begins a stage, and keeps its seconds. Stages of many tiles say themselves how many there are."""
+        self.progress.start(stage)
+        started = time.perf_counter()
+        yield
+        if self.networks.device.type == "cuda":
+            torch.cuda.synchronize(self.networks.device)
+        self.progress.finish()
+        self.seconds[stage] = time.perf_counter() - started
+
+    def metrics(self, picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
+        return {
+            "seed": self.settings.seed,
+            "tags": ", ".join(self.prompt.tags),
+            "tags_left_out": ", ".join(self.prompt.left_out),
+            "prompt_cut": self.prompt.cut,
+            "input_size": "x".join(map(str, self.picture.size)),
+            "output_size": "x".join(map(str, picture.size)),
+            "steps": self.settings.num_inference_steps,
+            "tiles": len(denoiser.tiles),
+            "tiles_skipped": len(denoiser.tiles) - len(denoiser.needed[-1]) if denoiser.needed else 0,
+            "tile_batch": self.budget.batch.amount,
+            "out_of_memory_retries": self.budget.retries,
+            "float32_retries": self.budget.redone,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "peak_memory_mb": hardware.peak_memory(self.networks.device),
+            "device": hardware.name(self.networks.device),
+            "attention": self.networks.attention,
+            "bundle": self.networks.bundle.name,
+        }
+
+    def tag(self) -> tuple[list[str], Tensor]:
+        """The original small picture -> tags, image tokens [1, n, width]."""
+        tags, tokens = tag(self.networks.tagger, self.picture.visible, self.budget)
+        return tags, tokens.to(self.networks.dtype)
+
+    def encode_text(self, tags: list[str]) -> Tensor:
+        """Tags and prompts -> text tokens [1, 77, width], or [2, 77, width] = (negative, positive) with guidance."""
+        settings, tokenizer = self.settings, self.networks.tokenizer
+        self.prompt = prompt.fit(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
+        if self.prompt.cut:
+            log.warning("the prompt is too long: its end has no effect")
+        prompts = [self.prompt.words]
+        if settings.cfg_scale > 1:
+            prompts.insert(0, settings.negative_prompt)
+        return prompt.encode(self.networks.text_encoder, tokenizer, prompts, self.budget).to(self.networks.dtype)
+
+    def enlarge(self) -> Tensor:
+        """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3], on the device."""
+        networks = self.networks
+        cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
+        least = min(networks.tile, self.settings.latent_tiled_size)
+        padded = pad(enlarge(self.picture.visible, self.size), cell, least * networks.factor)
+        self.plain = padded[: self.size[1], : self.size[0]]
+        return torch.from_numpy(padded).to(networks.device)
+
+    def start(self, hint: Tensor) -> tuple[Tensor, sampling.Update]:
+        """The enlarged picture -> latents at the first step [N, C, h, w], and how a step is taken from there.
+
+        Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
+        """
+        networks, settings = self.networks, self.settings
+        size = hint.shape[0] // self.factor, hint.shape[1] // self.factor
+        streams = self.noise((1, networks.unet.config["in_channels"], *size))
+        first = torch.cat([next(stream) for stream in streams])
+        posterior = self.encode(hint, size)
+        self.clean = posterior.mean()
+        if settings.steered:
+            return sampling.start_latents(self.clean, first, networks.scheduler), sampling.ddim_step
+        z = posterior.sample(next(streams[0]))
+        return sampling.start_latents(z, first, networks.scheduler), sampling.Ancestral(streams[0])
+
+    def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
+        """A stream of noise for every particle; the seed itself belongs to the first."""
+        count = self.settings.num_particles if self.settings.steered else 1
+        seeds = steering.particle_seeds(self.settings.seed or 0, count)
+        return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
+
+    def encode(self, hint: Tensor, size: tuple[int, int]) -> autoencoder.Posterior:
+        """The enlarged picture -> the posterior of its latents, (h, w) = size."""
+        return autoencoder.encode(self.networks.vae, self.under(hint), size, self.budget, self.progress)
+
+    def denoise(
+        self, denoiser: Denoiser, start: Tensor, update: sampling.Update
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], spread [h, w], steering metrics.
+
+        Where no tile was needed the latents are those of the input.
+        """
+        settings, factor = self.settings, self.factor
+        steps = sampling.schedule(self.networks.scheduler, settings.num_inference_steps)
+        each = denoiser.needed or [denoiser.tiles] * len(steps)
+        self.progress.start("denoise", max(1, len(start) * sum(map(len, each))))
+        if not settings.steered:
+            z = sampling.sample(denoiser, start, steps, update)
+            return torch.where(covered(each[-1], z), z, self.clean), None, {}
+        area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
+        method = steering.Steering(bandwidth=settings.bandwidth)
+        ensemble = steering.Ensemble(method, len(steps), len(start), area)
+        z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, update, ensemble))
+        if not metrics["effective"]:
+            log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
+        return z, ensemble.uncertainty, {"kds": metrics}
+
+    def denoiser(self, hint: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
+        """The networks with all that stays the same for this picture."""
+        tile, overlap = self.settings.latent_tiled_size, self.settings.latent_tiled_overlap
+        tiles, weight = layout(z_size[0], z_size[1], tile, overlap, self.networks.device)
+        return Denoiser(
+            unet=self.networks.unet,
+            controlnet=self.networks.controlnet,
+            text=Tokens(text_tokens),
+            image=Tokens(image_tokens),
+            hint=self.under(hint),
+            tiles=tiles,
+            weight=weight,
+            guidance=self.settings.cfg_scale,
+            budget=self.budget,
+            progress=self.progress,
+            graphs=self.graphs,
+            needed=needed(self.networks.vae, self.settings, self.mask, tiles, self.size, hint.shape[:2]),
+        )
+
+    def under(self, hint: Tensor) -> Callable[[Tile], Tensor]:
+        """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""
+        planes = hint.permute(2, 0, 1)
+        return lambda tile: to_floats(tile.scaled(self.factor).crop(planes).permute(1, 2, 0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Clean latents [1, C, h, w] -> [3, H', W']."""
+        return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress)
+
+    def finish(self, restored: Tensor, hint: Tensor, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
+        """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record; what it added.
+
+        Raises:
+            RuntimeError: values that are not finite, or a decoder that gave no picture.
+        """
+
+        def content(top: int, bottom: int) -> Tensor:
+            return restored[None, :, top:bottom]
+
+        def style(top: int, bottom: int) -> Tensor:
+            return to_floats(hint[top:bottom])
+
+        settings, mask = self.settings, self.mask
+        if settings.fidelity < 1 and (mask is None or mask.any()):
+            postprocess.check_alive(content, style, self.size)
+        strips = color.match_by_strips(content, style, len(hint), settings.color_fix)
+        rgb = postprocess.to_integers(strips, self.size, self.picture.rgb.dtype)
+        if settings.fidelity > 0 or mask is not None:
+            dial = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
+            rgb = postprocess.keep_plain(rgb, self.plain, dial, mask, self.size[0] / self.picture.size[0] / 2)
+        trust = postprocess.trust(rgb, self.plain, self.picture.visible)
+        made = record(settings, self.networks.bundle, mask)
+        return self.picture.with_pixels(rgb, made, settings.keep_exif), trust

@@ -1,0 +1,156 @@
+"""The end of the road: is it a picture at all, or only the input's colours; and floats -> integers."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from seesr.images.color import Rows, Strips, spans
+from seesr.images.mask import at_size
+from seesr.images.picture import Pixels
+from seesr.runtime.precision import check_finite
+
+BLOCK = 8  # pixels; noise averages out within one, and what a picture shows does not
+LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
+UNEVEN = 4.0  # how far disagreement bends the share of the plain enlargement
+DEPTHS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
+LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
+
+
+def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
+    """Refuses a decoder's own output, before any colour correction, that lacks the input's contrast.
+
+    Compares the mean differences of neighbouring blocks of BLOCK x BLOCK pixels: a dead decoder, one that is constant
+    in each tile, or one whose contrast collapsed has hardly any, where the enlarged input has some. Of pictures that
+    are smaller than two blocks only a flat result is refused.
+
+    Args:
+        content: rows of the decoder's output, [1, 3, rows, W] nominally in [0, 1].
+        style: the same rows of the enlarged input.
+        size: (width, height) of the picture.
+
+    Raises:
+        RuntimeError: one line with the figures.
+    """
+    width, height = size
+    side, share = (BLOCK, LEAST_SHARE) if min(size) >= 2 * BLOCK else (1, 0.0)
+    found, count = [], 0
+    for top, bottom, *_ in spans(height):
+        if bottom - top < side:
+            continue
+        both = [F.avg_pool2d(rows(top, bottom)[..., :width].clamp(0, 1), side) for rows in (content, style)]
+        found.append(torch.stack([x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum() for x in both]).double())
+        count += 2 * both[0].numel()
+    ours, asked = (torch.stack(found).sum(0) / count).tolist() if found else (0.0, 0.0)
+    if asked >= LEAST_SLOPE and not ours > share * asked:
+        words = f"{ours / asked:.0%} of the input's contrast"
+        raise RuntimeError(f"the decoder gave no picture: {words}; nothing is returned")
+
+
+def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixels:
+    """Corrected rows [1, 3, rows, W'] in [0, 1] -> [H, W, 3] of `size` = (width, height), over the range of `depth`.
+
+    Raises:
+        NotFinite: a value is NaN or infinite.
+    """
+    width, height = size
+    rgb, most = torch.empty(0), np.iinfo(depth).max  # type: ignore[type-var]
+    sums = []
+    for top, rows in strips:
+        if top == 0:
+            rgb = torch.empty((height, width, 3), dtype=DEPTHS[np.dtype(depth)], device=rows.device)
+        pixels = rows[0, :, : max(0, height - top), :width].permute(1, 2, 0)
+        sums.append(pixels.sum())  # not finite where one of them is not
+        rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round()
+    check_finite(torch.stack(sums), "color")
+    return rgb.cpu().numpy()
+
+
+def at_every_pixel(
+    fidelity: float, spread: Tensor | None, factor: int, size: tuple[int, int]
+) -> float | NDArray[np.float32]:
+    """The dial itself, or where particles ran one for every pixel, [H, W]: 1 - (1 - fidelity)^e.
+
+    e is their disagreement over its mean, from 1/UNEVEN to UNEVEN: detail on which they agree stays longest.
+
+    Args:
+        spread: of the particles, [h, w] cells.
+        size: (width, height).
+    """
+    if spread is None:
+        return fidelity
+    width, height = size
+    whole = F.interpolate(spread[None, None], scale_factor=factor, mode="bilinear")[0, 0, :height, :width].cpu()
+    exponent = (whole / whole.mean().clamp(min=1e-12)).clamp(1 / UNEVEN, UNEVEN)
+    return (1 - (1 - fidelity) ** exponent).numpy()
+
+
+def keep_plain(
+    rgb: Pixels, plain: Pixels, dial: float | NDArray[np.float32], mask: NDArray[np.uint8] | None, sigma: float
+) -> Pixels:
+    """Takes back what was added to the plain enlargement: by the dial its coarse part first, then the fine one.
+
+    A dial of 0 leaves the result as it is and 1 gives the plain enlargement, both exactly, as do 255 and 0 of a mask.
+
+    Args:
+        rgb: the result, [H, W, 3].
+        plain: the plain enlargement, the same shape.
+        dial: in [0, 1], for all pixels or each, [H, W].
+        mask: what may be added at all, of any size.
+        sigma: of the Gaussian that parts coarse from fine, pixels.
+    """
+    found, most = np.empty_like(rgb), np.iinfo(rgb.dtype).max
+    if mask is not None:
+        mask = at_size(mask, (rgb.shape[1], rgb.shape[0]))
+    for top, bottom, first, last in spans(len(rgb), math.ceil(4 * sigma) + 1):
+        inner = slice(top - first, bottom - first)
+        added = rgb[first:last].astype(np.float32) - plain[first:last]
+        kept = added[inner]
+        if np.any(dial):
+            here = np.atleast_2d(dial)[top:bottom, :, None] if np.ndim(dial) else np.float32(dial)
+            coarse = cv2.GaussianBlur(added, (0, 0), sigma)[inner]
+            kept = np.clip(1 - 2 * here, 0, 1) * coarse + np.clip(2 - 2 * here, 0, 1) * (kept - coarse)
+        if mask is not None:
+            kept = kept * (mask[top:bottom, :, None] / np.float32(255))
+        found[top:bottom] = (plain[top:bottom] + kept).round().clip(0, most)
+    return found
+
+
+def trust(rgb: Pixels, plain: Pixels, source: Pixels) -> dict[str, float]:
+    """Two figures of what was added, cheap enough for every picture.
+
+    faithful: PSNR of the result, averaged down to the input's size, to the input, dB; at most 100.
+    invented: the share of the result's variance that is finer than the input's pixels, less that of the plain
+    enlargement: 0 is nothing added.
+
+    Args:
+        rgb: the result, [H, W, 3].
+        plain: the plain enlargement, the same size.
+        source: the input.
+    """
+    size, most = source.shape[1::-1], float(np.iinfo(rgb.dtype).max)
+    small, small_plain = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, plain))
+    error = cv2.norm(small, source, cv2.NORM_L2SQR) / source.size / most**2
+    whole, held, whole_plain, held_plain = (
+        float(np.square(cv2.meanStdDev(pixels)[1]).sum()) for pixels in (rgb, small, plain, small_plain)
+    )
+    finer = (whole - held) - (whole_plain - held_plain)
+    return {
+        "faithful": round(float(-10 * np.log10(max(error, 1e-10))), 2),
+        "invented": round(finer / whole, 4) if whole > 0 else 0.0,
+    }
+
+
+def to_map(spread: Tensor | None, factor: int, size: tuple[int, int]) -> NDArray[np.uint16] | None:
+    """Spread per latent cell [h, w] -> a map of `size` = (width, height), 65535 for 1 or more; None passes."""
+    if spread is None:
+        return None
+    width, height = size
+    whole = F.interpolate(spread[None, None], scale_factor=factor, mode="bilinear")[0, 0]
+    return (whole[:height, :width].clamp(max=1) * 65535).round().cpu().numpy().astype(np.uint16)

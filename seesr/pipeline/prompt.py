@@ -1,0 +1,74 @@
+"""Prompt composition and encoding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from seesr.networks.models import TextEncoder
+from seesr.runtime.memory import Budget
+from seesr.runtime.precision import again_in_float32, check_finite
+
+
+def compose(tags: list[str], user_prompt: str, positive_prompt: str) -> str:
+    """SeeSR's prompt: tags, user prompt, quality words (no space after the last comma)."""
+    return f"{', '.join(tags)}, {user_prompt},{positive_prompt}"
+
+
+class Prompt(NamedTuple):
+    """What the text encoder is given, and what it had no room for.
+
+    Attributes:
+        words: the prompt.
+        tags: those that are in it.
+        left_out: tags that did not fit.
+        cut: words at its end that did not fit; none of them has any effect.
+    """
+
+    words: str
+    tags: list[str]
+    left_out: list[str]
+    cut: str
+
+
+def fit(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positive_prompt: str) -> Prompt:
+    """The prompt with as many of the first tags as leave room for the user's and the quality words.
+
+    The reference cuts the end of a long prompt instead, and with it what the user wrote.
+    """
+    limit = tokenizer.model_max_length
+    for count in range(len(tags), -1, -1):
+        words = compose(tags[:count], user_prompt, positive_prompt)
+        ids = tokenizer(words)["input_ids"]
+        if len(ids) <= limit or count == 0:
+            cut = str(tokenizer.decode(ids[limit - 1 : -1])) if len(ids) > limit else ""
+            return Prompt(words, tags[:count], tags[count:], cut)
+    raise AssertionError
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Prompts -> ids [B, 77], cut or filled up to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")[
+        "input_ids"
+    ]
+
+
+@torch.no_grad()
+def encode(encoder: TextEncoder, tokenizer: CLIPTokenizer, prompts: list[str], budget: Budget) -> Tensor:
+    """Prompts -> tokens [B, 77, width].
+
+    Raises:
+        NotFinite: in single precision too.
+    """
+    ids = token_ids(tokenizer, prompts).to(encoder.device)
+
+    def work() -> Tensor:
+        tokens = encoder.hidden(ids)
+        check_finite(tokens, "text")
+        return tokens
+
+    return again_in_float32(work, budget, encoder)

@@ -1,0 +1,72 @@
+"""Tiles that need no denoising, since nobody will see them: black under a mask, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seesr.images import color
+from seesr.images.mask import Grey, at_size
+from seesr.runtime.tiling import Tile
+from seesr.settings import Settings
+from seesr.vae import autoencoder
+
+
+def needed(
+    vae: Any, settings: Settings, mask: Grey | None, tiles: list[Tile], size: tuple[int, int], padded: tuple[int, ...]
+) -> list[list[Tile]]:
+    """The tiles of every step where only some are needed; empty: all, always.
+
+    Only where pixels elsewhere stay what they would be: without layers, colours and particles that see the whole.
+
+    Args:
+        size: (width, height) of the result.
+        padded: (height, width) of the enlarged picture with its mirrored border.
+    """
+    steps = settings.num_inference_steps
+    if settings.fidelity == 1 or (mask is not None and not mask.any()):
+        return [[]] * steps
+    if mask is None or settings.steered or settings.color_fix == "adain" or not autoencoder.is_local(vae):
+        return []
+    factor = padded[0] // max(tile.bottom for tile in tiles)
+    whole = at_size(mask, size)
+    border = [(0, side - own) for side, own in zip(padded, whole.shape, strict=True)]
+    reach = autoencoder.halo(vae) + -(-color.REACH // factor)
+    return by_step(tiles, open_cells(np.pad(whole, border, mode="symmetric"), factor, reach), steps)
+
+
+def open_cells(mask: Grey, factor: int, reach: int) -> NDArray[np.bool_]:
+    """[H, W] pixels -> [H/f, W/f] cells: those within `reach` cells of a pixel that is not black."""
+    height, width = (side // factor for side in mask.shape)
+    cells = mask[: height * factor, : width * factor].reshape(height, factor, width, factor).max((1, 3)) > 0
+    return cv2.dilate(cells.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
+
+
+def by_step(tiles: Sequence[Tile], cells: NDArray[np.bool_], steps: int) -> list[list[Tile]]:
+    """The tiles that have to be denoised at every step, so that the open cells come out as if all had been.
+
+    At the last step those with an open cell; before it also those that share a cell with one that is needed later.
+    """
+    last = [tile for tile in tiles if cells[tile.top : tile.bottom, tile.left : tile.right].any()]
+    found = [last]
+    for _ in range(steps - 1):
+        found.insert(0, [tile for tile in tiles if any(overlap(tile, other) for other in found[0])])
+    return found
+
+
+def covered(tiles: Sequence[Tile], z: Tensor) -> Tensor:
+    """Where a tile lies, bool, the shape of z [N, C, h, w]."""
+    found = torch.zeros_like(z, dtype=torch.bool)
+    for tile in tiles:
+        tile.crop(found).fill_(True)
+    return found
+
+
+def overlap(a: Tile, b: Tile) -> bool:
+    return a.top < b.bottom and b.top < a.bottom and a.left < b.right and b.left < a.right

@@ -1,0 +1,111 @@
+"""Loaded networks, ready for any number of pictures. The story of one picture is in upscaling.py."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from seesr.images.mask import Grey
+from seesr.images.picture import Picture
+from seesr.images.read import from_pil
+from seesr.networks import hardware, models
+from seesr.networks.graphs import CudaRecorder, Graphs
+from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.result import Result
+from seesr.runtime import precision
+from seesr.runtime.progress import Progress
+from seesr.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Upscaler:
+    """Loaded networks, ready for any number of pictures, one at a time.
+
+    Not thread-safe: a network may be cast up for a picture's second try while another picture runs. seesr.Engine is.
+
+    upscaler = Upscaler.load(Path("weights/pocket"), "cpu")
+    result = upscaler(Image.open("photo.jpg"), Settings(scale_factor=4, seed=1))
+    """
+
+    def __init__(self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None) -> None:
+        self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention))
+        self.graphs = graphs
+        if graphs is not None:
+            for owner, method in networks.parts():
+                graphs.attach(owner, method)
+
+    @classmethod
+    def load(
+        cls, bundle: Path, device: str | None = None, attention: str = "auto", cuda_graphs: bool = False
+    ) -> Upscaler:
+        """Loads a bundle: half precision on a GPU, single precision on a CPU.
+
+        Args:
+            bundle: the folder.
+            device: a torch device; None: the GPU if there is one.
+            attention: name of a kernel, see hardware.choose.
+            cuda_graphs: replay the networks as CUDA graphs at the sizes of the warm-up; a CPU has none.
+
+        Raises:
+            WeightsError: the bundle is missing, damaged or does not fit.
+            ValueError: the device or the kernel is not known, or not here; one line.
+        """
+        target = hardware.usable(device)
+        networks = models.load(bundle, target, precision.working_dtype(target))
+        upscaler = cls(networks, attention, Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None)
+        kernel = upscaler.networks.attention
+        log.info("bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, kernel)
+        return upscaler
+
+    def __call__(
+        self,
+        source: Picture | Image.Image,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+        mask: Grey | None = None,
+    ) -> Result:
+        """Upscales one picture. Settings that are not given are the defaults; without `progress` nobody watches.
+
+        Args:
+            mask: where the model may change it (seesr.mask.read_mask); None: everywhere.
+
+        Raises:
+            ValueError: the picture cannot be used, or is too large for the scale; one line.
+            RuntimeError: the networks gave no usable picture.
+        """
+        picture = source if isinstance(source, Picture) else from_pil(source)
+        given = settings or Settings()
+        return Upscaling(self.networks, given, picture, progress or Progress(), self.graphs, mask).run()
+
+    def warm_up(self) -> None:
+        """Runs one step on a grey picture of one tile, so that the first caller does not pay for lazy initialisation;
+        on a GPU also with guidance, and on one of several tiles, whose batches are another shape. Graphs are recorded
+        of one tile: the more tiles a pass has, the less its launches matter.
+        """
+        one = Settings(num_inference_steps=1, seed=0)
+        with contextlib.nullcontext() if self.graphs is None else self.graphs.setup():
+            self(self.grey(1), one)
+            if self.networks.device.type == "cuda":
+                self(self.grey(1), dataclasses.replace(one, cfg_scale=1.5))
+        if self.networks.device.type == "cuda":
+            self(self.grey(2), one)
+
+    def grey(self, tiles: int) -> Picture:
+        """A ramp that is enlarged to `tiles` times the side of one."""
+        side = tiles * self.networks.tile * self.networks.factor // 4
+        return Picture(np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8))
+
+    def healthy(self) -> bool:
+        """Whether the device still computes; a GPU does not after an illegal access."""
+        try:
+            return torch.ones(2, device=self.networks.device).sum().item() == 2
+        except RuntimeError as error:
+            log.error("the device has failed: %s", error)
+            return False

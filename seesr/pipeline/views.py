@@ -1,0 +1,81 @@
+"""Draws the views of a result: one function for each row of `seesr.settings.view_specs.VIEWS`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seesr.images.picture import Picture, enlarge, to_uint8
+from seesr.settings.view_specs import GAIN
+
+if TYPE_CHECKING:
+    from seesr.pipeline.result import Result
+
+
+COLOURS = np.array([[1, 0.3, 0.2], [0.2, 0.7, 1], [0.3, 0.9, 0.3], [1, 0.9, 0.2]], np.float32)
+
+
+def enlarged(result: Result) -> Picture:
+    """The result itself."""
+    return result.picture
+
+
+def comparison(result: Result) -> Picture:
+    """The plain bicubic enlargement left, the result right; opaque."""
+    plain = enlarge(result.source.visible, result.picture.size)
+    return dataclasses.replace(result.picture, rgb=np.concatenate([plain, result.picture.rgb], axis=1), alpha=None)
+
+
+def uncertainty(result: Result) -> Picture:
+    """The uncertainty map as a grey picture of 16 bits.
+
+    Raises:
+        ValueError: there is no map without steering.
+    """
+    if result.uncertainty is None:
+        raise ValueError("there is no uncertainty map without steering")
+    return Picture(np.repeat(result.uncertainty[..., None], 3, axis=2), record=result.picture.record)
+
+
+def difference(result: Result) -> Picture:
+    """What the model added to the plain enlargement, GAIN times as strong, around grey; opaque."""
+    picture = result.picture
+    plain, most = enlarge(result.source.visible, picture.size), int(np.iinfo(picture.rgb.dtype).max)
+    added = GAIN * (picture.rgb.astype(np.int32) - plain) + (most + 1) // 2
+    return dataclasses.replace(picture, rgb=added.clip(0, most).astype(picture.rgb.dtype), alpha=None)
+
+
+def tiles(result: Result) -> Picture:
+    """The result in grey under the denoiser's tiles, each in one of four colours as strong as it counts; opaque."""
+    picture, (cells, factor) = result.picture, result.layout
+    height, width = max(tile.bottom for tile in cells), max(tile.right for tile in cells)
+    total, colours = (np.zeros((height, width, count), np.float32) for count in (1, 3))
+    rows, columns = (sorted({tile[side] for tile in cells}) for side in (0, 1))
+    for tile in cells:
+        weight = np.outer(hann(tile.bottom - tile.top), hann(tile.right - tile.left))
+        place = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
+        total[place] += weight[..., None]
+        colours[place] += weight[..., None] * COLOURS[2 * (rows.index(tile.top) % 2) + columns.index(tile.left) % 2]
+    painted = (255 * colours / total).round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+    rgb = to_uint8(picture.rgb)
+    grey = rgb.mean(2, keepdims=True) / 2
+    shown = (grey + painted[: rgb.shape[0], : rgb.shape[1]] / 2.0).round().astype(np.uint8)
+    return dataclasses.replace(picture, rgb=shown, alpha=None, icc=None)
+
+
+def hann(count: int) -> NDArray[np.float32]:
+    """As seesr.tiling.window."""
+    return (np.sin(np.pi * (np.arange(count) + 0.5) / count) ** 2).astype(np.float32)
+
+
+DRAW: dict[str, Callable[[Result], Picture]] = {
+    "image": enlarged,
+    "comparison": comparison,
+    "difference": difference,
+    "tiles": tiles,
+    "uncertainty": uncertainty,
+}

@@ -1,0 +1,58 @@
+"""Half or single precision: which one a device computes in, the check for overflow, and the second try."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from seesr.runtime.memory import Budget
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class NotFinite(RuntimeError):
+    """A network gave NaN or infinity, in single precision too."""
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """What the networks run in: half precision on a GPU, single precision on a CPU."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def check_finite(values: Tensor, stage: str) -> None:
+    """Refuses values of which one is NaN or infinite. On a GPU the host waits for the answer.
+
+    Raises:
+        NotFinite: names the stage.
+    """
+    if not torch.isfinite(values).all():
+        raise NotFinite(f"the networks gave values that are not finite ({stage}); nothing is returned")
+
+
+def again_in_float32(work: Callable[[], T], budget: Budget, *networks: nn.Module) -> T:
+    """Returns work(); if that was not finite in half precision, casts the networks up for a second try.
+
+    They stay so for the rest of the picture, which would overflow again; who ends it calls budget.restore(). Their half
+    precision is kept, in its own memory, which recorded graphs read.
+
+    Raises:
+        NotFinite: not finite in single precision either.
+    """
+    try:
+        return work()
+    except NotFinite as error:
+        if next(networks[0].parameters()).dtype == torch.float32:
+            raise
+        log.warning("%s: again in single precision", error)
+    budget.redone += 1
+    for network in networks:
+        for value in (*network.parameters(), *network.buffers()):
+            if value.is_floating_point():
+                budget.cast.append((value, value.data))
+                value.data = value.data.float()
+    return work()

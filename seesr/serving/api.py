@@ -1,0 +1,203 @@
+"""The plain API: a picture in, a picture out; or a job to ask about; or many pictures at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from seesr.serving.job import DONE, WAITING, Job
+from seesr.serving.middleware import Refused, whole
+from seesr.serving.service import COMMON, Service, drop, media_type
+from seesr.serving.uploads import Stored, from_words, pieces, read_json, store
+from seesr.settings import Settings
+from seesr.settings.parsing import settings_of
+
+LONGEST_WAIT = 600.0  # seconds
+ANSWERS = ("file", "link")  # what POST /upscale answers with
+IMAGES = ("image/", "application/octet-stream")
+
+
+def service(request: Request) -> Service:
+    return request.app.state.service
+
+
+def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
+    """A job for people and programs."""
+    left = None
+    if job.started and job.total and not job.ended and job.done:
+        left = round((time.time() - job.started) * (job.total / job.done - 1), 1)  # of this stage, at its pace so far
+    here = f"{base}/jobs/{job.id}"
+    return {
+        "id": job.id,
+        "status": job.status,
+        "name": job.name,
+        "stage": job.stage,
+        "done": job.done,
+        "total": job.total,
+        "seconds_left": left,
+        "error": job.error,
+        "settings": job.settings,
+        "metrics": job.metrics,
+        "created": job.created,
+        "started": job.started,
+        "completed": job.completed,
+        "result": of.link(base, job) if job.status == DONE else None,
+        "urls": {"self": here, "events": f"{here}/events", "result": f"{here}/result"},
+    }
+
+
+async def take(request: Request) -> tuple[Stored, Stored | None, dict[str, Any]]:
+    """The image of a request, its mask and everything else that it says: body, form or JSON, and the query.
+
+    Raises:
+        ValueError, Refused: one line.
+    """
+    of, kind = service(request), request.headers.get("content-type", "").lower()
+    given: dict[str, Any] = dict(request.query_params)
+    if kind.startswith("multipart/form-data"):
+        async with request.form(max_files=2, max_fields=100) as form:
+            image, mask = form.get("image") or form.get("file"), form.get("mask")
+            if not isinstance(image, UploadFile):
+                raise Refused(422, "the form has no file named image")
+            given |= {name: value for name, value in form.items() if isinstance(value, str)}
+            stored = await store(pieces(image), of.part(), image.filename or "image")
+            if not isinstance(mask, UploadFile):
+                return stored, await mask_of(of, stored, mask or given.get("mask")), given
+            try:
+                return stored, await store(pieces(mask), of.part(), "mask"), given
+            except BaseException:
+                drop(stored)
+                raise
+    if kind.startswith("application/json"):
+        body = await read_json(request)
+        if "image" not in body:
+            raise Refused(422, "image is required")
+        stored = await from_words(body["image"], of.part(), of.configuration.allow_urls)
+        return stored, await mask_of(of, stored, body.get("mask")), {**given, **body}
+    if kind.startswith(IMAGES) or not kind:
+        stored = await store(request.stream(), of.part(), "image")
+        return stored, await mask_of(of, stored, given.get("mask")), given
+    raise Refused(415, "send an image body, a multipart form with a file named image, or JSON")
+
+
+async def mask_of(of: Service, stored: Stored, words: Any) -> Stored | None:
+    """The mask that a request names beside its picture; where that cannot be had, the picture's file goes too.
+
+    Raises:
+        ValueError, Refused: one line.
+    """
+    if words is None:
+        return None
+    try:
+        return await from_words(words, of.part(), of.configuration.allow_urls)
+    except (ValueError, Refused) as error:
+        drop(stored)
+        raise ValueError(f"the mask cannot be used: {error}") from None
+
+
+async def upscale(request: Request) -> Response:
+    """POST of one picture: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
+    of = service(request)
+    stored, mask, given = await take(request)
+    try:
+        settings = settings_of(given, COMMON)
+        wait = whole(given.get("wait", 60), "wait", 0, LONGEST_WAIT)
+        if given.get("answer", "file") not in ANSWERS:
+            raise ValueError(f"answer is {given['answer']!r}; it must be one of {', '.join(ANSWERS)}")
+        of.check(stored, settings, mask)
+    except ValueError:
+        drop(stored, mask)
+        raise
+    job = of.submit(request, stored, settings, given, mask)
+    return await finished(request, job, wait, given.get("answer") == "link")
+
+
+async def finished(request: Request, job: Job, wait: float, link: bool = False) -> Response:
+    """The file of a job once it is there, or {"file_key", "public_url"}."""
+    of = service(request)
+    job = await of.wait(job, wait, request)
+    if not job.ended:
+        base = of.base(request)
+        return JSONResponse(shown(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
+    if link and job.status == DONE:
+        return JSONResponse({"file_key": job.output, "public_url": of.link(of.base(request), job)})
+    return file_of(of, job)
+
+
+def file_of(of: Service, job: Job) -> Response:
+    """The result of a job that has ended.
+
+    Raises:
+        Refused: it failed, or was canceled.
+    """
+    if job.status != DONE:
+        raise Refused(422 if job.error else 409, job.error or "the job was canceled")
+    stem = job.name.rpartition(".")[0] or job.name
+    settings = Settings(**job.settings)
+    name = f"{stem}-{settings.label}.{settings.suffix}"
+    headers = {"X-Job-Id": job.id, "X-Seed": str(job.settings["seed"])}
+    return FileResponse(of.jobs.result(job), media_type=media_type(job), filename=name, headers=headers)
+
+
+async def show(request: Request) -> Response:
+    of = service(request)
+    return JSONResponse(shown(of, of.base(request), of.owned(request, request.path_params["id"])))
+
+
+async def result(request: Request) -> Response:
+    of = service(request)
+    job = of.owned(request, request.path_params["id"])
+    if not job.ended:
+        raise Refused(409, f"the job is not done ({job.status})")
+    return file_of(of, job)
+
+
+async def delete(request: Request) -> Response:
+    of = service(request)
+    job = of.owned(request, request.path_params["id"])
+    of.jobs.cancel(job.id)
+    return JSONResponse(shown(of, of.base(request), of.owned(request, job.id)), 202)
+
+
+async def events(request: Request) -> Response:
+    """The job's way as server-sent events; `cancel_on_close` ends it when nobody listens any more."""
+    of, base = service(request), service(request).base(request)
+    first = of.owned(request, request.path_params["id"])
+    attached = request.query_params.get("cancel_on_close") in ("1", "true", "on")
+
+    async def stream() -> AsyncIterator[str]:
+        job = first
+        try:
+            while True:
+                name = "end" if job.ended else "progress"
+                yield f"event: {name}\ndata: {json.dumps(shown(of, base, job))}\n\n"
+                if job.ended or (of.jobs.closing and job.status == WAITING):
+                    return
+                before = job.revision
+                while job.revision == before and not job.ended:
+                    job = await of.jobs.changed(job.id, before, 10) or job
+                    if job.revision == before:
+                        yield ": still here\n\n"
+                    if of.jobs.closing and job.status == WAITING:
+                        break
+        finally:
+            if attached and not job.ended and not of.jobs.closing:
+                of.jobs.cancel(job.id)
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+ROUTES = [
+    Route("/upscale", upscale, methods=["POST"]),
+    Route("/jobs/{id}", show),
+    Route("/jobs/{id}", delete, methods=["DELETE"]),
+    Route("/jobs/{id}/result", result),
+    Route("/jobs/{id}/events", events),
+]

@@ -1,0 +1,241 @@
+"""What a caller can ask for: one frozen dataclass, from which Cog's schema, the command line and the docs are checked."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from typing import Any
+
+from seesr.images.color import FIXES
+from seesr.images.formats import FORMATS, ZIP
+from seesr.images.limits import LARGEST_OUTPUT, LARGEST_SIDE, check_input
+from seesr.settings.validation import checked
+from seesr.settings.view_specs import ALL, VIEWS, View
+
+
+def _field(default: Any, description: str, kind: type, **limits: Any) -> Any:
+    """One setting. `kind` is the type of its values; a default of None allows None besides."""
+    return dataclasses.field(default=default, metadata={"description": description, "kind": kind, **limits})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of one picture. Every field states its effect, range and default.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range; the message names field, value and limit.
+    """
+
+    scale_factor: float = _field(
+        4.0,
+        "Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side.",
+        float,
+        ge=1,
+        le=8,
+    )
+    target_side: int | None = _field(
+        None,
+        "Longest side of the output in pixels, exactly; replaces scale_factor. The scale that it takes must be from 1 to 8.",
+        int,
+        ge=1,
+        le=LARGEST_SIDE,
+    )
+    target_megapixels: float | None = _field(
+        None,
+        "Size of the output in megapixels, as near as whole pixels allow; replaces scale_factor. The scale that it takes must be from 1 to 8.",
+        float,
+        ge=0.0001,
+        le=67.108864,
+    )
+    fidelity: float = _field(
+        0.0,
+        "How much of the plain bicubic enlargement is kept: 0 is all of the model's detail, 1 the plain enlargement, exactly; coarse changes go before fine ones. With use_kds detail on which the samples disagree goes first.",
+        float,
+        ge=0,
+        le=1,
+    )
+    user_prompt: str = _field(
+        "",
+        "What the picture shows, in a few words. Added to the tags that are found automatically.",
+        str,
+        max_length=2000,
+    )
+    positive_prompt: str = _field(
+        "clean, high-resolution, 8k", "Quality words that end the prompt.", str, max_length=2000
+    )
+    negative_prompt: str = _field(
+        "dotted, noise, blur, lowres, smooth",
+        "What to steer away from. Has no effect while cfg_scale is 1.",
+        str,
+        max_length=2000,
+    )
+    num_inference_steps: int = _field(
+        4, "Denoising steps. 1 is fastest; 2 to 4 is usual for this model.", int, ge=1, le=8
+    )
+    cfg_scale: float = _field(
+        1.0,
+        "Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high.",
+        float,
+        ge=1,
+        le=2,
+    )
+    latent_tiled_size: int = _field(
+        64,
+        "Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area.",
+        int,
+        ge=16,
+        le=256,
+    )
+    latent_tiled_overlap: int = _field(
+        6,
+        "Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further.",
+        int,
+        ge=0,
+        le=128,
+    )
+    use_kds: bool = _field(
+        False,
+        "Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising.",
+        bool,
+    )
+    num_particles: int = _field(
+        4, "Samples that Kernel Density Steering runs together. 1 is the same as off.", int, ge=1, le=16
+    )
+    bandwidth: float = _field(
+        0.0,
+        "Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples.",
+        float,
+        ge=0,
+        le=10,
+    )
+    color_fix: str = _field(
+        "wavelet",
+        "How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing.",
+        str,
+        choices=tuple(FIXES),
+    )
+    output_view: str = _field(
+        "image",
+        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; or all, a zip of every one of these. The same seed gives the matching image.",
+        str,
+        choices=(*VIEWS, ALL),
+    )
+    output_format: str = _field("png", "File format. png is lossless.", str, choices=tuple(FORMATS))
+    output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", int, ge=1, le=100)
+    keep_exif: bool = _field(
+        True, "Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result.", bool
+    )
+    seed: int | None = _field(
+        None,
+        "Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported.",
+        int,
+        ge=0,
+        le=4294967295,
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, checked(field.name, value, field.metadata))
+        if self.latent_tiled_overlap >= self.latent_tiled_size:
+            raise ValueError(
+                f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {self.latent_tiled_size}: "
+                "tiles cannot advance; it must be smaller"
+            )
+        if self.target_side is not None and self.target_megapixels is not None:
+            raise ValueError("target_side and target_megapixels were both given; one of them names the size")
+        view = VIEWS.get(self.output_view, VIEWS["image"])  # of a zip each has the format that can hold it
+        if view.deep and not FORMATS[self.output_format].deep:
+            raise ValueError(
+                f"output_view {self.output_view} is a 16-bit PNG; output_format {self.output_format} cannot hold it"
+            )
+        if view.steered and not self.steered:
+            raise ValueError(
+                f"output_view {self.output_view} needs use_kds and num_particles of at least 2: "
+                "one sample cannot disagree"
+            )
+
+    @property
+    def steered(self) -> bool:
+        """Whether there are particles to steer."""
+        return self.use_kds and self.num_particles > 1
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What the file shows: the view that was asked for, or every one that these settings have."""
+        if self.output_view != ALL:
+            return {self.output_view: VIEWS[self.output_view]}
+        return {name: view for name, view in VIEWS.items() if self.steered or not view.steered}
+
+    @property
+    def suffix(self) -> str:
+        """Of the file's name."""
+        return ZIP if self.output_view == ALL else self.output_format
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the result for an input of this size, in pixels.
+
+        Raises:
+            ValueError: the input, the result or the file that shows it is over its limit; the message has the largest
+                scale that fits, if there is one.
+        """
+        check_input(width, height)
+        size, reason = self._enlarged(width, height, self.scale_for(width, height))
+        if reason is None:
+            return size
+        if self.target is not None:
+            raise ValueError(f"{self.target} of a {width}x{height} image asks for {reason}")
+        hundredths = range(100, math.floor(100 * self.scale_factor) + 1)
+        fitting = bisect.bisect_left(
+            hundredths, True, key=lambda n: self._enlarged(width, height, n / 100)[1] is not None
+        )
+        remedy = (
+            f"the largest scale for this image is {(99 + fitting) / 100:g}" if fitting else "no scale of 1 or more fits"
+        )
+        raise ValueError(f"scale {self.scale_factor:g} of a {width}x{height} image asks for {reason}; {remedy}")
+
+    @property
+    def label(self) -> str:
+        """The size for the name of a file: x4, 4096px or 12MP."""
+        if self.target_side is not None:
+            return f"{self.target_side}px"
+        return f"x{self.scale_factor:g}" if self.target_megapixels is None else f"{self.target_megapixels:g}MP"
+
+    @property
+    def target(self) -> str | None:
+        """The target in words, or None."""
+        if self.target_side is not None:
+            return f"target_side {self.target_side}"
+        return None if self.target_megapixels is None else f"target_megapixels {self.target_megapixels:g}"
+
+    def scale_for(self, width: int, height: int) -> float:
+        """The scale of an input of this size: scale_factor, or what the target takes.
+
+        Raises:
+            ValueError: the target takes less than 1 or more than 8; the message has the scale.
+        """
+        if self.target is None:
+            return self.scale_factor
+        if self.target_side is not None:
+            scale = self.target_side / max(width, height)
+        else:
+            scale = math.sqrt((self.target_megapixels or 0) * 1e6 / (width * height))
+        if not 1 <= scale <= 8:
+            raise ValueError(
+                f"{self.target} of a {width}x{height} image takes a scale of {scale:.4g}; it must be from 1 to 8"
+            )
+        return scale
+
+    def _enlarged(self, width: int, height: int, scale: float) -> tuple[tuple[int, int], str | None]:
+        """The result's size at this scale, and what it is too large for, if anything."""
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        if size[0] * size[1] > LARGEST_OUTPUT:
+            return size, f"{size[0] * size[1] / 1e6:.1f} MP; the limit is {LARGEST_OUTPUT / 1e6:.1f} MP"
+        longest = FORMATS[self.output_format].longest_side
+        widest, columns = max(((name, view.columns) for name, view in self.views.items()), key=lambda pair: pair[1])
+        if max(columns * size[0], size[1]) > longest:
+            shown = f"{columns * size[0]}x{size[1]} pixels" + (f" in the {widest}" if columns > 1 else "")
+            return size, f"{shown}; a {self.output_format} may have {longest} on a side here"
+        return size, None

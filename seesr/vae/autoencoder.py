@@ -1,0 +1,166 @@
+"""Pixels to latents and back: one pass where the picture fits in a tile, else its result by strips or by tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from torch import Tensor, nn
+
+from seesr.runtime.memory import Budget
+from seesr.runtime.precision import again_in_float32, check_finite
+from seesr.runtime.progress import Progress
+from seesr.runtime.tiling import Tile, cores, grid
+from seesr.vae import row_strips
+from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk_tiles
+
+TILE = 96  # side of a tile with its halo, cells
+HALO = 8  # cells; pixels farther away can still matter through 30 layers, but hardly do (docs/decisions/0005)
+HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
+
+
+class Posterior(NamedTuple):
+    """What the encoder says of the clean latents: a normal distribution per value, [1, C, h, w] float32, unscaled."""
+
+    centre: Tensor
+    deviation: Tensor
+    scaling: float
+
+    def mean(self) -> Tensor:
+        """The scaled latents that are most likely."""
+        return self.centre * self.scaling
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Scaled latents drawn with standard normal `noise` of the same shape."""
+        return (self.centre + self.deviation * noise) * self.scaling
+
+
+@torch.no_grad()
+def encode(
+    vae: Any,
+    pixels: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    budget: Budget,
+    progress: Progress,
+) -> Posterior:
+    """Pixels -> the posterior of the latents, on the device of the autoencoder.
+
+    An AutoencoderTiny has no posterior: its deviation is 0.
+
+    Args:
+        pixels: takes a tile in latent cells and returns the picture under it, [1, 3, f*h, f*w] in [0, 1].
+        size: (h, w) of the latents.
+        budget: says how much memory waiting tiles may hold.
+
+    Raises:
+        NotFinite, OutOfMemory: one line.
+    """
+    outer = vae.quant_conv if getattr(vae, "quant_conv", None) is not None else nn.Identity()
+
+    def source(tile: Tile) -> Tensor:
+        return (2 * pixels(tile) - 1).to(vae.dtype)
+
+    def work() -> Tensor:
+        moments = torch.empty(0)
+        for part, values in run("encode", vae.encoder, encoder_stages, source, size, halo(vae), budget, progress):
+            values = outer(values)
+            if moments.numel() == 0:
+                moments = values.new_empty((1, values.shape[1], *size), dtype=torch.float32)
+            part.crop(moments).copy_(values)
+        return moments
+
+    moments = again_in_float32(work, budget, vae)
+    scaling = vae.config["scaling_factor"]
+    if is_local(vae):
+        return Posterior(moments, torch.zeros_like(moments), scaling)
+    centre, log_variance = moments.chunk(2, dim=1)
+    return Posterior(centre, (log_variance.clamp(-30, 20) / 2).exp(), scaling)
+
+
+@torch.no_grad()
+def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress) -> Tensor:
+    """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32, nominally in [0, 1], not clamped; on a GPU it stays there.
+
+    Raises:
+        NotFinite, OutOfMemory: one line.
+    """
+    z = z / vae.config["scaling_factor"]
+    size = (z.shape[2], z.shape[3])
+    inner = vae.post_quant_conv if getattr(vae, "post_quant_conv", None) is not None else nn.Identity()
+
+    def source(tile: Tile) -> Tensor:
+        return inner(tile.crop(z).to(vae.dtype))
+
+    def work() -> Tensor:
+        whole = torch.empty(0)
+        for part, pixels in run("decode", vae.decoder, decoder_stages, source, size, halo(vae), budget, progress):
+            if whole.numel() == 0:
+                whole = torch.empty(3, factor * size[0], factor * size[1], device=z.device)
+            part.scaled(factor).crop(whole).copy_(pixels[0].float() / 2 + 0.5)
+        return whole
+
+    return again_in_float32(work, budget, vae)
+
+
+def halo(vae: Any) -> int:
+    return HALO_TINY if is_local(vae) else HALO
+
+
+def is_local(vae: Any) -> bool:
+    """Whether nothing beyond HALO_TINY cells can matter: no layer sees the whole picture."""
+    return isinstance(vae, AutoencoderTiny)
+
+
+def run(
+    name: str,
+    network: nn.Module,
+    stages: Callable[[Any], list[Stage]],
+    source: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    halo: int,
+    budget: Budget,
+    progress: Progress,
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Sends `size` cells through the network; yields (part in cells, finite values of that part).
+
+    Args:
+        name: of the stage, for progress and errors.
+        stages: cuts the network where a tile can start again.
+        source: gives the network's input under a tile.
+    """
+    tiles = grid(*size, TILE, 2 * halo)
+    if len(tiles) > 1:
+        whole = budget.whole.attempt(lambda: run_whole(name, network, source, size, budget, progress))
+        if whole is not None:
+            yield Tile(0, 0, *size), whole
+            return
+        yield from walk_tiles(name, network, stages(network), source, tiles, cores(tiles), size, budget, progress)
+        return
+    progress.start(name)
+    values = budget.hold.attempt(lambda: network(source(tiles[0])))
+    check_finite(values, name)
+    progress.advance()
+    yield tiles[0], values
+
+
+def run_whole(
+    name: str,
+    network: nn.Module,
+    source: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    budget: Budget,
+    progress: Progress,
+) -> Tensor | None:
+    """One pass in strips, see `run`; None where there is no room for it, or the network has no layer to wait at."""
+    if not isinstance(network, (Encoder, Decoder)):
+        return None
+    frugal = row_strips.peak(network, size) > budget.whole.amount
+    if frugal and row_strips.peak(network, size, frugal) > budget.whole.amount:
+        return None
+    progress.start(name, row_strips.layers(network))
+    values = row_strips.Strips(network, progress.advance, frugal).run(source(Tile(0, 0, *size)))
+    check_finite(values, name)
+    return values

@@ -1,0 +1,287 @@
+"""Fidelity, masks, target sizes, views and the figures of trust."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lab.quality.metrics import luma, psnr
+from seesr import Engine, Settings, Upscaler
+from seesr.images import mask
+from seesr.images.picture import Picture, enlarge
+from seesr.images.png import encode_png
+from seesr.images.read import decode
+from seesr.images.record import read_record
+
+QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=32)
+DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@pytest.fixture(scope="module")
+def small() -> Picture:
+    """A piece of a photograph that takes several tiles."""
+    return Picture(np.asarray(Image.fromarray(skimage.data.chelsea()[40:168, 110:270]).reduce(2)))
+
+
+def made(pocket: Upscaler, source: Picture, shape: np.ndarray | None = None, **given: object) -> np.ndarray:
+    return pocket(source, dataclasses.replace(QUICK, **given), mask=shape).picture.rgb
+
+
+def plain(source: Picture, scale: float = 4) -> np.ndarray:
+    return enlarge(source.visible, tuple(round(side * scale) for side in source.size))
+
+
+def sharpness(picture: np.ndarray) -> float:
+    return float(np.abs(np.diff(luma(picture), axis=1)).mean())
+
+
+@pytest.mark.parametrize("more", [{}, {"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3}])
+def test_the_dial_goes_from_the_model_to_the_plain_enlargement(pocket: Upscaler, small: Picture, more: dict) -> None:
+    pictures = [made(pocket, small, fidelity=value, **more) for value in DIAL]
+    np.testing.assert_array_equal(pictures[0], made(pocket, small, **more))
+    np.testing.assert_array_equal(pictures[-1], plain(small))
+    near = [psnr(picture, plain(small)) for picture in pictures]
+    sharp = [sharpness(picture) for picture in pictures]
+    assert near == sorted(set(near)) and sharp == sorted(set(sharp), reverse=True)
+
+
+def test_full_fidelity_is_the_plain_enlargement_in_every_depth_and_format(
+    engine: Engine, tiny_upscaler: Upscaler
+) -> None:
+    rng = np.random.default_rng(1)
+    deep = Picture(rng.integers(0, 65536, (20, 30, 3)).astype(np.uint16))
+    for upscaler in (engine.upscaler, tiny_upscaler):
+        assert upscaler is not None
+        result = upscaler(deep, dataclasses.replace(QUICK, fidelity=1.0, scale_factor=3))
+        np.testing.assert_array_equal(result.picture.rgb, enlarge(deep.rgb, (90, 60)))
+        assert result.metrics["tiles_skipped"] == result.metrics["tiles"]
+        assert result.metrics["invented"] == 0
+
+
+def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: Picture) -> None:
+    settings = dataclasses.replace(QUICK, use_kds=True, num_particles=4, fidelity=0.0)
+    model, kept = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
+    assert model.uncertainty is not None
+    moved = np.abs(kept.picture.rgb.astype(int) - model.picture.rgb).sum(2)
+    possible = np.abs(plain(small).astype(int) - model.picture.rgb).sum(2)
+    share = moved / np.maximum(possible, 1)
+    unsure = model.uncertainty > np.quantile(model.uncertainty, 0.8)
+    sure = model.uncertainty < np.quantile(model.uncertainty, 0.2)
+    seen = possible > 12
+    assert share[unsure & seen].mean() > share[sure & seen].mean() + 0.02  # the pocket model disagrees nearly alike
+
+
+def left_half(source: Picture, scale: int = 1) -> np.ndarray:
+    """White left, black right."""
+    width, height = source.size[0] * scale, source.size[1] * scale
+    shape = np.zeros((height, width), np.uint8)
+    shape[:, : width // 2] = 255
+    return shape
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_black_stays_plain_and_white_is_the_model_without_the_black_tiles(
+    pocket: Upscaler, small: Picture, steps: int
+) -> None:
+    wide = Picture(np.concatenate([small.rgb] * 3, axis=1))
+    shape = np.zeros((wide.size[1], wide.size[0]), np.uint8)
+    shape[:, : wide.size[0] // 6] = 255
+    settings = dataclasses.replace(QUICK, num_inference_steps=steps)
+    whole, part = pocket(wide, settings), pocket(wide, settings, mask=shape)
+    edge = 4 * wide.size[0] // 6
+    np.testing.assert_array_equal(part.picture.rgb[:, : edge - 4], whole.picture.rgb[:, : edge - 4])
+    np.testing.assert_array_equal(part.picture.rgb[:, edge + 4 :], plain(wide)[:, edge + 4 :])
+    assert 0 < part.metrics["tiles_skipped"] < part.metrics["tiles"] == whole.metrics["tiles"]
+    assert whole.metrics["tiles_skipped"] == 0
+
+
+def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: Picture) -> None:
+    """Between the two pictures, pixel by pixel, also at the edge of a mask of another resolution."""
+    shape = left_half(small, 2)
+    model, found = made(pocket, small), made(pocket, small, shape)
+    low, high = np.minimum(model, plain(small)), np.maximum(model, plain(small))
+    assert (found.astype(int) >= low.astype(int) - 1).all() and (found.astype(int) <= high.astype(int) + 1).all()
+
+
+def test_grey_blends_and_a_wholly_black_mask_denoises_nothing(pocket: Upscaler, small: Picture) -> None:
+    grey = np.full((10, round(10 * small.size[0] / small.size[1])), 128, np.uint8)
+    model, half = made(pocket, small).astype(float), made(pocket, small, grey).astype(float)
+    np.testing.assert_allclose(half, (model * 128 + plain(small) * 127.0) / 255, atol=1)
+    black = pocket(small, QUICK, mask=np.zeros_like(grey))
+    np.testing.assert_array_equal(black.picture.rgb, plain(small))
+    assert black.metrics["tiles_skipped"] == black.metrics["tiles"]
+
+
+def test_networks_that_see_the_whole_picture_skip_nothing(tiny_upscaler: Upscaler, small: Picture) -> None:
+    settings = dataclasses.replace(QUICK, scale_factor=2)
+    result = tiny_upscaler(small, settings, mask=left_half(small))
+    assert result.metrics["tiles_skipped"] == 0
+    half = small.size[0]
+    np.testing.assert_array_equal(result.picture.rgb[:, half + 2 :], plain(small, 2)[:, half + 2 :])
+    np.testing.assert_array_equal(
+        result.picture.rgb[:, : half - 2], tiny_upscaler(small, settings).picture.rgb[:, : half - 2]
+    )
+
+
+def file(picture: Image.Image, kind: str = "PNG", **more: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+def test_masks_that_can_be_read_mean_what_they_show() -> None:
+    size = (40, 30)
+    assert mask.read_mask(file(Image.new("L", (4, 3), 200)), size).tolist() == [[200] * 4] * 3
+    assert mask.read_mask(file(Image.new("RGB", (40, 30), (255, 255, 255))), size).min() == 255
+    assert mask.read_mask(file(Image.new("RGBA", (40, 30), (255, 255, 255, 0))), size).max() == 0
+    assert mask.read_mask(file(Image.new("I;16", (40, 30), 65535)), size).min() == 255
+    assert mask.read_mask(file(Image.new("1", (403, 300), 1)), size).min() == 255  # within a hundredth
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (file(Image.new("L", (30, 40))), "the mask is 30x40 and the image 40x30: their aspects differ"),
+        (file(Image.new("L", (41, 30))), "their aspects differ"),
+        (b"", "the mask cannot be used: the image file is empty"),
+        (b"no picture at all", "the mask cannot be used: "),
+        (
+            file(Image.new("L", (40, 30)), save_all=True, append_images=[Image.new("L", (40, 30), 9)], duration=9),
+            "the mask cannot be used: the image has 2 frames",
+        ),
+    ],
+    ids=["turned", "too wide", "empty", "words", "animated"],
+)
+def test_a_mask_that_cannot_be_used_is_refused(engine: Engine, data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        engine.run(file(Image.new("RGB", (40, 30))), QUICK, mask=data)
+
+
+def test_the_engine_takes_a_mask_and_the_record_names_it(engine: Engine, small: Picture) -> None:
+    source = file(small.pil())
+    output = engine.run(source, QUICK, mask=file(Image.fromarray(left_half(small))))
+    assert output.data != engine.run(source, QUICK).data
+    assert b"mask_sha256" in output.data
+
+
+@given(
+    width=st.integers(8, 3000), height=st.integers(8, 3000), side=st.integers(1, 32768), size=st.floats(0.0001, 67.1)
+)
+def test_the_named_side_is_exact_and_the_other_within_a_pixel(width: int, height: int, side: int, size: float) -> None:
+    for settings in (Settings(target_side=side), Settings(target_megapixels=size)):
+        try:
+            found = settings.output_size(width, height)
+        except ValueError as error:
+            assert "scale of" in str(error) or "asks for" in str(error)
+            continue
+        scale = settings.scale_for(width, height)
+        assert 1 <= scale <= 8
+        if settings.target_side:
+            assert max(found) == side
+        else:
+            assert abs(found[0] * found[1] - size * 1e6) <= found[0] + found[1]
+        assert all(abs(got - own * scale) <= 1 for got, own in zip(found, (width, height), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"target_side": 100}, r"target_side 100 of a 200x150 image takes a scale of 0.5; it must be from 1 to 8"),
+        ({"target_side": 2000}, "takes a scale of 10"),
+        ({"target_megapixels": 0.001}, "takes a scale of 0.18"),
+        ({"target_side": 400, "target_megapixels": 1.0}, "both given"),
+        ({"target_side": 0}, "must be from 1 to 32768"),
+        ({"target_side": 10**9}, "must be from 1 to 32768"),
+        ({"target_megapixels": float("nan")}, "must be a float"),
+        ({"target_megapixels": 0}, "must be from"),
+        ({"fidelity": 1.01}, "must be from 0 to 1"),
+        ({"fidelity": float("nan")}, "must be a float"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(given: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings(**given).output_size(200, 150)
+
+
+def test_a_target_replaces_the_scale(pocket: Upscaler, small: Picture) -> None:
+    result = pocket(small, dataclasses.replace(QUICK, target_side=300, scale_factor=8.0))
+    assert max(result.picture.size) == 300
+    assert result.metrics["output_size"] == f"300x{round(300 * small.size[1] / small.size[0])}"
+
+
+def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: Picture) -> None:
+    icc = b"a profile"
+    source = dataclasses.replace(small, icc=icc)
+    result = pocket(source, QUICK)
+    added = result.view("difference")
+    expected = 2 * (result.picture.rgb.astype(int) - plain(small)) + 128
+    np.testing.assert_array_equal(added.rgb, expected.clip(0, 255))
+    shown = pocket(source, dataclasses.replace(QUICK, output_view="difference"))
+    assert shown.metrics["difference_gain"] == 2 and "difference_gain" not in result.metrics
+    assert added.icc == result.view("comparison").icc == icc
+    nothing = pocket(source, dataclasses.replace(QUICK, fidelity=1.0)).view("difference")
+    assert (nothing.rgb == 128).all()
+    shown = result.view("tiles")
+    assert shown.size == result.picture.size and result.metrics["tiles"] > 1
+    assert len(np.unique(shown.rgb.reshape(-1, 3).argmax(1))) > 1  # colours of several tiles
+
+
+def test_all_views_come_from_one_run_and_are_those_of_single_runs(
+    engine: Engine, small: Picture, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(QUICK, use_kds=True, num_particles=2, output_format="jpg", output_view="all")
+    data = encode_png(Picture(small.rgb[:40]))
+    output = engine.run(data, asked)
+    assert output.metrics["difference_gain"] == 2
+    with zipfile.ZipFile(io.BytesIO(output.data)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    views = ["image", "comparison", "difference", "tiles"]
+    assert list(files) == [*(f"{view}.jpg" for view in views), "uncertainty.png"]
+    for name, file in files.items():
+        view, _, kind = name.partition(".")
+        alone = engine.run(data, dataclasses.replace(asked, output_view=view, output_format=kind)).data
+        both = [Image.open(io.BytesIO(found)) for found in (file, alone)]
+        assert both[0].mode == both[1].mode and both[0].size == both[1].size
+        np.testing.assert_array_equal(*map(np.asarray, both))
+    (tmp_path / "all.zip").write_bytes(output.data)
+    assert read_record(tmp_path / "all.zip")["settings"] == dataclasses.asdict(asked)
+    assert engine.run(data, asked).data == output.data
+    with zipfile.ZipFile(io.BytesIO(engine.run(data, dataclasses.replace(asked, use_kds=False)).data)) as archive:
+        assert archive.namelist() == [f"{view}.jpg" for view in views]  # one sample has no uncertainty
+
+
+def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: Picture, tmp_path: Path) -> None:
+    small = Picture(small.rgb[:40])
+    result = pocket(small, dataclasses.replace(QUICK, output_view="all"))
+    with pytest.raises(ValueError, match="no format that can be written: zip"):
+        result.save(tmp_path / "x.png")
+    result.save(tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_bytes() == result.encode()
+    with pytest.raises(ValueError, match="no format that can be written: png, webp, jpg"):
+        pocket(small, QUICK).save(tmp_path / "y.zip")
+    (tmp_path / "x.zip").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="no settings record"):
+        read_record(tmp_path / "x.zip")
+
+
+def test_figures_of_trust_follow_what_was_added(pocket: Upscaler, small: Picture) -> None:
+    found = [pocket(small, dataclasses.replace(QUICK, fidelity=value)).metrics for value in (0.0, 0.5, 1.0)]
+    invented = [metrics["invented"] for metrics in found]
+    assert invented == sorted(invented, reverse=True) and invented[0] > 0.001 and invented[2] == 0
+    assert all(25 < metrics["faithful"] <= 100 for metrics in found)
+
+
+def test_a_record_with_dials_is_replayed(engine: Engine, small: Picture) -> None:
+    settings = dataclasses.replace(QUICK, fidelity=0.3, target_side=300)
+    data = engine.run(file(small.pil()), settings).data
+    kept = decode(data)
+    assert kept.size[0] == 300

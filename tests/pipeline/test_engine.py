@@ -1,0 +1,207 @@
+"""The door: bytes in, bytes out, from any thread, with deadline, cancelling, unloading."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from service import png
+
+from scripts.cog_server import ROOT
+from seesr import Engine, Settings, Upscaler
+from seesr.images.read import decode
+from seesr.images.record import read_record
+from seesr.networks import kernels, weights
+from seesr.pipeline.pipeline import Upscaling
+from seesr.runtime.memory import Budget
+from seesr.runtime.progress import DeadlineExceeded, Position, Progress
+
+QUICK = Settings(num_inference_steps=1, seed=1)
+STAGES = ["read", "tags", "text", "enlarge", "encode", "denoise", "decode", "finish", "file"]
+
+
+class Stopped(BaseException):
+    """Raised by a watcher, as a cancelled caller's exception would be."""
+
+
+def test_bytes_and_a_path_give_what_the_upscaler_gives(
+    engine: Engine, pocket: Upscaler, photo: Image.Image, tmp_path: Path
+) -> None:
+    (tmp_path / "photo.png").write_bytes(png(photo))
+    output = engine.run(png(photo), QUICK)
+    assert output.data == engine.run(tmp_path / "photo.png", QUICK).data == pocket(photo, QUICK).encode()
+    assert output.seed == output.metrics["seed"] == 1
+    assert list(output.metrics["seconds"]) == STAGES
+
+
+def test_the_seconds_of_the_stages_are_those_that_passed(engine: Engine, photo: Image.Image) -> None:
+    started = time.perf_counter()
+    seconds = engine.run(png(photo), QUICK).metrics["seconds"].values()
+    whole = time.perf_counter() - started
+    assert all(second >= 0 and second == round(second, 3) for second in seconds)
+    assert 0.5 * whole < sum(seconds) <= whole + 0.001 * len(seconds)
+    assert any(second != round(second, 2) for second in seconds)
+
+
+def test_what_is_loaded_is_told(engine: Engine) -> None:
+    told = engine.about()
+    assert told["loaded"] is True and told["device"] == "cpu"
+    assert told["attention"] in kernels.KERNELS
+    assert told["bundle"] == {**engine.loaded._asdict(), "path": str(weights.POCKET)}
+    assert engine.loaded.kind == "pocket"
+
+
+def test_bundle_and_device_are_the_callers_or_those_of_the_environment(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SEESR_WEIGHTS", str(tiny_bundle))
+    monkeypatch.setenv("SEESR_DEVICE", "cpu:0")
+    with caplog.at_level("INFO"):
+        engine = Engine.load()
+    assert (engine.bundle, engine.device) == (tiny_bundle, "cpu:0") and "pocket bundle" not in caplog.text
+    said = re.search(r"setup: load (\S+) s, warm-up (\S+) s", caplog.text)
+    assert said and all(0 <= float(seconds) < 60 for seconds in said.groups())
+    engine = Engine.load(weights.POCKET, "cpu")
+    assert (engine.bundle, engine.device) == (weights.POCKET, "cpu") and "the small pocket bundle" in caplog.text
+    monkeypatch.delenv("SEESR_WEIGHTS")
+    assert Engine.load().bundle == weights.locate()
+    monkeypatch.setenv("SEESR_DEVICE", "elsewhere")
+    with pytest.raises(ValueError, match="elsewhere"):
+        Engine.load(weights.POCKET)
+
+
+def test_callers_on_many_threads_wait_for_their_turn(engine: Engine, photo: Image.Image) -> None:
+    expected = {seed: engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data for seed in range(4)}
+    made: dict[int, bytes] = {}
+
+    def ask(seed: int) -> None:
+        made[seed] = engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_watcher_can_end_the_work_in_every_stage(engine: Engine, photo: Image.Image, stage: str) -> None:
+    seen = []
+
+    def watch(position: Position) -> None:
+        seen.append(position.stage)
+        if position.stage == stage:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        engine.run(png(photo), QUICK, watchers=(watch,))
+    assert list(dict.fromkeys(seen)) == STAGES[: STAGES.index(stage) + 1]
+    assert Image.open(io.BytesIO(engine.run(png(photo), QUICK).data)).size == (256, 192)
+
+
+def test_a_deadline_ends_the_work_and_says_how_far_it_came(
+    engine: Engine, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = engine.run(png(photo), QUICK).data
+    long = Settings(num_inference_steps=8, seed=1, latent_tiled_size=32)
+    with pytest.raises(DeadlineExceeded, match=r"^the deadline of 0\.3 s has passed \(\w+, \d+ of \d+\); nothing"):
+        engine.run(png(photo), long, deadline=0.3)
+    assert engine.run(png(photo), QUICK).data == good
+    monkeypatch.setenv("SEESR_DEADLINE", "0.3")
+    with pytest.raises(DeadlineExceeded):
+        Engine.load(weights.POCKET, "cpu").run(png(photo), long)
+
+
+def test_an_unloaded_engine_says_so_and_loads_again(photo: Image.Image) -> None:
+    engine = Engine.load(weights.POCKET, "cpu")
+    before = engine.run(png(photo), QUICK).data
+    assert engine.healthy()
+    upscaler = engine.upscaler
+    engine.reload()
+    assert engine.upscaler is upscaler  # nothing to do
+    engine.unload()
+    assert not engine.healthy() and engine.about() == {"loaded": False}
+    with pytest.raises(RuntimeError):
+        _ = engine.loaded
+    with pytest.raises(RuntimeError, match="the engine is unloaded"):
+        engine.run(png(photo), QUICK)
+    engine.reload()
+    assert engine.healthy() and engine.run(png(photo), QUICK).data == before
+
+
+def test_health_is_false_once_the_device_has_failed(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(weights.POCKET, "cpu")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("seesr.pipeline.upscaler.torch.ones", fail)
+    assert not engine.healthy()
+
+
+def test_health_is_answered_while_a_picture_is_made(engine: Engine, photo: Image.Image) -> None:
+    answers = []
+    engine.run(png(photo), QUICK, watchers=(lambda position: answers.append(engine.healthy()),))
+    assert answers and all(answers)
+
+
+def test_loading_runs_one_picture_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    whole = Upscaling.run
+    monkeypatch.setattr(Upscaling, "run", lambda self: (runs.append(self), whole(self))[1])
+    Engine.load(weights.POCKET, "cpu")
+    assert len(runs) == 1
+
+
+def test_every_stage_is_told_and_counts_up_to_its_total(pocket: Upscaler, photo: Image.Image) -> None:
+    """The filling of the last batch of tiles is not counted."""
+    told: list[Position] = []
+    settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=32, latent_tiled_overlap=8)
+    road = Upscaling(pocket.networks, settings, decode(png(photo)), Progress(told.append))
+    road.budget = Budget(4)
+    tiles = road.run().metrics["tiles"]
+    assert tiles % 4 != 0
+    denoised = [position for position in told if position.stage == "denoise"]
+    assert denoised[-1] == Position("denoise", 2 * tiles, 2 * tiles)
+    assert all(position.done <= position.total for position in told)
+    assert list(dict.fromkeys(position.stage for position in told)) == STAGES[1:-1]
+
+
+def test_a_saved_result_keeps_depth_profile_exif_and_record(pocket: Upscaler, tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    grey = Image.fromarray(np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16))
+    buffer = io.BytesIO()
+    grey.save(buffer, "PNG", exif=exif)
+    result = pocket(decode(buffer.getvalue()), QUICK)
+    result.save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as opened:
+        assert opened.getexif()[0x010F] == "maker"
+    assert decode((tmp_path / "deep.png").read_bytes()).rgb.dtype == np.uint16
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (200, 30, 90)).save(buffer, "PNG", icc_profile=icc)
+    result = pocket(decode(buffer.getvalue()), QUICK)
+    result.save(tmp_path / "a.jpeg")
+    with Image.open(tmp_path / "a.jpeg") as opened:
+        assert opened.format == "JPEG" and opened.info["icc_profile"] == icc
+    record = read_record(tmp_path / "a.jpeg")
+    assert record["settings"]["seed"] == 1 and record["settings"]["output_format"] == "jpg"
+    with pytest.raises(ValueError, match="the suffix '.bmp'"):
+        result.save(tmp_path / "a.bmp")
+
+
+def test_the_package_and_its_settings_load_without_torch() -> None:
+    script = "import seesr, sys; seesr.Settings(); sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

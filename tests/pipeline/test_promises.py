@@ -1,0 +1,80 @@
+"""Promises that no other test would see broken: same bytes, alpha, no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seesr import Settings, Upscaler
+from seesr.images.picture import Picture, enlarge
+from seesr.networks.tagger import preprocess
+from seesr.pipeline import tagging
+from seesr.runtime.memory import Budget
+
+QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type) -> None:
+    rgb = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (531, 777, 3), depth, endpoint=True)
+    whole = preprocess(tagging.to_floats(torch.tensor(rgb)), 96)
+    torch.testing.assert_close(preprocess(tagging.shrunk(rgb, 96), 96), whole, rtol=0, atol=2e-5)
+    small = np.random.default_rng(0).integers(0, 255, (31, 20, 3), np.uint8)
+    whole = preprocess(tagging.to_floats(torch.tensor(small)), 96)
+    torch.testing.assert_close(preprocess(tagging.shrunk(small, 96), 96), whole, rtol=0, atol=2e-5)
+
+
+def test_a_picture_asks_for_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, device, cells: cls(2, 0)))
+    assert pocket(photo, QUICK).metrics["tile_batch"] == 2
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_the_same_seed_is_the_same_file_at_many_steps(pocket: Upscaler, photo: Image.Image, steps: int) -> None:
+    settings = dataclasses.replace(QUICK, num_inference_steps=steps, latent_tiled_size=32)
+    first, second = (pocket(photo, settings).encode() for _ in range(2))
+    assert first == second != pocket(photo, dataclasses.replace(settings, seed=2)).encode()
+
+
+def test_saturated_colours_of_a_wide_profile_come_back(pocket: Upscaler) -> None:
+    """The networks take the values as they are, the colours come from the input, and its profile goes with them."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 240, 10), (10, 220, 230), (230, 20, 200), (128, 128, 128)]
+    rgb = np.repeat(np.repeat(np.array(colours, np.uint8)[None], 24, axis=0), 24, axis=1)
+    result = pocket(Picture(rgb, icc=b"wide"), Settings(num_inference_steps=2, seed=1))
+    assert result.picture.icc == b"wide"
+    for number, colour in enumerate(colours):
+        patch = result.picture.rgb[24:-24, 96 * number + 32 : 96 * number + 64]
+        assert np.abs(patch.mean((0, 1)) - colour).max() <= 1, (colour, patch.mean((0, 1)))
+
+
+def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
+    rng = np.random.default_rng(5)
+    source = Picture(rng.integers(0, 256, (20, 24, 3), np.uint8), alpha=rng.integers(0, 256, (20, 24), np.uint8))
+    found = pocket(source, QUICK).picture.alpha
+    assert source.alpha is not None and found is not None
+    np.testing.assert_array_equal(found, enlarge(source.alpha, (48, 40), Image.Resampling.LANCZOS))
+    assert (found != enlarge(source.alpha, (48, 40))).any()
+
+
+def test_nothing_asks_the_network(tmp_path: Path) -> None:
+    """Loading and a picture with every connection and every name refused."""
+    Image.new("RGB", (24, 18), (90, 120, 60)).save(tmp_path / "small.png")
+    words = f"""
+import socket
+def refuse(*given):
+    raise SystemExit(f"the network was asked: {{given}}")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from pathlib import Path
+from seesr import Engine, Settings
+engine = Engine.load("weights/pocket", "cpu")
+print(len(engine.run(Path({str(tmp_path / "small.png")!r}), Settings(num_inference_steps=1, seed=1)).data))
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr[-500:]

@@ -1,0 +1,180 @@
+"""What one picture costs, by counts: nothing is computed twice, nothing is recorded wrongly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lab import sizes
+from lab.speed import bench
+from seesr import Settings, Upscaler
+from seesr.images.read import from_pil
+from seesr.networks import models, weights
+from seesr.networks.attention import Tokens
+from seesr.networks.graphs import Graphs
+from seesr.runtime import tiling
+
+META = torch.device("meta")
+
+
+def calls(modules: dict[str, nn.Module], work: Callable[[], object]) -> Counter[str]:
+    """How often each of the modules runs."""
+    found: Counter[str] = Counter()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: found.update([name])) for name, module in modules.items()
+    ]
+    try:
+        work()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(("steps", "particles", "guidance"), [(1, 1, 1.0), (3, 1, 1.0), (2, 2, 1.0), (2, 1, 1.5)])
+def test_what_is_constant_is_computed_once(
+    pocket: Upscaler, photo: Image.Image, steps: int, particles: int, guidance: float
+) -> None:
+    networks = pocket.networks
+    watched: dict[str, nn.Module] = {
+        "tagger": networks.tagger.visual_encoder.patch_embed,
+        "text": networks.text_encoder,
+        "hint": networks.controlnet.controlnet_cond_embedding.conv_in,
+        "unet": networks.unet.conv_in,
+    }
+    own = set()
+    for net in (networks.unet, networks.controlnet):
+        for name, module in net.named_modules():
+            if name.endswith(("attn2.to_k", "attn2.to_v")):
+                watched[f"{net.__class__.__name__}.{name}"] = module
+                own.add(f"{net.__class__.__name__}.{name}")
+    settings = Settings(
+        num_inference_steps=steps,
+        seed=1,
+        latent_tiled_size=32,
+        latent_tiled_overlap=8,
+        use_kds=particles > 1,
+        num_particles=particles,
+        cfg_scale=guidance,
+    )
+    tiles = []
+    found = calls(watched, lambda: tiles.append(pocket(photo, settings).metrics["tiles"]))
+    assert tiles[0] > 1
+    assert found["tagger"] == found["text"] == 1
+    assert found["hint"] == tiles[0]  # once per place, over all steps and particles
+    assert found["unet"] == steps * particles * tiles[0]  # batches of one on a CPU, guidance within the batch
+    assert own and all(found[name] == 1 for name in own)
+
+
+@pytest.mark.parametrize(("side", "most"), [(2048, 1.57), (4096, 1.35), (8192, 1.35)])
+def test_overlap_wastes_little(side: int, most: float) -> None:
+    """At 2048 pixels four tiles a row would not overlap, so there are five."""
+    tile = Settings.latent_tiled_size
+    tiles = tiling.grid(side // 8, side // 8, tile, Settings.latent_tiled_overlap)
+    assert len(tiles) * tile**2 <= most * (side // 8) ** 2
+
+
+def tflop(network: nn.Module, *inputs: object, **options: object) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs, **options)
+    return counter.get_total_flops() / 1e12
+
+
+def test_the_full_size_networks_cost_what_they_should() -> None:
+    """Of the public configurations, at 512 x 512 pixels; one product and one sum are two operations."""
+    with META:
+        unet = models.build_diffusion_network(UNet2DConditionModel, sizes.UNET)
+        controlnet = models.build_diffusion_network(ControlNetModel, sizes.BLOCKS)
+        vae = AutoencoderKL(**sizes.VAE)
+        z, t = torch.empty(1, 4, 64, 64), torch.empty(1)
+        context = (Tokens(torch.empty(1, 77, 1024)), Tokens(torch.empty(1, 145, 512)))
+        features, picture = torch.empty(1, 320, 64, 64), torch.empty(1, 3, 512, 512)
+    step = tflop(unet, z, t, context) + tflop(controlnet, z, t, context, features)
+    assert step == pytest.approx(1.61, rel=0.02)
+    assert tflop(vae.encoder, picture) == pytest.approx(1.117, rel=0.01)
+    assert tflop(vae.decoder, z) == pytest.approx(2.515, rel=0.01)
+    again = tflop(unet, z, t, context) + tflop(controlnet, z, t, context, features)
+    assert 0.98 * step < again < step  # keys and values of the context are there already
+
+
+def rerun(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Stands in for CUDA's recorder: replaying reads and writes the same memory."""
+    result = work()
+
+    def replay() -> None:
+        result.copy_(work())
+
+    return replay, result
+
+
+def test_a_recorded_pass_gives_the_same_pictures(pocket: Upscaler, photo: Image.Image) -> None:
+    recorded = Upscaler(pocket.networks)
+    recorded.graphs = Graphs(rerun)
+    settings = Settings(num_inference_steps=2, seed=1, scale_factor=2, latent_tiled_size=16, latent_tiled_overlap=4)
+    with recorded.graphs.setup():
+        for scale in (1.0, 1.5):
+            recorded(photo, dataclasses.replace(settings, cfg_scale=scale))
+    other = photo.transpose(Image.Transpose.ROTATE_180)
+    for picture in (photo, other, photo):  # the second must not be made with the first one's tokens
+        for given in (settings, dataclasses.replace(settings, cfg_scale=1.3, user_prompt="red")):
+            assert recorded(picture, given).image.tobytes() == pocket(picture, given).image.tobytes()
+    assert len(recorded.graphs.recordings) == 2  # with guidance of any scale, and without
+    assert bench.replayed(recorded, from_pil(photo), settings) == {"graphs": 2, "levels_off": 0}
+    for recording in recorded.graphs.recordings.values():
+        recording.replay = lambda: None  # what it gives is stale then
+    assert bench.replayed(recorded, from_pil(other), settings)["levels_off"] > 0
+    assert len(recorded.graphs.recordings) == 2
+
+
+def add(x: Tensor) -> Tensor:
+    return x + 1
+
+
+def test_graphs_are_recorded_in_the_setup_alone_and_are_bounded() -> None:
+    graphs, passes = Graphs(rerun), [torch.zeros(n + 1) for n in range(12)]
+    for x in passes:
+        assert torch.equal(graphs.run(add, (x,)), x + 1)
+    assert not graphs.recordings
+    with graphs.setup():
+        for x in passes:
+            assert torch.equal(graphs.run(add, (x,)), x + 1)
+    assert [key[1][0][0] for key in graphs.recordings] == list(range(5, 13))  # the last eight
+    graphs.run(add, (passes[4],))
+    assert next(reversed(graphs.recordings))[1][0][0] == 5
+    graphs.clear()
+    assert torch.equal(graphs.run(add, (passes[11],)), passes[11] + 1)
+    assert not graphs.recordings
+
+
+def test_a_recording_that_fails_is_run_as_it_is_and_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def fails(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        tried.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = Graphs(fails)
+    with graphs.setup():
+        for _ in range(3):
+            assert graphs.run(add, (torch.ones(1),)).item() == 2
+    assert len(tried) == 1
+    assert "not permitted when stream is capturing" in caplog.text
+
+
+def test_every_network_is_recorded(photo: Image.Image) -> None:
+    upscaler = Upscaler.load(weights.POCKET, "cpu")
+    plain = upscaler(photo, Settings(num_inference_steps=1, seed=1)).image.tobytes()
+    recorded = Upscaler(upscaler.networks, graphs=Graphs(rerun))
+    assert recorded.graphs is not None
+    with recorded.graphs.setup():
+        recorded(photo, Settings(num_inference_steps=1, seed=1))
+    assert len(recorded.graphs.recordings) == 6  # encoder, decoder, tokens, tags, text, step
+    assert recorded(photo, Settings(num_inference_steps=1, seed=1)).image.tobytes() == plain

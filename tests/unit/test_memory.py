@@ -1,0 +1,135 @@
+"""What fits: the plan from free memory, what is given up first, and what is said when nothing is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from seesr.runtime import memory
+from seesr.runtime.memory import HALF_CELL, HOST_HOLD, LARGEST_BATCH, Budget, OutOfMemory
+
+CELLS = 64 * 64
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(("share", "batch"), [(100, 8), (1.0, 8), (0.99, 4), (0.5, 4), (0.49, 2), (0.2, 1), (0.0, 1)])
+def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, share: float, batch: int) -> None:
+    """Half of it for batches, half for what waits, more for a pass over the whole."""
+    free = 2 * int(share * LARGEST_BATCH * CELLS * HALF_CELL)
+    monkeypatch.setattr(memory, "free", lambda device: free)
+    found = Budget.for_device(GPU, CELLS)
+    assert (found.batch.amount, found.hold.amount) == (batch, free // 2)
+    assert found.whole.amount == pytest.approx(0.85 * free, abs=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "CUDA error: operation failed due to a previous error during capture (cudaErrorStreamCaptureInvalidated)",
+    ],
+)
+def test_running_out_of_memory_is_known_in_all_its_words(words: str) -> None:
+    assert memory.is_out_of_memory(RuntimeError(words))
+    assert not memory.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "steps", "remedy"),
+    [
+        ("batch", 8, [4, 2, 1], "use a smaller latent_tiled_size"),
+        ("batch", 6, [3, 1], "fewer particles"),
+        ("hold", 2**30, [2**29, 2**28, 0], "a device with more free memory"),
+        ("hold", 1, [0], "end other programs"),
+        ("whole", 2**40, [0], "use tiles"),
+    ],
+)
+def test_what_is_given_up_until_nothing_is_left(
+    name: str, amount: int, steps: list[int], remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, seen, released = Budget(**{name: amount}), [], []
+    allowance: memory.Allowance = getattr(plan, name)
+
+    def fails() -> None:
+        seen.append(allowance.amount)
+        raise MemoryError("no room\nfor " + "this " * 100)
+
+    with pytest.raises(OutOfMemory, match="a single tile does not fit .no room for this this") as error:
+        allowance.attempt(fails, lambda: released.append(len(seen)))
+    assert seen == [amount, *steps] and released == [*range(1, len(seen) + 1)]
+    assert plan.retries == allowance.lowered == len(steps)
+    assert remedy in str(error.value) and len(str(error.value)) < 400
+    assert f"{allowance.name} = {steps[0]}" in caplog.text
+
+
+def test_without_a_plan_one_tile_is_run_and_nothing_held() -> None:
+    plan = Budget()
+    assert (plan.batch.amount, plan.hold.amount, plan.whole.amount, plan.retries) == (1, 0, 0, 0)
+
+
+def test_another_failure_is_passed_on_at_once() -> None:
+    plan, calls = Budget(batch=8), []
+
+    def fails() -> None:
+        calls.append(1)
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        plan.batch.attempt(fails)
+    assert calls == [1] and plan.retries == 0 and plan.batch.attempt(lambda: 7) == 7
+
+
+def test_what_was_cast_up_comes_back() -> None:
+    plan, value = Budget(), torch.nn.Parameter(torch.ones(2))
+    plan.cast.append((value, value.data))
+    value.data = torch.zeros(2)
+    plan.restore()
+    assert torch.equal(value.data, torch.ones(2)) and plan.cast == [] and plan.redone == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "free"),
+    [
+        ({}, 3072),
+        ({"memory.max": "max\n", "memory.current": "5"}, 3072),
+        ({"memory.max": "2000\n", "memory.current": "500\n"}, 1500),
+        ({"memory.max": "9000\n", "memory.current": "500\n"}, 3072),
+        ({"memory.max": "400\n", "memory.current": "500\n"}, 0),
+    ],
+)
+def test_free_host_memory_is_within_the_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: dict[str, str], free: int
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:   9 kB\nMemFree:   1 kB\nMemAvailable:       3 kB\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    for name, words in group.items():
+        (tmp_path / "sys/fs/cgroup" / name).write_text(words)
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name[1:])
+    assert memory.free(CPU) == free
+
+
+def test_free_gpu_memory_counts_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(
+        memory_reserved=lambda device: 700,
+        memory_allocated=lambda device: 500,
+        mem_get_info=lambda device: (1000, 9000),
+    )
+    monkeypatch.setattr(torch, "cuda", state)
+    assert memory.free(GPU) == 1200
+
+
+@pytest.mark.parametrize("free", [10**9, 10**12])
+def test_a_cpu_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: free)
+    found = Budget.for_device(CPU, CELLS)
+    assert (found.batch.amount, found.hold.amount) == (1, min(free // 2, HOST_HOLD))
+    assert found.whole.amount == found.hold.amount <= 2**31

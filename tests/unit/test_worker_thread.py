@@ -1,0 +1,73 @@
+"""OneThread: the same thread for everything, errors and cancelling passed on."""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import threading
+import time
+
+import pytest
+
+from seesr.engine.worker_thread import OneThread
+
+name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+
+
+class Cancelled(BaseException):
+    """As Cog's CancelationException: no Exception."""
+
+
+def test_all_work_is_done_by_one_thread_that_is_not_the_callers() -> None:
+    thread = OneThread()
+    found = [thread.run(threading.get_ident) for _ in range(3)]
+    caller = threading.Thread(target=lambda: found.append(thread.run(threading.get_ident)))
+    caller.start()
+    caller.join()
+    assert len(found) == 4 and set(found) == {thread.ident} != {threading.get_ident()}
+
+
+def test_work_sees_the_context_of_its_caller() -> None:
+    name.set("mine")
+    assert OneThread().run(name.get) == "mine"
+
+
+def test_errors_reach_the_caller_and_the_thread_goes_on() -> None:
+    thread = OneThread()
+    before = thread.ident
+    for error in (ValueError, SystemExit):
+
+        def fail(error: type[BaseException] = error) -> None:
+            raise error("one line")
+
+        with pytest.raises(error, match="one line"):
+            thread.run(fail)
+    assert thread.run(threading.get_ident) == before
+
+
+def test_cancelling_the_caller_ends_the_work() -> None:
+    thread, steps, outcome = OneThread(), [], []
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        while True:
+            steps.append(len(steps))
+            time.sleep(0.001)
+
+    def call() -> None:
+        try:
+            thread.run(work)
+        except Cancelled as error:
+            outcome.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    started.wait()
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(caller.ident), ctypes.py_object(Cancelled))
+    caller.join(5)
+    assert not caller.is_alive() and len(outcome) == 1
+    done = len(steps)
+    time.sleep(0.05)
+    assert len(steps) == done
+    assert thread.run(lambda: 3) == 3
