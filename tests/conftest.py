@@ -6,30 +6,38 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# OpenMP reads these when torch loads. One thread for each process: the run uses a process per core (scripts/test), and
+# two processes whose threads wait by spinning slow each other several times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import skimage.data
 import tiny
-import torch
 from PIL import Image
 
 from scripts.cog_server import CogServer
 from seesr import Engine, Upscaler
 from seesr.networks import weights
 
-torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+SERVERS = ("server", "service", "echo", "pocket_fleet")  # fixtures that start a server for many tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests that need minutes and up to 12 GB")
+    parser.addoption("--all", action="store_true", help="also run the tests marked slow: minutes, and up to 12 GB")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    absent = {"slow": not config.getoption("--slow"), "full": not (weights.FULL / weights.MANIFEST).exists()}
+    """Skips what cannot run here, and keeps the tests of one server, or else of one file, in one process."""
+    absent = {"slow": not config.getoption("--all"), "full": not (weights.FULL / weights.MANIFEST).exists()}
     for item in items:
         for mark, missing in absent.items():
             if missing and mark in item.keywords:
-                item.add_marker(pytest.mark.skip(reason={"slow": "needs --slow", "full": "needs weights/full"}[mark]))
+                item.add_marker(pytest.mark.skip(reason={"slow": "needs --all", "full": "needs weights/full"}[mark]))
+        shared = [name for name in SERVERS if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
 
 
 @pytest.fixture(scope="session")

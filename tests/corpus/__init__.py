@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
@@ -22,6 +23,13 @@ from seesr.images.png import SIGNATURE, chunk
 pillow_heif.register_heif_opener()
 Pixels = NDArray[np.uint8]
 NOT_JSON = "Failed to parse the request body as JSON"  # the runtime's words
+SAMPLE = frozenset({  # one case of each kind, for every HTTP server; `--all` sends the others too
+    "PNG cut at 50%", "JPEG with a wrong byte 0", "fake HEIC", "PNG of 60000x60000", "claims more than it holds",
+    "7x5 by 2.5", "palette with a clear colour", "16-bit RGB", "orientation 6", "animated PNG", "scale_factor = 8.1",
+    "color_fix = 'lab'", "user_prompt, emoji", "user_prompt with NUL", "overlap that cannot advance", "two targets",
+    "scale_factor = NaN", "half fidelity", "turned mask", "path '/etc/passwd'", "data URI of text", "no image",
+    "body that is no JSON", "URL that nobody serves",
+})  # fmt: skip
 RNG = np.random.default_rng(7)
 PHOTO: Pixels = (
     np.linspace(20, 230, 24)[None, :, None] * np.linspace(0.4, 1, 18)[:, None, None] * np.array([1.0, 0.8, 0.6])
@@ -344,3 +352,8 @@ def paths() -> Iterator[Case]:
 def cases() -> list[Case]:
     groups: list[Callable[[], Iterator[Case]]] = [broken, bombs, shapes, modes, fields, dials, paths]
     return [case for group in groups for case in group()]
+
+
+def parameters() -> list[Any]:
+    """The cases for a server: those outside the sample run with `--all` alone."""
+    return [pytest.param(case, id=case.name, marks=() if case.name in SAMPLE else pytest.mark.slow) for case in cases()]

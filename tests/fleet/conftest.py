@@ -25,7 +25,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield found
 
 
-@pytest.fixture(scope="module", params=["folder", "s3"])
+@pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def pocket_fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A gateway and a worker with the pocket bundle, on a folder and on an S3 server."""
     folder = tmp_path_factory.mktemp("pocket")
