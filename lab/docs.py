@@ -5,6 +5,7 @@ A mark is a line `<!-- NAME -->`; the table reaches to the next `<!-- end -->`.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import re
@@ -31,6 +32,7 @@ PAGES = (
     "docs/inputs.md",
     "docs/running.md",
     "docs/fleet.md",
+    "docs/architecture.md",
     "docs/decisions/0015-tests.md",
 )
 
@@ -123,6 +125,47 @@ def mutation() -> str:
     return table(rows, {"module": "", **dict.fromkeys(counts, ""), "share": ".0%"})
 
 
+def packages() -> str:
+    """The packages in the order of the import contract, with what each says of itself, and a diagram of the imports."""
+    import tomllib
+
+    import grimp
+
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [names.split(" : ") for names in next(c for c in contracts if c["type"] == "layers")["layers"]]
+    names = [name for layer in layers for name in layer]
+    graph = grimp.build_graph("seesr")
+    uses = {
+        a: {b for b in names if a != b and graph.direct_import_exists(importer=a, imported=b, as_packages=True)}
+        for a in names
+    }
+    shown = {a: bs - {c for b in bs for c in reachable(uses, b)} for a, bs in uses.items()}  # without detours
+
+    def node(name: str) -> str:
+        return name.removeprefix("seesr.")
+
+    arrows = [f"    {node(a)} --> {node(b)}" for a in names for b in names if b in shown[a]]
+    rows = []
+    for name in names:
+        folder = ROOT / name.replace(".", "/")
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        about = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")[0].replace("\n", " ")
+        suffix = "/" if folder.is_dir() else ".py"
+        rows.append({"package": f"`{node(name)}{suffix}`", "what it is": about})
+    return "\n".join([table(rows, {"package": "", "what it is": ""}), "", "```mermaid", "graph TD", *arrows, "```"])
+
+
+def reachable(uses: dict[str, set[str]], start: str) -> set[str]:
+    """Everything that `start` uses, directly or not."""
+    found: set[str] = set()
+    todo = [start]
+    while todo:
+        for name in uses[todo.pop()] - found:
+            found.add(name)
+            todo.append(name)
+    return found
+
+
 def cards() -> str:
     """What `python -m lab.speed.count --table` computed for GPUs."""
     rows = read(RESULTS / "counts.json", "cards")
@@ -139,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     **{name: functools.partial(evaluated, name) for name in EVALUATED},
     "cards": cards,
+    "packages": packages,
     "mutation": mutation,
 }
 
