@@ -33,7 +33,7 @@ PAGES = (
     "docs/running.md",
     "docs/fleet.md",
     "docs/architecture.md",
-    "docs/decisions/0015-tests.md",
+    "docs/decisions/0015-mutation-testing.md",
 )
 
 
