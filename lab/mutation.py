@@ -107,10 +107,9 @@ def load_libraries() -> None:
     import pytest
     import skimage.data
     import timm
-    import torchvision
     import transformers
 
-    del diffusers, hypothesis, pytest, skimage, timm, torchvision, transformers
+    del diffusers, hypothesis, pytest, skimage, timm, transformers
 
 
 def begin(mutant: Mutant, tests: list[str], folder: Path, core: int) -> int:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTokenizer
 
 from seesr.networks import models, weights
+from seesr.networks.autoencoders import AutoencoderKL
+from seesr.networks.schedule import NoiseSchedule
 from seesr.networks.tagger import Tagger
+from seesr.networks.text_encoder import ClipTokenizer, TextEncoder
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 
 BLOCKS = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -74,12 +76,12 @@ def build(
     schedule |= {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
     return models.Models(
         bundle=weights.Bundle(Path(), "made-up", "full", "none", {}),
-        unet=filled(lambda: models.build_diffusion_network(UNet2DConditionModel, UNET), 1, *target),
-        controlnet=filled(lambda: models.build_diffusion_network(ControlNetModel, BLOCKS), 2, *target),
+        unet=filled(lambda: UNet2DConditionModel(**UNET), 1, *target),
+        controlnet=filled(lambda: ControlNetModel(**BLOCKS), 2, *target),
         vae=filled(lambda: AutoencoderKL(**VAE), 3, *target),
-        text_encoder=filled(lambda: models.TextEncoder(CLIPTextConfig(**TEXT)), 4, *target),
-        tokenizer=CLIPTokenizer.from_pretrained(weights.POCKET / "tokenizer"),
-        scheduler=models.DDPMScheduler.from_config(schedule, timestep_spacing="trailing"),  # type: ignore[arg-type]
+        text_encoder=filled(lambda: TextEncoder(**TEXT), 4, *target),
+        tokenizer=ClipTokenizer(weights.POCKET / "tokenizer"),
+        scheduler=NoiseSchedule(schedule),
         tagger=filled(lambda: Tagger(**TAGGER, **tags), 5, *target),
         device=device,
         dtype=dtype,

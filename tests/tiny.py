@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from seesr.networks import models, weights
+from seesr.networks.autoencoders import AutoencoderKL
 from seesr.networks.tagger import Tagger
+from seesr.networks.text_encoder import TextEncoder
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 
 BLOCKS = {
     "block_out_channels": (16, 32),
@@ -92,11 +93,11 @@ def write(folder: Path, config: dict, network: nn.Module, name: str = models.DIF
 def build(path: Path) -> Path:
     """Writes a whole bundle to `path`."""
     torch.manual_seed(0)
-    write(path / "unet", UNET, randomise(models.build_diffusion_network(UNet2DConditionModel, UNET), 1))
-    write(path / "controlnet", CONTROLNET, randomise(models.build_diffusion_network(ControlNetModel, CONTROLNET), 2))
+    write(path / "unet", UNET, randomise(UNet2DConditionModel(**UNET), 1))
+    write(path / "controlnet", CONTROLNET, randomise(ControlNetModel(**CONTROLNET), 2))
     vae_config = {**KL, "_class_name": "AutoencoderKL"}
     write(path / "vae", vae_config, randomise(AutoencoderKL(**KL), 3))
-    text = randomise(CLIPTextModel(CLIPTextConfig(**TEXT)), 4)
+    text = randomise(TextEncoder(**TEXT), 4)
     write(path / "text_encoder", TEXT, text, "model.safetensors")
     tagger = randomise(Tagger(**TAGGER, **TAGS), 5)
     write(path / "tagger", TAGGER, tagger, "model.safetensors")

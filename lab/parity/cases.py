@@ -19,17 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from lab import report
-from lab.parity import recipe, reference, road
+from lab.parity import pipeline, recipe, reference
 from scripts import convert
 from seesr.images import color
 from seesr.networks import models, tagger
+from seesr.networks.autoencoders import AutoencoderKL
+from seesr.networks.schedule import NoiseSchedule
+from seesr.networks.text_encoder import TextEncoder
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.pipeline import sampling
 
 State = dict[str, Tensor]
@@ -37,7 +39,7 @@ SMALL = {  # class and recipe salt of the small bundle's networks
     "unet": (UNet2DConditionModel, ""),
     "controlnet": (ControlNetModel, "controlnet:"),
     "vae": (AutoencoderKL, "vae:"),
-    "text_encoder": (CLIPTextModel, "text:"),
+    "text_encoder": (TextEncoder, "text:"),
 }
 
 
@@ -73,13 +75,9 @@ class Case:
         """Weights of the small bundle, which are the recipe's, but for the VAE's quieter posterior."""
         cls, salt = SMALL[network]
         with torch.device("meta"):
-            if cls in (UNet2DConditionModel, ControlNetModel):
-                module = models.build_diffusion_network(cls, self.config(network))
-            else:
-                config = self.config(network)
-                module = cls(CLIPTextConfig(**config)) if cls is CLIPTextModel else cls(**config)
+            module = cls(**self.config(network))
         names = reference.foreign_keys(module.state_dict())
-        if cls is CLIPTextModel:
+        if cls is TextEncoder:
             names = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in names.items()}
         made = recipe.state_dict({key: tuple(value.shape) for key, value in names.items()}, salt)
         if cls is AutoencoderKL:
@@ -101,7 +99,7 @@ class Case:
 
     def diffusion(self, cls: type, name: str, state: State | None = None) -> Any:
         with torch.device("meta"):
-            network = models.build_diffusion_network(cls, self.config(name))
+            network = cls(**self.config(name))
         return self.place(models.fill(network, convert.diffusion_keys(state or self.state(name)), self.folder))
 
     def vae(self) -> AutoencoderKL:
@@ -141,15 +139,17 @@ def networks_case(case: Case) -> Produce:
         return built[name]
 
     def residuals(call: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
-        return get("controlnet")(
+        down, mid = get("controlnet")(
             i["sample"],
             call["timestep"],
             (i["encoder_hidden_states"], i["image_encoder_hidden_states"]),
             i["controlnet_cond"],
             call["conditioning_scale"],
-            guess_mode=call["guess_mode"],
-            return_dict=False,
         )
+        if not call["guess_mode"]:
+            return down, mid
+        scales = torch.logspace(-1, 0, len(down) + 1)
+        return [residual * scale for residual, scale in zip(down, scales[:-1], strict=True)], mid * scales[-1]
 
     def produce(name: str, call: dict[str, Any]) -> Tensor:
         network = call["network"]
@@ -160,15 +160,13 @@ def networks_case(case: Case) -> Produce:
             down, mid = residuals(call["residuals"]) if call["residuals"] else (None, None)
             context = (i["encoder_hidden_states"], i["image_encoder_hidden_states"])
             unet = get("unet")
-            return unet(
-                i["sample"], call["timestep"], context, None, None, None, None, None, down, mid, return_dict=False
-            )[0]
+            return unet(i["sample"], call["timestep"], context, down, mid)
         vae, x = get("vae"), i[call["input"]]
         if network == "vae" and call["method"] == "encode":
-            posterior = vae.encode(2 * x - 1).latent_dist
-            return torch.cat([posterior.mean, posterior.logvar], dim=1)
+            mean, log_variance = vae.quant_conv(vae.encoder(2 * x - 1)).chunk(2, dim=1)
+            return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)
         if network == "vae":
-            return vae.decode(x).sample
+            return vae.decoder(vae.post_quant_conv(x))
         if network == "encoder":
             return reference.tiled_encoder(vae.encoder, 2 * x - 1, call["tile"])
         return reference.tiled_decoder(vae.decoder, x, call["tile"])
@@ -180,7 +178,7 @@ def merge_case(case: Case) -> Produce:
     merged = convert.merge_turbo(case.state("sd"), case.state("seesr"))
     unet = case.unet(merged)
     context = (case.inputs["encoder_hidden_states"], case.inputs["image_encoder_hidden_states"])
-    return lambda name, call: unet(case.inputs["sample"], call["timestep"], context, return_dict=False)[0]
+    return lambda name, call: unet(case.inputs["sample"], call["timestep"], context)
 
 
 def tagger_case(case: Case) -> Produce:
@@ -216,12 +214,8 @@ def tagger_case(case: Case) -> Produce:
     return produce
 
 
-def scheduler_of(config: dict[str, Any]) -> models.DDPMScheduler:
-    return models.DDPMScheduler.from_config(config, timestep_spacing="trailing")
-
-
 def scheduler_case(case: Case) -> Produce:
-    scheduler, i = scheduler_of(case.options["config"]), case.inputs
+    scheduler, i = NoiseSchedule(case.options["config"]), case.inputs
 
     def produce(name: str, call: dict[str, Any] | None) -> Tensor:
         if call is None:
@@ -240,7 +234,7 @@ def scheduler_case(case: Case) -> Produce:
 
 def scheduler_tables(case: Case) -> list[tuple[str, Any, Any]]:
     """Timesteps of every step count, and the noise factors where our next timestep is the reference's."""
-    scheduler, rows = scheduler_of(case.options["config"]), []
+    scheduler, rows = NoiseSchedule(case.options["config"]), []
     for count, table in case.about["tables"].items():
         steps = sampling.schedule(scheduler, int(count))
         rows.append((f"timesteps_{count}", [s.t for s in steps], table["timesteps"]))
@@ -340,7 +334,7 @@ KINDS: dict[str, Callable[[Case], Produce]] = {
     "colorfix": color_case,
     "preproc": preproc_case,
     "tiling": tiling_case,
-    "pipeline": road.pipeline_case,
+    "pipeline": pipeline.pipeline_case,
 }
 TABLES = {"scheduler": scheduler_tables, "preproc": preproc_tables, "tiling": tiling_tables, "vae": vae_tables}
 

@@ -87,8 +87,8 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
     road = Recorded(case)
     reached: dict[str, Tensor] = {}
 
-    def keep_first(module: Any, given: Any, made: tuple[Tensor]) -> None:
-        reached.setdefault("first_noise_pred", made[0])
+    def keep_first(module: Any, given: Any, made: Tensor) -> None:
+        reached.setdefault("first_noise_pred", made)
 
     road.networks.unet.register_forward_hook(keep_first)
     hint = torch.from_numpy(road.picture.rgb).to(case.device)

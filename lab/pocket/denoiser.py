@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lab.pocket import data
 from lab.pocket.curve import Curve
 from lab.pocket.sizes import BLOCKS, CONTROLNET, DRAWN, LABELS, SCHEDULER, SEED, TAGGER, TEXT, UNET, VAE, WORK
 from lab.pocket.stages import build_tokenizer, rate, to_tensor
 from lab.quality.degradations import Rgb
-from seesr.networks import models
-from seesr.networks.models import TextEncoder
+from seesr.networks.autoencoders import AutoencoderTiny
+from seesr.networks.schedule import NoiseSchedule
 from seesr.networks.tagger import Tagger, preprocess
+from seesr.networks.text_encoder import ClipTokenizer, TextEncoder
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.pipeline import prompt, sampling
 from seesr.runtime.memory import Budget
 from seesr.settings import Settings
@@ -46,9 +46,9 @@ class Student(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = TextEncoder(CLIPTextConfig(**TEXT)).requires_grad_(False)
-        self.unet = models.build_diffusion_network(UNet2DConditionModel, UNET)
-        self.controlnet = models.build_diffusion_network(ControlNetModel, CONTROLNET)
+        self.text = TextEncoder(**TEXT).requires_grad_(False)
+        self.unet = UNet2DConditionModel(**UNET)
+        self.controlnet = ControlNetModel(**CONTROLNET)
         self.vae = AutoencoderTiny(**VAE)
         for module in [*self.unet.modules(), *self.controlnet.modules()]:
             if isinstance(module, nn.GroupNorm) and module.eps == BLOCKS["norm_eps"]:
@@ -57,10 +57,8 @@ class Student(nn.Module):
     def forward(self, z: Tensor, t: Tensor, hint: Tensor, words: Tensor, tokens: Tensor) -> Tensor:
         """Noisy latents [B, 32, h, w] at t -> predicted noise."""
         context = (words, tokens)
-        down, mid = self.controlnet(z, t, context, hint, return_dict=False)
-        return self.unet(
-            z, t, context, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False
-        )[0]
+        down, mid = self.controlnet(z, t, context, hint)
+        return self.unet(z, t, context, down, mid)
 
 
 class Pool:
@@ -72,7 +70,7 @@ class Pool:
         rng: np.random.Generator,
         tags: Tagger,
         encoder: TextEncoder,
-        tokenizer: CLIPTokenizer,
+        tokenizer: ClipTokenizer,
         untagged: float,
     ) -> None:
         device = tags.image_proj.weight.device
@@ -178,7 +176,7 @@ def train(
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, device=device) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0)
-    schedule = models.DDPMScheduler.from_config({k: v for k, v in SCHEDULER.items() if k != "_class_name"})
+    schedule = NoiseSchedule(SCHEDULER)
 
     def predict(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         a = alpha_bar[t].view(-1, 1, 1, 1)

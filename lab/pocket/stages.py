@@ -12,16 +12,15 @@ import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTokenizer
 
 from lab.pocket import data
 from lab.pocket.curve import Curve
 from lab.pocket.sizes import DAMAGE, DRAWN, LABELS, SEED, TAGGER, TAGS, TEXT, TOKENIZER, VAE, WIDTH, WORK
 from lab.quality.degradations import Rgb
-from seesr.networks.models import TextEncoder
+from seesr.networks.autoencoders import AutoencoderTiny
 from seesr.networks.tagger import Tagger, preprocess
+from seesr.networks.text_encoder import ClipTokenizer, TextEncoder
 from seesr.pipeline import prompt
 from seesr.settings import Settings
 
@@ -162,7 +161,7 @@ def tagger(device: torch.device, steps: int, further: bool = False) -> None:
     torch.save(net.state_dict(), WORK / "tagger.pt")
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer() -> ClipTokenizer:
     """A byte-pair vocabulary in CLIP's format, from the tags and the default prompts; other words are spelled out."""
     folder = WORK / "tokenizer"
     folder.mkdir(exist_ok=True)
@@ -188,7 +187,7 @@ def build_tokenizer() -> CLIPTokenizer:
     bpe.model.save(str(folder))
     config = {"model_max_length": 77, "pad_token": "!", "tokenizer_class": "CLIPTokenizer", **TOKENIZER}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    return CLIPTokenizer.from_pretrained(folder)
+    return ClipTokenizer(folder)
 
 
 def words(device: torch.device, steps: int) -> None:
@@ -199,7 +198,7 @@ def words(device: torch.device, steps: int) -> None:
     """
     rng = np.random.default_rng(SEED + 5)
     torch.manual_seed(SEED + 5)
-    net = TextEncoder(CLIPTextConfig(**TEXT)).to(device)
+    net = TextEncoder(**TEXT).to(device)
     for module in net.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
@@ -216,7 +215,7 @@ def words(device: torch.device, steps: int) -> None:
         for row in truth[8:]:
             named = [tag for tag, on in zip(TAGS, row[:-2], strict=True) if on]
             prompts.append(prompt.compose(named, "", Settings.positive_prompt if row[-2] else ""))
-        ids = prompt.token_ids(tokenizer, prompts).to(device)
+        ids = tokenizer.encode_batch(prompts).to(device)
         logits = head(net(ids).last_hidden_state)
         ended = (ids == TEXT["eos_token_id"]).cumsum(1) > 0
         expected = torch.from_numpy(truth).to(logits)[:, None].expand_as(logits)

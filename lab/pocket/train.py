@@ -51,7 +51,7 @@ def export(device: torch.device, steps: int) -> None:
     """Checkpoints -> weights/pocket: configs, half-precision safetensors, checksums."""
     bundle = weights.POCKET
     saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
-    tokenizer = build_tokenizer()
+    build_tokenizer()
 
     def part(folder: str, config: dict, state: dict[str, Tensor], file: str = models.DIFFUSION_FILE) -> None:
         (bundle / folder).mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def export(device: torch.device, steps: int) -> None:
     (bundle / "tagger/tags.json").write_text(json.dumps(LABELS) + "\n")
     (bundle / "scheduler").mkdir(exist_ok=True)
     (bundle / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1) + "\n")
-    tokenizer.save_pretrained(bundle / "tokenizer")
+    (bundle / "tokenizer").mkdir(exist_ok=True)
     for file in (WORK / "tokenizer").iterdir():
         (bundle / "tokenizer" / file.name).write_bytes(file.read_bytes())
     weights.write_manifest(bundle, "pocket", "pocket", "Apache-2.0")

@@ -40,7 +40,7 @@ from seesr import Progress, Settings, Upscaler  # noqa: E402
 from seesr.images.picture import Picture  # noqa: E402
 from seesr.networks import hardware, kernels, models  # noqa: E402
 from seesr.networks.graphs import CudaRecorder, Graphs  # noqa: E402
-from seesr.pipeline import prompt, sampling  # noqa: E402
+from seesr.pipeline import sampling  # noqa: E402
 from seesr.pipeline.pipeline import Upscaling  # noqa: E402
 from seesr.pipeline.tagging import to_floats  # noqa: E402
 from seesr.runtime import precision  # noqa: E402
@@ -84,7 +84,7 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Plain:
-    """The same stages from diffusers' and transformers' modules as they are, as the reference runs them: the tagger
+    """The same stages as the reference runs them: the tagger
     twice, keys and values of the context in every step, one picture of one tile."""
 
     def __init__(self, networks: models.Models) -> None:
@@ -108,32 +108,24 @@ class Plain:
             networks.tagger(pixels)
             _, image_tokens = networks.tagger(pixels)
         with timed("text"):
-            ids = prompt.token_ids(networks.tokenizer, [settings.positive_prompt]).to(networks.device)
+            ids = networks.tokenizer.encode_batch([settings.positive_prompt]).to(networks.device)
             words = networks.text_encoder.hidden(ids)
         with timed("enlarge"):
             hint = to_floats(job.enlarge()).to(networks.dtype)
         scaling = networks.vae.config["scaling_factor"]
         with timed("encode"):
-            found = networks.vae.encode(2 * hint - 1)
-            z = (found.latents if hasattr(found, "latents") else found.latent_dist.mean) * scaling
+            z = networks.vae.encoder(2 * hint - 1)[:, : networks.unet.config["in_channels"]] * scaling
         steps = sampling.schedule(networks.scheduler, settings.num_inference_steps)
         with timed("denoise"):
             z = sampling.start_latents(z.float(), torch.randn(z.shape, device=z.device), networks.scheduler)
             for step in steps:
                 x, t = z.to(networks.dtype), torch.full((1,), step.t, device=z.device)
-                down, mid = networks.controlnet(x, t, (words, image_tokens), hint, 1.0, return_dict=False)
-                noise = networks.unet(
-                    x,
-                    t,
-                    (words, image_tokens),
-                    down_block_additional_residuals=down,
-                    mid_block_additional_residual=mid,
-                    return_dict=False,
-                )[0].float()
+                down, mid = networks.controlnet(x, t, (words, image_tokens), hint, 1.0)
+                noise = networks.unet(x, t, (words, image_tokens), down, mid).float()
                 x0 = sampling.predicted_x0(noise, z, step)
                 z = sampling.ddpm_step(z, x0, step, torch.randn_like(z))
         with timed("decode"):
-            networks.vae.decode((z / scaling).to(networks.dtype)).sample.float().cpu()
+            networks.vae.decoder((z / scaling).to(networks.dtype)).float().cpu()
         return seconds
 
 
@@ -233,7 +225,7 @@ def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "diffusers", "transformers", "timm")
+    names = ("torch",)
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from lab.parity import reference
 from lab.quality.metrics import psnr
 from seesr import Progress
 from seesr.networks import models
+from seesr.networks.autoencoders import AutoencoderKL
 from seesr.runtime.memory import Budget
 from seesr.vae import autoencoder
 

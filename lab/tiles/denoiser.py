@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab import report, sizes
 from lab.quality.metrics import BUILT_IN, psnr, seam
 from seesr import Settings, Upscaler
-from seesr.networks import models, weights
+from seesr.networks import weights
 from seesr.networks.attention import Tokens
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.runtime import tiling
 
 LAYOUTS = ((64, 6), (64, 8), (64, 16), (64, 32), (96, 16), (96, 32), (128, 16))
@@ -36,8 +36,8 @@ SIDES = (2048, 4096, 8192)  # of the outputs whose cost is counted, pixels
 def tile_tflop(side: int) -> float:
     """Of one step of the full-size networks on one tile."""
     with torch.device("meta"):
-        unet = models.build_diffusion_network(UNet2DConditionModel, sizes.UNET)
-        controlnet = models.build_diffusion_network(ControlNetModel, sizes.BLOCKS)
+        unet = UNet2DConditionModel(**sizes.UNET)
+        controlnet = ControlNetModel(**sizes.BLOCKS)
         z, t, features = torch.empty(1, 4, side, side), torch.empty(1), torch.empty(1, 320, side, side)
         context = (Tokens(torch.empty(1, 77, 1024)), Tokens(torch.empty(1, 145, 512)))
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -20,7 +20,7 @@ from seesr.networks.weights import WeightsError
 from seesr.runtime import precision
 from seesr.version import __version__
 
-LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "timm", "pillow", "numpy", "opencv-python-headless")
+LIBRARIES = ("torch", "tokenizers", "safetensors", "pillow", "numpy", "opencv-python-headless")
 DISK_NEED = 15 * 10**9  # bytes, for the full bundle
 
 

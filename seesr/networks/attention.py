@@ -1,19 +1,10 @@
-"""SeeSR's image cross-attention, wrapped from outside around stock diffusers networks.
-
-SeeSR (Wu et al., CVPR 2024) places beside every text transformer of the UNet and the ControlNet a second, complete
-transformer that looks at the tagger's image tokens. Both run one after the other, text first.
-"""
+"""The attention of the UNet and the ControlNet, by any kernel, and the context tokens that it looks at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 
@@ -49,9 +40,7 @@ class Tokens:
 
 def project(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B, n, width] -> keys and values [B, heads, n, head width]."""
-    to_key, to_value = attention.to_k, attention.to_v
-    assert to_key is not None and to_value is not None
-    both = (to_key(tokens), to_value(tokens))
+    both = (attention.to_k(tokens), attention.to_v(tokens))
     keys, values = (x.unflatten(2, (attention.heads, -1)).transpose(1, 2) for x in both)
     return keys, values
 
@@ -59,86 +48,31 @@ def project(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values [B, heads, n, d] -> [B, heads, n, d]
 
 
-class Attend:
-    """A diffusers attention processor that takes Tokens, or a plain tensor as in training, or looks at itself."""
+class Attention(nn.Module):
+    """Attention of [B, n, width] to itself, or to context tokens."""
 
     kernel: Kernel = staticmethod(F.scaled_dot_product_attention)
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tokens | Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        assert attention_mask is None
-        queries = attn.to_q(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        if isinstance(encoder_hidden_states, Tokens):
-            keys, values = encoder_hidden_states.keys_values(attn, len(hidden_states))
-        else:
-            keys, values = project(attn, hidden_states if encoder_hidden_states is None else encoder_hidden_states)
-        attended = self.kernel(queries, keys, values)
-        return attn.to_out[0](attended.transpose(1, 2).flatten(2))  # type: ignore[index]
-
-
-class HintEmbedding(ControlNetConditioningEmbedding):
-    """Takes the hint, or its features where they are at hand already; the channels tell which."""
-
-    def forward(self, conditioning: Tensor) -> Tensor:
-        """[B, 3, f*h, f*w] -> [B, C, h, w]; [B, C, h, w] passes."""
-        return super().forward(conditioning) if conditioning.shape[1] == self.conv_in.in_channels else conditioning
-
-
-class TextThenImage(nn.Module):
-    """A text transformer and an image transformer in a row.
-
-    Takes `encoder_hidden_states=(text, image)`, Tokens or tensors [B, n, width]; diffusers passes the pair through
-    untouched.
-    """
-
-    def __init__(self, text: Transformer2DModel, image_width: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
-        self.text = text
-        config = text.config
-        # Heads and head width explicitly: from_config of the text transformer would fall back to 16 heads of 88.
-        self.image = Transformer2DModel(
-            num_attention_heads=config["num_attention_heads"],
-            attention_head_dim=config["attention_head_dim"],
-            in_channels=config["in_channels"],
-            norm_num_groups=config["norm_num_groups"],
-            cross_attention_dim=image_width,
-            use_linear_projection=True,
-        )
-        for transformer in (self.text, self.image):
-            for block in transformer.transformer_blocks:
-                block.attn1.set_processor(Attend())  # type: ignore[union-attr]
-                block.attn2.set_processor(Attend())  # type: ignore[union-attr]
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k, self.to_v = (nn.Linear(context_width, width, bias=False) for _ in range(2))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, hidden: Tensor, encoder_hidden_states: tuple[Any, Any], **options: Any) -> tuple[Tensor]:
-        """[B, C, H, W] -> ([B, C, H, W],)."""
-        text, image = encoder_hidden_states
-        hidden = self.text(hidden, encoder_hidden_states=text, **options)[0]
-        return (self.image(hidden, encoder_hidden_states=image, return_dict=False)[0],)
+    def forward(self, x: Tensor, context: Tokens | Tensor | None = None) -> Tensor:
+        """[B, n, width] -> the same shape; `context` as Tokens, or as a plain tensor in training; None: `x` itself."""
+        queries = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        if isinstance(context, Tokens):
+            keys, values = context.keys_values(self, len(x))
+        else:
+            keys, values = project(self, x if context is None else context)
+        attended = self.kernel(queries, keys, values)
+        return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
 
 def set_kernel(network: nn.Module, kernel: Kernel) -> None:
     """Has every attention of a UNet or ControlNet computed by `kernel`."""
     for module in network.modules():
         if isinstance(module, Attention):
-            module.processor.kernel = kernel  # type: ignore[union-attr]
-
-
-def add_image_attention(model: UNet2DConditionModel | ControlNetModel, image_width: int) -> None:
-    """Replaces every text transformer by a TextThenImage pair, and a ControlNet's hint embedding by ours, in place."""
-    blocks = [*model.down_blocks, model.mid_block, *getattr(model, "up_blocks", [])]
-    for block in blocks:
-        attentions = getattr(block, "attentions", None) or []
-        for index, text in enumerate(attentions):
-            attentions[index] = TextThenImage(text, image_width)
-    if isinstance(model, ControlNetModel):
-        config = model.config
-        model.controlnet_cond_embedding = HintEmbedding(
-            config["block_out_channels"][0],
-            config["conditioning_channels"],
-            config["conditioning_embedding_out_channels"],
-        )
+            module.kernel = kernel

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+
+from seesr.networks.swin import SwinTransformer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
@@ -62,7 +63,7 @@ class Tagger(nn.Module):
 
     Args:
         image_size: side of the square input, pixels.
-        swin: arguments of timm's SwinTransformer (embed_dim, depths, num_heads, window_size, ...).
+        swin: arguments of SwinTransformer (embed_dim, depths, num_heads, window_size, patch_size).
         token_width: width of the image tokens (512 in the public weights).
         label_width: width of the stored label embeddings.
         head: hidden_size, intermediate_size, num_hidden_layers, num_attention_heads.
@@ -82,7 +83,7 @@ class Tagger(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size, self.tags, self.thresholds = image_size, tags, thresholds
-        self.visual_encoder = SwinTransformer(img_size=image_size, num_classes=0, drop_path_rate=0.0, **swin)
+        self.visual_encoder = SwinTransformer(image_size, **swin)
         self.image_proj = nn.Linear(self.visual_encoder.num_features, token_width)
         self.label_embed = nn.Parameter(torch.zeros(len(tags), label_width))
         self.wordvec_proj = nn.Linear(label_width, head["hidden_size"])

@@ -7,11 +7,11 @@ import functools
 from collections.abc import Callable
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import again_in_float32, check_finite
 from seesr.runtime.progress import Progress
@@ -47,15 +47,8 @@ class Forward:
         hint = hint.to(dtype).repeat(branches, 1, 1, 1)
         time = t.repeat(branches)
         context = (text, image)
-        down, mid = self.controlnet(x, time, context, hint, self.conditioning, return_dict=False)
-        return self.unet(
-            x,
-            time,
-            context,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            return_dict=False,
-        )[0].float()
+        down, mid = self.controlnet(x, time, context, hint, self.conditioning)
+        return self.unet(x, time, context, down, mid).float()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

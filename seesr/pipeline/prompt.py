@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
 
-from seesr.networks.models import TextEncoder
+from seesr.networks.text_encoder import ClipTokenizer, TextEncoder
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import again_in_float32, check_finite
 
@@ -34,7 +33,7 @@ class Prompt(NamedTuple):
     cut: str
 
 
-def fit(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positive_prompt: str) -> Prompt:
+def fit(tokenizer: ClipTokenizer, tags: list[str], user_prompt: str, positive_prompt: str) -> Prompt:
     """The prompt with as many of the first tags as leave room for the user's and the quality words.
 
     The reference cuts the end of a long prompt instead, and with it what the user wrote.
@@ -42,29 +41,21 @@ def fit(tokenizer: CLIPTokenizer, tags: list[str], user_prompt: str, positive_pr
     limit = tokenizer.model_max_length
     for count in range(len(tags), -1, -1):
         words = compose(tags[:count], user_prompt, positive_prompt)
-        ids = tokenizer(words)["input_ids"]
+        ids = tokenizer.encode(words)
         if len(ids) <= limit or count == 0:
-            cut = str(tokenizer.decode(ids[limit - 1 : -1])) if len(ids) > limit else ""
+            cut = tokenizer.decode(ids[limit - 1 : -1]) if len(ids) > limit else ""
             return Prompt(words, tags[:count], tags[count:], cut)
     raise AssertionError
 
 
-def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-    """Prompts -> ids [B, 77], cut or filled up to the tokenizer's length."""
-    length = tokenizer.model_max_length
-    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")[
-        "input_ids"
-    ]
-
-
 @torch.no_grad()
-def encode(encoder: TextEncoder, tokenizer: CLIPTokenizer, prompts: list[str], budget: Budget) -> Tensor:
+def encode(encoder: TextEncoder, tokenizer: ClipTokenizer, prompts: list[str], budget: Budget) -> Tensor:
     """Prompts -> tokens [B, 77, width].
 
     Raises:
         NotFinite: in single precision too.
     """
-    ids = token_ids(tokenizer, prompts).to(encoder.device)
+    ids = tokenizer.encode_batch(prompts).to(encoder.device)
 
     def work() -> Tensor:
         tokens = encoder.hidden(ids)

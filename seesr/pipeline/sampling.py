@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
+
+from seesr.networks.schedule import NoiseSchedule
 
 START = 999  # timestep of the LR start (SeeSR's start_steps)
 
@@ -25,10 +26,9 @@ Update = Callable[[Tensor, Tensor, Step], Tensor]  # latents, predicted clean la
 Steer = Callable[[Tensor, int], Tensor]  # predicted clean latents of all particles, number of the step -> the same
 
 
-def schedule(scheduler: DDPMScheduler, steps: int) -> list[Step]:
+def schedule(scheduler: NoiseSchedule, steps: int) -> list[Step]:
     """The timesteps of `steps` trailing steps, with the cumulative alphas here and at the next one."""
-    scheduler.set_timesteps(steps)
-    times = scheduler.timesteps.tolist()
+    times = scheduler.timesteps(steps)
     alphas = [scheduler.alphas_cumprod[t].item() for t in times]
     return [Step(t, a, b) for t, a, b in zip(times, alphas, [*alphas[1:], 1.0], strict=True)]
 
@@ -43,7 +43,7 @@ def noise_stream(seed: int, shape: tuple[int, ...], device: torch.device) -> Ite
         yield torch.randn(shape, generator=generator).to(device)
 
 
-def start_latents(z: Tensor, noise: Tensor, scheduler: DDPMScheduler) -> Tensor:
+def start_latents(z: Tensor, noise: Tensor, scheduler: NoiseSchedule) -> Tensor:
     """Clean scaled latents of the enlarged input -> latents at t = 999: 7 % picture, the rest noise (LR start)."""
     alpha_bar = scheduler.alphas_cumprod[START].item()
     return math.sqrt(alpha_bar) * z + math.sqrt(1 - alpha_bar) * noise

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderTiny
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from seesr.networks.autoencoders import AutoencoderTiny, Decoder, Encoder
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import again_in_float32, check_finite
 from seesr.runtime.progress import Progress

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from seesr.networks.autoencoders import Attention, Decoder, Encoder
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite
 from seesr.runtime.progress import Progress

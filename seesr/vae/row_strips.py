@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from seesr.networks.autoencoders import Decoder, Encoder
 from seesr.runtime.tiling import Tile
 from seesr.vae.global_layers import WholeAttention, WholeNorm
 

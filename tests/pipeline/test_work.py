@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,9 +16,11 @@ from lab import sizes
 from lab.speed import bench
 from seesr import Settings, Upscaler
 from seesr.images.read import from_pil
-from seesr.networks import models, weights
+from seesr.networks import weights
 from seesr.networks.attention import Tokens
+from seesr.networks.autoencoders import AutoencoderKL
 from seesr.networks.graphs import Graphs
+from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.runtime import tiling
 
 META = torch.device("meta")
@@ -91,8 +92,8 @@ def tflop(network: nn.Module, *inputs: object, **options: object) -> float:
 def test_the_full_size_networks_cost_what_they_should() -> None:
     """Of the public configurations, at 512 x 512 pixels; one product and one sum are two operations."""
     with META:
-        unet = models.build_diffusion_network(UNet2DConditionModel, sizes.UNET)
-        controlnet = models.build_diffusion_network(ControlNetModel, sizes.BLOCKS)
+        unet = UNet2DConditionModel(**sizes.UNET)
+        controlnet = ControlNetModel(**sizes.BLOCKS)
         vae = AutoencoderKL(**sizes.VAE)
         z, t = torch.empty(1, 4, 64, 64), torch.empty(1)
         context = (Tokens(torch.empty(1, 77, 1024)), Tokens(torch.empty(1, 145, 512)))

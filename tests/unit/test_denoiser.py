@@ -24,8 +24,8 @@ class ControlNet(nn.Module):
         self.looked.append(hint)
         return hint[..., ::8, ::8] * self.weight
 
-    def forward(self, x: Tensor, t: Tensor, context: object, hint: Tensor, scale: float, return_dict: bool) -> tuple:
-        assert not return_dict and len(hint) == len(x) == len(t)
+    def forward(self, x: Tensor, t: Tensor, context: object, hint: Tensor, scale: float) -> tuple:
+        assert len(hint) == len(x) == len(t)
         return (), scale * hint.mean((1, 2, 3), keepdim=True) * self.weight
 
 
@@ -34,9 +34,9 @@ class UNet(nn.Module):
 
     dtype = torch.float32
 
-    def forward(self, x: Tensor, t: Tensor, context: tuple[Tokens, Tokens], **given: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor, t: Tensor, context: tuple[Tokens, Tokens], sides: tuple, middle: Tensor) -> Tensor:
         text = context[0].values.repeat_interleave(len(x) // len(context[0].values), 0)
-        return (x + text[:, :1, :1, None] + given["mid_block_additional_residual"],)
+        return x + text[:, :1, :1, None] + middle
 
 
 HINT = torch.arange(128.0 * 128).view(1, 1, 128, 128).expand(1, 3, -1, -1) / 128**2

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from seesr import Upscaler
 from seesr.networks import hardware, kernels, models, weights
-from seesr.networks.attention import Attend, Tokens
+from seesr.networks.attention import Attention, Tokens
 
 CPU = torch.device("cpu")
 KERNELS = [name for name in kernels.KERNELS if name not in ("flash", "efficient", "cudnn", "xformers")]
@@ -40,9 +40,7 @@ def test_tuning_changes_the_order_of_sums_alone() -> None:
         width = networks.unet.config["cross_attention_dim"]
         generator = torch.Generator().manual_seed(1)
         context = tuple(Tokens(torch.randn(1, n, width, generator=generator)) for n in (77, 145))
-        found.append(
-            (networks.unet(z, time, context).sample, networks.vae.decode(z).sample, networks.text_encoder(text())[0])
-        )
+        found.append((networks.unet(z, time, context), networks.vae.decoder(z), networks.text_encoder.hidden(text())))
     for plain, tuned in zip(*found, strict=True):
         torch.testing.assert_close(tuned, plain, rtol=0, atol=1e-5 * plain.abs().max().item())
 
@@ -54,7 +52,7 @@ def text() -> torch.Tensor:
 def test_what_was_chosen_is_used() -> None:
     networks = untuned()
     assert Upscaler(networks, "sdpa").networks.attention == "sdpa"
-    kernels = {m.processor.kernel for m in networks.unet.modules() if isinstance(getattr(m, "processor", None), Attend)}
+    kernels = {m.kernel for m in networks.unet.modules() if isinstance(m, Attention)}
     assert kernels == {F.scaled_dot_product_attention}
 
 
