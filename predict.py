@@ -1,4 +1,4 @@
-"""The Cog shell: literal inputs -> Settings -> Engine -> file. No logic of its own.
+"""Cog predictor: converts the inputs to Settings, runs the Engine and returns the file.
 
 Every Input is one line of literals because Cog parses this file without running it.
 """
@@ -16,45 +16,45 @@ from seesr.runtime.progress import Bar
 
 class Predictor(BaseRunner):
     def setup(self) -> None:
-        """Loads the weights that SEESR_WEIGHTS names and runs one small picture through everything."""
+        """Loads the weights named by SEESR_WEIGHTS and warms every network up with one small image."""
         logs.configure(Configuration.read().log_format)
         self.engine = Engine.load()
         self.outputs = OutputFolder()
 
     def healthcheck(self) -> bool:
-        """False once the device has failed for good, so that the platform starts another worker."""
+        """Returns False once the device has failed permanently, so that the platform starts another worker."""
         return self.engine.healthy()
 
     def run(
         self,
-        image: Path = Input(description="JPEG, PNG, WebP, AVIF, TIFF or HEIC to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB.", accept="image/*"),
-        mask: Optional[Path] = Input(default=None, description="Where the model may change the picture: white is enhanced, black stays the plain enlargement, grey blends. An image of the same aspect, of any size.", accept="image/*"),
-        scale_factor: float = Input(default=4.0, ge=1, le=8, description="Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side."),
-        target_side: Optional[int] = Input(default=None, ge=1, le=32768, description="Longest side of the output in pixels, exactly; replaces scale_factor. The scale that it takes must be from 1 to 8."),
-        target_megapixels: Optional[float] = Input(default=None, ge=0.0001, le=67.108864, description="Size of the output in megapixels, as near as whole pixels allow; replaces scale_factor. The scale that it takes must be from 1 to 8."),
-        fidelity: float = Input(default=0.0, ge=0, le=1, description="How much of the plain bicubic enlargement is kept: 0 is all of the model's detail, 1 the plain enlargement, exactly; coarse changes go before fine ones. With use_kds detail on which the samples disagree goes first."),
-        user_prompt: str = Input(default="", max_length=2000, description="What the picture shows, in a few words. Added to the tags that are found automatically."),
-        positive_prompt: str = Input(default="clean, high-resolution, 8k", max_length=2000, description="Quality words that end the prompt."),
-        negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to steer away from. Has no effect while cfg_scale is 1."),
-        num_inference_steps: int = Input(default=4, ge=1, le=8, description="Denoising steps. 1 is fastest; 2 to 4 is usual for this model."),
-        cfg_scale: float = Input(default=1.0, ge=1, le=2, description="Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high."),
-        latent_tiled_size: int = Input(default=64, ge=16, le=256, description="Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area."),
-        latent_tiled_overlap: int = Input(default=6, ge=0, le=128, description="Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further."),
-        use_kds: bool = Input(default=False, description="Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising."),
-        num_particles: int = Input(default=4, ge=1, le=16, description="Samples that Kernel Density Steering runs together. 1 is the same as off."),
-        bandwidth: float = Input(default=0.0, ge=0, le=10, description="Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples."),
-        color_fix: str = Input(default="wavelet", choices=["wavelet", "adain", "none"], description="How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing."),
-        output_view: str = Input(default="image", choices=["image", "comparison", "difference", "tiles", "uncertainty", "all"], description="What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; or all, a zip of every one of these. The same seed gives the matching image."),
-        output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format. png is lossless."),
-        output_quality: int = Input(default=95, ge=1, le=100, description="Quality of webp and jpg files; png ignores it."),
-        keep_exif: bool = Input(default=True, description="Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result."),
-        seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported."),
+        image: Path = Input(description="JPEG, PNG, WebP, AVIF, TIFF or HEIC image to upscale, at most 67.1 megapixels, 32768 pixels per side and 100 MiB.", accept="image/*"),
+        mask: Optional[Path] = Input(default=None, description="Where the model may change the image: white is enhanced, black stays the bicubic upscale, grey blends. An image of any size with the same aspect ratio.", accept="image/*"),
+        scale_factor: float = Input(default=4.0, ge=1, le=8, description="Upscaling factor. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 per side."),
+        target_side: Optional[int] = Input(default=None, ge=1, le=32768, description="Longest side of the output in pixels. Replaces scale_factor; the resulting scale must be between 1 and 8."),
+        target_megapixels: Optional[float] = Input(default=None, ge=0.0001, le=67.108864, description="Size of the output in megapixels, rounded to whole pixels. Replaces scale_factor; the resulting scale must be between 1 and 8."),
+        fidelity: float = Input(default=0.0, ge=0, le=1, description="Blends the result towards the bicubic upscale: 0 keeps all detail of the model, 1 returns the bicubic upscale. Low-frequency changes are removed first; with use_kds, detail on which the samples disagree. Raise it when invented detail is unwanted."),
+        user_prompt: str = Input(default="", max_length=2000, description="What the image shows, in a few words. Added to the tags that are detected automatically."),
+        positive_prompt: str = Input(default="clean, high-resolution, 8k", max_length=2000, description="Quality terms appended to the prompt."),
+        negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to avoid. Only used when cfg_scale is above 1."),
+        num_inference_steps: int = Input(default=4, ge=1, le=8, description="Denoising steps. 1 is fastest; 2 to 4 are usual for this model."),
+        cfg_scale: float = Input(default=1.0, ge=1, le=2, description="Classifier-free guidance. 1 turns it off. Above 1 it sharpens and doubles the time; high values cause artifacts with SD-Turbo."),
+        latent_tiled_size: int = Input(default=64, ge=16, le=256, description="Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64; larger tiles cost more per area."),
+        latent_tiled_overlap: int = Input(default=6, ge=0, le=128, description="Minimum overlap of neighbouring tiles in latent pixels, below latent_tiled_size. More overlap costs time with no visible benefit."),
+        use_kds: bool = Input(default=False, description="Kernel Density Steering: denoises several samples together, steers them towards agreement and returns one. Takes nearly num_particles times as long."),
+        num_particles: int = Input(default=4, ge=1, le=16, description="Number of samples for Kernel Density Steering. 1 is the same as off."),
+        bandwidth: float = Input(default=0.0, ge=0, le=10, description="Kernel width of Kernel Density Steering in latent units: small keeps detail, large averages. 0 selects it from the samples."),
+        color_fix: str = Input(default="wavelet", choices=["wavelet", "adain", "none"], description="Color correction against the input: wavelet matches local colors, adain the overall color statistics, none applies no correction."),
+        output_view: str = Input(default="image", choices=["image", "comparison", "difference", "tiles", "uncertainty", "all"], description="What the output file shows: image, the upscaled image; comparison, the bicubic upscale beside it; difference, what the model added, doubled (grey is no change); tiles, the denoiser's tiles; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; all, a zip of every view. The same seed gives the matching image."),
+        output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the output. png is lossless."),
+        output_quality: int = Input(default=95, ge=1, le=100, description="Compression quality of webp and jpg files. Ignored for png."),
+        keep_exif: bool = Input(default=True, description="Keeps the camera's EXIF data (date, location, camera settings). Off removes all of it."),
+        seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Seed of the random noise: the same seed and settings give the same image. Leave empty for a random seed, which is reported."),
     ) -> Path:
-        """Returns the enlarged picture as one file."""
+        """Upscales one image and returns the file."""
         settings = Settings(**{name: value for name, value in locals().items() if name not in ("self", "image", "mask")})
-        picture, masked = read_upload(image), None if mask is None else read_upload(mask)
+        data, mask_data = read_upload(image), None if mask is None else read_upload(mask)
         self.outputs.clear()
-        output = self.engine.run(picture, settings, watchers=(Bar(),), mask=masked)
+        output = self.engine.run(data, settings, watchers=(Bar(),), mask=mask_data)
         for name, value in flat(output.metrics):
             self.record_metric(name, value)
         return Path(self.outputs.save(output.data, output.seed, settings.suffix))

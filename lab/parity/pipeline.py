@@ -1,4 +1,4 @@
-"""The product's own road with the recorded noise in place of a generator's, compared with the reference's pipeline.
+"""The product's own pipeline with the recorded noise in place of a generator's, compared with the reference's pipeline.
 
 Where the reference tiles, its own tiles and weights stand in for ours (docs/decisions/0002); all else is the product.
 """
@@ -29,7 +29,7 @@ class Recorded(Upscaling):
     """One picture, already enlarged, on its way with the noise of a recorded case."""
 
     def __init__(self, case: Case) -> None:
-        missing: Any = None  # the road from the enlarged picture on needs neither tagger nor text encoder
+        missing: Any = None  # from the upscaled image on the pipeline needs neither tagger nor text encoder
         networks = models.Models(
             bundle=weights.Bundle(case.bundle, "recorded", "test", "none", {}),
             unet=case.unet(),
@@ -83,17 +83,17 @@ class Recorded(Upscaling):
 
 
 def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
-    """Runs the road once; gives what it came to by the names of the recorded outputs."""
-    road = Recorded(case)
+    """Runs the pipeline once; returns its outputs under the names of the recorded ones."""
+    run = Recorded(case)
     reached: dict[str, Tensor] = {}
 
     def keep_first(module: Any, given: Any, made: Tensor) -> None:
         reached.setdefault("first_noise_pred", made)
 
-    road.networks.unet.register_forward_hook(keep_first)
-    hint = torch.from_numpy(road.picture.rgb).to(case.device)
-    start, update = road.start(hint)
-    denoiser = road.denoiser(hint, *road.contexts(), start.shape[2:])
+    run.networks.unet.register_forward_hook(keep_first)
+    hint = torch.from_numpy(run.picture.rgb).to(case.device)
+    start, update = run.start(hint)
+    denoiser = run.denoiser(hint, *run.contexts(), start.shape[2:])
     tile = case.options["latent_tile"]
     if tile:
         tiles = reference.latent_tiles(*start.shape[2:], tile, case.options["latent_overlap"])
@@ -105,6 +105,6 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
         reached[f"latents_after_step{sum(name.startswith('latents') for name in reached)}"] = z
         return z
 
-    reached["latents"], _, _ = road.denoise(denoiser, start, followed)
-    reached["image"] = road.decode(reached["latents"])[None].clamp(0, 1)
+    reached["latents"], _, _ = run.denoise(denoiser, start, followed)
+    reached["image"] = run.decode(reached["latents"])[None].clamp(0, 1)
     return lambda name, call: reached[name]

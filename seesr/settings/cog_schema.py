@@ -13,10 +13,12 @@ from typing import Any
 from seesr.settings import Settings
 
 FILE = Path(__file__).resolve().parents[2] / ".cog/openapi_schema.json"
-IMAGE = "JPEG, PNG, WebP, AVIF, TIFF or HEIC to enlarge, at most 67.1 megapixels, 32768 pixels on a side and 100 MiB."
+IMAGE = (
+    "JPEG, PNG, WebP, AVIF, TIFF or HEIC image to upscale, at most 67.1 megapixels, 32768 pixels per side and 100 MiB."
+)
 MASK = (
-    "Where the model may change the picture: white is enhanced, black stays the plain enlargement, grey blends. "
-    "An image of the same aspect, of any size."
+    "Where the model may change the image: white is enhanced, black stays the bicubic upscale, grey blends. "
+    "An image of any size with the same aspect ratio."
 )
 TYPES = {float: "number", int: "integer", str: "string", bool: "boolean"}
 LIMITS = {"ge": "minimum", "le": "maximum", "max_length": "maxLength"}

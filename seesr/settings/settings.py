@@ -1,4 +1,4 @@
-"""What a caller can ask for: one frozen dataclass, from which Cog's schema, the command line and the docs are checked."""
+"""All settings of one image. Cog's schema, the command line, the HTTP API and the documentation are made from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _field(default: Any, description: str, kind: type, **limits: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of one picture. Every field states its effect, range and default.
+    """Settings of one image. Every field states its effect, range and default.
 
     Raises:
         ValueError: a value of the wrong type or outside its range; the message names field, value and limit.
@@ -29,106 +29,106 @@ class Settings:
 
     scale_factor: float = _field(
         4.0,
-        "Enlargement. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 on a side.",
+        "Upscaling factor. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 per side.",
         float,
         ge=1,
         le=8,
     )
     target_side: int | None = _field(
         None,
-        "Longest side of the output in pixels, exactly; replaces scale_factor. The scale that it takes must be from 1 to 8.",
+        "Longest side of the output in pixels. Replaces scale_factor; the resulting scale must be between 1 and 8.",
         int,
         ge=1,
         le=LARGEST_SIDE,
     )
     target_megapixels: float | None = _field(
         None,
-        "Size of the output in megapixels, as near as whole pixels allow; replaces scale_factor. The scale that it takes must be from 1 to 8.",
+        "Size of the output in megapixels, rounded to whole pixels. Replaces scale_factor; the resulting scale must be between 1 and 8.",
         float,
         ge=0.0001,
         le=67.108864,
     )
     fidelity: float = _field(
         0.0,
-        "How much of the plain bicubic enlargement is kept: 0 is all of the model's detail, 1 the plain enlargement, exactly; coarse changes go before fine ones. With use_kds detail on which the samples disagree goes first.",
+        "Blends the result towards the bicubic upscale: 0 keeps all detail of the model, 1 returns the bicubic upscale. Low-frequency changes are removed first; with use_kds, detail on which the samples disagree. Raise it when invented detail is unwanted.",
         float,
         ge=0,
         le=1,
     )
     user_prompt: str = _field(
         "",
-        "What the picture shows, in a few words. Added to the tags that are found automatically.",
+        "What the image shows, in a few words. Added to the tags that are detected automatically.",
         str,
         max_length=2000,
     )
     positive_prompt: str = _field(
-        "clean, high-resolution, 8k", "Quality words that end the prompt.", str, max_length=2000
+        "clean, high-resolution, 8k", "Quality terms appended to the prompt.", str, max_length=2000
     )
     negative_prompt: str = _field(
         "dotted, noise, blur, lowres, smooth",
-        "What to steer away from. Has no effect while cfg_scale is 1.",
+        "What to avoid. Only used when cfg_scale is above 1.",
         str,
         max_length=2000,
     )
     num_inference_steps: int = _field(
-        4, "Denoising steps. 1 is fastest; 2 to 4 is usual for this model.", int, ge=1, le=8
+        4, "Denoising steps. 1 is fastest; 2 to 4 are usual for this model.", int, ge=1, le=8
     )
     cfg_scale: float = _field(
         1.0,
-        "Guidance. 1 is off and fastest; above 1 sharpens, costs twice the time and harms SD-Turbo when high.",
+        "Classifier-free guidance. 1 turns it off. Above 1 it sharpens and doubles the time; high values cause artifacts with SD-Turbo.",
         float,
         ge=1,
         le=2,
     )
     latent_tiled_size: int = _field(
         64,
-        "Side of the squares that the denoiser works on, latent cells (8 pixels with the full weights). 64 is what the networks were trained at; larger ones cost more per area.",
+        "Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64; larger tiles cost more per area.",
         int,
         ge=16,
         le=256,
     )
     latent_tiled_overlap: int = _field(
         6,
-        "Least overlap of neighbouring squares, latent cells; below latent_tiled_size. More costs time and hides nothing further.",
+        "Minimum overlap of neighbouring tiles in latent pixels, below latent_tiled_size. More overlap costs time with no visible benefit.",
         int,
         ge=0,
         le=128,
     )
     use_kds: bool = _field(
         False,
-        "Kernel Density Steering: several samples are denoised together and steered towards agreement; one is returned. Costs nearly num_particles times the denoising.",
+        "Kernel Density Steering: denoises several samples together, steers them towards agreement and returns one. Takes nearly num_particles times as long.",
         bool,
     )
     num_particles: int = _field(
-        4, "Samples that Kernel Density Steering runs together. 1 is the same as off.", int, ge=1, le=16
+        4, "Number of samples for Kernel Density Steering. 1 is the same as off.", int, ge=1, le=16
     )
     bandwidth: float = _field(
         0.0,
-        "Kernel width of the steering, in latent units: small keeps detail, large pulls to the average. 0 chooses it from the samples.",
+        "Kernel width of Kernel Density Steering in latent units: small keeps detail, large averages. 0 selects it from the samples.",
         float,
         ge=0,
         le=10,
     )
     color_fix: str = _field(
         "wavelet",
-        "How colours are matched to the input: wavelet keeps local colour, adain the overall one, none changes nothing.",
+        "Color correction against the input: wavelet matches local colors, adain the overall color statistics, none applies no correction.",
         str,
         choices=tuple(FIXES),
     )
     output_view: str = _field(
         "image",
-        "What the output file shows: the enlarged image; comparison, the plain bicubic enlargement beside it; difference, twice what the model added to that (grey is nothing); tiles, the squares it worked on; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; or all, a zip of every one of these. The same seed gives the matching image.",
+        "What the output file shows: image, the upscaled image; comparison, the bicubic upscale beside it; difference, what the model added, doubled (grey is no change); tiles, the denoiser's tiles; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; all, a zip of every view. The same seed gives the matching image.",
         str,
         choices=(*VIEWS, ALL),
     )
-    output_format: str = _field("png", "File format. png is lossless.", str, choices=tuple(FORMATS))
-    output_quality: int = _field(95, "Quality of webp and jpg files; png ignores it.", int, ge=1, le=100)
+    output_format: str = _field("png", "File format of the output. png is lossless.", str, choices=tuple(FORMATS))
+    output_quality: int = _field(95, "Compression quality of webp and jpg files. Ignored for png.", int, ge=1, le=100)
     keep_exif: bool = _field(
-        True, "Keep the camera's EXIF data (date, place, settings). Off: none of it is in the result.", bool
+        True, "Keeps the camera's EXIF data (date, location, camera settings). Off removes all of it.", bool
     )
     seed: int | None = _field(
         None,
-        "Number that fixes the random noise: same seed, same picture. Leave empty for a random one, which is reported.",
+        "Seed of the random noise: the same seed and settings give the same image. Leave empty for a random seed, which is reported.",
         int,
         ge=0,
         le=4294967295,
@@ -182,14 +182,14 @@ class Settings:
                 scale that fits, if there is one.
         """
         check_input(width, height)
-        size, reason = self._enlarged(width, height, self.scale_for(width, height))
+        size, reason = self._upscaled(width, height, self.scale_for(width, height))
         if reason is None:
             return size
         if self.target is not None:
             raise ValueError(f"{self.target} of a {width}x{height} image asks for {reason}")
         hundredths = range(100, math.floor(100 * self.scale_factor) + 1)
         fitting = bisect.bisect_left(
-            hundredths, True, key=lambda n: self._enlarged(width, height, n / 100)[1] is not None
+            hundredths, True, key=lambda n: self._upscaled(width, height, n / 100)[1] is not None
         )
         remedy = (
             f"the largest scale for this image is {(99 + fitting) / 100:g}" if fitting else "no scale of 1 or more fits"
@@ -228,7 +228,7 @@ class Settings:
             )
         return scale
 
-    def _enlarged(self, width: int, height: int, scale: float) -> tuple[tuple[int, int], str | None]:
+    def _upscaled(self, width: int, height: int, scale: float) -> tuple[tuple[int, int], str | None]:
         """The result's size at this scale, and what it is too large for, if anything."""
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if size[0] * size[1] > LARGEST_OUTPUT:

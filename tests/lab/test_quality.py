@@ -36,7 +36,7 @@ def restored(
     return result, [ours, plain, truth], metrics.psnr(ours, truth) - metrics.psnr(plain, truth)
 
 
-@pytest.mark.parametrize("steps", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [1, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (2, 4))])
 def test_held_out_pictures_beat_bicubic_and_keep_their_colours(pocket: Upscaler, steps: int) -> None:
     gains, similarity, shifts = [], [], []
     for name, high in metrics.built_in():
@@ -53,6 +53,7 @@ def test_held_out_pictures_beat_bicubic_and_keep_their_colours(pocket: Upscaler,
     assert max(shifts) < 1.05, shifts
 
 
+@pytest.mark.slow
 def test_damaged_pictures_beat_bicubic_and_most_are_seen_to_be_damaged(pocket: Upscaler) -> None:
     """tests/data/damaged/NAME-SEED.png is realesrgan(NAME, SEED), whose packages are not needed to test."""
     gains, tags = [], []
@@ -67,12 +68,14 @@ def test_damaged_pictures_beat_bicubic_and_most_are_seen_to_be_damaged(pocket: U
     assert sum("damaged" in found for found in tags) >= 4, tags
 
 
+@pytest.mark.slow
 def test_mildly_damaged_pictures_beat_bicubic(pocket: Upscaler) -> None:
     gains = [restored(pocket, degradations.mild(high, 1), high, steps=2)[2] for _, high in metrics.built_in()]
     assert np.mean(gains) >= MILD, gains
     assert min(gains) >= MILD_EACH, gains
 
 
+@pytest.mark.slow
 def test_an_input_taken_away_costs_what_it_is_worth(pocket: Upscaler) -> None:
     losses: dict[str, list[float]] = {variant: [] for variant in LOSSES}
     for _, high in metrics.built_in():

@@ -12,8 +12,8 @@ import schema
 import yaml
 from packaging.version import Version
 
-import seesr.settings.cog_schema
 from seesr import Settings
+from seesr.settings import cog_schema
 from seesr.settings.cog_schema import MASK
 
 ROOT = schema.ROOT
@@ -52,8 +52,8 @@ def test_inputs_follow_cogs_static_rules() -> None:
 
 
 def test_the_committed_schema_is_made_from_the_settings() -> None:
-    assert json.loads(seesr.schema.FILE.read_text()) == seesr.schema.document()
-    assert schema.inputs()["image"] == ("Path", {"description": seesr.schema.IMAGE, "accept": "image/*"})
+    assert json.loads(cog_schema.FILE.read_text()) == cog_schema.document()
+    assert schema.inputs()["image"] == ("Path", {"description": cog_schema.IMAGE, "accept": "image/*"})
 
 
 def test_cog_yaml_has_nothing_that_cog_doctor_reports() -> None:
