@@ -3,7 +3,7 @@
     python -m lab.speed.count --size 2048 --free-gb 75 --json FILE
     python -m lab.speed.count --table          results/counts.md, with seconds computed for the cards of CARDS
 
-The real pipeline runs on fake CUDA tensors, which have shapes and no values (lab/speed/counter.py). No time is measured.
+The real pipeline runs on fake CUDA tensors, which have shapes but no values (counter.py). No time is measured.
 """
 
 from __future__ import annotations
