@@ -11,6 +11,7 @@ import obstore
 
 from seesr.object_store import Store
 from seesr.serving.job import Away, Job
+from seesr.serving.metadata_store import remove_older
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +99,7 @@ class Objects:
 
     def trim(self, seconds: float) -> None:
         """Removes what was fetched longer ago than this."""
-        for path in self.cache.iterdir():
-            if path.stat().st_mtime < time.time() - seconds:
-                path.unlink(missing_ok=True)
+        remove_older(self.cache, time.time() - seconds)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.cache).free

@@ -15,9 +15,10 @@ from seesr.fleet.redis_client import Link
 from seesr.object_store import Store
 from seesr.serving.app import Parts
 from seesr.serving.identity import version_of
+from seesr.serving.webhooks import Send
 
 
-def parts(configuration: Configuration, bundle: Path) -> Parts:
+def parts(configuration: Configuration, bundle: Path, send_once: Send) -> Parts:
     """What a gateway answers with.
 
     Raises:
@@ -28,7 +29,8 @@ def parts(configuration: Configuration, bundle: Path) -> Parts:
     objects = Objects(Store.configured(), configuration.data / "fetched")
     jobs = FleetJobs(configuration, link, objects, version_of(bundle))
     ledger = FleetLedger(link, objects, configuration.data, configuration.keep * 3600)
-    return Parts(jobs, ledger, shared_secret(link), Upkeep(jobs, configuration.lease).run)
+    upkeep = Upkeep(jobs, configuration.lease, send_once)
+    return Parts(jobs, ledger, shared_secret(link), {"upkeep": upkeep.clean, "webhooks": upkeep.send_webhooks})
 
 
 def shared_secret(link: Link) -> bytes:

@@ -163,6 +163,12 @@ class Records:
         found = self.link(lambda client: self.claim_script(keys=[HOOKS], args=[now, now + lease]))
         return tuple(found.split(" ")) if found else None
 
+    def renew_hooks(self, hooks: list[tuple[str, str]], lease: float) -> None:
+        """Keeps claimed messages for `lease` seconds more."""
+        if hooks:
+            due = {f"{id} {event}": time.time() + lease for id, event in hooks}
+            self.link(lambda client: client.zadd(HOOKS, due, xx=True))
+
     def drop_hook(self, id: str, event: str) -> None:
         self.link(lambda client: client.zrem(HOOKS, f"{id} {event}"))
 
@@ -193,4 +199,4 @@ def decoded(found: dict[str, str]) -> Job | None:
     """None for a record that is gone, or of which a late report left a piece."""
     if "owner" not in found:
         return None
-    return Job(**{name: json.loads(value) for name, value in found.items()})
+    return Job.from_record({name: json.loads(value) for name, value in found.items()})

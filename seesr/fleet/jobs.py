@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import statistics
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
 from seesr.serving.job import ENDED, Away, Full, Job
 from seesr.serving.listeners import Listeners
+from seesr.serving.supervisor import Supervisor
 
 LONGEST_SLEEP = 2.0  # seconds that a waiting request relies on being told
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class FleetJobs:
         self.closing = False
         self.listeners = Listeners(self.find, LONGEST_SLEEP)
 
-    def start(self) -> None:
-        threading.Thread(target=self.listen, name="changes", daemon=True).start()
+    def start(self, supervisor: Supervisor) -> None:
+        supervisor.thread("changes", self.listen)
 
     def listen(self) -> None:
         """Wakes requests that wait for a job that changed; they look for themselves while Redis is away."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import bootsteps
@@ -21,35 +21,46 @@ from seesr.fleet.worker_registry import ALIVE, Roster
 from seesr.networks import weights
 from seesr.serving.identity import version_of
 from seesr.serving.job import Away
+from seesr.serving.supervisor import Supervisor
 
 INDEX = "unacked_index"  # kombu's: delivery tags by the time at which they were taken
 log = logging.getLogger(__name__)
 
 
 class Lease(bootsteps.StartStopStep):
-    """Begins the thread with the consumer, once."""
+    """Starts the threads with the consumer, once."""
 
     requires: ClassVar[set[str]] = {"celery.worker.consumer.tasks:Tasks"}
-    thread: threading.Thread | None = None
+    supervisor: Supervisor | None = None
 
     def start(self, parent: Any) -> None:
-        if Lease.thread is None:
-            Lease.thread = threading.Thread(target=keep, name="lease", daemon=True)
-            Lease.thread.start()
+        if Lease.supervisor is None:
+            Lease.supervisor = start_threads(Configuration.read())
 
 
-def keep() -> None:
-    """Renews what this worker has taken, and its place in the roster."""
-    configuration = Configuration.read()
+def start_threads(configuration: Configuration) -> Supervisor:
+    """Renews the leases, and on another thread the registry entry: an error in one does not delay the other."""
+    supervisor = Supervisor()
     link, name = Link(configuration.redis or ""), configuration.worker_name or ""
     version, roster = version_of(configuration.weights or weights.locate()), Roster(link)
+
+    def register() -> None:
+        failures = {name: task.failures for name, task in supervisor.tasks.items()}
+        roster.tell(name, version=version, parent=os.getpid(), gpu=gpu_memory(), failures=failures)
+
+    supervisor.thread("lease", lambda: every(configuration.lease / 6, lambda: renew(link)))
+    supervisor.thread("registry", lambda: every(min(configuration.lease / 6, ALIVE / 3), register))
+    return supervisor
+
+
+def every(seconds: float, work: Callable[[], None]) -> None:
+    """Runs `work` again and again; that Redis is away is no error."""
     while True:
         try:
-            renew(link)
-            roster.tell(name, version=version, parent=os.getpid(), gpu=gpu_memory())
+            work()
         except Away as error:
-            log.warning("lease: %s", error)
-        time.sleep(min(configuration.lease / 6, ALIVE / 3))
+            log.warning("redis: %s", error)
+        time.sleep(seconds)
 
 
 def renew(link: Link) -> None:
@@ -62,16 +73,18 @@ def renew(link: Link) -> None:
 
 
 def gpu_memory() -> dict[str, int] | None:
-    """Bytes used and in all of this worker's GPU, without touching CUDA; None where there is none."""
+    """Bytes used and in all of this worker's GPU, without touching CUDA; None where there is none or NVML fails."""
     import pynvml
 
+    place = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not place or place.startswith("-"):  # CUDA sees no device
+        return None
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        by_index = place.isdigit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(place)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(place)
+        found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError as error:
+        log.debug("GPU memory is not known: %s", error)
         return None
-    place = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    handle = (
-        pynvml.nvmlDeviceGetHandleByIndex(int(place)) if place.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(place)
-    )
-    found = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return {"used": int(found.used), "total": int(found.total)}

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from seesr.fleet.broker import queue_of
 from seesr.fleet.job_store import EXPIRY, PREFIX, RUNNING, WAITING
 from seesr.fleet.jobs import FleetJobs
+from seesr.serving import webhooks
 from seesr.serving.job import Away, Job
+from seesr.serving.webhooks import Send
 
 SEPARATOR = "\x06\x16"  # kombu's, between a queue's name and a priority
-HOOK_LEASE = 120.0  # seconds that one gateway has for the tries of one message
+HOOK_LEASE = 120.0  # seconds after which a message that its gateway does not renew goes to another one
+MOST_HOOKS = 200  # messages that one gateway tries at the same time
 log = logging.getLogger(__name__)
-
-Send = Callable[[Job, str], Any]  # (job, event) -> awaitable
 
 
 class Upkeep:
@@ -27,15 +28,12 @@ class Upkeep:
 
     Args:
         lease: seconds after which an unrenewed job goes to another worker; a job younger than that is not looked for.
+        send_once: one try of a webhook; whether the receiver took it.
     """
 
-    def __init__(self, jobs: FleetJobs, lease: int) -> None:
-        self.jobs, self.link, self.lease = jobs, jobs.link, lease
+    def __init__(self, jobs: FleetJobs, lease: int, send_once: Send) -> None:
+        self.jobs, self.link, self.lease, self.send_once = jobs, jobs.link, lease, send_once
         self.missing: set[str] = set()
-
-    async def run(self, send: Send) -> None:
-        """Until it is cancelled."""
-        await asyncio.gather(self.clean(), self.tell(send))
 
     async def clean(self) -> None:
         while True:
@@ -104,18 +102,42 @@ class Upkeep:
                 self.jobs.objects.drop(f"uploads/{id}")
             self.link(lambda client, name=name: client.zrem(EXPIRY, name))
 
-    async def tell(self, send: Send) -> None:
-        """Webhooks: whichever gateway takes one tries it; one that dies meanwhile leaves it to the others."""
-        while True:
-            try:
-                hook = self.jobs.records.claim_hook(HOOK_LEASE)
-                if hook is None:
-                    await asyncio.sleep(0.5)
+    async def send_webhooks(self) -> None:
+        """Sends the webhooks that no other gateway has: to each receiver in order, to different ones at the same time.
+
+        A gateway keeps what it has claimed while it tries; one that dies leaves it to the others.
+        """
+        lanes: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+        claimed: dict[tuple[str, str], asyncio.Task[None]] = {}
+        renewed = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                claimed = {hook: task for hook, task in claimed.items() if not task.done()}
+                try:
+                    if time.monotonic() - renewed > HOOK_LEASE / 4:
+                        self.jobs.records.renew_hooks(list(claimed), HOOK_LEASE)
+                        renewed = time.monotonic()
+                    hook = self.jobs.records.claim_hook(HOOK_LEASE) if len(claimed) < MOST_HOOKS else None
+                    job = self.jobs.find(hook[0]) if hook else None
+                    if hook is not None and job is None:
+                        self.jobs.records.drop_hook(*hook)
+                except Away as error:
+                    log.warning("webhooks: %s", error)
+                    await asyncio.sleep(1)
                     continue
-                job = self.jobs.find(hook[0])
-                if job is not None:
-                    await send(job, hook[1])
-                self.jobs.records.drop_hook(*hook)
-            except Away as error:
+                if hook is None or job is None:
+                    await asyncio.sleep(0.5 if hook is None else 0)
+                    continue
+                lane = lanes[job.receiver]
+                claimed[hook] = group.create_task(self.send_webhook(job, hook[1], lane))
+                await asyncio.sleep(0)  # it takes its place in the lane
+                for name in [name for name, lock in lanes.items() if lock is not lane and not lock.locked()]:
+                    del lanes[name]
+
+    async def send_webhook(self, job: Job, event: str, lane: asyncio.Lock) -> None:
+        async with lane:
+            await webhooks.send(self.send_once, job, event)
+            try:
+                self.jobs.records.drop_hook(job.id, event)
+            except Away as error:  # it is sent again; the receiver recognizes it by its webhook-id
                 log.warning("webhooks: %s", error)
-                await asyncio.sleep(1)

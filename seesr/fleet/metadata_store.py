@@ -10,6 +10,7 @@ from typing import Any
 from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import EXPIRY, PREFIX
 from seesr.fleet.redis_client import Link
+from seesr.serving.metadata_store import remove_older
 
 
 class FleetLedger:
@@ -82,9 +83,7 @@ class FleetLedger:
         """Scratch files of this machine; records and objects are the fleet's (seesr.fleet.upkeep)."""
         self.objects.trim(seconds)
         for kind in ("parts", "zips"):
-            for path in (self.folder / kind).iterdir():
-                if path.stat().st_mtime < time.time() - seconds:
-                    path.unlink(missing_ok=True)
+            remove_older(self.folder / kind, time.time() - seconds)
 
     def close(self) -> None:
         self.link.redis.close()

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +30,7 @@ from seesr.object_store import Store
 from seesr.serving.identity import version_of
 from seesr.serving.job import CANCELED, DONE, FAILED, Job
 from seesr.serving.reporter import Canceled, Reporter
+from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
 OFTEN = 0.5  # seconds between two reports of one stage
@@ -62,7 +62,8 @@ class Child:
         self.say("loading")
         self.engine = engine_of()
         self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
-        threading.Thread(target=self.obey, name="orders", daemon=True).start()
+        self.supervisor = Supervisor()
+        self.supervisor.thread("orders", self.obey)
 
     def say(self, state: str, **more: Any) -> None:
         self.roster.tell(self.name, state=state, child=os.getpid(), **more)
@@ -76,8 +77,12 @@ class Child:
                 self.say("unloaded")
             elif order == "load":
                 self.say("loading")
-                self.engine.reload()
-                self.say("idle")
+                try:
+                    self.engine.reload()
+                except Exception as error:
+                    self.say("failed", error=f"{type(error).__name__}: {error}")
+                    raise
+                self.say("idle", error=None)
 
     def make(self, id: str) -> None:
         """Runs one job to its end, whatever that is."""

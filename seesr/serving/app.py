@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import FrameType
@@ -32,6 +30,7 @@ from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Gate, answer, read_keys
 from seesr.serving.service import Service
 from seesr.serving.sqlite_store import Journal
+from seesr.serving.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from seesr.engine.engine import Engine
@@ -39,41 +38,21 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 EXPIRY = 60.0  # seconds between two looks for what has expired
+LAST_WEBHOOKS = 10.0  # seconds that a stopping server goes on sending webhooks
 log = logging.getLogger(__name__)
 
 
-class Teller:
-    """Sends webhooks of jobs, in their order, from the server's event loop."""
+class WebhookSender:
+    """Sends the message of one webhook, once the service is there."""
 
-    def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.tasks: set[asyncio.Task[bool]] = set()
-        self.latest: dict[str, float] = {}
-        self.service: Service | None = None
-        self.base = ""
+    service: Service
+    base: str
 
-    def __call__(self, job: Job, event: str) -> None:
-        """Called on the worker's thread."""
-        if not job.webhook or event not in (job.events or webhooks.EVENTS) or self.loop is None or self.service is None:
-            return
-        now = time.monotonic()
-        if event == "logs" and now - self.latest.get(job.id, 0) < webhooks.OFTEN:
-            return
-        self.latest[job.id] = now
-        if job.ended:
-            self.latest.pop(job.id, None)
-        self.loop.call_soon_threadsafe(self.begin, dataclasses.replace(job), event)
-
-    def begin(self, job: Job, event: str) -> None:
-        task = asyncio.ensure_future(self.send(job, event))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def send(self, job: Job, event: str) -> bool:
-        """Tells the job's webhook how it stands; whether that was taken."""
-        assert self.service is not None and job.webhook
+    async def __call__(self, job: Job, event: str) -> bool:
+        """Tells the job's webhook about the job; whether the receiver took it."""
+        assert job.webhook
         content = replicate.prediction(self.service, self.base, job, whole=False)
-        return await webhooks.send(self.service.secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
+        return await webhooks.send_once(self.service.secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
 
 
 async def page(request: Request) -> Response:
@@ -93,26 +72,42 @@ async def refused(request: Request, error: Exception) -> Response:
 
 
 class Parts(NamedTuple):
-    """What makes the pictures behind the routes, and what has to run beside them.
+    """What makes the images behind the routes, and what has to run beside them.
 
     Attributes:
-        beside: runs while the server runs, until it is cancelled; it is given the sender of webhooks.
+        background: tasks by name, each of which runs until it is cancelled.
+        drained: waits at the end, for that many seconds at most, until no webhook is unsent.
     """
 
     jobs: LocalJobs | Any
     ledger: Ledger
     secret: bytes
-    beside: Callable[[webhooks.Send], Coroutine[Any, Any, None]] | None = None
+    background: dict[str, Callable[[], Coroutine[Any, Any, None]]]
+    drained: Callable[[float], Coroutine[Any, Any, None]] | None = None
 
 
-def local(configuration: Configuration, load: Callable[[], Engine], teller: Teller) -> Parts:
-    """Pictures are made in this process."""
+def load_engine(bundle: Path, device: str | None) -> Engine:
+    """The engine of this process; its import loads torch."""
+    from seesr.engine.engine import Engine
+
+    return Engine.load(bundle, device)
+
+
+def local(configuration: Configuration, load: Callable[[], Engine], bundle: Path, send_once: webhooks.Send) -> Parts:
+    """Images are made in this process."""
     journal = Journal(configuration.data)
-    jobs = LocalJobs(load, journal, configuration.max_queue, teller)
-    return Parts(jobs, journal, read_secret(configuration.data))
+    try:
+        jobs = LocalJobs(load, journal, configuration.max_queue, version_of(bundle))
+        queue = webhooks.WebhookQueue(journal, send_once)
+        return Parts(jobs, journal, read_secret(configuration.data), {"webhooks": queue.run}, queue.drained)
+    except BaseException:
+        journal.close()
+        raise
 
 
-def build(configuration: Configuration, base: str, bundle: Path, assemble: Callable[[Teller], Parts]) -> Starlette:
+def build(
+    configuration: Configuration, base: str, bundle: Path, assemble: Callable[[webhooks.Send], Parts]
+) -> Starlette:
     """The application.
 
     Args:
@@ -120,11 +115,11 @@ def build(configuration: Configuration, base: str, bundle: Path, assemble: Calla
         bundle: whose version the API shows.
         assemble: makes the parts.
     """
-    teller = Teller()
-    jobs, ledger, secret, beside = assemble(teller)
+    sender, supervisor = WebhookSender(), Supervisor()
+    jobs, ledger, secret, background, drained = assemble(sender)
     made = (bundle / weights.MANIFEST).stat().st_mtime
-    service = Service(jobs, ledger, configuration, version_of(bundle), secret, made)
-    teller.service, teller.base = service, (configuration.public_url or base).rstrip("/")
+    service = Service(jobs, ledger, configuration, version_of(bundle), secret, made, supervisor)
+    sender.service, sender.base = service, (configuration.public_url or base).rstrip("/")
 
     async def housekeeping() -> None:
         while True:
@@ -133,17 +128,17 @@ def build(configuration: Configuration, base: str, bundle: Path, assemble: Calla
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
-        teller.loop = asyncio.get_running_loop()
-        jobs.start()
-        tasks = [asyncio.ensure_future(housekeeping())]
-        if beside is not None:
-            tasks.append(asyncio.ensure_future(beside(teller.send)))
+        jobs.start(supervisor)
+        named = {"housekeeping": housekeeping, **background}
+        tasks = [asyncio.ensure_future(supervisor.run(name, work)) for name, work in named.items()]
         yield
+        supervisor.stop()
         await asyncio.to_thread(jobs.close)
+        if drained is not None:
+            await drained(LAST_WEBHOOKS)
         for task in tasks:
             task.cancel()
-        if teller.tasks:
-            await asyncio.wait(teller.tasks, timeout=10)
+        await asyncio.wait(tasks, timeout=10)
         ledger.close()
 
     assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js")]
@@ -176,7 +171,7 @@ def serve(
     port: int,
     bundle: Path | None,
     device: str | None,
-    fleet: Callable[[Configuration, Path], Parts] | None = None,
+    fleet: Callable[[Configuration, Path, webhooks.Send], Parts] | None = None,
 ) -> int:
     """Runs the server until it is told to stop; returns the exit code.
 
@@ -194,10 +189,8 @@ def serve(
     path = bundle or configuration.weights or weights.locate()
 
     def load() -> Engine:
-        from seesr.engine.engine import Engine
-
         try:
-            return Engine.load(path, device)
+            return load_engine(path, device)
         except Exception:
             server.should_exit = True  # it would never be ready
             raise
@@ -214,7 +207,7 @@ def serve(
         configuration,
         base,
         path,
-        lambda teller: fleet(configuration, path) if fleet else local(configuration, load, teller),
+        lambda send: fleet(configuration, path, send) if fleet else local(configuration, load, path, send),
     )
     server = Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False))
     server.jobs = app.state.service.jobs

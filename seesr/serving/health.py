@@ -7,13 +7,14 @@ import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from seesr.serving.api import service
 from seesr.serving.middleware import answer
+from seesr.serving.supervisor import Supervisor
 
 STARTED = time.time()
 
@@ -25,14 +26,14 @@ async def live(request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """200 when pictures can be made; 503 and why while the weights load, and once the device has failed."""
-    reason = service(request).jobs.ready()
+    reason = service(request).ready()
     return PlainTextResponse("ready") if reason is None else answer(503, reason, {"Retry-After": "5"})
 
 
 async def status(request: Request) -> Response:
     """Versions, bundle and hashes, device, memory, queue, running job, since when."""
     of = service(request)
-    reason = of.jobs.ready()
+    reason = of.ready()
     return JSONResponse({
         "ready": reason is None,
         "reason": reason,
@@ -46,8 +47,8 @@ async def status(request: Request) -> Response:
 class Numbers:
     """A collector of what the jobs say at the moment of asking."""
 
-    def __init__(self, now: dict[str, Any]) -> None:
-        self.now = now
+    def __init__(self, now: dict[str, Any], supervisor: Supervisor) -> None:
+        self.now, self.supervisor = now, supervisor
 
     def collect(self) -> Any:
         ended = CounterMetricFamily("seesr_jobs", "Jobs that ended", labels=["status"])
@@ -62,6 +63,12 @@ class Numbers:
             CounterMetricFamily("seesr_queue_seconds", "Waited", value=self.now["queue_seconds"]),
         )
         tiles = CounterMetricFamily("seesr_tiles", "Tiles that were denoised", value=self.now["tiles"])
+        failures = CounterMetricFamily("seesr_background_failures", "Errors of background tasks", labels=["task"])
+        up = GaugeMetricFamily("seesr_background_up", "1 while the background task runs", labels=["task"])
+        for name, task in list(self.supervisor.tasks.items()):
+            failures.add_metric([name], task.failures)
+            up.add_metric([name], not task.down)
+        yield from (failures, up)
         yield from (tiles, CounterMetricFamily("seesr_retries", "Second tries", value=self.now["retries"]))
 
 
@@ -69,7 +76,7 @@ async def metrics(request: Request) -> Response:
     """For Prometheus."""
     of, registry = service(request), CollectorRegistry()
     now = of.jobs.status()
-    registry.register(Numbers(now))  # type: ignore[arg-type]
+    registry.register(Numbers(now, of.supervisor))  # type: ignore[arg-type]
     workers = collections.Counter(worker.get("state", "starting") for worker in now.get("workers", {}).values())
     states = Gauge("seesr_workers", "Workers of the fleet", ["state"], registry=registry)
     for state, count in workers.items():
@@ -79,7 +86,7 @@ async def metrics(request: Request) -> Response:
         for kind, value in (worker.get("gpu") or {}).items():
             memory.labels(name, kind).set(value)
     for name, words, value in (
-        ("seesr_ready", "1 when pictures can be made", of.jobs.ready() is None),
+        ("seesr_ready", "1 when pictures can be made", of.ready() is None),
         ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
         ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
         ("seesr_running", "1 while a picture is made", now["running"] is not None),

@@ -7,7 +7,9 @@ import secrets
 import time
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
 URGENT, NORMAL, LATER = 0, 5, 9
@@ -30,6 +32,7 @@ class Job:
         priority: URGENT, NORMAL or LATER.
         deadline: seconds that the picture may take once it runs; None: the engine's own.
         batch: id of the batch it belongs to.
+        version: of the bundle and the program that took the job; only the same ones make the same bytes.
         webhook, events: where to tell, and of what (start, output, logs, completed).
         attempts: how often it was begun; a server that died began it too.
         stage, done, total: how far it came.
@@ -45,6 +48,7 @@ class Job:
     priority: int = NORMAL
     deadline: float | None = None
     batch: str | None = None
+    version: str | None = None
     webhook: str | None = None
     events: list[str] | None = None
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
@@ -69,14 +73,39 @@ class Job:
         seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
         return cls(owner, dataclasses.asdict(dataclasses.replace(settings, seed=seed)), **more)
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Job:
+        """A job that was written as a dict. Fields that only another version knows are left out.
+
+        Raises:
+            TypeError: the record is not a dict, or lacks a field.
+        """
+        if not isinstance(record, dict):
+            raise TypeError(f"the record is a {type(record).__name__}, not an object")
+        return cls(**known_fields(cls, record))
+
     @property
     def suffix(self) -> str:
         """Of the result's name."""
-        return Settings(**self.settings).suffix
+        return Settings(**known_fields(Settings, self.settings)).suffix
+
+    @property
+    def receiver(self) -> str:
+        """Whose webhooks are sent in order: those of one owner to one host and port."""
+        return f"{self.owner} {urlsplit(self.webhook or '').netloc.rpartition('@')[2].lower()}"
+
+    def wants(self, event: str) -> bool:
+        """Whether its webhook is to be called for this event."""
+        return self.webhook is not None and (not self.events or event in self.events)
 
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+
+def known_fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass's own fields."""
+    return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
 
 
 class Full(Exception):
@@ -99,6 +128,10 @@ class Jobs(Protocol):
     """Where jobs wait and who runs them: in this process, or a fleet of workers. The routes do not know which."""
 
     closing: bool  # whether it was stopped
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Starts its background threads."""
+        ...
 
     def ready(self) -> str | None:
         """None if pictures can be made now, else why not, in one line."""

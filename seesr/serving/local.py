@@ -6,43 +6,47 @@ import collections
 import dataclasses
 import logging
 import os
+import sqlite3
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from seesr.images import write
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job
 from seesr.serving.listeners import Listeners
-from seesr.serving.reporter import Canceled, Reporter
+from seesr.serving.reporter import Canceled, Interrupted, Reporter
 from seesr.serving.sqlite_store import Journal
+from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
-    from seesr.engine.engine import Engine
+    from seesr.engine.engine import Engine, Output
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3
 POLITE = 5  # niceness of all that computes
+LOGS_INTERVAL = 0.5  # seconds between two webhooks about the logs of one job
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two tries to write to a full disk
+STORAGE_ERRORS = (OSError, sqlite3.OperationalError)
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class LocalJobs:
-    """The queue of one server.
+    """The queue of one server. An error in its thread puts the job back and does not end the thread.
 
     Args:
         load: makes the engine; called on the worker's thread, so that the server answers while weights load.
         journal: keeps jobs over restarts.
         most: jobs that may wait.
-        told: is given every change that a webhook may want, on the worker's thread.
+        version: of the bundle and this program; jobs of another one are not run.
     """
 
-    def __init__(
-        self, load: Callable[[], Engine], journal: Journal, most: int, told: Callable[[Job, str], None] | None = None
-    ) -> None:
-        self.load, self.journal, self.most, self.told = load, journal, most, told or (lambda job, event: None)
+    def __init__(self, load: Callable[[], Engine], journal: Journal, most: int, version: str) -> None:
+        self.load, self.journal, self.most, self.version = load, journal, most, version
         self.engine: Engine | None = None
         self.failure: str | None = None
         self.jobs: dict[str, Job] = {}  # those that have not ended, and those that ended lately
@@ -57,19 +61,30 @@ class LocalJobs:
         self.changes = threading.Condition()
         self.listeners = Listeners(self.find)
         self.closing = False
-        for job in journal.unfinished():
-            self.requeue(job)
-        self.thread = threading.Thread(target=self.work, name="jobs", daemon=True)
+        self.interrupted = threading.Event()  # the running job is to stop at its next tile
+        self.storage_error: str | None = None
+        with journal.one_line():
+            for job in journal.unfinished():
+                self.recover(job)
+        self.thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        self.thread.start()
+    def start(self, supervisor: Supervisor) -> None:
+        self.thread = supervisor.thread("jobs", self.work)
 
-    def requeue(self, job: Job) -> None:
-        """A job that a server before this one left behind runs again, unless it has been tried too often."""
-        if job.attempts >= ATTEMPTS:
-            self.end(job, FAILED, error=f"the server died {ATTEMPTS} times on this picture")
+    def recover(self, job: Job) -> None:
+        """Queues a job again that waited or ran when the server before this one ended, if that can be right."""
+        result = self.journal.file("outputs", f"{job.id}.{job.suffix}")
+        if result.exists():  # the server was killed between the result and its record
+            self.end(job, DONE, output=result.name)
+        elif job.error:  # its record is damaged
+            self.end(job, FAILED, error=job.error)
+        elif job.version not in (None, self.version):
+            words = f"this image waited for version {job.version[:12] if job.version else ''} of the model"
+            self.end(job, FAILED, error=f"{words}; this server runs {self.version[:12]}; send the image again")
+        elif job.attempts >= ATTEMPTS:
+            self.end(job, FAILED, error=f"the server died {ATTEMPTS} times on this image")
         elif not self.input(job).exists():
-            self.end(job, FAILED, error="the server died before the picture was stored; send it again")
+            self.end(job, FAILED, error="the server died before the image was stored; send it again")
         else:
             job.status, job.stage, job.done, job.total = WAITING, "", 0, 0
             self.jobs[job.id] = job
@@ -85,6 +100,8 @@ class LocalJobs:
             return self.failure
         if self.closing:
             return "the server is shutting down"
+        if self.storage_error:
+            return self.storage_error
         return None if self.engine else "the weights are loading"
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
@@ -93,10 +110,16 @@ class LocalJobs:
                 raise Away("the server is shutting down")
             if len(self.waiting) >= self.most:
                 raise Full(self.expected_seconds(len(self.waiting)))
-            image.replace(self.input(job))
-            if mask is not None:
-                mask.replace(self.input(job, "-mask"))
-            self.journal.keep(job)
+            job.version = self.version
+            try:
+                image.replace(self.input(job))
+                if mask is not None:
+                    mask.replace(self.input(job, "-mask"))
+                self.journal.keep(job)
+            except STORAGE_ERRORS as error:
+                self.remove_inputs(job)
+                log.error("job %s cannot be stored: %s", job.id, error)
+                raise Away(storage_words(error)) from error
             own = dataclasses.replace(job)  # ours changes while the caller reads its own
             self.jobs[job.id] = own
             self.waiting.append(own)
@@ -112,12 +135,16 @@ class LocalJobs:
 
     def recent(self, owner: str, limit: int, before: float | None = None) -> list[Job]:
         where = "owner = ? AND created < ? ORDER BY created DESC LIMIT ?"
-        return self.journal.jobs(where, owner, time.time() + 1 if before is None else before, limit)
+        found = self.journal.jobs(where, owner, time.time() + 1 if before is None else before, limit)
+        return [self.current(job) for job in found]
 
     def batch(self, owner: str, id: str) -> list[Job]:
-        return [
-            self.find(job.id) or job for job in self.journal.jobs("owner = ? AND batch = ? ORDER BY created", owner, id)
-        ]
+        found = self.journal.jobs("owner = ? AND batch = ? ORDER BY created", owner, id)
+        return [self.current(job) for job in found]
+
+    def current(self, job: Job) -> Job:
+        """The job as it is in memory, which is ahead of its record while it runs."""
+        return self.jobs.get(job.id) or job
 
     def cancel(self, id: str) -> None:
         with self.changes:
@@ -126,8 +153,11 @@ class LocalJobs:
                 return
             job.cancel = True
             if job in self.waiting:
+                try:
+                    self.end(job, CANCELED)
+                except STORAGE_ERRORS as error:
+                    raise Away(storage_words(error)) from error
                 self.waiting.remove(job)
-                self.end(job, CANCELED)
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
         return await self.listeners.changed(id, revision, seconds)
@@ -156,78 +186,184 @@ class LocalJobs:
         self.closing = True
         self.listeners.close()
 
-    def close(self) -> None:
-        """Stops, and returns once the running picture has ended."""
+    def close(self, seconds: float | None = None) -> None:
+        """Stops, and returns once the running job has ended.
+
+        Args:
+            seconds: after which the running job stops at its next tile; the next server runs it from its start.
+                None: it runs to its end.
+        """
         self.stop()
         with self.changes:
             self.changes.notify()
-        if self.thread.is_alive():
+        if self.thread is not None:
+            self.thread.join(seconds)
+            self.interrupted.set()
             self.thread.join()
 
     def work(self) -> None:
+        """Runs one job after the other until the server stops."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)  # inherited by its threads
+        if self.engine is None and not self.load_engine():
+            return
+        while job := self.take():
+            try:
+                self.make(job)
+            except Interrupted:
+                self.leave(job)
+                return
+            except Exception:
+                self.put_back(job)
+                raise
+            finally:
+                self.running = None
+
+    def load_engine(self) -> bool:
         try:
             self.engine = self.load()
         except Exception as error:  # anything at all: the server must say that it will never be ready
             log.exception("the engine cannot be loaded")
             self.failure = f"{FAILURE}: {error}"
+        return self.engine is not None
+
+    def take(self) -> Job | None:
+        """The next job, waited for; None once the server stops."""
+        with self.changes:
+            while not self.waiting and not self.closing:
+                self.changes.wait(1)
+            if self.closing:
+                return None
+            job = min(self.waiting, key=lambda job: (job.priority, job.created))
+            self.waiting.remove(job)
+            self.running = job
+            return job
+
+    def leave(self, job: Job) -> None:
+        """Leaves an interrupted job to the next server; this run does not count as an attempt."""
+        try:
+            self.journal.keep(dataclasses.replace(job, status=WAITING, attempts=job.attempts - 1, started=None))
+        except STORAGE_ERRORS as error:
+            log.warning("job %s is left as it is: %s", job.id, error)
+
+    def put_back(self, job: Job) -> None:
+        """Queues a job again whose run ended with an error of the server."""
+        if job.id not in self.jobs:
             return
-        while True:
-            with self.changes:
-                while not self.waiting and not self.closing:
-                    self.changes.wait(1)
-                if self.closing:
-                    return
-                job = min(self.waiting, key=lambda job: (job.priority, job.created))
-                self.waiting.remove(job)
-                self.running = job
-            try:
-                self.make(job)
-            finally:
-                self.running = None
+        if job.attempts >= ATTEMPTS:
+            self.until_stored(lambda: self.end(job, FAILED, error="an internal error; the log has more"))
+            return
+        with self.changes:
+            job.status, job.stage, job.done, job.total = WAITING, "", 0, 0
+            self.waiting.append(job)
 
     def make(self, job: Job) -> None:
-        """Runs one job to its end, whatever that is."""
+        """Runs one job to its end."""
         assert self.engine is not None
         job.status, job.started, job.attempts = RUNNING, time.time(), job.attempts + 1
         self.waited += job.started - job.created
-        self.journal.keep(job)
-        self.tell(job, "start")
-        settings, watch = Settings(**job.settings), Reporter(job, lambda: self.tell(job, "logs"))
+        job.revision += 1
+        self.until_stored(lambda: self.journal.keep(job, "start"))
+        self.listeners.wake(job.id)
+        output: Output | None = None
         try:
-            output = self.engine.run(
-                self.input(job), settings, job.deadline, (watch,), self.input(job, "-mask") if job.masked else None
-            )
-            job.output = f"{job.id}.{settings.suffix}"
-            write.save(output.data, self.journal.file("outputs", job.output))
-            job.metrics = output.metrics
-            self.times.append(time.time() - job.started)
-            self.seconds.update(output.metrics["seconds"])
-            self.tiles += output.metrics["tiles"] * output.metrics["steps"]
-            self.retries += output.metrics["out_of_memory_retries"] + output.metrics["float32_retries"]
-            self.end(job, DONE)
+            settings = Settings(**job.settings)
+            mask = self.input(job, "-mask") if job.masked else None
+            output = self.engine.run(self.input(job), settings, job.deadline, (self.reporter(job),), mask)
+            name = f"{job.id}.{settings.suffix}"
+            self.until_stored(lambda: self.save(output.data, name))
+            ended: dict[str, Any] = {"status": DONE, "output": name, "metrics": output.metrics}
+        except Interrupted:
+            raise
         except Canceled:
-            self.end(job, CANCELED)
+            ended = {"status": CANCELED}
         except (ValueError, RuntimeError) as error:
-            self.end(job, FAILED, error=str(error))
+            ended = {"status": FAILED, "error": str(error)}
             if not self.engine.healthy():
                 self.failure = "the device has failed"
         except Exception:
             log.exception("job %s", job.id)
-            self.end(job, FAILED, error="an internal error; the log has more")
+            ended = {"status": FAILED, "error": "an internal error; the log has more"}
+        self.until_stored(lambda: self.end(job, **ended))
+        if job.status == DONE and output is not None:
+            self.times.append(time.time() - job.started)
+            self.seconds.update(output.metrics["seconds"])
+            self.tiles += output.metrics["tiles"] * output.metrics["steps"]
+            self.retries += output.metrics["out_of_memory_retries"] + output.metrics["float32_retries"]
 
-    def end(self, job: Job, status: str, error: str | None = None) -> None:
-        job.status, job.error, job.completed = status, error, time.time()
-        self.counts[status] += 1
-        for kind in ("", "-mask"):
-            self.input(job, kind).unlink(missing_ok=True)
-        self.journal.keep(job)
-        self.tell(job, "output" if status == DONE else "completed")
-        if status == DONE:
-            self.told(job, "completed")
+    def reporter(self, job: Job) -> Reporter:
+        """Watches the running job for its callers and its webhook."""
+        latest = 0.0
+
+        def report() -> None:
+            nonlocal latest
+            job.revision += 1
+            self.listeners.wake(job.id)
+            now = time.monotonic()
+            if job.wants("logs") and now - latest >= LOGS_INTERVAL:
+                latest = now
+                try:
+                    self.journal.keep_progress(job)
+                except STORAGE_ERRORS as error:  # the webhook of the end is what counts, and is tried until it is kept
+                    log.warning("webhook about the logs of job %s dropped: %s", job.id, error)
+
+        return Reporter(job, report, interrupted=self.interrupted)
+
+    def save(self, data: bytes, name: str) -> None:
+        """Writes a result.
+
+        Raises:
+            OSError: the disk is full or read-only.
+        """
+        try:
+            write.save(data, self.journal.file("outputs", name))
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+
+    def until_stored(self, work: Callable[[], T]) -> T:
+        """Repeats `work` until the disk takes it: a full disk loses no result, and `ready` says why nothing runs.
+
+        Raises:
+            Interrupted: the server stops; the job runs again, or its result is found, at the next start.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                result = work()
+            except STORAGE_ERRORS as error:
+                log.error("the disk does not take a job's data; next try in %.1f s: %s", pause, error)
+                self.storage_error = storage_words(error)
+                if self.closing or self.interrupted.wait(pause):
+                    raise Interrupted from error
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self.storage_error = None
+                return result
+
+    def end(self, job: Job, status: str, **values: Any) -> None:
+        """Ends a job: its record first, then what callers see, then its inputs.
+
+        Raises:
+            OSError, sqlite3.OperationalError: the record cannot be written; nothing has changed.
+        """
+        values |= {"status": status, "completed": time.time(), "revision": job.revision + 1}
+        events = ("output", "completed") if status == DONE else ("completed",)
+        self.journal.keep(dataclasses.replace(job, **values), *events)
+        for name, value in values.items():
+            setattr(job, name, value)
         self.jobs.pop(job.id, None)
-
-    def tell(self, job: Job, event: str) -> None:
-        job.revision += 1
-        self.told(job, event)
+        self.counts[status] += 1
         self.listeners.wake(job.id)
+        self.remove_inputs(job)
+
+    def remove_inputs(self, job: Job) -> None:
+        for kind in ("", "-mask"):
+            try:
+                self.input(job, kind).unlink(missing_ok=True)
+            except OSError as error:  # the next start removes it
+                log.warning("input of job %s not removed: %s", job.id, error)
+
+
+def storage_words(error: Exception) -> str:
+    """Why nothing can be stored, without paths."""
+    words = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return f"the server's disk does not take data ({words}); free space under SEESR_DATA"

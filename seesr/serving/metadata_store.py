@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,3 +49,11 @@ class Ledger(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def remove_older(folder: Path, limit: float) -> None:
+    """Removes files last written before `limit`, seconds since 1970. Another thread may remove the same ones."""
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < limit:
+                path.unlink()

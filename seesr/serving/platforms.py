@@ -85,7 +85,7 @@ async def invocations(request: Request) -> Response:
 async def ping(request: Request) -> Response:
     """200 when pictures can be made, 204 while the weights load, 503 when they never will be."""
     of = service(request)
-    reason = of.jobs.ready()
+    reason = of.ready()
     if reason is None:
         return Response(status_code=200)
     return Response(status_code=204 if "loading" in reason else 503)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,21 +16,30 @@ class Canceled(Exception):
     """Raised into a picture whose caller does not want it any more."""
 
 
+class Interrupted(Exception):
+    """Raised into a running image whose server has to stop."""
+
+
 class Reporter:
     """A watcher that keeps a job's stage, done, total and logs.
 
     Args:
         tell: called after every report.
         often: seconds between two reports of one stage.
+        interrupted: once it is set, the image stops at its next tile.
     """
 
-    def __init__(self, job: Job, tell: Callable[[], None], often: float = OFTEN) -> None:
-        self.job, self.tell, self.often, self.latest = job, tell, often, 0.0
+    def __init__(
+        self, job: Job, tell: Callable[[], None], often: float = OFTEN, interrupted: threading.Event | None = None
+    ) -> None:
+        self.job, self.tell, self.often, self.latest, self.interrupted = job, tell, often, 0.0, interrupted
 
     def __call__(self, position: Position) -> None:
         job, now = self.job, time.monotonic()
         if job.cancel:
             raise Canceled
+        if self.interrupted is not None and self.interrupted.is_set():
+            raise Interrupted
         if position.stage != job.stage or position.done == position.total or now - self.latest > self.often:
             self.latest = now
             job.stage, job.done, job.total = position

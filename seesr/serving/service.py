@@ -22,6 +22,7 @@ from seesr.images.read import open_header, read_file, upright_size
 from seesr.serving.job import PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Refused, owner
+from seesr.serving.supervisor import Supervisor
 from seesr.serving.uploads import Stored
 from seesr.settings import Settings
 
@@ -40,6 +41,7 @@ class Service:
         version: names the bundle and this program: the same version makes the same pictures.
         secret: signs links and webhooks.
         made: when the bundle was made, seconds since 1970.
+        supervisor: runs the background tasks.
     """
 
     jobs: Jobs
@@ -48,6 +50,11 @@ class Service:
     version: str
     secret: bytes
     made: float
+    supervisor: Supervisor
+
+    def ready(self) -> str | None:
+        """None if images can be made and every background task runs, else why not, in one line."""
+        return self.jobs.ready() or self.supervisor.down()
 
     def part(self) -> Path:
         """A fresh name for a file on its way in."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import functools
 import gzip
 import hashlib
 import hmac
@@ -23,6 +22,7 @@ import pytest
 from lab.report import ROOT
 from seesr.images import read
 from seesr.serving import fetch, middleware, uploads, webhooks
+from seesr.serving.job import Job
 from seesr.serving.middleware import Refused
 
 
@@ -203,7 +203,14 @@ def test_webhooks_are_signed_as_the_standard_says_and_tried_again(
 ) -> None:
     monkeypatch.setattr(webhooks, "PAUSE", 0.01)
     answers.failures, secret = 2, b"s" * 32
-    assert asyncio.run(webhooks.send(secret, f"{answers.url}/hook", "msg_1", {"status": "succeeded"}))
+
+    def sent(id: str, content: dict) -> bool:
+        async def once(job: Job, event: str) -> bool:
+            return await webhooks.send_once(secret, f"{answers.url}/hook", id, content)
+
+        return asyncio.run(webhooks.send(once, Job("ann", {}), "completed"))
+
+    assert sent("msg_1", {"status": "succeeded"})
     assert len(answers.got) == 3
     headers, body = answers.got[-1]
     assert json.loads(body) == {"status": "succeeded"}
@@ -212,11 +219,13 @@ def test_webhooks_are_signed_as_the_standard_says_and_tried_again(
     expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
     assert headers["webhook-signature"] == f"v1,{expected}" and headers["webhook-id"] == "msg_1"
     answers.failures = 99
-    assert not asyncio.run(webhooks.send(secret, f"{answers.url}/hook", "msg_2", {}))
+    assert not sent("msg_2", {})
     assert len(answers.got) == 3 + webhooks.TRIES
 
 
-@pytest.mark.parametrize("url", [5, "http://a.org", "https://", "x", "https://" + "a" * 5000])
+@pytest.mark.parametrize(
+    "url", [5, "http://a.org", "https://", "x", "https://" + "a" * 5000, "https://a.org:99999/", "https://[::1"]
+)
 def test_a_webhook_must_be_https(url: object) -> None:
     with pytest.raises(Refused, match="https URL"):
         webhooks.check_target(url)
@@ -261,8 +270,12 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
 
     uri = "data:image/png;base64," + base64.b64encode(sharp()).decode()
     configuration = Configuration.read()
-    assemble = functools.partial(app.local, configuration, Copy)  # type: ignore[arg-type]
-    built = app.build(configuration, "http://seesr.test", weights.POCKET, assemble)
+    built = app.build(
+        configuration,
+        "http://seesr.test",
+        weights.POCKET,
+        lambda send: app.local(configuration, Copy, weights.POCKET, send),  # type: ignore[arg-type]
+    )
     with TestClient(built) as client:
         for events in (["completed"], None):
             answers.got.clear()

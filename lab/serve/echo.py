@@ -1,0 +1,80 @@
+"""`seesr serve` whose engine sleeps and gives its input back, to test the server without computing.
+
+    python -m lab.serve.echo --port 0
+
+ECHO_SECONDS is the time of one image. ECHO_RUNS names a file to which every run appends a line when it begins: the id
+of the job, and "again" if its result was stored already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seesr.runtime.progress import Progress, Watcher
+from seesr.settings import Settings
+
+TILES = 10
+
+
+class Output(NamedTuple):
+    """As seesr.engine.engine.Output, without torch."""
+
+    data: bytes
+    metrics: dict[str, Any]
+    seed: int
+
+
+class Echo:
+    """Behaves as an Engine does.
+
+    Args:
+        seconds: for one image.
+        runs: file to which every run appends a line; None: none.
+    """
+
+    def __init__(self, seconds: float = 0.0, runs: Path | None = None) -> None:
+        self.seconds, self.runs = seconds, runs
+
+    def run(
+        self,
+        data: Path,
+        settings: Settings,
+        deadline: float | None,
+        watchers: tuple[Watcher, ...],
+        mask: Path | None = None,
+    ) -> Output:
+        content, progress = data.read_bytes(), Progress(*watchers)
+        if self.runs is not None:
+            stored = (data.parents[1] / "outputs" / f"{data.name}.{settings.suffix}").exists()
+            with self.runs.open("a") as runs:
+                runs.write(f"{data.name}{' again' if stored else ''}\n")
+        progress.start("denoise", TILES)
+        for _ in range(TILES):
+            time.sleep(self.seconds / TILES)
+            progress.advance()
+        metrics = {"seed": settings.seed, "seconds": {"denoise": self.seconds}, "tiles": TILES, "steps": 1}
+        return Output(content, {**metrics, "out_of_memory_retries": 0, "float32_retries": 0}, settings.seed or 0)
+
+    def healthy(self) -> bool:
+        return True
+
+    def about(self) -> dict[str, Any]:
+        return {"loaded": True}
+
+
+def main() -> int:
+    from seesr.cli import main as cli
+    from seesr.serving import app
+
+    runs = os.environ.get("ECHO_RUNS")
+    echo = Echo(float(os.environ.get("ECHO_SECONDS", "0.05")), Path(runs) if runs else None)
+    app.load_engine = lambda bundle, device: echo  # type: ignore[assignment, return-value]
+    return cli(["serve", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
