@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from typing import Any
-
-from PIL import Image
-
 READABLE = {  # Pillow's names and everybody's
     "JPEG": "JPEG",
     "PNG": "PNG",
@@ -17,22 +11,46 @@ READABLE = {  # Pillow's names and everybody's
     "HEIF": "HEIC",
 }
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif"}
-PARTS = {"TIFF": "pages", "HEIF": "pictures"}  # what a file of several holds; others hold frames
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 AVIF = {b"avif", b"avis"}
-OTHERS = {  # the first bytes
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"%PDF": "a PDF document",
-    b"%!PS": "a PostScript document",
-    b"<svg": "an SVG drawing",
-    b"PK\x03\x04": "a ZIP archive",
-    b"8BPS": "a Photoshop document",
-    b"\x1aE\xdf\xa3": "a video (WebM or Matroska)",
-    b"\x00\x00\x01\xba": "a video (MPEG)",
-    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
-    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
-    b"\xff\x0a": "JPEG XL",
+CONVERT = "convert it to PNG or TIFF first (for example: magick input{} output.png)"
+RAW = "export it from the camera's or a raw developer's program as TIFF or JPEG first"
+PAGE = "export the page or drawing as PNG first"
+FRAME = "save one frame of it as PNG first"
+OTHERS = {  # the first bytes: what it is, and what to do
+    b"GIF8": ("a GIF", CONVERT.format("[0]")),
+    b"BM": ("a BMP", CONVERT.format("")),
+    b"\0\0\1\0": ("an ICO", CONVERT.format("[0]")),
+    b"P1": ("a PBM", CONVERT.format("")),
+    b"P2": ("a PGM", CONVERT.format("")),
+    b"P3": ("a PPM", CONVERT.format("")),
+    b"P4": ("a PBM", CONVERT.format("")),
+    b"P5": ("a PGM", CONVERT.format("")),
+    b"P6": ("a PPM", CONVERT.format("")),
+    b"P7": ("a PAM", CONVERT.format("")),
+    b"PF": ("a PFM", CONVERT.format("")),
+    b"Pf": ("a PFM", CONVERT.format("")),
+    b"\0\0\0\x0cjP  ": ("a JPEG 2000", CONVERT.format("")),
+    b"\xff\x4f\xff\x51": ("a JPEG 2000 codestream", CONVERT.format("")),
+    b"\0\0\0\x0cJXL ": ("a JPEG XL", CONVERT.format("")),
+    b"\xff\x0a": ("a JPEG XL", CONVERT.format("")),
+    b"qoif": ("a QOI", CONVERT.format("")),
+    b"\x0a\5\1": ("a PCX", CONVERT.format("")),
+    b"DDS ": ("a DDS", CONVERT.format("")),
+    b"\x76\x2f\x31\x01": ("an OpenEXR", "save it as 16-bit PNG or TIFF, with values from 0 to 1, first"),
+    b"#?RADIANCE": ("a Radiance HDR", "save it as 16-bit PNG or TIFF, with values from 0 to 1, first"),
+    b"8BPS": ("a Photoshop document", "save it as PNG or TIFF in one layer first"),
+    b"8BPB": ("a Photoshop document", "save it as PNG or TIFF in one layer first"),
+    b"gimp xcf": ("a GIMP document", "export it as PNG or TIFF first"),
+    b"FUJIFILMCCD-RAW": ("a camera raw file (RAF)", RAW),
+    b"IIU\0": ("a camera raw file (RW2)", RAW),
+    b"IIRO": ("a camera raw file (ORF)", RAW),
+    b"%PDF": ("a PDF document", PAGE),
+    b"%!PS": ("a PostScript document", PAGE),
+    b"<svg": ("an SVG drawing", PAGE),
+    b"PK\x03\x04": ("a ZIP archive", "unpack it, and send the images in it one by one"),
+    b"\x1aE\xdf\xa3": ("a video (WebM or Matroska)", FRAME),
+    b"\0\0\1\xba": ("a video (MPEG)", FRAME),
 }
 
 
@@ -44,42 +62,27 @@ def brands(data: bytes) -> set[bytes]:
     return {data[8:12]} | {data[at : at + 4] for at in range(16, end, 4)}
 
 
-def in_words(data: bytes) -> str:
-    """What a file is that cannot be read, by its first bytes; "" where they say nothing."""
+def recognise(data: bytes) -> tuple[str, str]:
+    """What a file is that is not read, and what to do with it; ("", "") where its bytes say nothing."""
     found = brands(data)
-    if found and not found & (HEIC | AVIF):
-        return "a video (MP4 or QuickTime)"
+    if b"crx " in found:
+        return "a camera raw file (CR3)", RAW
+    if found:
+        return "a video (MP4 or QuickTime)", FRAME
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-        return "a video (AVI)"
-    return next((words for start, words in OTHERS.items() if data.startswith(start)), "")
+        return "a video (AVI)", FRAME
+    if data[-18:-2] == b"TRUEVISION-XFILE":
+        return "a TGA", CONVERT.format("")
+    start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"<?xml") and b"<svg" in start:
+        return OTHERS[b"<svg"]
+    return next((words for first, words in OTHERS.items() if data.startswith(first)), ("", ""))
 
 
-def open_still(data: bytes) -> Image.Image:
-    """Opens the header of one still picture.
-
-    Raises:
-        ValueError: what it is instead, in one line.
-        DecompressionBombError: from Pillow.
-    """
-    formats = [name for name in READABLE if name != "HEIF"]
-    if brands(data) & HEIC and not brands(data) & AVIF:
-        try:
-            import pillow_heif
-        except ImportError as error:
-            raise ValueError("this is HEIC, which needs a package: pip install 'seesr[heic]'") from error
-        pillow_heif.register_heif_opener()
-        formats = ["HEIF"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, and checked next
-            header: Any = Image.open(io.BytesIO(data), formats=formats)
-    except Image.DecompressionBombError:
-        raise
-    except Exception as error:
-        kind = in_words(data)
-        instead = f"this is {kind}, not an image" if kind else "this is not an image"
-        raise ValueError(f"{instead} that can be read: use {', '.join(READABLE.values())}") from error
-    count = getattr(header, "n_frames", 1)
-    if header.format != "MPO" and count > 1:
-        raise ValueError(f"the image has {count} {PARTS.get(header.format, 'frames')}; send one still picture")
-    return header
+def refusal(data: bytes) -> ValueError:
+    """The error for a file that is not read: what it is, and what would be accepted; one line."""
+    kind, remedy = recognise(data)
+    accepted = ", ".join(READABLE.values())
+    if kind:
+        return ValueError(f"this is {kind}, not an image that can be read: {remedy}; use {accepted}")
+    return ValueError(f"this is not an image that can be read: use {accepted}")

@@ -27,6 +27,8 @@ class Picture:
         exif: EXIF block without an orientation, or None.
         dpi: (horizontal, vertical), or None.
         record: how the picture was made, for the file: version, bundle, settings.
+        grey: the file has one channel of colour, or three that are equal everywhere.
+        warnings: what of the file was repaired or left out.
     """
 
     rgb: Pixels
@@ -35,6 +37,8 @@ class Picture:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     record: dict[str, Any] | None = None
+    grey: bool = False
+    warnings: tuple[str, ...] = ()
 
     @functools.cached_property
     def visible(self) -> Pixels:

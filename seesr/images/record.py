@@ -47,6 +47,9 @@ def read_record(path: Path) -> dict[str, Any]:
     if words is None and description is not None:
         words = unescape(description[1])
     try:
-        return json.loads(words or "")
-    except ValueError as error:
+        record = json.loads(words or "")
+    except (ValueError, RecursionError) as error:
         raise ValueError("the file has no settings record") from error
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):  # another program's description
+        raise ValueError("the file has no settings record")
+    return record

@@ -112,6 +112,7 @@ class Upscaling:
             "prompt_cut": self.prompt.cut,
             "input_size": "x".join(map(str, self.picture.size)),
             "output_size": "x".join(map(str, picture.size)),
+            "warnings": "; ".join(self.picture.warnings),
             "steps": self.settings.num_inference_steps,
             "tiles": len(denoiser.tiles),
             "tiles_skipped": len(denoiser.tiles) - len(denoiser.needed[-1]) if denoiser.needed else 0,

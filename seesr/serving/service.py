@@ -18,7 +18,7 @@ from starlette.requests import Request
 from seesr.config import Configuration
 from seesr.images.formats import MEDIA_TYPES
 from seesr.images.mask import check_aspect
-from seesr.images.read import open_header, read_file, upright_size
+from seesr.images.read import open_header, read_file
 from seesr.serving.job import PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Refused, owner
@@ -202,7 +202,7 @@ def size_of(stored: Stored) -> tuple[int, int]:
     Raises:
         ValueError: no image of a known kind, or too large; one line.
     """
-    return upright_size(open_header(read_file(stored.path)))
+    return open_header(read_file(stored.path)).size
 
 
 def media_type(job: Job) -> str:

@@ -152,9 +152,9 @@ def bombs() -> Iterator[Case]:
     yield Case("side over that of WebP", small_file(5000, 2), "webp may have 16383", given=webp)
     yield Case("21 bytes of PPM", b"P6 100000 100000 255\n", "not an image")
     text = with_chunk(file(PHOTO), b"zTXt", b"note\0\0" + zlib.compress(bytes(80_000_000)))
-    yield Case("80 MB of text in a PNG", text, r"damaged|not an image")
+    yield Case("80 MB of text in a PNG", text, same_as=PHOTO)
     profile = with_chunk(file(PHOTO), b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000)))
-    yield Case("80 MB of profile in a PNG", profile, "not an image")
+    yield Case("80 MB of profile in a PNG", profile, same_as=PHOTO)
     yield Case("claims more than it holds", small_file(4000, 4000), "damaged", given={"scale_factor": 2})
 
 
@@ -222,10 +222,17 @@ def modes() -> Iterator[Case]:
         data = file(rgba, kind, **options)
         yield Case(f"{name} with alpha", data, same_as=opened(data, "RGBA"))
         pages = file(PHOTO, kind, save_all=True, append_images=[Image.fromarray(PHOTO)])
-        yield Case(f"{name} of several", pages, "2 (pages|frames|pictures); send one still picture")
+        if kind == "HEIF":
+            yield Case("HEIC of several", pages, same_as=opened(pages))
+        else:
+            yield Case(f"{name} of several", pages, "2 (pages|frames); send one still image")
     yield Case("16-bit grey TIFF", file(wide, "TIFF"), same_as=greys)
     yield Case("CMYK TIFF", data := file(PHOTO, "TIFF", mode="CMYK"), same_as=opened(data))
-    yield Case("floating-point TIFF", file(Image.fromarray(greys[..., 0].astype(np.float32)), "TIFF"), "mode F have no")
+    yield Case(
+        "floating-point TIFF",
+        file(Image.fromarray(greys[..., 0].astype(np.float32)), "TIFF"),
+        "values from .* to .*: 0 to 1 is read",
+    )
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn

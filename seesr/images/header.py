@@ -1,0 +1,373 @@
+"""Opens an image file without decoding a pixel: one function for each format that is read.
+
+Each returns a Header: the size of the upright image, what the file says about its pixels, and how to decode them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings as python_warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seesr.images import convert, exif, isobmff, jpeg, png_chunks, tiff
+from seesr.images.color_tags import Encoding
+from seesr.images.deep import deep_grey, deep_png
+from seesr.images.kinds import AVIF, HEIC, READABLE, brands, refusal
+from seesr.images.picture import Pixels
+
+GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}  # modes with one colour
+log = logging.getLogger(__name__)
+
+
+class Colours(NamedTuple):
+    """Decoded pixels.
+
+    Attributes:
+        pixels: [H, W, 3 or 4], RGB and alpha, not premultiplied, uint8 or uint16 over the full range.
+        icc: their profile; None: sRGB, or what the header's `encoding` says.
+        grey: the file has one channel of colour.
+    """
+
+    pixels: Pixels
+    icc: bytes | None
+    grey: bool
+
+
+@dataclasses.dataclass
+class Header:
+    """An image file that is open but not decoded.
+
+    Attributes:
+        size: (width, height) of the upright image.
+        decode: gives the pixels as stored; raises what decoders raise, or ValueError in words.
+        icc: colour profile, or None.
+        encoding: a colour tag that is no profile; None: there is none, or a profile counts more.
+        orientation: 1 to 8, to be applied to what `decode` gives.
+        transforms: of the container, to be applied likewise.
+        exif: gives the EXIF block that is kept.
+        dpi: (horizontal, vertical), or None.
+        warnings: what was left out or repaired; decoding adds to them.
+    """
+
+    size: tuple[int, int]
+    decode: Callable[[], Colours]
+    icc: bytes | None = None
+    encoding: Encoding | None = None
+    orientation: int = 1
+    transforms: tuple[isobmff.Transform, ...] = ()
+    exif: Callable[[], bytes | None] = lambda: None
+    dpi: tuple[float, float] | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def open_file(data: bytes) -> Header:
+    """Opens an image file by its first bytes.
+
+    Raises:
+        ValueError: what it is, and what would be accepted; one line.
+        DecompressionBombError: from Pillow.
+    """
+    if data.startswith(png_chunks.SIGNATURE):
+        return open_png(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return open_webp(data)
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return open_tiff(data)
+    found = brands(data)
+    if found & AVIF:
+        return open_avif(data)
+    if found & HEIC:
+        return open_heic(data)
+    if jpeg.start_of(data) >= 0:
+        return open_jpeg(data)
+    raise refusal(data)
+
+
+def open_png(data: bytes) -> Header:
+    chunks = png_chunks.split(data)
+    image = with_pillow(chunks.data, "PNG")
+    for name, value in (("icc_profile", chunks.icc), ("exif", chunks.exif), ("xmp", chunks.xmp)):
+        if value is not None:
+            image.info[name] = value
+
+    def decode() -> Colours:
+        with decoding():
+            with_pillow(chunks.data, "PNG").verify()  # checksums
+            image.load()
+        return colours_of(image, header, deep_png(image, chunks.data, header.warnings), few_bits=chunks.data[24])
+
+    header = of_pillow(image, decode)
+    header.encoding = chunks.encoding
+    header.warnings += chunks.warnings
+    return header
+
+
+def open_webp(data: bytes) -> Header:
+    def decode() -> Colours:
+        if len(data) < 8 + int.from_bytes(data[4:8], "little"):
+            raise Damaged("the image file is damaged (its end is missing)")  # the decoder would not say so
+        with decoding():
+            image.load()
+        return colours_of(image, header)
+
+    image = with_pillow(data, "WEBP")
+    header = of_pillow(image, decode)
+    return header
+
+
+def open_jpeg(data: bytes) -> Header:
+    before = jpeg.start_of(data)
+    data = data[before:]
+    frame = jpeg.read_frame(data)
+    if frame.bits == 12 and frame.number in (0, 1, 2):
+        return open_deep_jpeg(data, frame)
+    if frame.number in jpeg.KINDS:
+        raise ValueError(f"this is a {jpeg.KINDS[frame.number]} JPEG, which is not read: save it as PNG")
+
+    def decode() -> Colours:
+        opened = image
+        with decoding():
+            if not frame.ended:
+                opened = with_pillow(jpeg.closed(data), "JPEG")
+                header.warnings.append("the JPEG has no end (EOI); all of its pixels are there")
+            opened.load()
+        return colours_of(opened, header)
+
+    try:
+        image = with_pillow(data, "JPEG")
+    except Damaged:  # Pillow reads the resolution in EXIF, and stops at some that make no sense
+        data, block = jpeg.without_exif(data)
+        image = with_pillow(data, "JPEG")
+        image.info["exif"] = block
+    header = of_pillow(image, decode)
+    if before:
+        header.warnings.append(f"{before} bytes in front of the JPEG are passed over")
+    return header
+
+
+def open_deep_jpeg(data: bytes, frame: jpeg.Frame) -> Header:
+    """A JPEG of 12 bits: Pillow reads the metadata of a copy that claims 8."""
+    image = with_pillow(data[: frame.place] + b"\x08" + data[frame.place + 1 :], "JPEG")
+    if image.mode not in ("L", "RGB"):
+        raise ValueError("this is a JPEG of 12 bits in CMYK, which is not read: save it as RGB with 8 bits, or as PNG")
+
+    def decode() -> Colours:
+        import imagecodecs
+
+        if not frame.ended:
+            raise Damaged("the image file is damaged (its end is missing)")
+        with decoding():
+            values: NDArray[Any] = imagecodecs.jpeg8_decode(data)
+        values = (values.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+        return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, header.icc, values.ndim == 2)
+
+    header = of_pillow(image, decode)
+    return header
+
+
+def open_tiff(data: bytes) -> Header:
+    try:
+        number = tiff.main_page(data)
+        about = tiff.about(data, number)
+    except tiff.DAMAGE as error:
+        raise Damaged("the TIFF file is damaged: its header cannot be read") from error
+    image = None
+    try:
+        image = with_pillow(data, "TIFF", number)
+    except Damaged:
+        tiff.check(data, number)  # says what it is
+    if image is not None and image.mode not in convert.PLAIN | convert.CONVERTED and not image.mode.startswith("I;16"):
+        tiff.check(data, number)
+    if image is not None and (about.bits <= 8 or not tiff.reads(data, number)):
+
+        def decode_shallow() -> Colours:
+            with decoding():
+                image.load()  # turns it upright
+            if about.bits > 8:
+                header.warnings.append(f"of {about.bits} bits per colour 8 are taken")
+            return colours_of(image, header)
+
+        header = of_pillow(image, decode_shallow)
+        return header
+
+    def decode() -> Colours:
+        with decoding():
+            found = tiff.read(data, number)
+        header.warnings += found.warnings
+        if found.kind in ("CMYK", "Lab"):
+            shown = found.colours
+            if shown.dtype != np.uint8:
+                shown = (shown >> 8).astype(np.uint8)
+                header.warnings.append("of 16 bits per colour 8 are taken")
+            mode = {"CMYK": "CMYK", "Lab": "LAB"}[found.kind]
+            raw = Image.frombytes(mode, shown.shape[1::-1], np.ascontiguousarray(shown).tobytes())
+            rgb, icc = np.asarray(convert.to_srgb(raw, about.icc, header.warnings)), None
+        else:
+            rgb, icc = np.repeat(found.colours, 3, axis=2) if found.kind == "grey" else found.colours, about.icc
+        alpha = None if found.alpha is None else found.alpha.astype(rgb.dtype)
+        if found.alpha is not None and found.alpha.dtype != rgb.dtype:
+            alpha = (found.alpha >> 8).astype(np.uint8)
+        return Colours(rgb if alpha is None else np.dstack([rgb, alpha]), icc, found.kind == "grey")
+
+    def directory() -> Image.Exif:
+        found = Image.Exif()
+        found.endian, found.bigtiff = {b"II": "<", b"MM": ">"}[data[:2]], data[2:4] in (b"+\0", b"\0+")
+        found.load_from_fp(io.BytesIO(data), about.offset)
+        return found
+
+    def kept() -> bytes | None:
+        return exif.kept(directory, header.warnings, of_tiff=True)
+
+    width, height = about.size
+    size = (height, width) if about.orientation in exif.TURNED else about.size
+    header = Header(size, decode, about.icc, None, about.orientation, (), kept, about.dpi)
+    return header
+
+
+def open_avif(data: bytes) -> Header:
+    warnings: list[str] = []
+    properties = isobmff.read_properties(data, warnings)
+    try:
+        image = with_pillow(data, "AVIF")
+    except Damaged:
+        if b"Exif" not in data or 0 in properties.size:
+            raise
+        image = None  # Pillow stops at EXIF that it cannot write again
+        warnings.append("EXIF data that cannot be read are left out")
+
+    def decode() -> Colours:
+        import imagecodecs
+
+        with decoding():
+            if image is not None and not hdr:
+                image.load()
+                return colours_of(image, header)
+            values = imagecodecs.avif_decode(data)
+        if values.dtype == np.uint16:
+            values = (values.astype(np.uint32) * 65535 // (2**properties.bits - 1)).astype(np.uint16)
+        return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, header.icc, values.ndim == 2)
+
+    hdr = properties.encoding is not None and properties.encoding.hdr
+    header = Header(properties.size, decode, icc=properties.icc) if image is None else of_pillow(image, decode)
+    stored = properties.size if image is None else image.size
+    header.size = isobmff.size_after(properties.transforms, *stored)
+    header.orientation, header.transforms, header.encoding = 1, properties.transforms, properties.encoding
+    header.warnings += warnings
+    return header
+
+
+def open_heic(data: bytes) -> Header:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError("this is HEIC, which needs a package: pip install 'seesr[heic]'") from error
+    pillow_heif.register_heif_opener()
+    warnings: list[str] = []
+    properties = isobmff.read_properties(data, warnings)
+    image = with_pillow(data, "HEIF")  # libheif applies the transforms
+
+    def decode() -> Colours:
+        with decoding():
+            if properties.encoding is None or not properties.encoding.hdr:
+                image.load()
+                return colours_of(image, header)
+            values = np.asarray(pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False))
+        return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, None, values.ndim == 2)
+
+    header = of_pillow(image, decode)
+    header.orientation, header.encoding = 1, properties.encoding
+    header.warnings += warnings
+    if (count := getattr(image, "n_frames", 1)) > 1:
+        header.warnings.append(f"of the {count} images in the file the primary one is taken")
+    return header
+
+
+class Damaged(ValueError):
+    """A file of a known kind that cannot be read."""
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Says in one line that a decoder has failed: OSError, ValueError, SyntaxError, EOFError, struct.error, ..."""
+    try:
+        yield
+    except (Damaged, tiff.Unreadable, jpeg.Truncated):
+        raise
+    except Exception as error:
+        raise Damaged(f"the image file is damaged ({type(error).__name__} while decoding)") from error
+
+
+def with_pillow(data: bytes, name: str, page: int | None = None) -> Image.Image:
+    """Opens the header of one still image.
+
+    Args:
+        name: of the format, as Pillow calls it.
+        page: of a TIFF; of other files there must be one image only.
+
+    Raises:
+        Damaged: its header cannot be read.
+        ValueError: an animation.
+        DecompressionBombError: from Pillow.
+    """
+    try:
+        with python_warnings.catch_warnings():
+            python_warnings.simplefilter("ignore")  # limits are checked next, and damage is said below
+            image: Any = Image.open(io.BytesIO(data), formats=[name])
+            count = getattr(image, "n_frames", 1)  # looked up now: a TIFF does not know it once it is decoded
+            if page:
+                image.seek(page)
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:
+        raise Damaged(f"the {READABLE[name]} file is damaged: its header cannot be read") from error
+    if name not in ("TIFF", "HEIF") and image.format != "MPO" and count > 1:
+        raise ValueError(f"the image has {count} frames; send one still image")
+    return image
+
+
+def of_pillow(image: Image.Image, decode: Callable[[], Colours]) -> Header:
+    """The header of an image that Pillow has opened."""
+    of_tiff = image.format == "TIFF"
+    turn = 1 if of_tiff else exif.orientation(image.info)  # of a TIFF Pillow applies it
+    size = (image.height, image.width) if turn in exif.TURNED else image.size
+    header = Header(size, decode, icc=image.info.get("icc_profile") or None, orientation=turn)
+    header.exif = lambda: exif.kept(image.getexif, header.warnings, of_tiff)
+    header.dpi = image.info.get("dpi")
+    if {"xmp", "XML:com.adobe.xmp"} & set(image.info):
+        log.info("the XMP data are left out")
+    if image.format == "MPO":
+        log.info("of the images in the file the first is taken")
+    return header
+
+
+def colours_of(
+    image: Image.Image, header: Header, deep: NDArray[np.uint16] | None = None, few_bits: int = 8
+) -> Colours:
+    """The colours of a Pillow image; CMYK, Lab and YCbCr become sRGB.
+
+    Args:
+        header: its profile is applied where the mode needs it; takes warnings.
+        deep: the pixels with 16 bits, where Pillow has cut them to 8.
+        few_bits: bits per grey value in the file, below 8 too.
+
+    Raises:
+        ValueError: a mode that has no defined colours (floating point, 32-bit integers).
+    """
+    icc, grey = header.icc, image.mode in GREY
+    if deep is None and image.mode.startswith("I;16"):
+        deep = deep_grey(image)
+    if deep is not None:
+        return Colours(deep, icc, grey)
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**few_bits - 1)  # Pillow spreads the greys alone
+    if image.mode not in convert.PLAIN:
+        image, icc = convert.to_srgb(image, icc, header.warnings), None
+    return Colours(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), icc, grey)

@@ -1,0 +1,407 @@
+"""Files by other programs, format x depth x channels x colour tag x orientation x alpha, as other readers see them.
+
+tests/data/inputs/README.md says how the files were made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import pillow_heif
+import pytest
+import tifffile
+from PIL import ExifTags, Image, ImageCms
+
+from seesr.images import color_tags, isobmff, jpeg
+from seesr.images.picture import Picture
+from seesr.images.read import decode, open_header
+from seesr.images.record import read_record
+
+FOLDER = Path(__file__).parents[1] / "data/inputs"
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+LOSSY = {".jpg", ".avif", ".heic"}
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(FOLDER / "expected.npz") as file:
+        return dict(file)
+
+
+def shown(picture: Picture) -> np.ndarray:
+    """[H, W, 3] as sRGB, floats from 0 to 255."""
+    rgb = picture.rgb / (257 if picture.rgb.dtype == np.uint16 else 1)
+    if picture.icc is None:
+        return rgb
+    profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(picture.icc)), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(Image.fromarray(rgb.round().astype(np.uint8)), profile, srgb)
+    return np.asarray(converted).astype(float)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_pixels_are_those_of_an_independent_reader(name: str, arrays: dict[str, np.ndarray]) -> None:
+    expected = arrays[EXPECTED[name]]
+    expected = expected / (257 if expected.dtype == np.uint16 else 1)
+    checked = []
+    picture = decode((FOLDER / name).read_bytes(), lambda *size: checked.append(size))
+    found = shown(picture)
+    assert found.shape[:2] == expected.shape[:2] and checked == [picture.size]
+    difference = np.abs(found - expected[..., :3])
+    lab = "lab" in name  # D50 or D65: programs do not agree
+    most, mean = (32, 4) if lab else (16, 1) if Path(name).suffix in LOSSY else (2.1, 0.4)
+    assert difference.max() <= most and difference.mean() <= mean
+    if expected.shape[2] == 4:
+        assert picture.alpha is not None
+        alpha = picture.alpha / (257 if picture.alpha.dtype == np.uint16 else 1)
+        assert np.abs(alpha - expected[..., 3]).max() <= 0.01
+    else:
+        assert picture.alpha is None
+    assert picture.grey == any(part in name for part in ("grey", "bilevel", "miniswhite"))
+    deep = "-16" in name and not any(part in name for part in ("magick-grey-16.png", "magick-greya-16.png"))
+    assert deep <= (picture.rgb.dtype == np.uint16) or any(part in name for part in ("cmyk", "lab"))
+
+
+@pytest.mark.parametrize("name", ["vips-lab.tif", "vips-lab-16.tif"])
+def test_a_tiff_that_is_not_read_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"this is a TIFF of (32-bit float\S*|16-bit signed) Lab.*use RGB or grey"):
+        decode((FOLDER / name).read_bytes())
+
+
+def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photo(rng: np.random.Generator) -> Image.Image:
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return small.resize((50, 40), Image.Resampling.BICUBIC)
+
+
+# --- Files without their end
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_without_its_end_is_read_with_a_warning(photo: Image.Image, mode: str, options: dict) -> None:
+    data = file(photo.convert(mode), "JPEG", **options)
+    whole = decode(data)
+    for missing in (1, 2):  # half of the marker, or all of it
+        found = decode(data[:-missing])
+        np.testing.assert_array_equal(found.rgb, whole.rgb)
+        assert found.warnings == ("the JPEG has no end (EOI); all of its pixels are there",)
+    assert whole.warnings == ()
+    for missing in (4, 8, 40, 200):
+        with pytest.raises(ValueError, match="damaged"):
+            decode(data[:-missing])
+
+
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_refused(photo: Image.Image) -> None:
+    """Every row is there, in less than its quality."""
+    data = file(photo, "JPEG", progressive=True)
+    scans = [start - 4 for marker, start, _ in jpeg.segments(data) if marker == 0xDA]
+    for scan in scans[1:]:
+        with pytest.raises(ValueError, match="its end is missing, with a part of its pixels"):
+            decode(data[:scan])
+
+
+def test_bytes_in_front_of_a_jpeg_are_passed_over(photo: Image.Image) -> None:
+    data = file(photo, "JPEG")
+    found = decode(b"\n" + data)
+    np.testing.assert_array_equal(found.rgb, decode(data).rgb)
+    assert found.warnings == ("1 bytes in front of the JPEG are passed over",)
+    with pytest.raises(ValueError, match="not an image that can be read"):
+        decode(b"\n" * 40 + data)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_png_without_its_end_is_read_while_no_row_is_missing(rng: np.random.Generator, depth: int) -> None:
+    pixels = rng.integers(0, 2**depth, (20, 30, 3)).astype(f"uint{depth}")
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    for missing in (1, 12, 15):  # of IEND, all of it, and of the checksum before
+        found = decode(data[:-missing])
+        np.testing.assert_array_equal(found.rgb, pixels[..., ::-1])
+        assert found.warnings == ("the PNG has no end (IEND); its rows are complete",)
+    for missing in (30, 100, 500):
+        with pytest.raises(ValueError, match="damaged"):
+            decode(data[:-missing])
+
+
+# --- Chunks of a PNG
+
+
+def chunk(name: bytes, body: bytes, wrong: int = 0) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body) ^ wrong)
+
+
+def with_chunks(data: bytes, *chunks: bytes, at_the_end: bool = False) -> bytes:
+    place = len(data) - 12 if at_the_end else 33
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+def test_text_in_a_png_cannot_stop_its_reading(photo: Image.Image) -> None:
+    data = file(photo)
+    for extra, warned in (
+        (chunk(b"tEXt", b"note\0" + b"x" * 2_500_000), False),
+        (chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(90_000_000))), False),
+        (chunk(b"tEXt", b"note\0words", wrong=1), True),
+        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0no zlib"), False),
+    ):
+        found = decode(with_chunks(data, extra))
+        np.testing.assert_array_equal(found.rgb, np.asarray(photo))
+        assert bool(found.warnings) == warned
+    with pytest.raises(ValueError, match="damaged"):
+        decode(with_chunks(data, chunk(b"IDAT", b"x", wrong=1)))
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("kind", ["eXIf", "raw profile", "XMP"])
+def test_the_orientation_of_a_png_is_found_before_it_is_decoded(
+    photo: Image.Image, kind: str, at_the_end: bool
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    text = f"\nexif\n{len(block):8d}\n{block.hex()}\n".encode()
+    extra = {
+        "eXIf": chunk(b"eXIf", block),
+        "raw profile": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)),
+        "XMP": chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<rdf tiff:Orientation="6"/>'),
+    }[kind]
+    data = with_chunks(file(photo), extra, at_the_end=at_the_end)
+    assert open_header(data).size == (40, 50)
+    np.testing.assert_array_equal(decode(data).rgb, np.rot90(np.asarray(photo), -1))
+
+
+def test_colour_tags_in_the_order_of_the_standard(photo: Image.Image) -> None:
+    """ICC before sRGB before gAMA; cICP before all."""
+    data, gamma = file(photo), chunk(b"gAMA", struct.pack(">I", 100000))
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(icc))
+    untouched = np.asarray(photo)
+    assert decode(with_chunks(data, gamma)).rgb.mean() > untouched.mean() + 20
+    np.testing.assert_array_equal(decode(with_chunks(data, chunk(b"sRGB", b"\0"), gamma)).rgb, untouched)
+    found = decode(with_chunks(data, profile, gamma))
+    np.testing.assert_array_equal(found.rgb, untouched)
+    assert found.icc == icc
+    found = decode(with_chunks(data, chunk(b"cICP", bytes([1, 8, 0, 1])), profile))
+    assert found.rgb.mean() > untouched.mean() + 20 and found.icc is None
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        (b"gAMA", bytes(4), "gAMA of 0 makes no sense"),
+        (b"cHRM", bytes(32), "chromaticities in cHRM make no sense"),
+        (b"cHRM", struct.pack(">8I", *([31270, 32900] * 4)), "chromaticities in cHRM make no sense"),
+        (b"cICP", bytes([77, 99, 0, 1]), "the colour tag 77/99 is not known"),
+        (b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000)), "the colour profile cannot be read"),
+    ],
+)
+def test_a_colour_tag_without_sense_is_left_out_with_a_warning(
+    photo: Image.Image, name: bytes, body: bytes, words: str
+) -> None:
+    found = decode(with_chunks(file(photo), chunk(name, body)))
+    np.testing.assert_array_equal(found.rgb, np.asarray(photo))
+    assert found.icc is None and words in found.warnings[0]
+
+
+def test_a_logarithmic_curve_is_refused_by_name(photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match="logarithmic transfer curve"):
+        decode(with_chunks(file(photo), chunk(b"cICP", bytes([9, 9, 0, 1]))))
+
+
+# --- Colours
+
+
+def test_light_above_white_bends_as_in_bt_2390() -> None:
+    """Values of the report's curve from 1000 nits to 203, and what must hold for every curve."""
+    peak = 1000 / color_tags.WHITE
+    light = np.linspace(0, peak, 500)
+    bent = color_tags.bend(light, peak)
+    assert (np.diff(bent) > 0).all() and bent[-1] == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(bent[light < 0.4], light[light < 0.4], atol=1e-9)  # below the knee at 93 nits
+    np.testing.assert_array_equal(color_tags.bend(light, 1.0), light)
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_hdr_highlights_keep_their_order(transfer: int) -> None:
+    ramp = np.repeat(np.linspace(0, 65535, 256).astype(np.uint16)[None, :, None], 3, axis=2)
+    found, icc = color_tags.to_srgb(ramp, color_tags.from_numbers(9, transfer, True, []))
+    assert icc is None and found.dtype == np.uint16
+    assert (np.diff(found[0, :, 1].astype(int)) >= 0).all() and found[0, 0, 1] == 0 and found[0, -1, 1] >= 65500
+    assert np.ptp(found.astype(int), axis=2).max() <= 64  # grey stays grey
+
+
+@pytest.mark.parametrize("number", [number for number in color_tags.PRIMARIES if number != 10])
+def test_a_profile_says_its_primaries(number: int) -> None:
+    primaries = color_tags.PRIMARIES[number]
+    core = ImageCms.ImageCmsProfile(io.BytesIO(color_tags.profile(primaries))).profile
+    bradford = core.chromatic_adaptation[0]
+    for place, named in ((1, core.red_primary), (2, core.green_primary), (3, core.blue_primary)):
+        x, y, z = np.linalg.solve(np.array(bradford), named[0])
+        assert (x / (x + y + z), y / (x + y + z)) == pytest.approx(primaries[place], abs=3e-3)
+
+
+# --- Containers
+
+
+def boxes_of(transforms: list[tuple[bytes, bytes]], size: tuple[int, int]) -> bytes:
+    """A HEIF header of one item with these properties."""
+
+    def box(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(body)) + name + body
+
+    properties = [box(b"ispe", bytes(4) + struct.pack(">II", *size))] + [box(*each) for each in transforms]
+    places = bytes(0x80 | (k + 1) for k in range(len(properties)))
+    ipma = box(b"ipma", struct.pack(">IIHB", 0, 1, 1, len(places)) + places)
+    meta = bytes(4) + box(b"pitm", bytes(4) + b"\0\1") + box(b"iprp", box(b"ipco", b"".join(properties)) + ipma)
+    return box(b"ftyp", b"avif" + bytes(4)) + box(b"meta", meta)
+
+
+def test_transforms_are_applied_in_the_order_of_their_properties(rng: np.random.Generator) -> None:
+    pixels = rng.integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    clap = (b"clap", struct.pack(">IIIIiIiI", 4, 1, 2, 1, -3, 1, -2, 1))  # the corner at the top left
+    turn, flip = (b"irot", b"\1"), (b"imir", b"\1")
+    for order, expected in (
+        ([clap, turn], np.rot90(pixels[:2, :4])),
+        ([turn, clap], np.rot90(pixels)[2:4, :2]),
+        ([turn, flip], np.rot90(pixels)[:, ::-1]),
+        ([flip, turn], np.rot90(pixels[:, ::-1])),
+    ):
+        found = isobmff.read_properties(boxes_of(order, (10, 6)), []).transforms
+        assert isobmff.size_after(found, 10, 6) == expected.shape[1::-1]
+        np.testing.assert_array_equal(isobmff.apply(found, pixels), expected)
+
+
+def test_boxes_that_cannot_be_read_are_said() -> None:
+    warnings: list[str] = []
+    assert isobmff.read_properties(b"\0\0\0\x10ftypavif\0\0\0\0", warnings) == isobmff.Properties()
+    assert "its transforms and colour tag are not known" in warnings[0]
+
+
+def test_of_several_images_in_a_heic_the_primary_one_is_taken(photo: Image.Image) -> None:
+    pillow_heif.register_heif_opener()
+    other = Image.new("RGB", photo.size)
+    data = file(other, "HEIF", save_all=True, append_images=[photo], primary_index=1)
+    found = decode(data)
+    assert found.rgb.mean() > 60 and found.warnings == ("of the 2 images in the file the primary one is taken",)
+
+
+# --- TIFF
+
+
+def tiff(*pages: tuple[np.ndarray, dict]) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for pixels, options in pages:
+            writer.write(pixels, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("first", [False, True])
+def test_of_a_tiff_with_a_thumbnail_the_full_page_is_taken(rng: np.random.Generator, depth: int, first: bool) -> None:
+    full = rng.integers(0, 2**depth, (24, 32, 3)).astype(f"uint{depth}")
+    pages = [(full, {"photometric": "rgb"}), (full[::4, ::4], {"photometric": "rgb", "subfiletype": 1})]
+    data = tiff(*pages[:: -1 if first else 1])
+    np.testing.assert_array_equal(decode(data).rgb, full)
+    with pytest.raises(ValueError, match="the image has 2 pages; send one still image"):
+        decode(tiff(pages[0], pages[0]))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "words"),
+    [
+        (np.full((4, 5), 300.0, np.float32), {}, "32-bit floating-point grey with values from 300 to 300: 0 to 1 is"),
+        (np.full((4, 5), np.nan, np.float32), {}, "floating-point grey"),
+        (np.ones((4, 5), np.int16), {}, "16-bit signed grey"),
+        (np.ones((4, 5), np.complex64), {}, "complex"),
+        (np.ones((4, 5), np.uint16), {"photometric": "cfa"}, "camera raw"),
+    ],
+)
+def test_what_a_tiff_is_that_cannot_be_read(pixels: np.ndarray, options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        decode(tiff((pixels, options)))
+
+
+def test_a_tiff_of_floats_a_little_outside_is_clipped_with_a_warning() -> None:
+    ramp = np.linspace(-0.001, 1, 400, dtype=np.float32).reshape(20, 20)
+    found = decode(tiff((ramp, {})))
+    assert found.rgb.min() == 0 and found.rgb.max() == 65535 and found.grey
+    assert "outside of 0 to 1 and are clipped" in found.warnings[0]
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "packbits"])
+def test_a_cut_deep_tiff_is_refused(rng: np.random.Generator, compression: str | None) -> None:
+    data = tiff(
+        (rng.integers(0, 65536, (40, 40, 2)).astype(np.uint16), {"compression": compression, "extrasamples": [2]})
+    )
+    assert decode(data).alpha is not None
+    for share in (0.2, 0.5, 0.9):
+        with pytest.raises(ValueError, match=r"damaged|not an image"):
+            decode(data[: int(len(data) * share)])
+
+
+# --- Others
+
+
+def test_a_jpeg_of_12_bits_keeps_them() -> None:
+    ramp = np.linspace(0, 4095, 64).astype(np.uint16)[None].repeat(16, axis=0)
+    data = imagecodecs.jpeg8_encode(ramp, level=100, bitspersample=12)
+    found = decode(data)
+    assert found.rgb.dtype == np.uint16 and found.grey
+    assert np.abs(found.rgb[..., 0] / 65535 * 4095 - ramp).max() <= 8
+    with pytest.raises(ValueError, match="damaged"):
+        decode(data[:-20])
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"GIF89a", "a GIF"),
+        (b"BM", "a BMP"),
+        (b"\0\0\1\0", "an ICO"),
+        (b"P6 ", "a PPM"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000"),
+        (b"\xff\x4f\xff\x51", "a JPEG 2000"),
+        (b"\x76\x2f\x31\x01", "an OpenEXR"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera raw file (CR3)"),
+    ],
+)
+def test_other_formats_are_named_with_what_to_do(start: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match="first") as caught:
+        decode(start + bytes(60))
+    assert words in str(caught.value) and str(caught.value).endswith("use JPEG, PNG, WebP, AVIF, TIFF, HEIC")
+
+
+def test_a_tga_is_named() -> None:
+    with pytest.raises(ValueError, match="a TGA"):
+        decode(bytes(60) + b"TRUEVISION-XFILE.\0")
+
+
+@pytest.mark.parametrize("words", ["1987", "true", '"text"', "[1]", '{"settings": 3}', "{", "[" * 100_000])
+def test_a_description_that_is_no_record_is_none(tmp_path: Path, photo: Image.Image, words: str) -> None:
+    packet = f"<x:xmpmeta><dc:description>{words}</dc:description></x:xmpmeta>"
+    if len(packet) < 60_000:
+        photo.save(tmp_path / "a.jpg", xmp=packet.encode())
+    photo.save(tmp_path / "a.webp", xmp=packet.encode())
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match="no settings record"):
+            read_record(path)
+
+
+@pytest.mark.parametrize("tinted", [False, True])
+def test_grey_in_three_channels_is_known(tinted: bool) -> None:
+    grey = np.repeat(np.arange(200, dtype=np.uint8).reshape(10, 20, 1), 3, axis=2)
+    grey[3, 4, 2] += tinted
+    assert decode(file(Image.fromarray(grey))).grey != tinted
