@@ -17,16 +17,28 @@ from seesr.settings import Settings
 from seesr.version import __version__
 
 if TYPE_CHECKING:
-    from seesr.engine.engine import Engine, Output
-    from seesr.pipeline.result import Result
+    from seesr.engine.api import upscale
+    from seesr.engine.engine import Engine
+    from seesr.pipeline.result import Metrics, Output
     from seesr.pipeline.upscaler import Upscaler
 
-__all__ = ["Engine", "Output", "Progress", "Result", "Settings", "Upscaler", "WeightsError", "__version__"]
+__all__ = [
+    "Engine",
+    "Metrics",
+    "Output",
+    "Progress",
+    "Settings",
+    "Upscaler",
+    "WeightsError",
+    "__version__",
+    "upscale",
+]
 LAZY = {
     "Engine": "engine.engine",
-    "Output": "engine.engine",
-    "Result": "pipeline.result",
+    "Metrics": "pipeline.result",
+    "Output": "pipeline.result",
     "Upscaler": "pipeline.upscaler",
+    "upscale": "engine.api",
 }
 
 

@@ -153,7 +153,7 @@ def predict(upscaler: Upscaler, picture: Picture, settings: Settings) -> tuple[d
     """Seconds per stage, the PNG file among them, and the metrics."""
     result = upscaler(picture, settings)
     started = time.perf_counter()
-    result.encode()
+    _ = result.data
     return {**result.metrics["seconds"], "file": time.perf_counter() - started}, result.metrics
 
 

@@ -1,53 +1,46 @@
-"""The one door to the machine: bytes and Settings in, the bytes of a file and metrics out. All else calls this."""
+"""The engine: an image and Settings in, an Output with the bytes of a file and metrics out."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
+import os
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self, cast, overload
 
 from seesr.config import Configuration
 from seesr.engine import preflight
 from seesr.engine.worker_thread import OneThread
 from seesr.images.mask import read_mask
-from seesr.images.read import decode, read_file
+from seesr.images.source import Source, is_many, load_source
 from seesr.networks import hardware, weights
+from seesr.pipeline.result import Metrics, Output
 from seesr.pipeline.upscaler import Upscaler
-from seesr.runtime.progress import Deadline, Progress, Watcher
+from seesr.runtime.process import check_process
+from seesr.runtime.progress import Deadline, Position, Progress, Watcher
 from seesr.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-class Output(NamedTuple):
-    """What one call gives.
-
-    Attributes:
-        data: the bytes of the file that the settings ask for.
-        metrics: what happened: seed, tags, sizes, steps, tiles, seconds per stage, memory, device, bundle.
-        seed: the seed that was used.
-    """
-
-    data: bytes
-    metrics: dict[str, Any]
-    seed: int
-
-
 class Engine:
-    """A loaded bundle that takes one picture at a time, from any thread.
+    """A loaded bundle that takes one image at a time, from any thread.
 
-    All of torch runs on one thread of its own; callers wait for their turn. Cancelling a waiting caller (an exception
-    that is sent to it) ends its picture at the next tile.
+    All of torch runs on one worker thread; callers wait for their turn. Cancelling a waiting caller (an exception that
+    is sent to it) ends its image at the next tile.
 
-    engine = Engine.load("weights/pocket")
-    output = engine.run(Path("photo.jpg"), Settings(scale_factor=4, seed=1))
+    with Engine.load() as engine:
+        output = engine.run("photo.jpg", Settings(scale_factor=4, seed=1))
+        output.save("photo-x4.png")
     """
 
     def __init__(self, bundle: Path, device: str | None, configuration: Configuration) -> None:
         self.bundle, self.device, self.configuration = bundle, device, configuration
-        self.thread = OneThread()
+        self.thread, self.process = OneThread(), os.getpid()
         self.turn = threading.Lock()
         self.upscaler: Upscaler | None = None
 
@@ -71,6 +64,12 @@ class Engine:
         engine.reload()
         return engine
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.unload()
+
     @property
     def loaded(self) -> weights.Bundle:
         """The bundle that is loaded.
@@ -84,6 +83,7 @@ class Engine:
 
     def reload(self) -> None:
         """Loads the bundle again after `unload`; nothing where it is loaded."""
+        check_process(self.process)
         with self.turn:
             if self.upscaler is None:
                 self.upscaler = self.thread.run(self._loaded)
@@ -99,41 +99,100 @@ class Engine:
             log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
         return upscaler
 
+    @overload
     def run(
         self,
-        data: bytes | Path,
+        source: Source,
         settings: Settings | None = None,
         deadline: float | None = None,
         watchers: tuple[Watcher, ...] = (),
-        mask: bytes | Path | None = None,
-    ) -> Output:
-        """Upscales one picture.
+        mask: Source | None = None,
+    ) -> Output: ...
+
+    @overload
+    def run(
+        self,
+        source: Iterable[Source],
+        settings: Settings | None = None,
+        deadline: float | None = None,
+        watchers: tuple[Watcher, ...] = (),
+        mask: Source | None = None,
+    ) -> Iterator[Output]: ...
+
+    def run(
+        self,
+        source: Source | Iterable[Source],
+        settings: Settings | None = None,
+        deadline: float | None = None,
+        watchers: tuple[Watcher, ...] = (),
+        mask: Source | None = None,
+    ) -> Output | Iterator[Output]:
+        """Upscales one image, or lazily each of several.
 
         Args:
-            data: the bytes of an image file, or its path.
+            source: path, bytes of an image file, binary file object, PIL image or NumPy array (see
+                `seesr.images.source.load_source`), or an iterable of these, which gives an iterator of outputs.
             settings: None: the defaults.
-            deadline: seconds for this picture once its turn has come; None: SEESR_DEADLINE, or any time.
-            watchers: told of every tile; one that raises ends the work.
-            mask: an image file of the same aspect: white is enhanced, black stays the plain enlargement.
+            deadline: seconds for one image once its turn has come; None: SEESR_DEADLINE, or any time.
+            watchers: called at every tile; one that raises ends the work.
+            mask: an image of the same aspect, of any kind that `source` can be: white is enhanced, black stays the
+                bicubic upscale.
 
         Raises:
-            ValueError: the file or the settings cannot be used; one line.
-            DeadlineExceeded: the time was over; says how far the picture came.
-            RuntimeError: there is no usable result, or the engine is unloaded.
+            TypeError: the source is of a type that is not accepted.
+            ValueError: the image or the settings cannot be used; one line.
+            OSError: a file cannot be read.
+            DeadlineExceeded: the time was over; says how far the image came.
+            RuntimeError: there is no usable result, the engine is unloaded, or was loaded before os.fork().
         """
         settings = settings or Settings()
+        if is_many(source):
+            many = cast(Iterable[Source], source)
+            return (self._run(one, settings, deadline, watchers, mask) for one in many)
+        return self._run(cast(Source, source), settings, deadline, watchers, mask)
+
+    def _run(
+        self,
+        source: Source,
+        settings: Settings,
+        deadline: float | None,
+        watchers: tuple[Watcher, ...],
+        mask: Source | None,
+    ) -> Output:
+        check_process(self.process)  # before the lock, which another thread may have held at the fork
         with self.turn:
             upscaler = self.upscaler
             if upscaler is None:
                 raise RuntimeError("the engine is unloaded")
             seconds = deadline if deadline is not None else self.configuration.deadline
-            told = watchers if seconds is None else (*watchers, Deadline(seconds))
-            return self.thread.run(lambda: upscale(upscaler, data, settings, Progress(*told), mask))
+            called = watchers if seconds is None else (*watchers, Deadline(seconds))
+            return self.thread.run(lambda: upscale(upscaler, source, settings, Progress(*called), mask))
+
+    async def arun(
+        self,
+        source: Source,
+        settings: Settings | None = None,
+        deadline: float | None = None,
+        watchers: tuple[Watcher, ...] = (),
+        mask: Source | None = None,
+    ) -> Output:
+        """The same as `run` for one image, without blocking the event loop; cancelling ends it at the next tile."""
+        cancelled = threading.Event()
+
+        def stop(position: Position) -> None:
+            if cancelled.is_set():
+                raise asyncio.CancelledError
+
+        settings = settings or Settings()
+        try:
+            return await asyncio.to_thread(self._run, source, settings, deadline, (*watchers, stop), mask)
+        finally:
+            cancelled.set()
 
     def healthy(self) -> bool:
-        """Whether a bundle is loaded and its device still computes. Answers while a picture is made, too."""
+        """Whether a bundle is loaded and its device still computes. Answers while an image is made, too."""
         upscaler = self.upscaler
-        return upscaler is not None and upscaler.healthy()
+        return upscaler is not None and os.getpid() == self.process and upscaler.healthy()
 
     def about(self) -> dict[str, Any]:
         """What is loaded, and where: bundle with its hashes, device, attention kernel, GPU memory in bytes."""
@@ -146,31 +205,30 @@ class Engine:
 
     def unload(self) -> None:
         """Frees the memory of the bundle; `reload` brings it back."""
+        check_process(self.process)
         with self.turn:
             self.upscaler = None
             self.thread.run(free_memory)
 
 
-def upscale(
-    upscaler: Upscaler, data: bytes | Path, settings: Settings, progress: Progress, mask: bytes | Path | None
-) -> Output:
-    """file -> picture -> file, with the seconds of both ends."""
+def upscale(upscaler: Upscaler, source: Source, settings: Settings, progress: Progress, mask: Source | None) -> Output:
+    """Source -> Output whose file is encoded, with the seconds of both ends."""
     started = time.perf_counter()
     progress.start("read")
-    picture = decode(read_file(data) if isinstance(data, Path) else data, settings.output_size)
-    shape = None
-    if mask is not None:
-        shape = read_mask(read_file(mask) if isinstance(mask, Path) else mask, picture.size)
+    image = load_source(source, settings.output_size)
+    shape = None if mask is None else read_mask(mask, image.picture.size)
     progress.finish()
     read = time.perf_counter()
-    result = upscaler(picture, settings, progress, shape)
+    output = upscaler(image, settings, progress, shape)
     upscaled = time.perf_counter()
     progress.start("file")
-    encoded = result.encode()
+    data = output.data
     progress.finish()
-    seconds = {"read": read - started, **result.metrics["seconds"], "file": time.perf_counter() - upscaled}
-    metrics = {**result.metrics, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
-    return Output(encoded, metrics, result.seed)
+    seconds = {"read": read - started, **output.metrics["seconds"], "file": time.perf_counter() - upscaled}
+    metrics: Metrics = {**output.metrics, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+    output = dataclasses.replace(output, metrics=metrics)
+    output.__dict__["data"] = data  # the value of the cached property
+    return output
 
 
 def free_memory() -> None:

@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class OutputFolder:
         return path
 
 
-def flat(metrics: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The metrics with those of a group as group.name."""
     for name, value in metrics.items():
         for key, number in value.items() if isinstance(value, dict) else [("", value)]:

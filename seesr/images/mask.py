@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seesr.images.picture import Pixels, enlarge, to_uint8
-from seesr.images.read import decode
+from seesr.images.source import Source, load_source
 
 SAME_ASPECT = 0.01  # relative difference of the aspects of mask and image that is taken for rounding
 Grey = NDArray[np.uint8]  # [H, W]; 255: enhanced, 0: stays the plain enlargement
 
 
-def read_mask(data: bytes, size: tuple[int, int]) -> Grey:
-    """The bytes of an image file -> a mask for an image of `size` = (width, height), at the mask's own resolution.
+def read_mask(source: Source, size: tuple[int, int]) -> Grey:
+    """A source of any kind -> a mask for an image of `size` = (width, height), at the mask's own resolution.
 
     Colours are taken as their luma (BT.601), transparent parts as black.
 
@@ -23,7 +23,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Grey:
         ValueError: no image, animated, too large, or of another aspect; one line.
     """
     try:
-        picture = decode(data)
+        picture = load_source(source).picture
     except ValueError as error:
         raise ValueError(f"the mask cannot be used: {error}") from None
     check_aspect(picture.size, size)

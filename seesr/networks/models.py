@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from seesr.networks import weights
 from seesr.networks.autoencoders import AutoencoderKL, AutoencoderTiny
@@ -78,6 +79,18 @@ def load(path: Path, device: torch.device, dtype: torch.dtype) -> Models:
     )
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leaves the weights of new modules as they are: those of the file replace them, and on the meta device drawing
+    normal numbers would import torch's compiler.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """A config without the underscored notes that libraries leave in it."""
     return {k: v for k, v in json.loads((folder / name).read_text()).items() if not k.startswith("_")}
@@ -85,7 +98,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 def diffusion_network(cls: type[nn.Module], folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """A UNet, ControlNet or autoencoder from its folder."""
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         network = cls(**read_config(folder))
     return fill(network, read(folder / DIFFUSION_FILE, device, dtype), folder)
 
@@ -96,7 +109,7 @@ def autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         network = TextEncoder(**read_config(folder))
     state = read(folder / "model.safetensors", device, dtype)
     state.pop("text_model.embeddings.position_ids", None)  # an old integer buffer
@@ -116,7 +129,7 @@ def scheduler(folder: Path) -> NoiseSchedule:
 
 
 def tagger(folder: Path, device: torch.device, dtype: torch.dtype) -> Tagger:
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         network = Tagger(**read_config(folder), **read_config(folder, "tags.json"))
     return fill(network, read(folder / "model.safetensors", device, dtype), folder)
 

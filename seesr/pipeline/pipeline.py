@@ -7,7 +7,7 @@
            |- autoencoder.encode -> posterior of the latents z [1, C, H'/f, W'/f]
            |- sampling: noise at t = 999, then every step over tiles (denoiser) -> clean latents
            '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the hint
-                 '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> Result.encode -> bytes
+                 '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> Output.data -> bytes
 
 The factor f, the channel count C and the token widths come from the bundle's configs.
 """
@@ -20,7 +20,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.pipeline import postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
-from seesr.pipeline.result import Result, record
+from seesr.pipeline.result import Metrics, Output, record
 from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import covered, needed
 from seesr.runtime.memory import Budget
@@ -65,13 +65,13 @@ class Upscaling:
         self.seconds: dict[str, float] = {}
         self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)
 
-    def run(self) -> Result:
+    def run(self) -> Output:
         try:
             return self.upscale()
         finally:
             self.budget.restore()
 
-    def upscale(self) -> Result:
+    def upscale(self) -> Output:
         with self.timed("tags"):
             tags, image_tokens = self.tag()
         with self.timed("text"):
@@ -91,7 +91,7 @@ class Upscaling:
         metrics = self.metrics(picture, denoiser) | trust | kds | shown
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         uncertainty, layout = postprocess.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
-        return Result(picture, uncertainty, self.settings, metrics, self.picture, layout)
+        return Output(picture, uncertainty, self.settings, cast(Metrics, metrics), self.picture, layout)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import io
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from PIL import Image
 from seesr.images import write
 from seesr.images.formats import FORMATS, ZIP
 from seesr.images.picture import Picture
+from seesr.images.source import Array, Layout, to_array
 from seesr.networks.weights import Bundle
 from seesr.pipeline.views import DRAW
 from seesr.settings import Settings
@@ -21,6 +25,44 @@ from seesr.version import __version__
 
 if TYPE_CHECKING:
     from seesr.runtime.tiling import Tile
+
+
+PREVIEW = 1024  # longest side of the image in a notebook, pixels
+
+
+class Metrics(TypedDict):
+    """What happened to one image. Views, masks and Kernel Density Steering add keys of their own.
+
+    Attributes:
+        seed: the seed that was used.
+        tags: what the tagger found, separated by commas; `tags_left_out` had no room in the prompt.
+        prompt_cut: words at the end of the prompt that had no room.
+        input_size, output_size: WIDTHxHEIGHT, pixels.
+        steps, tiles, tiles_skipped, tile_batch: denoising steps; tiles of a step, those that nobody can see, and how
+            many ran at once.
+        out_of_memory_retries, float32_retries: parts that were computed again.
+        seconds: of every stage.
+        peak_memory_mb: the most that the process has held, "host" and "device".
+        device, attention, bundle: where and with what it ran.
+    """
+
+    seed: int
+    tags: str
+    tags_left_out: str
+    prompt_cut: str
+    input_size: str
+    output_size: str
+    steps: int
+    tiles: int
+    tiles_skipped: int
+    tile_batch: int
+    out_of_memory_retries: int
+    float32_retries: int
+    seconds: dict[str, float]
+    peak_memory_mb: dict[str, int]
+    device: str
+    attention: str
+    bundle: str
 
 
 def record(settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None) -> dict[str, Any]:
@@ -31,49 +73,61 @@ def record(settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None) -
     return {**about, "settings": dataclasses.asdict(settings)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A result with everything that is known about it.
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Output:
+    """The result for one image, and everything that is known about it.
 
     Attributes:
-        picture: the result with alpha, profile and EXIF of the input, and the settings record.
+        picture: the pixels with alpha, profile and EXIF of the input, and the settings record.
         uncertainty: where the particles of Kernel Density Steering disagreed, uint16 [H, W]; 65535 is a spread of 1
             or more latent units. Relative and uncalibrated. None without steering.
-        settings: what was asked for, with the seed that was used.
-        metrics: tags, sizes, steps, tiles, seconds per stage, peak memory of the process, device, bundle.
+        settings: the settings, with the seed that was used.
+        metrics: sizes, tags, steps, tiles, seconds of every stage, peak memory, device, bundle; see Metrics.
         source: the input.
-        layout: the denoiser's tiles in latent cells, and the pixels of a cell's side.
+        layout: the denoiser's tiles in latent pixels, and the image pixels of a latent pixel's side.
+        array_layout: how the input was laid out if it was a NumPy array.
     """
 
     picture: Picture
     uncertainty: NDArray[np.uint16] | None
     settings: Settings
-    metrics: dict[str, Any]
+    metrics: Metrics
     source: Picture
     layout: tuple[list[Tile], int]
+    array_layout: Layout | None = None
+
+    def __repr__(self) -> str:
+        size, seconds = "x".join(map(str, self.picture.size)), sum(self.metrics.get("seconds", {}).values())
+        return f"<Output {size}, {8 * self.picture.rgb.itemsize} bit, seed {self.seed}, {seconds:.1f} s>"
+
+    def _repr_png_(self) -> bytes:
+        """The image for a notebook, at most PREVIEW pixels on a side."""
+        image, buffer = self.image, io.BytesIO()
+        image.thumbnail((PREVIEW, PREVIEW))
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
 
     @property
     def seed(self) -> int:
-        """The seed that was used; drawn if none was given."""
+        """The seed that was used; drawn if the settings have none."""
         assert self.settings.seed is not None
         return self.settings.seed
 
     @property
     def image(self) -> Image.Image:
-        """The result as an 8-bit Pillow image, without profile, EXIF and record: `save` and `encode` keep them."""
+        """The upscaled image as an 8-bit Pillow image, without profile, EXIF and record, which `save` keeps."""
         return self.picture.pil()
 
-    def view(self, name: str) -> Picture:
-        """The picture that `output_view=name` shows.
+    @property
+    def array(self) -> Array:
+        """The upscaled image as a NumPy array, (H, W, 3) or (H, W, 4), uint8 or uint16 as the input.
 
-        Raises:
-            ValueError: there is no such view, or no uncertainty map without steering.
+        Of an array the result has the same number of dimensions and channels; floats from 0 to 1 give float32.
         """
-        if name not in DRAW:
-            raise ValueError(f"there is no view {name!r}; use {', '.join(DRAW)}")
-        return DRAW[name](self)
+        return to_array(self.picture, self.array_layout)
 
-    def encode(self) -> bytes:
+    @functools.cached_property
+    def data(self) -> bytes:
         """The bytes of the file that the settings ask for (view, format, quality), with ICC, EXIF, depth and record.
 
         Of `output_view=all` a zip; in it is a file for each view, named after it, PNG where another format is too
@@ -85,19 +139,51 @@ class Result:
             files[f"{name}.{file_format}"] = write.encode(self.view(name), file_format, settings.output_quality)
         return write.pack(files) if settings.suffix == ZIP else next(iter(files.values()))
 
-    def save(self, path: str | Path) -> None:
-        """Writes the view that the settings ask for, in the format of the path's suffix, with all that `encode` keeps.
+    def view(self, name: str) -> Picture:
+        """The picture that `output_view=name` shows.
 
         Raises:
-            ValueError: the suffix is none of a known format, or `output_view=all` and it is not zip.
+            ValueError: there is no such view, or no uncertainty map without steering.
+        """
+        if name not in DRAW:
+            raise ValueError(f"there is no view {name!r}; use {', '.join(DRAW)}")
+        return DRAW[name](self)
+
+    def save(self, path: str | os.PathLike[str], *, allow_loss: bool = False) -> None:
+        """Writes the view that the settings ask for, in the format of the path's suffix, with all that `data` keeps.
+
+        Args:
+            path: ends in .png, .webp, .jpg or .jpeg; .zip with `output_view=all`.
+            allow_loss: write a format without transparency or 16 bits although the result has them.
+
+        Raises:
+            ValueError: the suffix is not one of these, or the format would lose transparency or depth.
             RuntimeError: the disk is full or read-only.
         """
         path = Path(path)
         name = path.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
         allowed = (ZIP,) if self.settings.suffix == ZIP else tuple(FORMATS)
         if name not in allowed:
-            raise ValueError(f"the suffix {path.suffix!r} is of no format that can be written: {', '.join(allowed)}")
+            raise ValueError(f"{path.name} must end in {', '.join(f'.{suffix}' for suffix in allowed)}")
+        if name != ZIP and not allow_loss:
+            self.check_loss(name)
         settings = self.settings if name == ZIP else dataclasses.replace(self.settings, output_format=name)
+        if settings == self.settings:
+            return write.save(self.data, path)
         record = {**(self.picture.record or {}), "settings": dataclasses.asdict(settings)}
         picture = dataclasses.replace(self.picture, record=record)
-        write.save(dataclasses.replace(self, settings=settings, picture=picture).encode(), path)
+        return write.save(dataclasses.replace(self, settings=settings, picture=picture).data, path)
+
+    def check_loss(self, name: str) -> None:
+        """Refuses a format that would lose something of the view that the settings ask for.
+
+        Raises:
+            ValueError: what would be lost, and what keeps it.
+        """
+        chosen, picture = FORMATS[name], self.view(self.settings.output_view)
+        for has, keeps, what in (
+            (picture.alpha is not None, chosen.alpha, "transparency"),
+            (picture.rgb.dtype == np.uint16, chosen.deep, "16 bits per colour"),
+        ):
+            if has and not keeps:
+                raise ValueError(f"a {name} file loses the result's {what}: save a .png, or pass allow_loss=True")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from seesr.images.mask import Grey
 from seesr.images.picture import Picture
-from seesr.images.read import from_pil
+from seesr.images.source import LoadedImage, Source, load_source
 from seesr.networks import hardware, models
 from seesr.networks.graphs import CudaRecorder, Graphs
 from seesr.pipeline.pipeline import Upscaling
-from seesr.pipeline.result import Result
+from seesr.pipeline.result import Output
 from seesr.runtime import precision
+from seesr.runtime.process import check_process
 from seesr.runtime.progress import Progress
 from seesr.settings import Settings
 
@@ -30,20 +31,20 @@ class Upscaler:
 
     Not thread-safe: a network may be cast up for a picture's second try while another picture runs. seesr.Engine is.
 
-    upscaler = Upscaler.load(Path("weights/pocket"), "cpu")
-    result = upscaler(Image.open("photo.jpg"), Settings(scale_factor=4, seed=1))
+    upscaler = Upscaler.load("weights/pocket", "cpu")
+    output = upscaler("photo.jpg", Settings(scale_factor=4, seed=1))
     """
 
     def __init__(self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None) -> None:
         self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention))
-        self.graphs = graphs
+        self.graphs, self.process = graphs, os.getpid()
         if graphs is not None:
             for owner, method in networks.parts():
                 graphs.attach(owner, method)
 
     @classmethod
     def load(
-        cls, bundle: Path, device: str | None = None, attention: str = "auto", cuda_graphs: bool = False
+        cls, bundle: str | Path, device: str | None = None, attention: str = "auto", cuda_graphs: bool = False
     ) -> Upscaler:
         """Loads a bundle: half precision on a GPU, single precision on a CPU.
 
@@ -58,7 +59,7 @@ class Upscaler:
             ValueError: the device or the kernel is not known, or not here; one line.
         """
         target = hardware.usable(device)
-        networks = models.load(bundle, target, precision.working_dtype(target))
+        networks = models.load(Path(bundle), target, precision.working_dtype(target))
         upscaler = cls(networks, attention, Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None)
         kernel = upscaler.networks.attention
         log.info("bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, kernel)
@@ -66,23 +67,33 @@ class Upscaler:
 
     def __call__(
         self,
-        source: Picture | Image.Image,
+        source: Source | LoadedImage,
         settings: Settings | None = None,
         progress: Progress | None = None,
         mask: Grey | None = None,
-    ) -> Result:
-        """Upscales one picture. Settings that are not given are the defaults; without `progress` nobody watches.
+    ) -> Output:
+        """Upscales one image.
 
         Args:
-            mask: where the model may change it (seesr.mask.read_mask); None: everywhere.
+            source: path, bytes of an image file, binary file object, PIL image or NumPy array; see `load_source`.
+            settings: None: the defaults.
+            progress: reports every tile; None: nothing is reported.
+            mask: where the model may change the image (seesr.images.mask.read_mask); None: everywhere.
 
         Raises:
-            ValueError: the picture cannot be used, or is too large for the scale; one line.
-            RuntimeError: the networks gave no usable picture.
+            TypeError: the source is of a type that is not accepted.
+            ValueError: the image cannot be used, or is too large for the scale; one line.
+            RuntimeError: the networks gave no usable image, or were loaded before os.fork().
         """
-        picture = source if isinstance(source, Picture) else from_pil(source)
-        given = settings or Settings()
-        return Upscaling(self.networks, given, picture, progress or Progress(), self.graphs, mask).run()
+        check_process(self.process)
+        settings = settings or Settings()
+        loaded = load_source(source, settings.output_size)
+        pipeline = Upscaling(self.networks, settings, loaded.picture, progress or Progress(), self.graphs, mask)
+        output = dataclasses.replace(pipeline.run(), array_layout=loaded.layout)
+        if loaded.sha256 is None:
+            return output
+        record = {**(output.picture.record or {}), "source_sha256": loaded.sha256}
+        return dataclasses.replace(output, picture=dataclasses.replace(output.picture, record=record))
 
     def warm_up(self) -> None:
         """Runs one step on a grey picture of one tile, so that the first caller does not pay for lazy initialisation;

@@ -13,24 +13,24 @@ from seesr.images.picture import Picture, enlarge, to_uint8
 from seesr.settings.view_specs import GAIN
 
 if TYPE_CHECKING:
-    from seesr.pipeline.result import Result
+    from seesr.pipeline.result import Output
 
 
 COLOURS = np.array([[1, 0.3, 0.2], [0.2, 0.7, 1], [0.3, 0.9, 0.3], [1, 0.9, 0.2]], np.float32)
 
 
-def enlarged(result: Result) -> Picture:
+def enlarged(result: Output) -> Picture:
     """The result itself."""
     return result.picture
 
 
-def comparison(result: Result) -> Picture:
+def comparison(result: Output) -> Picture:
     """The plain bicubic enlargement left, the result right; opaque."""
     plain = enlarge(result.source.visible, result.picture.size)
     return dataclasses.replace(result.picture, rgb=np.concatenate([plain, result.picture.rgb], axis=1), alpha=None)
 
 
-def uncertainty(result: Result) -> Picture:
+def uncertainty(result: Output) -> Picture:
     """The uncertainty map as a grey picture of 16 bits.
 
     Raises:
@@ -41,7 +41,7 @@ def uncertainty(result: Result) -> Picture:
     return Picture(np.repeat(result.uncertainty[..., None], 3, axis=2), record=result.picture.record)
 
 
-def difference(result: Result) -> Picture:
+def difference(result: Output) -> Picture:
     """What the model added to the plain enlargement, GAIN times as strong, around grey; opaque."""
     picture = result.picture
     plain, most = enlarge(result.source.visible, picture.size), int(np.iinfo(picture.rgb.dtype).max)
@@ -49,7 +49,7 @@ def difference(result: Result) -> Picture:
     return dataclasses.replace(picture, rgb=added.clip(0, most).astype(picture.rgb.dtype), alpha=None)
 
 
-def tiles(result: Result) -> Picture:
+def tiles(result: Output) -> Picture:
     """The result in grey under the denoiser's tiles, each in one of four colours as strong as it counts; opaque."""
     picture, (cells, factor) = result.picture, result.layout
     height, width = max(tile.bottom for tile in cells), max(tile.right for tile in cells)
@@ -72,7 +72,7 @@ def hann(count: int) -> NDArray[np.float32]:
     return (np.sin(np.pi * (np.arange(count) + 0.5) / count) ** 2).astype(np.float32)
 
 
-DRAW: dict[str, Callable[[Result], Picture]] = {
+DRAW: dict[str, Callable[[Output], Picture]] = {
     "image": enlarged,
     "comparison": comparison,
     "difference": difference,

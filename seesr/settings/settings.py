@@ -157,6 +157,19 @@ class Settings:
                 "one sample cannot disagree"
             )
 
+    def replace(self, **changes: Any) -> Settings:
+        """These settings with other values for some fields.
+
+        Raises:
+            TypeError: there is no such field; the message lists them.
+            ValueError: a value that the field cannot have.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise TypeError(f"there is no setting {name!r}; there are {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
+
     @property
     def steered(self) -> bool:
         """Whether there are particles to steer."""

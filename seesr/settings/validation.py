@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,15 +23,15 @@ def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
     return value
 
 
-def typed(name: str, value: Any, kind: type) -> Any:
-    """JSON has one number type: 1.0 is a good int and 4 a good float; anything else must match."""
+def typed(name: str, value: Any, kind: Any) -> Any:
+    """JSON has one number type: 1.0 is a good int and 4 a good float. NumPy's numbers count; all else must match."""
     if kind is bool:
-        good = isinstance(value, bool)
+        good = type(value).__name__ in ("bool", "bool_")  # of NumPy too
     elif kind is str:
         good = isinstance(value, str)
     else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good = number and math.isfinite(value) and (kind is float or value == int(value))
+        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        good = good and (kind is float or float(value) == int(float(value)))
     if not good:
         raise ValueError(f"{name} is {value!r}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return kind(value)

@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 from lab.pocket.data import enlarge
 from lab.quality import ablate, degradations, metrics
 from scripts.cog_server import ROOT
-from seesr import Result, Settings, Upscaler
+from seesr import Output, Settings, Upscaler
 
 FLOORS = {1: 1.12, 2: 1.13, 4: 1.11}  # steps -> mean luma gain over bicubic, dB
 EACH = 0.36  # the least gain of any picture, dB
@@ -29,7 +29,7 @@ def luma(picture: degradations.Rgb) -> np.ndarray:
 
 def restored(
     pocket: Upscaler, low: degradations.Rgb, high: degradations.Rgb, steps: int
-) -> tuple[Result, list[np.ndarray], float]:
+) -> tuple[Output, list[np.ndarray], float]:
     """(result, luma of ours, of bicubic and of the truth, gain over bicubic in dB)."""
     result = pocket(Image.fromarray(low), Settings(seed=1, num_inference_steps=steps))
     ours, plain, truth = map(luma, (np.asarray(result.image), enlarge(low, high.shape[1::-1]), high))

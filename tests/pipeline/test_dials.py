@@ -265,7 +265,7 @@ def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: Picture, tm
     with pytest.raises(ValueError, match="no format that can be written: zip"):
         result.save(tmp_path / "x.png")
     result.save(tmp_path / "x.zip")
-    assert (tmp_path / "x.zip").read_bytes() == result.encode()
+    assert (tmp_path / "x.zip").read_bytes() == result.data
     with pytest.raises(ValueError, match="no format that can be written: png, webp, jpg"):
         pocket(small, QUICK).save(tmp_path / "y.zip")
     (tmp_path / "x.zip").write_bytes(b"cut")

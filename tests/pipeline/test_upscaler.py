@@ -13,7 +13,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from seesr import Progress, Result, Settings, Upscaler
+from seesr import Output, Progress, Settings, Upscaler
 from seesr.images.picture import Picture
 from seesr.images.read import from_pil
 from seesr.images.write import encode
@@ -45,7 +45,7 @@ def test_a_missing_seed_is_drawn_and_reported(pocket: Upscaler, photo: Image.Ima
     np.testing.assert_array_equal(np.asarray(again.image), np.asarray(first.image))
 
 
-def seen(result: Result) -> bytes:
+def seen(result: Output) -> bytes:
     """The file without its settings record, which every setting changes."""
     settings = result.settings
     shown = [dataclasses.replace(result.view(name), record=None) for name in settings.views]
@@ -328,7 +328,7 @@ def hard_blend(fn, tiles, shape, batch, weight, finished=lambda count: None):
     return total
 
 
-def seam(tiled: Result, whole: Result, factor: int) -> float:
+def seam(tiled: Output, whole: Output, factor: int) -> float:
     """How the difference to the picture made from one tile jumps across tile borders, over its slope beside them."""
     difference = tiled.picture.rgb.astype(float) - whole.picture.rgb
     settings, across, beside = tiled.settings, [], []
