@@ -12,6 +12,11 @@ from seesr.fleet.job_store import EXPIRY, PREFIX
 from seesr.fleet.redis_client import Link
 from seesr.serving.metadata_store import remove_older
 
+RELEASE = """
+local value = redis.call('GET', KEYS[1])
+if value and cjson.decode(value)[2] == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
 
 class FleetLedger:
     """See seesr.serving.ledger.Ledger.
@@ -66,8 +71,9 @@ class FleetLedger:
         found = self.link(lambda client: client.get(name))
         return tuple(json.loads(found)) if found else None
 
-    def release(self, owner: str, key: str) -> None:
-        self.link(lambda client: client.delete(f"{PREFIX}key:{owner}:{key}"))
+    def release(self, owner: str, key: str, id: str) -> None:
+        name = f"{PREFIX}key:{owner}:{key}"
+        self.link(lambda client: client.eval(RELEASE, 1, name, id))
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
         self.link(lambda client: client.set(f"{PREFIX}batch:{id}", json.dumps(note), ex=int(self.keep)))

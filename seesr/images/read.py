@@ -15,6 +15,7 @@ from PIL import Image
 from seesr.images import color_tags, convert, isobmff
 from seesr.images.header import Colours, Header, colours_of, of_pillow, open_file
 from seesr.images.limits import LARGEST_FILE, LARGEST_INPUT, check_input
+from seesr.images.metadata_limits import check_metadata
 from seesr.images.picture import Picture
 
 NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
@@ -58,6 +59,7 @@ def open_header(data: bytes, check_size: Callable[[int, int], object] = check_in
         raise ValueError("the image file is empty")
     if len(data) > LARGEST_FILE:
         raise ValueError(f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
+    check_metadata(data)
     try:
         header = open_file(bytes(data))
     except Image.DecompressionBombError as error:

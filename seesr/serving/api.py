@@ -111,7 +111,7 @@ async def upscale(request: Request) -> Response:
         wait = whole(given.get("wait", 60), "wait", 0, LONGEST_WAIT)
         if given.get("answer", "file") not in ANSWERS:
             raise ValueError(f"answer is {given['answer']!r}; it must be one of {', '.join(ANSWERS)}")
-        of.check(stored, settings, mask)
+        await of.check(stored, settings, mask)
     except ValueError:
         drop(stored, mask)
         raise

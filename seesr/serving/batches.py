@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import zipfile
 from pathlib import Path
@@ -15,10 +16,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving.api import service, shown
+from seesr.serving.archives import MOST_FILES, unpack
 from seesr.serving.job import DONE, Full, Job
 from seesr.serving.middleware import Refused, owner
 from seesr.serving.service import COMMON, Service
-from seesr.serving.uploads import MOST_FILES, Stored, pieces, store, unpack
+from seesr.serving.uploads import Stored, pieces, store
 from seesr.settings import Settings
 from seesr.settings.parsing import settings_of
 
@@ -28,6 +30,7 @@ async def create_batch(request: Request) -> Response:
     of, kind = service(request), request.headers.get("content-type", "").lower()
     given: dict[str, Any] = dict(request.query_params)
     files: list[Stored] = []
+    refused: list[dict[str, str]] = []  # entries of a zip that cannot be unpacked
     try:
         if kind.startswith("multipart/form-data"):
             async with request.form(max_files=MOST_FILES, max_fields=100) as form:
@@ -39,37 +42,53 @@ async def create_batch(request: Request) -> Response:
         elif kind.startswith("application/zip"):
             archive = await store(request.stream(), of.part(), "archive.zip")
             try:
-                folder, prefix = archive.path.parent, secrets.token_hex(16)
-                for stored in unpack(archive.path, folder, prefix):
-                    files.append(stored)
-                    await asyncio.sleep(0)  # others have their turn
+                prefix = secrets.token_hex(16)
+                files, refused = await asyncio.to_thread(unpack, archive.path, archive.path.parent, prefix)
             finally:
                 archive.path.unlink()
         else:
             raise Refused(415, "send a multipart form of files, or a zip")
-        if not files:
+        if not files and not refused:
             raise Refused(422, "the batch has no files")
         settings = settings_of(given, COMMON - {"mask"})
-        return JSONResponse(queue_batch(request, files, settings, given), 202)
+        return JSONResponse(await queue_batch(request, files, refused, settings, given), 202)
     finally:
         for stored in files:
             stored.path.unlink(missing_ok=True)
 
 
-def queue_batch(request: Request, files: list[Stored], settings: Settings, given: dict[str, Any]) -> dict[str, Any]:
-    """Queues every file that can be read."""
+async def queue_batch(
+    request: Request, files: list[Stored], refused: list[dict[str, str]], settings: Settings, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
     of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
-    queued, refused = [], []
-    for stored in files:
-        try:
-            of.check(stored, settings)
-            queued.append(of.submit(request, stored, settings, given, batch=batch))
-        except (ValueError, Full) as error:
-            refused.append({"name": stored.name, "error": str(error)})
-    kept = {"refused": refused, "owner": owner(request)}
-    of.ledger.keep_note(batch, kept)
-    jobs = [shown(of, base, job) for job in queued]
-    return {"id": batch, "jobs": jobs, "refused": refused, "urls": {"self": f"{base}/batches/{batch}"}}
+    before = of.claim(request, [[stored.digest for stored in files], dataclasses.asdict(settings), given], batch)
+    if before is not None:
+        kept = of.ledger.note(before)
+        if kept is None:
+            raise Refused(409, "the batch of this Idempotency-Key is still being taken in, or has expired")
+        return listed(of, base, before, of.jobs.batch(owner(request), before), kept["refused"])
+    queued = []
+    try:
+        for stored in files:
+            try:
+                await of.check(stored, settings)
+                queued.append(of.submit(request, stored, settings, given, batch=batch))
+            except (ValueError, Full) as error:
+                refused.append({"name": stored.name, "error": str(error)})
+        of.ledger.keep_note(batch, {"refused": refused, "owner": owner(request)})
+    except BaseException:  # the answer names no batch: a retry sends all of it again
+        for job in queued:
+            of.jobs.cancel(job.id)
+        of.release(request, batch)
+        raise
+    return listed(of, base, batch, queued, refused)
+
+
+def listed(of: Service, base: str, id: str, jobs: list[Job], refused: list[dict[str, str]]) -> dict[str, Any]:
+    """A batch as its sender sees it."""
+    found = [shown(of, base, job) for job in jobs]
+    return {"id": id, "jobs": found, "refused": refused, "urls": {"self": f"{base}/batches/{id}"}}
 
 
 def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import secrets
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,6 +124,20 @@ class Full(Exception):
 
 class Away(Exception):
     """What keeps the jobs cannot be reached; says what."""
+
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def storage_failure(error: Exception) -> Away | None:
+    """What callers are told about an error of the server's disk, without paths; None for any other error."""
+    if isinstance(error, sqlite3.OperationalError):
+        words = str(error)
+    elif isinstance(error, OSError) and error.errno in FULL_DISK:
+        words = error.strerror
+    else:
+        return None
+    return Away(f"the server's disk does not take data ({words}); free space under SEESR_DATA")
 
 
 class Jobs(Protocol):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seesr.images import write
-from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job
+from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job, storage_failure
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Interrupted, Reporter
 from seesr.serving.sqlite_store import Journal
@@ -119,7 +119,7 @@ class LocalJobs:
             except STORAGE_ERRORS as error:
                 self.remove_inputs(job)
                 log.error("job %s cannot be stored: %s", job.id, error)
-                raise Away(storage_words(error)) from error
+                raise storage_failure(error) or error from error
             own = dataclasses.replace(job)  # ours changes while the caller reads its own
             self.jobs[job.id] = own
             self.waiting.append(own)
@@ -156,7 +156,7 @@ class LocalJobs:
                 try:
                     self.end(job, CANCELED)
                 except STORAGE_ERRORS as error:
-                    raise Away(storage_words(error)) from error
+                    raise storage_failure(error) or error from error
                 self.waiting.remove(job)
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
@@ -317,7 +317,7 @@ class LocalJobs:
         try:
             write.save(data, self.journal.file("outputs", name))
         except RuntimeError as error:
-            raise OSError(str(error)) from error
+            raise error.__cause__ or error from None
 
     def until_stored(self, work: Callable[[], T]) -> T:
         """Repeats `work` until the disk takes it: a full disk loses no result, and `ready` says why nothing runs.
@@ -331,7 +331,7 @@ class LocalJobs:
                 result = work()
             except STORAGE_ERRORS as error:
                 log.error("the disk does not take a job's data; next try in %.1f s: %s", pause, error)
-                self.storage_error = storage_words(error)
+                self.storage_error = str(storage_failure(error) or error)
                 if self.closing or self.interrupted.wait(pause):
                     raise Interrupted from error
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -361,9 +361,3 @@ class LocalJobs:
                 self.input(job, kind).unlink(missing_ok=True)
             except OSError as error:  # the next start removes it
                 log.warning("input of job %s not removed: %s", job.id, error)
-
-
-def storage_words(error: Exception) -> str:
-    """Why nothing can be stored, without paths."""
-    words = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return f"the server's disk does not take data ({words}); free space under SEESR_DATA"

@@ -30,8 +30,8 @@ class Ledger(Protocol):
         """Gives an Idempotency-Key to the job `id`: None, or (digest, id) of the request that has it already."""
         ...
 
-    def release(self, owner: str, key: str) -> None:
-        """The claimed job was not taken."""
+    def release(self, owner: str, key: str, id: str) -> None:
+        """Frees an Idempotency-Key if the job or batch `id` has it."""
         ...
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:

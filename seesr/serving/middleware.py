@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seesr.images.limits import LARGEST_FILE
-from seesr.serving.job import Away, Full
+from seesr.serving.job import Away, Full, storage_failure
 
 OPEN = {"/", "/live", "/ready", "/health", "/ping", "/settings", "/openapi.json", "/page.css", "/page.js"}  # no key
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single picture's limit is checked where it is stored
@@ -177,6 +177,7 @@ def respond(error: Exception) -> Response:
         return answer(error.status, error.detail, error.headers)
     if isinstance(error, Full):
         return answer(429, str(error), {"Retry-After": str(int(error.seconds) + 1)})
+    error = storage_failure(error) or error
     if isinstance(error, Away):
         return answer(503, str(error), {"Retry-After": "5"})
     if isinstance(error, ValueError):

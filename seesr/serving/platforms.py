@@ -38,7 +38,7 @@ async def made(request: Request, image: Any, parameters: Any) -> tuple[Job, byte
     settings = settings_of(parameters, frozenset({"mask"}))
     stored = await store(once(from_data_uri(image)), of.part(), "image")
     mask = await mask_of(of, stored, parameters.get("mask"))
-    of.check(stored, settings, mask)
+    await of.check(stored, settings, mask)
     job = await of.wait(of.submit(request, stored, settings, {}, mask), LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused(422 if job.error else 503, job.error or "the picture was not made in time")

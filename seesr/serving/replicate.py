@@ -79,7 +79,7 @@ async def create(request: Request) -> Response:
         except (ValueError, Refused) as error:
             drop(stored)
             raise ValueError(f"the mask cannot be used: {error}") from None
-    of.check(stored, settings, mask)
+    await of.check(stored, settings, mask)
     job = of.submit(request, stored, settings, {}, mask, webhook=webhook, events=events)
     job = await of.wait(job, preferred_wait(request))
     found = prediction(of, of.base(request), job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import datetime
@@ -10,6 +11,7 @@ import hmac
 import json
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from seesr.config import Configuration
 from seesr.images.formats import MEDIA_TYPES
 from seesr.images.mask import check_aspect
 from seesr.images.read import open_header, read_file
-from seesr.serving.job import PRIORITIES, WAITING, Job, Jobs
+from seesr.serving.job import CANCELED, PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Refused, owner
 from seesr.serving.supervisor import Supervisor
 from seesr.serving.uploads import Stored
 from seesr.settings import Settings
 
+HEADER_SECONDS = 10.0  # that reading the header of an image may take
+HEADER_READERS = ThreadPoolExecutor(4, "image-header")
 LOOK = 0.25  # seconds between two looks whether the caller is still there
 LINK_SECONDS = 3600  # that a link to a result is good for
 COMMON = frozenset(
@@ -93,29 +97,63 @@ class Service:
                 owner(request), settings, masked=mask is not None, name=stored.name, priority=PRIORITIES[name],
                 deadline=None if seconds is None else float(seconds), **more,
             )  # fmt: skip
-            key = request.headers.get("idempotency-key")
             files = (stored.path, mask.path if mask else None)
-            if not key:
+            if job.batch is not None:  # the batch has the key
                 self.jobs.submit(job, *files)
                 return job
-            asked = json.dumps([stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds])
-            digest = hashlib.sha256(asked.encode()).hexdigest()
-            before = self.ledger.claim(job.owner, key, digest, job.id)
+            asked = [stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds]
+            before = self.claim(request, asked, job.id)
             if before is None:
                 try:
                     self.jobs.submit(job, *files)
                 except BaseException:
-                    self.ledger.release(job.owner, key)
+                    self.release(request, job.id)
                     raise
                 return job
-            if before[0] != digest:
-                raise Refused(422, "this Idempotency-Key was used for another request")
-            known = self.jobs.find(before[1])
+            known = self.jobs.find(before)
             if known is None:
                 raise Refused(409, "the result of this Idempotency-Key has expired")
             return known
         finally:
             drop(stored, mask)
+
+    def claim(self, request: Request, asked: list[Any], id: str) -> str | None:
+        """Gives the Idempotency-Key of a request to a job or batch, unless one has it that was not canceled.
+
+        Args:
+            asked: what the request asks for, as JSON; the same key goes with the same values.
+
+        Returns:
+            The id that has the key already, or None: the request has no key, or it is this one's now.
+
+        Raises:
+            Refused: 422, the key was used for other values.
+        """
+        key = request.headers.get("idempotency-key")
+        if not key:
+            return None
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        while before := self.ledger.claim(owner(request), key, digest, id):
+            if not self.canceled(owner(request), before[1]):
+                break
+            self.ledger.release(owner(request), key, before[1])
+        if before is None:
+            return None
+        if before[0] != digest:
+            raise Refused(422, "this Idempotency-Key was used for another request")
+        return before[1]
+
+    def release(self, request: Request, id: str) -> None:
+        """Takes the Idempotency-Key of a request from the job or batch that got it."""
+        key = request.headers.get("idempotency-key")
+        if key:
+            self.ledger.release(owner(request), key, id)
+
+    def canceled(self, owner: str, id: str) -> bool:
+        """Whether a job, or every job of a batch, was canceled or will be at its next tile."""
+        job = self.jobs.find(id)
+        jobs = [job] if job else self.jobs.batch(owner, id)
+        return bool(jobs) and all(job.status == CANCELED or (job.cancel and not job.ended) for job in jobs)
 
     async def wait(self, job: Job, seconds: float, request: Request | None = None) -> Job:
         """The job once it has ended, or as it is after `seconds`, or when it will not begin any more.
@@ -131,12 +169,24 @@ class Service:
                 self.jobs.cancel(job.id)
         return job
 
-    def check(self, stored: Stored, settings: Settings, mask: Stored | None = None) -> None:
+    async def check(self, stored: Stored, settings: Settings, mask: Stored | None = None) -> None:
         """Refuses files that cannot become a result, before they wait in a queue: header, kind and size alone.
+
+        Files are read on a worker thread, for HEADER_SECONDS at most.
 
         Raises:
             ValueError: one line; the files are removed.
         """
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(HEADER_READERS, self.check_files, stored, settings, mask)
+        try:
+            await asyncio.wait_for(work, HEADER_SECONDS)
+        except TimeoutError:
+            drop(stored, mask)
+            raise ValueError(f"the image file's header could not be read in {HEADER_SECONDS:.0f} s") from None
+
+    def check_files(self, stored: Stored, settings: Settings, mask: Stored | None) -> None:
+        """The work of `check`."""
         try:
             size = size_of(stored)
             settings.output_size(*size)

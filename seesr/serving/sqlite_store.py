@@ -244,8 +244,8 @@ class Journal:
             return None
         return self.run("SELECT digest, answer FROM idempotency WHERE owner = ? AND key = ?", owner, key)[0]
 
-    def release(self, owner: str, key: str) -> None:
-        self.run("DELETE FROM idempotency WHERE owner = ? AND key = ?", owner, key)
+    def release(self, owner: str, key: str, id: str) -> None:
+        self.run("DELETE FROM idempotency WHERE owner = ? AND key = ? AND answer = ?", owner, key, id)
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
         self.file("notes", id).write_text(json.dumps(note))

@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import json
 import urllib.parse
-import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +19,6 @@ from seesr.serving.middleware import Refused
 from seesr.settings.parsing import from_data_uri
 
 LARGEST_JSON = 16 * 2**20  # bytes: larger pictures come as a file, not inside of JSON
-LARGEST_UNPACKED = 20 * LARGEST_FILE  # bytes of all files of an archive
-MOST_FILES = 1000  # of a batch
 TOO_LARGE = f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB"
 
 
@@ -109,31 +106,3 @@ async def from_words(words: Any, part: Path, allowed: str) -> Stored:
     if words.startswith(("http://", "https://")):
         return await store(fetch(words, allowed), part, urllib.parse.urlsplit(words).path)
     raise ValueError("image must be a data URI, an upload of this server or an http(s) URL")
-
-
-def unpack(archive: Path, folder: Path, prefix: str) -> Iterator[Stored]:
-    """Every file of a zip, each to a name of our own; what it is called inside is for people only.
-
-    Raises:
-        ValueError: no zip, encrypted, too many files, or more bytes than it may hold.
-    """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
-            if len(entries) > MOST_FILES:
-                raise ValueError(f"the archive has {len(entries)} files; the limit is {MOST_FILES}")
-            left = LARGEST_UNPACKED
-            for number, entry in enumerate(entries):
-                path, digest, size = folder / f"{prefix}-{number}", hashlib.sha256(), 0
-                with opened.open(entry) as source, path.open("xb") as target:
-                    while chunk := source.read(2**20):
-                        size, left = size + len(chunk), left - len(chunk)
-                        if left < 0:
-                            path.unlink()
-                            raise ValueError(f"the archive holds more than {LARGEST_UNPACKED} bytes")
-                        if size - len(chunk) <= LARGEST_FILE:  # what goes beyond too: it is refused by its size, alone
-                            target.write(chunk)
-                            digest.update(chunk)
-                yield Stored(path, clean_name(entry.filename), digest.hexdigest())
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-        raise ValueError(f"the archive cannot be read ({type(error).__name__})") from error

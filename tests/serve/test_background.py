@@ -56,8 +56,9 @@ def until(true: Callable[[], Any], seconds: float = 10) -> Any:
     return found
 
 
-def begin(client: TestClient, **query: Any) -> str:
-    answer = client.post("/upscale", params={**QUICK, "wait": 0, **query}, content=sharp(), headers=PNG)
+def begin(client: TestClient, headers: dict[str, str] | None = None, **query: Any) -> str:
+    headers = {**PNG, **(headers or {})}
+    answer = client.post("/upscale", params={**QUICK, "wait": 0, **query}, content=sharp(), headers=headers)
     assert answer.status_code == 202, answer.text
     return answer.json()["id"]
 

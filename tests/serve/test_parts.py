@@ -7,12 +7,10 @@ import base64
 import gzip
 import hashlib
 import hmac
-import io
 import json
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from lab.report import ROOT
-from seesr.images import read
 from seesr.serving import fetch, middleware, uploads, webhooks
 from seesr.serving.job import Job
 from seesr.serving.middleware import Refused
@@ -62,46 +59,6 @@ def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_names_are_cleaned(name: str, clean: str) -> None:
     assert uploads.clean_name(name) == clean
-
-
-def archive(**files: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, data in files.items():
-            opened.writestr(name, data)
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes, folder: Path) -> list[uploads.Stored]:
-    (folder / "a.zip").write_bytes(data)
-    return list(uploads.unpack(folder / "a.zip", folder, "p"))
-
-
-def test_a_zip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "LARGEST_UNPACKED", 10_000_000)
-    with pytest.raises(ValueError, match="holds more than 10000000 bytes"):
-        unpacked(archive(a=bytes(4_000_000), b=bytes(4_000_000), c=bytes(4_000_000)), tmp_path)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10_000_000
-    monkeypatch.setattr(uploads, "MOST_FILES", 2)
-    with pytest.raises(ValueError, match="has 3 files; the limit is 2"):
-        unpacked(archive(a=b"", b=b"", c=b""), tmp_path)
-
-
-def test_a_file_over_the_limit_is_refused_alone_and_by_its_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (uploads, read):
-        monkeypatch.setattr(module, "LARGEST_FILE", 2 * 2**20)
-    large, small = unpacked(archive(a=bytes(9 * 2**20), b=b"small"), tmp_path)
-    assert large.path.stat().st_size == 3 * 2**20 and small.path.read_bytes() == b"small"
-    with pytest.raises(ValueError, match="larger than 2 MiB"):
-        read.open_header(read.read_file(large.path))
-
-
-@pytest.mark.parametrize("data", [b"", b"PK\3\4", b"no zip", archive(a=b"x" * 99)[:-30]])
-def test_what_is_no_zip_is_one_line(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the archive cannot be read"):
-        unpacked(data, tmp_path)
 
 
 def test_only_named_hosts_are_asked() -> None:
