@@ -15,9 +15,7 @@ The factor f, the channel count C and the token widths come from the bundle's co
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -59,8 +57,7 @@ class Upscaling:
     ) -> None:
         self.networks, self.picture, self.progress, self.graphs, self.mask = networks, picture, progress, graphs, mask
         self.factor = networks.factor
-        seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
-        self.settings = dataclasses.replace(settings, seed=seed)
+        self.settings = settings.seeded()
         self.size = settings.output_size(*picture.size)
         self.seconds: dict[str, float] = {}
         self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)

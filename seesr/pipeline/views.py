@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from seesr.images.picture import Picture, enlarge, to_uint8
+from seesr.runtime.tiling import window
 from seesr.settings.view_specs import GAIN
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def tiles(result: Output) -> Picture:
     total, colours = (np.zeros((height, width, count), np.float32) for count in (1, 3))
     rows, columns = (sorted({tile[side] for tile in cells}) for side in (0, 1))
     for tile in cells:
-        weight = np.outer(hann(tile.bottom - tile.top), hann(tile.right - tile.left))
+        weight = window(tile.bottom - tile.top, tile.right - tile.left).numpy()
         place = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
         total[place] += weight[..., None]
         colours[place] += weight[..., None] * COLOURS[2 * (rows.index(tile.top) % 2) + columns.index(tile.left) % 2]
@@ -65,11 +65,6 @@ def tiles(result: Output) -> Picture:
     grey = rgb.mean(2, keepdims=True) / 2
     shown = (grey + painted[: rgb.shape[0], : rgb.shape[1]] / 2.0).round().astype(np.uint8)
     return dataclasses.replace(picture, rgb=shown, alpha=None, icc=None)
-
-
-def hann(count: int) -> NDArray[np.float32]:
-    """As seesr.tiling.window."""
-    return (np.sin(np.pi * (np.arange(count) + 0.5) / count) ** 2).astype(np.float32)
 
 
 DRAW: dict[str, Callable[[Output], Picture]] = {

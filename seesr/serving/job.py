@@ -72,8 +72,7 @@ class Job:
     @classmethod
     def of(cls, owner: str, settings: Settings, **more: Any) -> Job:
         """A job of these settings, its seed drawn now if none was given."""
-        seed = secrets.randbelow(2**32) if settings.seed is None else settings.seed
-        return cls(owner, dataclasses.asdict(dataclasses.replace(settings, seed=seed)), **more)
+        return cls(owner, dataclasses.asdict(settings.seeded()), **more)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Job:

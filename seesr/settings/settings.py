@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
+import secrets
 from typing import Any
 
 from seesr.images.color import FIXES
@@ -169,6 +170,10 @@ class Settings:
             if name not in names:
                 raise TypeError(f"there is no setting {name!r}; there are {', '.join(names)}")
         return dataclasses.replace(self, **changes)
+
+    def seeded(self) -> Settings:
+        """These settings with a seed: a random one from 0 to 2**32 - 1 where none was set."""
+        return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(2**32))
 
     @property
     def steered(self) -> bool:
