@@ -38,7 +38,7 @@ class Predictor(BaseRunner):
         negative_prompt: str = Input(default="dotted, noise, blur, lowres, smooth", max_length=2000, description="What to avoid. Only used when cfg_scale is above 1."),
         num_inference_steps: int = Input(default=4, ge=1, le=8, description="Denoising steps. 1 is fastest; 2 to 4 are usual for this model."),
         cfg_scale: float = Input(default=1.0, ge=1, le=2, description="Classifier-free guidance. 1 turns it off. Above 1 it sharpens and doubles the time; high values cause artifacts with SD-Turbo."),
-        latent_tiled_size: int = Input(default=64, ge=16, le=256, description="Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64; larger tiles cost more per area."),
+        latent_tiled_size: int = Input(default=64, ge=16, le=512, description="Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64; larger tiles cost more per area."),
         latent_tiled_overlap: int = Input(default=6, ge=0, le=128, description="Minimum overlap of neighbouring tiles in latent pixels, below latent_tiled_size. More overlap costs time with no visible benefit."),
         use_kds: bool = Input(default=False, description="Kernel Density Steering: denoises several samples together, steers them towards agreement and returns one. Takes nearly num_particles times as long."),
         num_particles: int = Input(default=4, ge=1, le=16, description="Number of samples for Kernel Density Steering. 1 is the same as off."),

@@ -86,7 +86,7 @@ class Settings:
         "Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64; larger tiles cost more per area.",
         int,
         ge=16,
-        le=256,
+        le=512,
     )
     latent_tiled_overlap: int = _field(
         6,

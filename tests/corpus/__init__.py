@@ -278,7 +278,7 @@ def fields() -> Iterator[Case]:
         "scale_factor": (0.5, 8.1),
         "num_inference_steps": (0, 9),
         "cfg_scale": (0.9, 2.1),
-        "latent_tiled_size": (15, 257),
+        "latent_tiled_size": (15, 513),
         "latent_tiled_overlap": (-1, 129),
         "num_particles": (0, 17),
         "bandwidth": (-0.1, 10.1),

@@ -50,7 +50,7 @@ INTERFACE = {  # what callers rely on: default, least, most (of words: how many 
     "negative_prompt": ("dotted, noise, blur, lowres, smooth", 0, 2000),
     "num_inference_steps": (4, 1, 8),
     "cfg_scale": (1.0, 1, 2),
-    "latent_tiled_size": (64, 16, 256),
+    "latent_tiled_size": (64, 16, 512),
     "latent_tiled_overlap": (6, 0, 128),
     "use_kds": (False, False, True),
     "num_particles": (4, 1, 16),
