@@ -129,8 +129,6 @@ def open_jpeg(data: bytes) -> Header:
     frame = jpeg.read_frame(data)
     if frame.bits == 12 and frame.number in (0, 1, 2):
         return open_deep_jpeg(data, frame)
-    if frame.number in jpeg.KINDS:
-        raise ValueError(f"this is a {jpeg.KINDS[frame.number]} JPEG, which is not read: save it as PNG")
 
     def decode() -> Colours:
         opened = image
@@ -144,12 +142,14 @@ def open_jpeg(data: bytes) -> Header:
     try:
         image = with_pillow(data, "JPEG")
     except Damaged:  # Pillow reads the resolution in EXIF, and stops at some that make no sense
+        if frame.number in jpeg.KINDS:
+            raise ValueError(f"this is a {jpeg.KINDS[frame.number]}, which is not read: save it as PNG") from None
         data, block = jpeg.without_exif(data)
         image = with_pillow(data, "JPEG")
         image.info["exif"] = block
     header = of_pillow(image, decode)
     if before:
-        header.warnings.append(f"{before} bytes in front of the JPEG are passed over")
+        header.warnings.append(f"{before} byte(s) in front of the JPEG are passed over")
     return header
 
 
@@ -180,42 +180,53 @@ def open_tiff(data: bytes) -> Header:
     except tiff.DAMAGE as error:
         raise Damaged("the TIFF file is damaged: its header cannot be read") from error
     image = None
-    try:
+    with contextlib.suppress(Damaged):  # a kind that Pillow does not know
         image = with_pillow(data, "TIFF", number)
-    except Damaged:
+    known = image is not None and (image.mode in convert.PLAIN | convert.CONVERTED or image.mode.startswith("I;16"))
+    if about.signed or not known:
         tiff.check(data, number)  # says what it is
-    if image is not None and image.mode not in convert.PLAIN | convert.CONVERTED and not image.mode.startswith("I;16"):
-        tiff.check(data, number)
-    if image is not None and (about.bits <= 8 or not tiff.reads(data, number)):
+    readable = tiff.reads(data, number)
+    other = open_with_tifffile(data, number, about)
+    if image is None or not known or (about.bits > 8 and readable):
+        return other
 
-        def decode_shallow() -> Colours:
+    def decode() -> Colours:
+        try:
             with decoding():
                 image.load()  # turns it upright
-            if about.bits > 8:
-                header.warnings.append(f"of {about.bits} bits per colour 8 are taken")
-            return colours_of(image, header)
+        except Damaged:
+            if not readable:
+                raise
+            header.orientation = about.orientation
+            return other.decode()
+        if about.bits > 8:
+            header.warnings.append(f"of {about.bits} bits per colour 8 are taken")
+        return colours_of(image, header)
 
-        header = of_pillow(image, decode_shallow)
-        return header
+    header = of_pillow(image, decode)
+    header.size = other.size
+    return header
+
+
+def open_with_tifffile(data: bytes, number: int, about: tiff.About) -> Header:
+    """A page that Pillow cannot read, or not in full."""
 
     def decode() -> Colours:
         with decoding():
             found = tiff.read(data, number)
         header.warnings += found.warnings
-        if found.kind in ("CMYK", "Lab"):
-            shown = found.colours
-            if shown.dtype != np.uint8:
-                shown = (shown >> 8).astype(np.uint8)
-                header.warnings.append("of 16 bits per colour 8 are taken")
-            mode = {"CMYK": "CMYK", "Lab": "LAB"}[found.kind]
-            raw = Image.frombytes(mode, shown.shape[1::-1], np.ascontiguousarray(shown).tobytes())
-            rgb, icc = np.asarray(convert.to_srgb(raw, about.icc, header.warnings)), None
-        else:
-            rgb, icc = np.repeat(found.colours, 3, axis=2) if found.kind == "grey" else found.colours, about.icc
-        alpha = None if found.alpha is None else found.alpha.astype(rgb.dtype)
-        if found.alpha is not None and found.alpha.dtype != rgb.dtype:
-            alpha = (found.alpha >> 8).astype(np.uint8)
-        return Colours(rgb if alpha is None else np.dstack([rgb, alpha]), icc, found.kind == "grey")
+        if found.kind not in ("CMYK", "Lab"):
+            rgb = np.repeat(found.colours, 3, axis=2) if found.kind == "grey" else found.colours
+            layers = [rgb] if found.alpha is None else [rgb, found.alpha]
+            return Colours(np.dstack(layers), header.icc, found.kind == "grey")
+        layers = [layer for layer in (found.colours, found.alpha) if layer is not None]
+        if found.colours.dtype != np.uint8:
+            layers = [(layer >> 8).astype(np.uint8) for layer in layers]
+            header.warnings.append("of 16 bits per colour 8 are taken")
+        mode, size = {"CMYK": "CMYK", "Lab": "LAB"}[found.kind], about.size
+        raw = Image.frombytes(mode, size, np.ascontiguousarray(layers[0]).tobytes())
+        layers[0] = np.asarray(convert.to_srgb(raw, header.icc, header.warnings))
+        return Colours(np.dstack(layers), None, grey=False)
 
     def directory() -> Image.Exif:
         found = Image.Exif()
@@ -223,12 +234,10 @@ def open_tiff(data: bytes) -> Header:
         found.load_from_fp(io.BytesIO(data), about.offset)
         return found
 
-    def kept() -> bytes | None:
-        return exif.kept(directory, header.warnings, of_tiff=True)
-
     width, height = about.size
-    size = (height, width) if about.orientation in exif.TURNED else about.size
-    header = Header(size, decode, about.icc, None, about.orientation, (), kept, about.dpi)
+    header = Header((height, width) if about.orientation in exif.TURNED else about.size, decode, about.icc)
+    header.orientation, header.dpi = about.orientation, about.dpi
+    header.exif = lambda: exif.kept(directory, header.warnings, of_tiff=True)
     return header
 
 
@@ -368,6 +377,8 @@ def colours_of(
         return Colours(deep, icc, grey)
     if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
         image.info["transparency"] *= 255 // (2**few_bits - 1)  # Pillow spreads the greys alone
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode not in convert.PLAIN:
         image, icc = convert.to_srgb(image, icc, header.warnings), None
     return Colours(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), icc, grey)

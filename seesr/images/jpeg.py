@@ -14,7 +14,10 @@ from PIL import Image
 
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
 MOST_BEFORE = 16  # bytes in front of the start that are passed over
-KINDS = {3: "lossless", 5: "hierarchical", 6: "hierarchical", 7: "hierarchical", 11: "lossless"}  # by SOF number
+KINDS = {  # by number of the start-of-frame marker: those that decoders do not read
+    3: "lossless JPEG", 5: "hierarchical JPEG", 6: "hierarchical JPEG", 7: "hierarchical JPEG", 11: "lossless JPEG",
+    55: "JPEG-LS",
+}  # fmt: skip
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")  # those with parameters, and the end
 MOST_SEGMENTS = 20000
 TAIL = bytes(random.Random(0).choices(range(1, 255), k=4096))  # what no file holds; without a marker
@@ -28,7 +31,7 @@ class Frame(NamedTuple):
     """What the markers say.
 
     Attributes:
-        number: of the start-of-frame marker, 0 to 15; None: there is none.
+        number: of the start-of-frame marker, 0 to 15, or 55; None: there is none.
         bits: per colour.
         place: of the byte that says so.
         ended: there is an end marker.
@@ -52,7 +55,8 @@ def read_frame(data: bytes) -> Frame:
     number, bits, components, place, ended = None, 8, 0, 0, False
     low: dict[int, list[int]] = {}  # of a component: for each coefficient the lowest bit that is there
     for marker, start, body in itertools.islice(segments(data), MOST_SEGMENTS):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 5 and number is None:
+        frame = (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7
+        if frame and len(body) > 5 and number is None:
             number, bits, components, place = marker - 0xC0, body[0], body[5], start
         elif marker == 0xDA and body:  # a scan of some coefficients of some components, down to a bit
             first, last, bit = (*body[1 + 2 * body[0] : 4 + 2 * body[0]], 0, 0, 0)[:3]

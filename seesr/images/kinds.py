@@ -34,6 +34,7 @@ OTHERS = {  # the first bytes: what it is, and what to do
     b"\xff\x4f\xff\x51": ("a JPEG 2000 codestream", CONVERT.format("")),
     b"\0\0\0\x0cJXL ": ("a JPEG XL", CONVERT.format("")),
     b"\xff\x0a": ("a JPEG XL", CONVERT.format("")),
+    b"II\xbc": ("a JPEG XR", CONVERT.format("")),
     b"qoif": ("a QOI", CONVERT.format("")),
     b"\x0a\5\1": ("a PCX", CONVERT.format("")),
     b"DDS ": ("a DDS", CONVERT.format("")),

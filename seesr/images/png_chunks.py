@@ -15,6 +15,7 @@ from seesr.images.color_tags import Encoding, Primaries, from_gamma, from_number
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FOR_THE_DECODER = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"pHYs", b"acTL", b"fcTL", b"fdAT"}
+MOST_CHUNKS = 2**20
 MOST_METADATA = 16 * 2**20  # bytes of a chunk once decompressed
 RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")  # ImageMagick 6 and others before eXIf
 
@@ -86,8 +87,9 @@ def split(data: bytes) -> Chunks:
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Name, body, and the whole chunk; image data that end early are closed, so that the decoder counts the rows."""
-    place = len(SIGNATURE)
-    while place + 8 <= len(data):
+    place, count = len(SIGNATURE), 0
+    while place + 8 <= len(data) and count < MOST_CHUNKS:
+        count += 1
         length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         end = place + 12 + length
         if end <= len(data):

@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from seesr.images.exif import orientation
 from seesr.images.limits import LARGEST_SIDE
 
 PHOTOMETRICS = {
@@ -17,7 +18,7 @@ PHOTOMETRICS = {
     32803: "camera raw (CFA)", 32844: "LogL", 32845: "LogLuv", 34892: "camera raw (linear)",
 }  # fmt: skip
 COLOURS = {"grey": 1, "RGB": 3, "CMYK": 4, "Lab": 3}  # channels of what is read here
-COMPRESSIONS = {1, 5, 7, 8, 32773, 32946, 34925, 50000}  # none, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard
+COMPRESSIONS = {1, 5, 7, 8, 32773, 32946, 34925, 50000, 50001}  # none, LZW, JPEG, Deflate, PackBits, LZMA, zstd, WebP
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
 MOST_CLIPPED = 0.05  # share of floating-point values outside of 0 to 1
@@ -81,7 +82,8 @@ class About(NamedTuple):
         size: (width, height) as stored.
         bits: per colour.
         kind: grey, RGB, CMYK, ...
-        orientation: 1 to 8, not applied.
+        orientation: 1 to 8, of the tag or else of XMP; not applied.
+        signed: the numbers can be negative.
         icc: profile, or None.
         dpi: (horizontal, vertical), or None.
         offset: of its directory.
@@ -91,6 +93,7 @@ class About(NamedTuple):
     bits: int
     kind: str
     orientation: int
+    signed: bool
     icc: bytes | None
     dpi: tuple[float, float] | None
     offset: int
@@ -100,7 +103,8 @@ def about(data: bytes, number: int) -> About:
     """Reads the directory of a page."""
     with open_tiff(data) as file:
         page: Any = file.pages[number]
-        turn, tags = page.tags.valueof(274, 1), page.tags
+        tags = page.tags
+        turn = tags.valueof(274) if 274 in tags else orientation({"xmp": tags.valueof(700)})
         per_inch = {2: 1.0, 3: 2.54}.get(tags.valueof(296, 2), 0)
         sides = [tags.valueof(place, (0, 1)) for place in (282, 283)]
         whole = all(isinstance(side, tuple) and len(side) == 2 and side[0] and side[1] for side in sides)
@@ -110,6 +114,7 @@ def about(data: bytes, number: int) -> About:
             page.bitspersample,
             PHOTOMETRICS.get(page.photometric, ""),
             turn if turn in range(1, 9) else 1,
+            page.sampleformat == 2,
             tags.valueof(34675) or None,
             dpi,
             page.offset,

@@ -118,7 +118,7 @@ def test_bytes_in_front_of_a_jpeg_are_passed_over(photo: Image.Image) -> None:
     data = file(photo, "JPEG")
     found = decode(b"\n" + data)
     np.testing.assert_array_equal(found.rgb, decode(data).rgb)
-    assert found.warnings == ("1 bytes in front of the JPEG are passed over",)
+    assert found.warnings == ("1 byte(s) in front of the JPEG are passed over",)
     with pytest.raises(ValueError, match="not an image that can be read"):
         decode(b"\n" * 40 + data)
 
@@ -405,3 +405,118 @@ def test_grey_in_three_channels_is_known(tinted: bool) -> None:
     grey = np.repeat(np.arange(200, dtype=np.uint8).reshape(10, 20, 1), 3, axis=2)
     grey[3, 4, 2] += tinted
     assert decode(file(Image.fromarray(grey))).grey != tinted
+
+
+# --- EXIF
+
+
+def block(*entries: tuple[int, int, int, bytes], following: int = 0) -> bytes:
+    """An EXIF block of one directory: (tag, type, count, value or offset)."""
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + struct.pack("<I", following)
+
+
+ASIDE = (ExifTags.Base.Orientation, 3, 1, b"\6")
+FAR = struct.pack("<I", 999999)
+BLOCKS = {
+    "whole": block(ASIDE),
+    "LONG": block((ExifTags.Base.Orientation, 4, 1, b"\6")),
+    "text in ResolutionUnit": block(ASIDE, (ExifTags.Base.ResolutionUnit, 2, 2, b"x")),
+    "text in XResolution": block(ASIDE, (ExifTags.Base.XResolution, 2, 4, b"abc")),
+    "no text in XResolution": block(ASIDE, (ExifTags.Base.XResolution, 2, 1, b""), (0x128, 3, 1, b"\2")),
+    "XResolution outside": block(ASIDE, (ExifTags.Base.XResolution, 5, 1, FAR)),
+    "place outside": block(ASIDE, (ExifTags.IFD.GPSInfo, 4, 1, FAR)),
+    "camera outside": block(ASIDE, (ExifTags.IFD.Exif, 4, 1, FAR)),
+    "camera in itself": block(ASIDE, (ExifTags.IFD.Exif, 4, 1, b"\x08")),
+    "text as a place": block(ASIDE, (ExifTags.IFD.GPSInfo, 2, 4, b"abc")),
+    "unknown type": block(ASIDE, (0x9999, 99, 1, b"abcd")),
+    "huge count": block(ASIDE, (ExifTags.Base.Make, 2, 2**31, b"\x08")),
+    "thumbnail outside": block(ASIDE, following=999999),
+    "cut": block(ASIDE, (ExifTags.Base.Make, 2, 4, b"abc"))[:24],
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG without JFIF", "PNG", "WEBP"])
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged EXIF
+def test_no_damage_in_exif_turns_an_image(photo: Image.Image, kind: str, name: str) -> None:
+    data = file(photo, kind.split()[0], quality=100)
+    if kind == "PNG":
+        data = with_chunks(data, chunk(b"eXIf", BLOCKS[name]))
+    elif kind == "WEBP":
+        data = file(photo, kind, quality=100, exif=b"Exif\0\0" + BLOCKS[name])
+    else:
+        segment = b"\xff\xe1" + struct.pack(">H", 8 + len(BLOCKS[name])) + b"Exif\0\0" + BLOCKS[name]
+        data = data[:2] + segment + data[2 if kind == "JPEG" else 20 :]
+    assert open_header(data).size == (40, 50)
+    found = decode(data)
+    assert np.abs(found.rgb.astype(int) - np.rot90(np.asarray(photo), -1)).mean() < 12
+
+
+def test_a_tag_that_cannot_be_written_is_left_out_alone(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.XResolution] = "maker", 300.0
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.5
+    written = bytearray(exif.tobytes())
+    entry = struct.pack(">HH", ExifTags.Base.XResolution, 5)
+    assert written.count(entry) == 1
+    written[written.index(entry) + 3] = 2  # text
+    found = decode(with_chunks(file(photo), chunk(b"eXIf", bytes(written).removeprefix(b"Exif\0\0"))))
+    kept = Image.Exif()
+    kept.load(found.exif)
+    assert kept[ExifTags.Base.Make] == "maker" and ExifTags.Base.XResolution not in kept
+    assert kept.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] == 0.5
+    assert found.warnings == ("EXIF data that cannot be read are left out: XResolution",)
+
+
+def test_exif_that_stops_pillow_does_not_stop_an_avif(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.XResolution] = 6, 300.0
+    data = bytearray(file(photo, "AVIF", quality=100, subsampling="4:4:4", exif=exif.tobytes()))
+    entry = struct.pack(">HH", ExifTags.Base.XResolution, 5)
+    assert data.count(entry) == 1
+    data[data.index(entry) + 3] = 2  # text
+    assert open_header(bytes(data)).size == (40, 50)
+    found = decode(bytes(data))
+    assert np.abs(found.rgb.astype(int) - np.rot90(np.asarray(photo), -1)).mean() < 2
+    assert "EXIF data that cannot be read are left out" in found.warnings[0]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_xmp_turns_a_tiff_as_it_turns_a_jpeg(rng: np.random.Generator, depth: int) -> None:
+    pixels = rng.integers(0, 2**depth, (6, 9, 3)).astype(f"uint{depth}")
+    packet = b'<rdf tiff:Orientation="6"/>'
+    data = tiff((pixels, {"photometric": "rgb", "extratags": [(700, 1, len(packet), packet, True)]}))
+    checked = []
+    np.testing.assert_array_equal(decode(data, lambda *size: checked.append(size)).rgb, np.rot90(pixels, -1))
+    assert checked == [(6, 9)]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("layout", ["straight", "premultiplied", "planes"])
+def test_grey_with_alpha_in_a_tiff(depth: int, layout: str) -> None:
+    top = 2**depth - 1
+    grey = np.linspace(0, top, 60).round().reshape(6, 10).astype(f"uint{depth}")
+    alpha = np.full_like(grey, top // 2 + 1)
+    stored = (grey.astype(np.uint32) * alpha // top).astype(grey.dtype) if layout == "premultiplied" else grey
+    options = {
+        "photometric": "minisblack",
+        "extrasamples": ["assocalpha" if layout == "premultiplied" else "unassalpha"],
+    }
+    layers = np.stack([stored, alpha], axis=0 if layout == "planes" else 2)
+    found = decode(tiff((layers, {**options, "planarconfig": "separate" if layout == "planes" else "contig"})))
+    assert found.grey and found.alpha is not None
+    np.testing.assert_array_equal(found.alpha, alpha)
+    assert np.abs(found.rgb[..., 0].astype(int) - grey).max() <= 2 * (layout == "premultiplied")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (imagecodecs.jpegls_encode(np.zeros((4, 4), np.uint8)), "this is a JPEG-LS"),
+        (imagecodecs.jpeg8_encode(np.zeros((4, 4), np.uint16), lossless=True, bitspersample=16), "a lossless JPEG"),
+    ],
+)
+def test_a_jpeg_of_a_rare_kind_is_named(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        decode(data)
