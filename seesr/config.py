@@ -39,6 +39,11 @@ class Configuration(BaseSettings):
     api_keys: SecretStr = Field(
         default=SecretStr(""), description="seesr serve: name:token,name:token; without any only this machine may call"
     )
+    platform: Literal["vertex", "sagemaker", "huggingface"] | None = Field(
+        default=None,
+        description="seesr serve: the platform that runs it and checks its callers; opens the routes that it calls "
+        "without a key",
+    )
     public_url: str | None = Field(
         default=None, description="seesr serve: the address that clients use, https://host; unset: the one they asked"
     )

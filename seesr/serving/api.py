@@ -13,7 +13,8 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from seesr.serving.job import DONE, WAITING, Job
-from seesr.serving.middleware import Refused, whole
+from seesr.serving.middleware import whole
+from seesr.serving.refusal import Refused
 from seesr.serving.service import COMMON, Service, drop, media_type
 from seesr.serving.uploads import Stored, from_words, pieces, read_json, store
 from seesr.settings import Settings

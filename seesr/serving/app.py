@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -23,11 +24,12 @@ from starlette.routing import Route
 from seesr.config import Configuration
 from seesr.networks import weights
 from seesr.serving import api, batches, health, openapi, platforms, replicate, webhooks
+from seesr.serving.access import Access, is_loopback, read_keys
 from seesr.serving.identity import read_secret, version_of
 from seesr.serving.job import Job, Jobs
 from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
-from seesr.serving.middleware import Gate, answer, read_keys
+from seesr.serving.middleware import Gate, answer
 from seesr.serving.service import Service
 from seesr.serving.sqlite_store import Journal
 from seesr.serving.supervisor import Supervisor
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from seesr.engine.engine import Engine
 
 PAGE = Path(__file__).parent / "page"
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 EXPIRY = 60.0  # seconds between two looks for what has expired
 LAST_WEBHOOKS = 10.0  # seconds that a stopping server goes on sending webhooks
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ async def page(request: Request) -> Response:
 
 
 async def asset(request: Request) -> Response:
-    return FileResponse(PAGE / request.url.path.removeprefix("/"))
+    return FileResponse(PAGE / request.url.path.removeprefix("/"), headers={"Content-Security-Policy": POLICY})
 
 
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"
@@ -147,7 +148,8 @@ def build(
         *replicate.ROUTES, *platforms.routes(),
     ]  # fmt: skip
     keys = read_keys(configuration.api_keys.get_secret_value())
-    gate = Middleware(Gate, keys=keys, per_minute=configuration.rate)
+    access = Access(keys, routes, configuration.platform, configuration.public_url, os.environ)
+    gate = Middleware(Gate, access=access, per_minute=configuration.rate)
     app = Starlette(routes=routes, middleware=[gate], lifespan=life, exception_handlers={HTTPException: refused})
     app.state.service = service
     return app
@@ -182,9 +184,9 @@ def serve(
         ValueError: it would be open to everybody, or the port is taken; one line.
     """
     keys = read_keys(configuration.api_keys.get_secret_value())
-    if not keys and host not in LOOPBACK:
+    if not keys and not configuration.platform and not is_loopback(host):
         raise ValueError(f"--host {host} can be reached from outside: set SEESR_API_KEYS, or stay at 127.0.0.1")
-    if not keys:
+    if not keys and not configuration.platform:
         log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
     path = bundle or configuration.weights or weights.locate()
 

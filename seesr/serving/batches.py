@@ -18,7 +18,8 @@ from starlette.routing import Route
 from seesr.serving.api import service, shown
 from seesr.serving.archives import MOST_FILES, unpack
 from seesr.serving.job import DONE, Full, Job
-from seesr.serving.middleware import Refused, owner
+from seesr.serving.middleware import owner
+from seesr.serving.refusal import Refused
 from seesr.serving.service import COMMON, Service
 from seesr.serving.uploads import Stored, pieces, store
 from seesr.settings import Settings

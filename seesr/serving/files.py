@@ -14,7 +14,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving.api import service
-from seesr.serving.middleware import Refused, owner
+from seesr.serving.middleware import owner
+from seesr.serving.refusal import Refused
 from seesr.serving.service import when
 from seesr.serving.uploads import pieces, store
 

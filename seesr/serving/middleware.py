@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seesr.images.limits import LARGEST_FILE
+from seesr.serving.access import Access
 from seesr.serving.job import Away, Full, storage_failure
+from seesr.serving.refusal import Refused
 
-OPEN = {"/", "/live", "/ready", "/health", "/ping", "/settings", "/openapi.json", "/page.css", "/page.js"}  # no key
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single picture's limit is checked where it is stored
 SILENCE = 30.0  # seconds that a client may say nothing while it sends a body
+PROBES = {"/live", "/ready", "/health", "/ping"}
+SAFE = {  # headers of every answer that has none of its own
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
 TITLES = {
-    400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
-    409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type", 422: "Unprocessable Content",
-    429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable",
+    400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type",
+    421: "Misdirected Request", 422: "Unprocessable Content", 429: "Too Many Requests", 500: "Internal Server Error",
+    503: "Service Unavailable",
 }  # fmt: skip
 log = logging.getLogger("seesr.serving")
-
-
-class Refused(Exception):
-    """A request that is answered with a status and one line."""
-
-    def __init__(self, status: int, detail: str, **headers: str) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers = status, " ".join(detail.split()), headers
 
 
 def answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error as Replicate words it."""
     return JSONResponse({"title": TITLES.get(status, "Error"), "detail": detail, "status": status}, status, headers)
-
-
-def read_keys(words: str) -> dict[str, str]:
-    """ "name:token,name:token" -> {token: name}; a token without a name is named by its number.
-
-    Raises:
-        ValueError: a token is shorter than 16 characters; it could be guessed.
-    """
-    keys: dict[str, str] = {}
-    for number, part in enumerate(filter(None, (part.strip() for part in words.split(","))), 1):
-        name, _, token = part.rpartition(":")
-        if len(token) < 16:
-            raise ValueError(f"key {number} of SEESR_API_KEYS is shorter than 16 characters")
-        keys[token] = name or f"key{number}"
-    return keys
 
 
 class Rates:
@@ -80,12 +64,12 @@ class Gate:
     """The middleware around all routes.
 
     Args:
-        keys: {token: owner}; empty: everybody is "local".
+        access: decides who may call which route.
         per_minute: requests that one key may start.
     """
 
-    def __init__(self, app: ASGIApp, keys: dict[str, str], per_minute: int) -> None:
-        self.app, self.keys, self.rates = app, keys, Rates(per_minute)
+    def __init__(self, app: ASGIApp, access: Access, per_minute: int) -> None:
+        self.app, self.access, self.rates = app, access, Rates(per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,7 +86,11 @@ class Gate:
             nonlocal status, begun
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                headers = MutableHeaders(raw=[*message["headers"]])
+                headers["X-Request-Id"] = request_id
+                for name, value in SAFE.items():
+                    headers.setdefault(name, value)
+                message["headers"] = headers.raw
             await send(message)
 
         try:
@@ -118,34 +106,25 @@ class Gate:
                 await response(scope, receive, tell)
         finally:
             words = {"request": request_id, "method": scope["method"], "path": scope["path"], "status": status}
-            level = logging.DEBUG if scope["path"] in OPEN and status < 400 else logging.INFO  # probes ask all the time
-            log.log(level, "%s", {**words, "seconds": round(time.perf_counter() - started, 4)})
+            quiet = scope["path"] in PROBES and status < 400  # they ask all the time
+            words["seconds"] = round(time.perf_counter() - started, 4)
+            log.log(logging.DEBUG if quiet else logging.INFO, "%s", words)
 
     def admit(self, scope: Scope) -> None:
-        """Finds out whose key it is.
+        """Finds out whose request it is.
 
         Raises:
-            Refused: no key, a wrong one, or too many requests.
+            Refused: it may not pass, has an encoded body, or its key has sent too many.
         """
-        scope["state"]["owner"] = owner = self.owner(Headers(scope=scope).get("authorization", ""))
-        if scope["path"] in OPEN or (scope["path"].startswith("/v1/outputs/") and scope["method"] in ("GET", "HEAD")):
-            return
-        if owner is None:
-            raise Refused(401, "You did not pass a valid authentication token", **{"WWW-Authenticate": "Bearer"})
-        if scope["method"] == "POST":
+        scope["state"]["owner"] = owner = self.access.admit(scope)
+        encoding = Headers(scope=scope).get("content-encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            detail = f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is"
+            raise Refused(415, detail, **{"Accept-Encoding": "identity"})
+        if scope["method"] == "POST" and owner is not None:
             wait = self.rates.take(owner)
             if wait:
                 raise Refused(429, "too many requests with this key", **{"Retry-After": str(int(wait) + 1)})
-
-    def owner(self, header: str) -> str | None:
-        if not self.keys:
-            return "local"
-        kind, _, given = header.partition(" ")
-        owner = None
-        for token, name in self.keys.items():  # all of them, so that the time does not tell which
-            if hmac.compare_digest(token.encode(), given.strip().encode()) and kind.lower() in ("bearer", "token"):
-                owner = name
-        return owner
 
     def counted(self, scope: Scope, receive: Receive) -> Receive:
         """The body, refused while it comes once it is too large or its sender falls silent."""

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from seesr.serving.api import mask_of, service, upscale
 from seesr.serving.job import DONE, Job
-from seesr.serving.middleware import Refused
+from seesr.serving.refusal import Refused
 from seesr.serving.uploads import once, read_json, store
 from seesr.settings.parsing import from_data_uri, settings_of
 

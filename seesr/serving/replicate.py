@@ -11,7 +11,8 @@ from starlette.routing import Route
 from seesr.serving import files
 from seesr.serving.api import service
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
-from seesr.serving.middleware import Refused, owner
+from seesr.serving.middleware import owner
+from seesr.serving.refusal import Refused
 from seesr.serving.service import Service, drop, when
 from seesr.serving.uploads import Stored, from_words, read_json
 from seesr.serving.webhooks import EVENTS, check_target, whsec

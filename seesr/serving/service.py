@@ -23,7 +23,8 @@ from seesr.images.mask import check_aspect
 from seesr.images.read import open_header, read_file
 from seesr.serving.job import CANCELED, PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.metadata_store import Ledger
-from seesr.serving.middleware import Refused, owner
+from seesr.serving.middleware import owner
+from seesr.serving.refusal import Refused
 from seesr.serving.supervisor import Supervisor
 from seesr.serving.uploads import Stored
 from seesr.settings import Settings

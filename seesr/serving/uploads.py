@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.fetch import fetch
-from seesr.serving.middleware import Refused
+from seesr.serving.refusal import Refused
 from seesr.settings.parsing import from_data_uri
 
 LARGEST_JSON = 16 * 2**20  # bytes: larger pictures come as a file, not inside of JSON

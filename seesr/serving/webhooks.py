@@ -17,7 +17,7 @@ import httpx
 
 from seesr.serving.fetch import public_address
 from seesr.serving.job import Job
-from seesr.serving.middleware import Refused
+from seesr.serving.refusal import Refused
 from seesr.serving.sqlite_store import Journal
 
 EVENTS = ("start", "output", "logs", "completed")

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from lab.report import ROOT
-from seesr.serving import fetch, middleware, uploads, webhooks
+from seesr.serving import access, fetch, middleware, uploads, webhooks
 from seesr.serving.job import Job
-from seesr.serving.middleware import Refused
+from seesr.serving.refusal import Refused
 
 
 def test_the_server_loads_without_torch() -> None:
@@ -29,13 +29,13 @@ def test_the_server_loads_without_torch() -> None:
 
 
 def test_keys_have_names_and_are_long() -> None:
-    assert middleware.read_keys("ann:0123456789abcdef, 0123456789abcdeg") == {
+    assert access.read_keys("ann:0123456789abcdef, 0123456789abcdeg") == {
         "0123456789abcdef": "ann",
         "0123456789abcdeg": "key2",
     }
-    assert middleware.read_keys("") == {}
+    assert access.read_keys("") == {}
     with pytest.raises(ValueError, match="key 1 of SEESR_API_KEYS is shorter than 16"):
-        middleware.read_keys("ann:short")
+        access.read_keys("ann:short")
 
 
 def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
         weights.POCKET,
         lambda send: app.local(configuration, Copy, weights.POCKET, send),  # type: ignore[arg-type]
     )
-    with TestClient(built) as client:
+    with TestClient(built, base_url="http://127.0.0.1:5000") as client:
         for events in (["completed"], None):
             answers.got.clear()
             body = {"input": {"image": uri}, "webhook": f"{answers.url}/hook", "webhook_events_filter": events}

@@ -1,0 +1,158 @@
+"""Who may call which route: keys, routes that need none, the host's platform, and requests that web pages send."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
+
+from seesr.serving.refusal import Refused
+
+LOCAL = "local"  # owner of all jobs of a server without keys
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+OPEN = {  # (method, route) that need no key; every other one does
+    ("GET", "/"),
+    ("GET", "/page.css"),
+    ("GET", "/page.js"),
+    ("GET", "/live"),
+    ("GET", "/ready"),
+    ("GET", "/health"),
+    ("GET", "/ping"),
+    ("GET", "/settings"),
+    ("GET", "/openapi.json"),
+    ("GET", "/v1/outputs/{name}"),  # its link is signed
+}
+
+
+def read_keys(words: str) -> dict[str, str]:
+    """ "name:token,name:token" -> {token: name}; a token without a name is named by its number.
+
+    Raises:
+        ValueError: a token is shorter than 16 characters; it could be guessed.
+    """
+    keys: dict[str, str] = {}
+    for number, part in enumerate(filter(None, (part.strip() for part in words.split(","))), 1):
+        name, _, token = part.rpartition(":")
+        if len(token) < 16:
+            raise ValueError(f"key {number} of SEESR_API_KEYS is shorter than 16 characters")
+        keys[token] = name or f"key{number}"
+    return keys
+
+
+def platform_routes(platform: str | None, environment: Mapping[str, str]) -> set[tuple[str, str]]:
+    """The (method, route) pairs that a platform calls without a key of ours, because it checks its callers itself.
+
+    Args:
+        platform: SEESR_PLATFORM.
+
+    Raises:
+        ValueError: the platform has not set the variables that name its routes.
+    """
+    if platform == "vertex":
+        names = ("AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE")
+        if missing := [name for name in names if not environment.get(name)]:
+            raise ValueError(f"SEESR_PLATFORM=vertex needs {' and '.join(missing)}, which Vertex AI sets")
+        return {("GET", environment[names[0]]), ("POST", environment[names[1]])}
+    if platform == "sagemaker":
+        return {("GET", "/ping"), ("POST", "/invocations")}
+    return {("POST", "/")} if platform == "huggingface" else set()
+
+
+def route_of(routes: Iterable[BaseRoute], scope: Scope) -> tuple[str, str] | None:
+    """The (method, route) that will answer a request, HEAD as GET; None: no route will."""
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    for route in routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
+            return method, route.path
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """Decides whether a request may pass, and whose it is.
+
+    Args:
+        keys: {token: owner}; empty, without a platform: everybody on this machine is LOCAL.
+        routes: of the application.
+        platform: SEESR_PLATFORM, owner of what the platform sends without a key.
+        public_url: SEESR_PUBLIC_URL.
+        environment: names the routes of Vertex AI.
+
+    Raises:
+        ValueError: the environment is not the platform's; one line.
+    """
+
+    def __init__(
+        self,
+        keys: dict[str, str],
+        routes: Sequence[BaseRoute],
+        platform: str | None,
+        public_url: str | None,
+        environment: Mapping[str, str],
+    ) -> None:
+        self.keys, self.routes, self.platform = keys, routes, platform
+        self.public = urlsplit(public_url or "")
+        self.platform_routes = platform_routes(platform, environment)
+
+    def admit(self, scope: Scope) -> str | None:
+        """The owner of a request; None: nobody's, for a route that needs no key.
+
+        Raises:
+            Refused: 401, 403 or 421.
+        """
+        headers, route = Headers(scope=scope), route_of(self.routes, scope)
+        host = headers.get("host", "").lower()
+        self.check_host(host)
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and "origin" in headers:
+            self.check_origin(headers["origin"], host)
+        owner = self.owner(headers.get("authorization", ""))
+        if owner is None and route in self.platform_routes:
+            return self.platform
+        if owner is None and route not in OPEN:
+            detail = "You did not pass a valid authentication token"
+            raise Refused(401, detail, **{"WWW-Authenticate": "Bearer"})
+        return owner
+
+    def check_host(self, host: str) -> None:
+        """Refuses foreign names where no key protects the server: a web page can point its own name at this machine."""
+        if self.keys or self.platform or not host:
+            return
+        name = urlsplit(f"//{host}").hostname if HOST.fullmatch(host) else None
+        if name is None or not (is_loopback(name) or name == self.public.hostname):
+            detail = (
+                f"the Host {host[:100]!r} is not this server's: call localhost, or set SEESR_PUBLIC_URL to allow it"
+            )
+            raise Refused(421, detail)
+
+    def check_origin(self, origin: str, host: str) -> None:
+        """Refuses what a browser sends for a page of another site."""
+        netloc = origin.lower().partition("://")[2]
+        if not netloc or netloc not in (host, self.public.netloc.lower()):
+            detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if it is its address"
+            raise Refused(403, detail)
+
+    def owner(self, header: str) -> str | None:
+        """The owner of the key in an Authorization header; None: there is no valid key."""
+        if not self.keys:
+            return None if self.platform else LOCAL
+        kind, _, token = header.partition(" ")
+        owner = None
+        for known, name in self.keys.items():  # all of them, so that the time does not tell which
+            if hmac.compare_digest(known.encode(), token.strip().encode()) and kind.lower() in ("bearer", "token"):
+                owner = name
+        return owner

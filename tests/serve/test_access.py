@@ -1,0 +1,250 @@
+"""Who may call which route: every route without a key, with a wrong one and with another owner's; hosts and origins."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import ANN, BOB, sharp
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from lab.serve.echo import Echo
+from seesr.config import Configuration
+from seesr.networks import weights
+from seesr.serving import access, app
+
+QUICK = {"num_inference_steps": "1", "seed": "1"}
+PNG = {"Content-Type": "image/png"}
+OPEN, KEY, OWN = "open", "key", "own"  # needs nothing; needs a key; shows only what belongs to the key
+ROUTES = {
+    ("GET", "/"): OPEN,
+    ("GET", "/page.css"): OPEN,
+    ("GET", "/page.js"): OPEN,
+    ("GET", "/settings"): OPEN,
+    ("GET", "/openapi.json"): OPEN,
+    ("GET", "/live"): OPEN,
+    ("GET", "/ready"): OPEN,
+    ("GET", "/health"): OPEN,
+    ("GET", "/ping"): OPEN,
+    ("GET", "/v1/outputs/{name}"): OPEN,  # to whoever has the signed link
+    ("GET", "/status"): KEY,
+    ("GET", "/metrics"): KEY,
+    ("POST", "/"): KEY,
+    ("POST", "/invocations"): KEY,
+    ("POST", "/upscale"): KEY,
+    ("GET", "/jobs/{id}"): OWN,
+    ("DELETE", "/jobs/{id}"): OWN,
+    ("GET", "/jobs/{id}/result"): OWN,
+    ("GET", "/jobs/{id}/events"): OWN,
+    ("POST", "/batches"): KEY,
+    ("GET", "/batches/{id}"): OWN,
+    ("GET", "/batches/{id}/result"): OWN,
+    ("POST", "/v1/predictions"): KEY,
+    ("GET", "/v1/predictions"): KEY,
+    ("GET", "/v1/predictions/{id}"): OWN,
+    ("POST", "/v1/predictions/{id}/cancel"): OWN,
+    ("GET", "/v1/models/{owner}/{name}"): KEY,
+    ("POST", "/v1/models/{owner}/{name}/predictions"): KEY,
+    ("GET", "/v1/models/{owner}/{name}/versions"): KEY,
+    ("GET", "/v1/models/{owner}/{name}/versions/{version}"): KEY,
+    ("POST", "/v1/deployments/{owner}/{name}/predictions"): KEY,
+    ("POST", "/v1/files"): KEY,
+    ("GET", "/v1/files"): KEY,
+    ("GET", "/v1/files/{id}"): OWN,
+    ("DELETE", "/v1/files/{id}"): OWN,
+    ("GET", "/v1/files/{id}/download"): OWN,
+    ("GET", "/v1/webhooks/default/secret"): KEY,
+}
+
+
+@contextlib.contextmanager
+def serving(folder: Path, base: str = "http://127.0.0.1:5000", **values: Any) -> Iterator[TestClient]:
+    """The whole server in this process, on an engine that gives its input back."""
+    configuration = Configuration(data=folder, **values)
+    built = app.build(
+        configuration,
+        base,
+        weights.POCKET,
+        lambda send: app.local(configuration, Echo, weights.POCKET, send),  # type: ignore[arg-type, return-value]
+    )
+    with TestClient(built, base_url=base, raise_server_exceptions=False) as client:
+        end = time.monotonic() + 10
+        while client.get("/ready").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server with two keys, called under a name that is not this machine's."""
+    with serving(tmp_path_factory.mktemp("keys"), "http://images.test", api_keys=f"ann:{ANN},bob:{BOB}") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def ids(client: TestClient) -> dict[str, str]:
+    """What Ann owns: {"jobs": id, "files": id, "batches": id}."""
+    image = {"content": ("a.png", sharp(), "image/png")}
+    job = client.post("/upscale", params=QUICK, content=sharp(), headers={**PNG, **bearer(ANN)})
+    assert job.status_code == 200
+    file = client.post("/v1/files", files=image, headers=bearer(ANN)).json()
+    batch = client.post("/batches", params=QUICK, files=image, headers=bearer(ANN)).json()
+    return {"jobs": job.headers["x-job-id"], "files": file["id"], "batches": batch["id"]}
+
+
+def walked(client: TestClient) -> list[tuple[str, str]]:
+    """Every (method, route) of the application."""
+    routes: Any = client.app
+    return [
+        (method, route.path)
+        for route in routes.routes
+        if isinstance(route, Route)
+        for method in sorted((route.methods or set()) - {"HEAD"})
+    ]
+
+
+def path_of(route: str, ids: dict[str, str]) -> str:
+    kind = route.split("/")[2 if route.startswith("/v1") else 1].replace("predictions", "jobs")
+    path = route.replace("{id}", ids.get(kind, "0" * 32)).replace("{owner}", "x").replace("{name}", "seesr")
+    return path.replace("{version}", "1" * 64)
+
+
+def test_every_route_is_classified_and_asks_for_a_key(client: TestClient, ids: dict[str, str]) -> None:
+    routes = walked(client)
+    assert set(routes) == set(ROUTES), "a new route: say in ROUTES who may call it"
+    for method, route in routes:
+        path, kind = path_of(route, ids), ROUTES[method, route]
+        body = {"content": sharp(), "headers": PNG} if method == "POST" else {}
+        for token in (None, "wrong-token-0123456789", ANN[:-1], ""):
+            headers = {**body.get("headers", {}), **({} if token is None else bearer(token))}
+            answer = client.request(method, path, **{**body, "headers": headers})
+            assert (answer.status_code == 401) == (kind != OPEN), (method, route, token, answer.status_code)
+        if kind == OWN:
+            answer = client.request(method, path, headers=bearer(BOB))
+            assert answer.status_code == 404, (method, route, answer.text)
+        elif kind == KEY and method == "GET":
+            answer = client.request(method, path, headers=bearer(BOB))
+            assert not any(id in answer.text for id in ids.values()), (method, route)
+    for method, route in (
+        ("HEAD", "/upscale"),
+        ("PUT", "/"),
+        ("POST", "/live"),
+        ("POST", "/ping"),
+        ("GET", "/nothing"),
+    ):
+        assert client.request(method, route).status_code == 401, (method, route)
+    for route in ("jobs", "files"):  # what is refused has changed nothing
+        prefix = "/v1" if route == "files" else ""
+        assert client.get(f"{prefix}/{route}/{ids[route]}", headers=bearer(ANN)).status_code == 200
+
+
+def test_an_anonymous_body_is_refused_before_it_is_stored(client: TestClient) -> None:
+    files = {"image": ("a.png", sharp(), "image/png")}
+    for token in ({}, bearer("wrong-token-0123456789")):
+        for options in ({"files": files}, {"content": sharp(), "headers": PNG}, {"json": {"inputs": "AAAA"}}):
+            headers = {**options.get("headers", {}), **token}
+            assert client.post("/", **{**options, "headers": headers}).status_code == 401
+
+
+def vertex_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/1/health")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/1:predict")
+
+
+@pytest.mark.parametrize("platform", ["vertex", "sagemaker", "huggingface"])
+@pytest.mark.parametrize("keys", ["", f"ann:{ANN}"])
+def test_a_platform_opens_exactly_the_routes_that_it_calls(
+    platform: str, keys: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vertex_environment(monkeypatch)
+    expected = access.platform_routes(platform, app.os.environ) - access.OPEN
+    with serving(tmp_path, "http://10.1.2.3:8080", platform=platform, api_keys=keys) as client:
+        found = set()
+        for method, route in walked(client):
+            answer = client.request(method, path_of(route, {}), headers={"Content-Type": "text/plain"})
+            if answer.status_code != 401 and (method, route) not in access.OPEN:
+                found.add((method, route))
+        assert found == expected
+        predict = next(route for method, route in expected if method == "POST")
+        body = {"inputs": "!", "instances": [{"image": "!"}]}
+        assert client.post(predict, json=body, headers=bearer("a token of the platform")).status_code == 422
+
+
+def test_without_the_setting_no_platform_route_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vertex_environment(monkeypatch)
+    with serving(tmp_path, api_keys=f"ann:{ANN}") as client:
+        for method, route in set().union(*(access.platform_routes(name, app.os.environ) for name in
+                                           ("vertex", "sagemaker", "huggingface"))) - access.OPEN:  # fmt: skip
+            assert client.request(method, route, content=sharp(), headers=PNG).status_code == 401, route
+
+
+def test_vertex_needs_its_variables() -> None:
+    with pytest.raises(ValueError, match="SEESR_PLATFORM=vertex needs AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE"):
+        access.platform_routes("vertex", {})
+
+
+@pytest.fixture(scope="module")
+def open_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server without keys."""
+    with serving(tmp_path_factory.mktemp("open"), public_url="https://images.example") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:5000", 200), ("localhost", 200), ("LOCALHOST:5000", 200), ("[::1]:5000", 200), ("127.9.9.9", 200),
+        ("images.example", 200), ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("evil@localhost", 421),
+        ("localhost.evil.example", 421), ("0.0.0.0", 421), ("169.254.169.254", 421), ("[::1", 421), ("x y", 421),
+    ],
+)  # fmt: skip
+def test_a_server_without_keys_answers_to_its_own_names_alone(open_client: TestClient, host: str, status: int) -> None:
+    for path in ("/live", "/status", "/"):
+        assert open_client.get(path, headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1.evil.example", "file://", "x"])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_pages_of_other_sites_change_nothing(
+    open_client: TestClient, client: TestClient, origin: str, keyed: bool
+) -> None:
+    asked = client if keyed else open_client
+    headers = {"Origin": origin, **(bearer(ANN) if keyed else {})}
+    for method, route in ROUTES:
+        if method != "GET":
+            answer = asked.request(method, path_of(route, {}), content=sharp(), headers={**PNG, **headers})
+            assert answer.status_code == 403, (method, route)
+    assert asked.get("/settings", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:5000", "https://images.example"])
+def test_the_page_of_this_server_may_post(open_client: TestClient, origin: str) -> None:
+    answer = open_client.post("/upscale", params=QUICK, content=sharp(), headers={**PNG, "Origin": origin})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity"])
+def test_an_encoded_body_is_refused(client: TestClient, encoding: str) -> None:
+    headers = {**PNG, **bearer(ANN), "Content-Encoding": encoding}
+    answer = client.post("/upscale", content=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 415 and "Content-Encoding" in answer.json()["detail"]
+
+
+def test_every_answer_has_the_headers_that_protect_browsers(client: TestClient, ids: dict[str, str]) -> None:
+    for token in ({}, bearer(ANN)):
+        for method, route in ROUTES:
+            answer = client.request(method, path_of(route, ids), headers=token)
+            assert answer.headers["x-content-type-options"] == "nosniff", (method, route)
+            assert answer.headers["referrer-policy"] == "no-referrer", (method, route)
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], (method, route)
+            assert answer.headers["content-security-policy"].startswith("default-src"), (method, route)
