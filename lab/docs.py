@@ -75,7 +75,7 @@ def variables() -> str:
     rows = []
     for name, field in Configuration.model_fields.items():
         kind = str(field.annotation).replace("pathlib.", "").removeprefix("<class '").removesuffix("'>")
-        kind = re.sub(r"typing\.Literal\[(.*)\]", r"\1", kind).replace(" | None", "").replace("'", "")
+        kind = re.sub(r"(?:typing\.\w+\[)+(.*?)\]+", r"\1", kind).replace(" | None", "").replace("'", "")
         value = "" if field.default is None else str(field.default)
         rows.append({"variable": f"`{variable(name)}`", "type": kind, "default": value, "effect": field.description})
     return table(rows, {"variable": "", "type": "", "default": "", "effect": ""})
