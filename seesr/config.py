@@ -50,6 +50,11 @@ class Configuration(BaseSettings):
     max_queue: int = Field(default=100, ge=1, description="seesr serve: pictures that may wait; more are answered 429")
     keep: float = Field(default=24, gt=0, description="seesr serve: hours after which results and uploads are removed")
     rate: int = Field(default=600, ge=1, description="seesr serve: requests that one key may start in a minute")
+    shutdown: float = Field(
+        default=600,
+        gt=0,
+        description="seesr serve: seconds that SIGTERM waits for the running image; then the next start runs it again",
+    )
     allow_urls: str = Field(
         default="",
         description="seesr serve: hosts whose URLs are fetched as image, .name with subdomains, * any public",

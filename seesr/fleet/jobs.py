@@ -161,6 +161,6 @@ class FleetJobs:
         self.closing = True
         self.listeners.close()
 
-    def close(self) -> None:
+    def close(self, seconds: float | None = None) -> None:
         self.stop()
         self.app.close()

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ from seesr.serving.job import Job, Jobs
 from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Gate, answer
+from seesr.serving.protocol import LimitedProtocol
 from seesr.serving.service import Service
 from seesr.serving.sqlite_store import Journal
 from seesr.serving.supervisor import Supervisor
@@ -134,7 +136,8 @@ def build(
         tasks = [asyncio.ensure_future(supervisor.run(name, work)) for name, work in named.items()]
         yield
         supervisor.stop()
-        await asyncio.to_thread(jobs.close)
+        stop_by = getattr(app.state, "stop_by", None)  # set by the signal
+        await asyncio.to_thread(jobs.close, None if stop_by is None else max(0.0, stop_by - time.monotonic()))
         if drained is not None:
             await drained(LAST_WEBHOOKS)
         for task in tasks:
@@ -149,7 +152,7 @@ def build(
     ]  # fmt: skip
     keys = read_keys(configuration.api_keys.get_secret_value())
     access = Access(keys, routes, configuration.platform, configuration.public_url, os.environ)
-    gate = Middleware(Gate, access=access, per_minute=configuration.rate)
+    gate = Middleware(Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing)
     app = Starlette(routes=routes, middleware=[gate], lifespan=life, exception_handlers={HTTPException: refused})
     app.state.service = service
     return app
@@ -158,10 +161,14 @@ def build(
 class Server(uvicorn.Server):
     """Stops taking work at the signal, not when the last connection is closed."""
 
+    app: Starlette
     jobs: Jobs
+    limit: float  # seconds from the signal to the end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ends in order, with exit code 0; uvicorn's own would raise the signal again at the end."""
+        if not self.should_exit:
+            self.app.state.stop_by = time.monotonic() + self.limit
         self.jobs.stop()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
@@ -211,8 +218,12 @@ def serve(
         path,
         lambda send: fleet(configuration, path, send) if fleet else local(configuration, load, path, send),
     )
-    server = Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False))
-    server.jobs = app.state.service.jobs
+    options = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    limit = configuration.shutdown
+    server = Server(
+        uvicorn.Config(app, http=LimitedProtocol, ws="none", timeout_graceful_shutdown=max(1, int(limit)), **options)
+    )
+    server.app, server.jobs, server.limit = app, app.state.service.jobs, limit
     print(f"seesr at {base}/", flush=True)
     server.run(sockets=[listener])
     return 3 if (server.jobs.ready() or "").startswith(FAILURE) else 0

@@ -19,6 +19,8 @@ from seesr.serving.refusal import Refused
 from seesr.serving.service import when
 from seesr.serving.uploads import pieces, store
 
+LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
+
 
 def shown(request: Request, record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "urls": {"get": f"{service(request).base(request)}/v1/files/{record['id']}"}}
@@ -39,14 +41,17 @@ def upload(request: Request, id: str) -> dict[str, Any]:
 async def create_file(request: Request) -> Response:
     """POST of a form with `content`, as the clients send files before a prediction."""
     of = service(request)
-    async with request.form(max_files=2, max_fields=4) as form:
+    async with request.form(max_files=2, max_fields=4, max_part_size=LARGEST_METADATA) as form:
         content = form.get("content")
         if not isinstance(content, UploadFile):
             raise Refused(422, "the form has no file named content")
-        stored = await store(pieces(content), of.part(), content.filename or "image")
-        kind, words = content.content_type, form.get("metadata")
-        if isinstance(words, UploadFile):  # the JavaScript client sends it as a file
+        words = form.get("metadata")  # the JavaScript client sends it as a file
+        if isinstance(words, UploadFile):
+            if (words.size or 0) > LARGEST_METADATA:
+                raise Refused(413, f"metadata has {words.size} bytes; the limit is {LARGEST_METADATA}")
             words = (await words.read()).decode(errors="replace")
+        stored = await store(pieces(content), of.part(), content.filename or "image")
+        kind = content.content_type
     id, now = secrets.token_hex(16), time.time()
     size = stored.path.stat().st_size
     md5 = hashlib.md5(stored.path.read_bytes(), usedforsecurity=False).hexdigest()

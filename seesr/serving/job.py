@@ -192,6 +192,6 @@ class Jobs(Protocol):
         """Takes nothing more and begins nothing more."""
         ...
 
-    def close(self) -> None:
-        """Stops, and returns once what runs has ended."""
+    def close(self, seconds: float | None = None) -> None:
+        """Stops, and returns once what runs has ended; after `seconds` it stops and is left to the next server."""
         ...

@@ -20,7 +20,13 @@ from seesr.serving.job import Away, Full, storage_failure
 from seesr.serving.refusal import Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single picture's limit is checked where it is stored
-SILENCE = 30.0  # seconds that a client may say nothing while it sends a body
+LARGEST_JSON = 16 * 2**20  # bytes: larger images come as a file, not inside of JSON
+LARGEST_FORM = 2 * LARGEST_FILE + 2**20  # bytes, of an image, its mask and everything else in one request
+SILENCE = 30.0  # seconds that a client may send nothing of a body
+SLOWEST = 16 * 2**10  # bytes a second that a body must come at, after the first SILENCE seconds
+JSON_TOO_LARGE = (
+    f"a JSON body may have {LARGEST_JSON // 2**20} MiB; send larger images as a file upload or an image body"
+)
 PROBES = {"/live", "/ready", "/health", "/ping"}
 SAFE = {  # headers of every answer that has none of its own
     "X-Content-Type-Options": "nosniff",
@@ -66,10 +72,11 @@ class Gate:
     Args:
         access: decides who may call which route.
         per_minute: requests that one key may start.
+        closing: whether the server is shutting down; it takes no more bodies then.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, per_minute: int) -> None:
-        self.app, self.access, self.rates = app, access, Rates(per_minute)
+    def __init__(self, app: ASGIApp, access: Access, per_minute: int, closing: Callable[[], bool]) -> None:
+        self.app, self.access, self.rates, self.closing = app, access, Rates(per_minute), closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -127,27 +134,44 @@ class Gate:
                 raise Refused(429, "too many requests with this key", **{"Retry-After": str(int(wait) + 1)})
 
     def counted(self, scope: Scope, receive: Receive) -> Receive:
-        """The body, refused while it comes once it is too large or its sender falls silent."""
-        length = Headers(scope=scope).get("content-length", "0")
-        if length.isdigit() and int(length) > LARGEST_BODY:
-            raise Refused(413, f"the body has {length} bytes; the limit is {LARGEST_BODY}")
-        received, finished = 0, False
+        """The body of any route, refused while it comes once it is too large or too slow."""
+        headers = Headers(scope=scope)
+        most, words = largest_body(headers.get("content-type", ""), scope["path"])
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > most:
+            raise Refused(413, f"the body has {length} bytes: {words}")
+        received, finished, started = 0, False, time.monotonic()
 
         async def count() -> Message:
             nonlocal received, finished
             if finished:
                 return await receive()  # the disconnect, whenever it comes
-            try:
-                message = await asyncio.wait_for(receive(), SILENCE)
-            except TimeoutError:
-                raise Refused(408, f"nothing of the body came for {SILENCE:.0f} s") from None
+            latest = min(time.monotonic() + SILENCE, started + SILENCE + received / SLOWEST)
+            while True:
+                try:
+                    message = await asyncio.wait_for(receive(), max(0.0, min(1.0, latest - time.monotonic())))
+                    break
+                except TimeoutError:
+                    if self.closing():
+                        raise Refused(503, "the server is shutting down") from None
+                    if time.monotonic() >= latest:
+                        limits = f"nothing for {SILENCE:.0f} s, or less than {SLOWEST / 2**10:.0f} KiB a second"
+                        raise Refused(408, f"the body is sent too slowly ({limits})") from None
             received += len(message.get("body", b""))
             finished = not message.get("more_body", False)
-            if received > LARGEST_BODY:
-                raise Refused(413, f"the body is larger than {LARGEST_BODY} bytes")
+            if received > most:
+                raise Refused(413, words)
             return message
 
         return count
+
+
+def largest_body(content_type: str, path: str) -> tuple[int, str]:
+    """Bytes that the body of a request may have, and what to say of a larger one."""
+    if content_type.lower().startswith("application/json"):
+        return LARGEST_JSON, JSON_TOO_LARGE
+    most = LARGEST_BODY if path == "/batches" else LARGEST_FORM
+    return most, f"the limit of this route is {most} bytes"
 
 
 def respond(error: Exception) -> Response:

@@ -15,10 +15,10 @@ from starlette.requests import Request
 
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.fetch import fetch
+from seesr.serving.middleware import JSON_TOO_LARGE, LARGEST_JSON
 from seesr.serving.refusal import Refused
 from seesr.settings.parsing import from_data_uri
 
-LARGEST_JSON = 16 * 2**20  # bytes: larger pictures come as a file, not inside of JSON
 TOO_LARGE = f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB"
 
 
@@ -78,8 +78,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > LARGEST_JSON:
-            limit = f"a JSON body may have {LARGEST_JSON // 2**20} MiB"
-            raise Refused(413, f"{limit}; send larger pictures as a file upload or an image body")
+            raise Refused(413, JSON_TOO_LARGE)
     try:
         value = json.loads(body, parse_constant=lambda name: _no_number(name))
     except (ValueError, RecursionError) as error:
