@@ -102,7 +102,9 @@ def open_png(data: bytes) -> Header:
         with decoding():
             with_pillow(chunks.data, "PNG").verify()  # checksums
             image.load()
-        return colours_of(image, header, deep_png(image, chunks.data, header.warnings), few_bits=chunks.data[24])
+        deep, bits, color_type = deep_png(image, chunks.data, header.warnings), *chunks.data[24:26]
+        found = colours_of(image, header, deep, few_bits=bits)
+        return found._replace(grey=color_type in (0, 4))  # Pillow opens 16-bit grey with alpha as RGBA
 
     header = of_pillow(image, decode)
     header.encoding = chunks.encoding

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,6 +30,7 @@ class Picture:
         record: how the picture was made, for the file: version, bundle, settings.
         grey: the file has one channel of colour, or three that are equal everywhere.
         warnings: what of the file was repaired or left out.
+        one_channel: the file has one channel of color; that of its result has one too.
     """
 
     rgb: Pixels
@@ -39,6 +41,18 @@ class Picture:
     record: dict[str, Any] | None = None
     grey: bool = False
     warnings: tuple[str, ...] = ()
+    one_channel: bool = False
+
+    @property
+    def written_grey(self) -> bool:
+        """Whether one channel of color is written. A color profile, which describes three, needs three."""
+        return self.one_channel and self.icc is None
+
+    @functools.cached_property
+    def colorless(self) -> bool:
+        """Whether red, green and blue are equal in every visible pixel. A tint, such as sepia, is a color."""
+        red, green, blue = (self.visible[..., channel] for channel in range(3))
+        return self.grey or (np.array_equal(red, green) and np.array_equal(red, blue))
 
     @functools.cached_property
     def visible(self) -> Pixels:
@@ -57,9 +71,14 @@ class Picture:
         return dataclasses.replace(self, rgb=rgb, alpha=alpha, exif=self.exif if keep_exif else None, record=record)
 
     def pil(self) -> Image.Image:
-        """As an 8-bit Pillow image, RGB or RGBA."""
-        rgb = to_uint8(self.rgb)
-        return Image.fromarray(rgb if self.alpha is None else np.dstack([rgb, to_uint8(self.alpha)]))
+        """As an 8-bit Pillow image: RGB or RGBA, or L or LA where the file has one colour channel."""
+        colors = to_uint8(self.rgb[..., 0] if self.written_grey else self.rgb)
+        return Image.fromarray(colors if self.alpha is None else np.dstack([colors, to_uint8(self.alpha)]))
+
+
+def to_grey(rgb: Pixels) -> Pixels:
+    """[H, W, 3] -> the luma (BT.601) in all three channels, the same dtype; equal channels pass unchanged."""
+    return np.repeat(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)  # type: ignore[return-value]
 
 
 def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:

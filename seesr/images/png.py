@@ -20,10 +20,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def encode_png(picture: Picture) -> bytes:
-    """The bytes of a PNG of 8 or 16 bits with profile, resolution, EXIF and record; grey takes one channel."""
-    pixels = picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
-    if picture.alpha is None and picture.icc is None and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., :1]
+    """A PNG file of 8 or 16 bits with profile, resolution, EXIF and record; grey or RGB, with or without alpha."""
+    pixels = picture.rgb[..., :1] if picture.written_grey else picture.rgb
+    if picture.alpha is not None:
+        pixels = np.dstack([pixels, picture.alpha])
     height, width, channels = pixels.shape
     depth = 8 * pixels.itemsize
     rows = pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).reshape(height, -1).view(np.uint8)
@@ -42,7 +42,7 @@ def encode_png(picture: Picture) -> bytes:
         return raw, coder.compress(raw) + coder.flush(zlib.Z_FINISH if bottom == height else zlib.Z_FULL_FLUSH)
 
     parts = [SIGNATURE]
-    colour_type = {1: 0, 3: 2, 4: 6}[channels]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     parts.append(chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)))
     if picture.icc is not None:
         parts.append(chunk(b"iCCP", b"profile\0\0" + zlib.compress(picture.icc)))

@@ -111,6 +111,5 @@ def to_picture(header: Header, colours: Colours) -> Picture:
     block = header.exif()
     for words in warnings:
         log.warning("%s", words)
-    return Picture(
-        rgb, alpha, icc, block, dpi, grey=colours.grey or convert.equal_channels(rgb), warnings=tuple(warnings)
-    )
+    grey = colours.grey or convert.equal_channels(rgb)
+    return Picture(rgb, alpha, icc, block, dpi, grey=grey, warnings=tuple(warnings), one_channel=colours.grey)

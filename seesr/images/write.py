@@ -43,8 +43,9 @@ def encode(picture: Picture, file_format: str, quality: int) -> bytes:
 def encode_with_pillow(picture: Picture, file_format: str, quality: int) -> bytes:
     """8 bits per colour."""
     chosen, image = FORMATS[file_format], picture.pil()
-    if not chosen.alpha and image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if not chosen.alpha and picture.alpha is not None:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("L" if picture.written_grey else "RGB")
     options = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi, **chosen.options}
     if picture.record is not None:
         options["xmp"] = as_xmp(picture.record)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from seesr.images import color
 from seesr.images.mask import Grey
-from seesr.images.picture import Picture, enlarge, pad
+from seesr.images.picture import Picture, enlarge, pad, to_grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
@@ -245,6 +245,8 @@ class Upscaling:
         if settings.fidelity > 0 or mask is not None:
             dial = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
             rgb = postprocess.keep_plain(rgb, self.plain, dial, mask, self.size[0] / self.picture.size[0] / 2)
+        if self.picture.colorless:
+            rgb = to_grey(rgb)
         trust = postprocess.trust(rgb, self.plain, self.picture.visible)
         made = record(settings, self.networks.bundle, mask)
         return self.picture.with_pixels(rgb, made, settings.keep_exif), trust

@@ -38,7 +38,7 @@ def uncertainty(result: Output) -> Picture:
     """
     if result.uncertainty is None:
         raise ValueError("there is no uncertainty map without steering")
-    return Picture(np.repeat(result.uncertainty[..., None], 3, axis=2), record=result.picture.record)
+    return Picture(np.repeat(result.uncertainty[..., None], 3, axis=2), record=result.picture.record, one_channel=True)
 
 
 def difference(result: Output) -> Picture:
@@ -64,7 +64,7 @@ def tiles(result: Output) -> Picture:
     rgb = to_uint8(picture.rgb)
     grey = rgb.mean(2, keepdims=True) / 2
     shown = (grey + painted[: rgb.shape[0], : rgb.shape[1]] / 2.0).round().astype(np.uint8)
-    return dataclasses.replace(picture, rgb=shown, alpha=None, icc=None)
+    return dataclasses.replace(picture, rgb=shown, alpha=None, icc=None, one_channel=False)
 
 
 DRAW: dict[str, Callable[[Output], Picture]] = {

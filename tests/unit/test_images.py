@@ -455,19 +455,21 @@ def test_several_files_are_one_zip_with_the_record_of_the_first(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_png_strips_join(dtype: type, channels: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(png, "STRIP", 16)
     pixels = rng.integers(0, np.iinfo(dtype).max, (70, 41, 4)).astype(dtype)
-    rgb = np.repeat(pixels[..., :1], 3, axis=2) if channels == 1 else pixels[..., :3]
-    data = png.encode_png(Picture(np.ascontiguousarray(rgb), pixels[..., 3] if channels == 4 else None))
+    rgb = np.repeat(pixels[..., :1], 3, axis=2) if channels < 3 else pixels[..., :3]
+    alpha = pixels[..., 3] if channels in (2, 4) else None
+    data = png.encode_png(Picture(np.ascontiguousarray(rgb), alpha, one_channel=channels < 3))
+    assert data[25] == {1: 0, 2: 4, 3: 2, 4: 6}[channels]  # the color type in IHDR
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert found.dtype == dtype
     if channels == 1:
         np.testing.assert_array_equal(found, rgb[..., 0])
     else:
         np.testing.assert_array_equal(found[..., 2::-1], rgb)
-    if channels == 4:
+    if channels in (2, 4):
         np.testing.assert_array_equal(found[..., 3], pixels[..., 3])
     with Image.open(io.BytesIO(data)) as opened:
         opened.verify()
