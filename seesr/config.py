@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEESR_"
+SECRET = {"api_keys", "redis"}  # no message shows their values
+REDIS_URL = "redis://[:password@]host:port/db, with special characters of the password percent-encoded"
 
 
 class Configuration(BaseSettings):
@@ -67,6 +71,7 @@ class Configuration(BaseSettings):
     )
     redis: str | None = Field(
         default=None,
+        repr=False,  # it has a password
         description="the fleet's queue, redis://[:password@]host:port/db; seesr serve then sends jobs to its workers",
     )
     lease: int = Field(
@@ -78,6 +83,22 @@ class Configuration(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", validation_alias="LOG_FORMAT", description="json: one JSON object per log line"
     )
+
+    @field_validator("redis")
+    @classmethod
+    def check_redis(cls, url: str | None) -> str | None:
+        """Refuses a URL that would be cut at a character of its password, which a later message would then show."""
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0 and not parts.fragment
+            good = good and re.fullmatch(r"/?[0-9]*", parts.path)
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"it must be {REDIS_URL}")
+        return url
 
     @classmethod
     def read(cls) -> Configuration:
@@ -96,6 +117,8 @@ class Configuration(BaseSettings):
             fault = error.errors()[0]
             place = str(fault["loc"][0])
             name = place if place in known else variable(place)
+            if place in SECRET:
+                raise ValueError(f"{name} cannot be used: {fault['msg'].removeprefix('Value error, ')}") from None
             raise ValueError(f"{name} is {fault['input']!r}: {fault['msg']}") from None
 
 

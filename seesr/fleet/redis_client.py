@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import redis
 import redis.exceptions
 
+from seesr.config import REDIS_URL
 from seesr.serving.job import Away
 
 PATIENCE = 2.0  # seconds for an answer; a gateway must say 503 within five
@@ -32,8 +33,8 @@ class Link:
         options: dict[str, Any] = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
         try:
             self.redis: Any = redis.Redis.from_url(url, decode_responses=True, health_check_interval=30, **options)
-        except ValueError as error:
-            raise ValueError(f"SEESR_REDIS is {url!r}: {error}") from None
+        except ValueError:  # its words and the URL may contain the password
+            raise ValueError(f"SEESR_REDIS cannot be read: it must be {REDIS_URL}") from None
         self.away_until = 0.0
 
     def __call__(self, work: Callable[[Any], T]) -> T:

@@ -27,7 +27,7 @@ from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
 from seesr.networks import weights
 from seesr.object_store import Store
-from seesr.serving.identity import version_of
+from seesr.serving.identity import make_private, version_of
 from seesr.serving.job import CANCELED, DONE, FAILED, Job
 from seesr.serving.reporter import Canceled, Reporter
 from seesr.serving.supervisor import Supervisor
@@ -182,6 +182,7 @@ def run(module: str = __name__) -> None:
     Raises:
         ValueError: the fleet is not configured, or the clock is wrong; one line.
     """
+    make_private(configuration.data)
     Store.configured()
     Link(configuration.redis or "").check_at_start()
     place = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")

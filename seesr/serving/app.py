@@ -26,7 +26,7 @@ from seesr.config import Configuration
 from seesr.networks import weights
 from seesr.serving import api, batches, health, openapi, platforms, replicate, webhooks
 from seesr.serving.access import Access, is_loopback, read_keys
-from seesr.serving.identity import read_secret, version_of
+from seesr.serving.identity import make_private, read_secret, version_of
 from seesr.serving.job import Job, Jobs
 from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
@@ -55,7 +55,8 @@ class WebhookSender:
         """Tells the job's webhook about the job; whether the receiver took it."""
         assert job.webhook
         content = replicate.prediction(self.service, self.base, job, whole=False)
-        return await webhooks.send_once(self.service.secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
+        secret = self.service.webhook_secret(job.owner)
+        return await webhooks.send_once(secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
 
 
 async def page(request: Request) -> Response:
@@ -196,6 +197,7 @@ def serve(
     if not keys and not configuration.platform:
         log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
     path = bundle or configuration.weights or weights.locate()
+    make_private(configuration.data)
 
     def load() -> Engine:
         try:

@@ -12,6 +12,9 @@ import httpx
 
 REDIRECTS = 5
 SECONDS = 60.0  # for the whole of it
+TRANSLATED = [  # IPv6 networks whose addresses contain an IPv4 address: NAT64, 6to4, IPv4-compatible
+    ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96")
+]
 
 
 def permitted(host: str, allowed: str) -> bool:
@@ -19,6 +22,14 @@ def permitted(host: str, allowed: str) -> bool:
     names = {name.strip().lower() for name in allowed.split(",") if name.strip()}
     host = host.lower()
     return "*" in names or host in names or any(name.startswith(".") and host.endswith(name) for name in names)
+
+
+def is_public(address: str) -> bool:
+    """Whether an address leads to the internet, and not through a translation to an IPv4 address that may not."""
+    ip = ipaddress.ip_address(address)
+    if not ip.is_global or ip.is_multicast:
+        return False
+    return ip.version == 4 or not (ip.is_site_local or any(ip in network for network in TRANSLATED))
 
 
 async def public_address(host: str, port: int) -> str:
@@ -33,7 +44,7 @@ async def public_address(host: str, port: int) -> str:
     except (OSError, UnicodeError):
         raise ValueError(f"the host {host} cannot be found") from None
     addresses = [str(entry[4][0]) for entry in found]
-    if not addresses or not all(ipaddress.ip_address(address).is_global for address in addresses):
+    if not addresses or not all(is_public(address) for address in addresses):
         raise ValueError(f"the host {host} has an address that is not public")
     return addresses[0]
 
@@ -52,7 +63,10 @@ async def fetch(url: str, allowed: str) -> AsyncIterator[bytes]:
                 if not port or not host:
                     raise ValueError("image must be an http(s) URL")
                 if not permitted(host, allowed):
-                    raise ValueError(f"URLs of {host} are not allowed here; send the picture itself")
+                    raise ValueError(
+                        f"URLs of {host} are not allowed here: set SEESR_ALLOW_URLS={host} on the server, or send the "
+                        "image itself"
+                    )
                 address = await public_address(host, port)
                 netloc = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
                 asked = parts._replace(netloc=netloc).geturl()

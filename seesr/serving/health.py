@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from seesr.serving.api import service
-from seesr.serving.middleware import answer
+from seesr.serving.middleware import answer, owner
 from seesr.serving.supervisor import Supervisor
 
 STARTED = time.time()
@@ -39,9 +40,25 @@ async def status(request: Request) -> Response:
         "reason": reason,
         "version": of.version,
         "since": STARTED,
-        **of.jobs.status(),
+        **without_foreign(of.jobs.status(), lambda id: owns(request, id)),
         "disk_free_bytes": of.ledger.free_bytes(),
     })  # fmt: skip
+
+
+def owns(request: Request, id: str) -> bool:
+    job = service(request).jobs.find(id)
+    return job is not None and job.owner == owner(request)
+
+
+def without_foreign(status: dict[str, Any], own: Callable[[str], bool]) -> dict[str, Any]:
+    """The status of the jobs without the ids of those that are another owner's."""
+    running, workers = status["running"], status.get("workers", {})
+    entries = [*(running if isinstance(running, list) else [running] if running else []), *workers.values()]
+    for entry in entries:
+        for name in ("id", "job"):
+            if entry.get(name) and not own(entry[name]):
+                entry[name] = None
+    return status
 
 
 class Numbers:

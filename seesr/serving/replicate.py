@@ -188,7 +188,7 @@ async def versions(request: Request) -> Response:
 
 
 async def webhook_secret(request: Request) -> Response:
-    return JSONResponse({"key": whsec(service(request).secret)})
+    return JSONResponse({"key": whsec(service(request).webhook_secret(owner(request)))})
 
 
 ROUTES = [

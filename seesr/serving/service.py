@@ -21,6 +21,7 @@ from seesr.config import Configuration
 from seesr.images.formats import MEDIA_TYPES
 from seesr.images.mask import check_aspect
 from seesr.images.read import open_header, read_file
+from seesr.serving.identity import derived
 from seesr.serving.job import CANCELED, PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import owner
@@ -44,7 +45,7 @@ class Service:
 
     Attributes:
         version: names the bundle and this program: the same version makes the same pictures.
-        secret: signs links and webhooks.
+        secret: the keys of links and webhooks are derived from it.
         made: when the bundle was made, seconds since 1970.
         supervisor: runs the background tasks.
     """
@@ -219,7 +220,11 @@ class Service:
         return f"{base}/v1/outputs/{job.output}?expires={expires}&signature={self.signature(job.output, expires)}"
 
     def signature(self, name: str, expires: int) -> str:
-        return hmac.new(self.secret, f"{name}:{expires}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(derived(self.secret, "links"), f"{name}:{expires}".encode(), hashlib.sha256).hexdigest()
+
+    def webhook_secret(self, owner: str) -> bytes:
+        """What an owner's webhooks are signed with."""
+        return derived(self.secret, f"webhooks:{owner}")
 
     def linked(self, name: str, expires: str, signature: str) -> Path:
         """The file that a link names.
@@ -227,8 +232,9 @@ class Service:
         Raises:
             Refused: the link is forged or over.
         """
-        good = expires.isdigit() and hmac.compare_digest(self.signature(name, int(expires)), signature)
-        if not good or int(expires) < time.time():
+        seconds = int(expires) if expires.isascii() and expires.isdigit() and len(expires) <= 12 else 0
+        good = hmac.compare_digest(self.signature(name, seconds).encode(), signature.encode())
+        if not good or seconds < time.time():
             raise Refused(404, "this link is not valid, or no longer")
         job = self.jobs.find(name.partition(".")[0])
         if job is None or job.output != name:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
+import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +20,7 @@ from starlette.testclient import TestClient
 from lab.serve.echo import Echo
 from seesr.config import Configuration
 from seesr.networks import weights
-from seesr.serving import access, app
+from seesr.serving import access, app, health, identity
 
 QUICK = {"num_inference_steps": "1", "seed": "1"}
 PNG = {"Content-Type": "image/png"}
@@ -167,7 +171,7 @@ def test_a_platform_opens_exactly_the_routes_that_it_calls(
     platform: str, keys: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vertex_environment(monkeypatch)
-    expected = access.platform_routes(platform, app.os.environ) - access.OPEN
+    expected = access.platform_routes(platform, os.environ) - access.OPEN
     with serving(tmp_path, "http://10.1.2.3:8080", platform=platform, api_keys=keys) as client:
         found = set()
         for method, route in walked(client):
@@ -183,7 +187,7 @@ def test_a_platform_opens_exactly_the_routes_that_it_calls(
 def test_without_the_setting_no_platform_route_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vertex_environment(monkeypatch)
     with serving(tmp_path, api_keys=f"ann:{ANN}") as client:
-        for method, route in set().union(*(access.platform_routes(name, app.os.environ) for name in
+        for method, route in set().union(*(access.platform_routes(name, os.environ) for name in
                                            ("vertex", "sagemaker", "huggingface"))) - access.OPEN:  # fmt: skip
             assert client.request(method, route, content=sharp(), headers=PNG).status_code == 401, route
 
@@ -248,3 +252,85 @@ def test_every_answer_has_the_headers_that_protect_browsers(client: TestClient, 
             assert answer.headers["referrer-policy"] == "no-referrer", (method, route)
             assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], (method, route)
             assert answer.headers["content-security-policy"].startswith("default-src"), (method, route)
+
+
+def secret_of(client: TestClient, token: str) -> bytes:
+    words = client.get("/v1/webhooks/default/secret", headers=bearer(token)).json()["key"]
+    return base64.b64decode(words.removeprefix("whsec_"))
+
+
+def test_a_webhook_secret_is_its_owners_alone_and_forges_no_link(client: TestClient, ids: dict[str, str]) -> None:
+    """Links and webhooks are signed with keys of their own, which tell nothing of each other."""
+    service = client.app.state.service  # type: ignore[attr-defined]
+    ann, bob = secret_of(client, ANN), secret_of(client, BOB)
+    keys = [ann, bob, identity.derived(service.secret, "links"), service.secret]
+    assert all(len(key) == 32 for key in keys) and len(set(keys)) == 4
+    assert ann == service.webhook_secret("ann")  # what they are signed with
+    job = service.jobs.find(ids["jobs"])
+    link = service.link("", job)
+    assert client.get(link).status_code == 200
+    for key in (ann, bob, service.secret):
+        expires = int(time.time()) + 1000
+        signature = hmac.new(key, f"{job.output}:{expires}".encode(), "sha256").hexdigest()
+        forged = f"/v1/outputs/{job.output}?expires={expires}&signature={signature}"
+        assert client.get(forged).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("expires", "signature"),
+    [
+        ("9999999999", "\u00e9"),
+        ("\u00b2", "x"),
+        ("9" * 5000, "x"),
+        ("", ""),
+        ("-1", "x"),
+        ("1e9", "x"),
+    ],
+)
+def test_a_forged_link_finds_nothing(client: TestClient, expires: str, signature: str) -> None:
+    answer = client.get("/v1/outputs/x.png", params={"expires": expires, "signature": signature})
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("size", [0, 1, 31])
+def test_a_short_secret_is_refused(size: int, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x" * size)
+    with pytest.raises(ValueError, match=f"secret has {size} bytes and needs 32"):
+        identity.read_secret(tmp_path)
+
+
+def test_the_status_shows_no_foreign_ids() -> None:
+    def own(id: str) -> bool:
+        return id == "mine"
+
+    for running, seen in (({"id": "mine"}, "mine"), ({"id": "theirs"}, None)):
+        assert health.without_foreign({"running": running}, own)["running"]["id"] == seen  # type: ignore[index]
+    assert health.without_foreign({"running": None}, own) == {"running": None}
+    status = {
+        "running": [{"id": "theirs"}, {"id": "mine"}],
+        "workers": {"a": {"job": "theirs"}, "b": {"state": "idle"}},
+    }
+    found = health.without_foreign(status, own)
+    assert [entry["id"] for entry in found["running"]] == [None, "mine"] and found["workers"]["a"]["job"] is None
+
+
+def test_files_can_be_read_by_their_user_alone(tmp_path: Path) -> None:
+    """Also those that a server before this one wrote."""
+    data = tmp_path / "data"
+    (data / "inputs").mkdir(parents=True)
+    data.chmod(0o755)
+    (data / "jobs.sqlite").touch(0o644)
+    before = os.umask(0o022)
+    try:
+        identity.make_private(data)
+        with serving(data) as client:
+            image = {"content": ("a.png", sharp(), "image/png")}
+            assert client.post("/v1/files", files=image).status_code == 201
+            assert client.post("/upscale", params=QUICK, content=sharp(), headers=PNG).status_code == 200
+            paths = [data, *data.rglob("*")]
+            modes = {path.relative_to(tmp_path): stat.S_IMODE(path.stat().st_mode) for path in paths}
+    finally:
+        os.umask(before)
+    assert len(modes) > 10
+    for path, mode in modes.items():
+        assert mode == (0o700 if (tmp_path / path).is_dir() else 0o600), (path, oct(mode))

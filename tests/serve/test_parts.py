@@ -69,11 +69,19 @@ def test_only_named_hosts_are_asked() -> None:
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "::1", "0.0.0.0",
-             "2130706433", "0x7f.1", "::ffff:127.0.0.1", "fe80::1", "100.64.0.1", "no-such-host.invalid"],
+             "2130706433", "0x7f.1", "::ffff:127.0.0.1", "fe80::1", "100.64.0.1", "no-such-host.invalid",
+             "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1",
+             "fec0::1", "feff::1", "::7f00:1", "::10.0.0.1", "::8.8.8.8", "224.0.0.1", "239.1.2.3", "ff02::1",
+             "fd00::1", "::", "255.255.255.255", "192.0.2.1", "198.18.0.1", "2001:db8::1", "::ffff:10.0.0.1"],
 )  # fmt: skip
 def test_private_addresses_are_refused_in_any_spelling(host: str) -> None:
     with pytest.raises(ValueError, match=r"not public|cannot be found"):
         asyncio.run(fetch.public_address(host, 80))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "2a00:1450:4001::1"])
+def test_public_addresses_are_asked(address: str) -> None:
+    assert asyncio.run(fetch.public_address(address, 443)) == address
 
 
 class Answers(ThreadingHTTPServer):

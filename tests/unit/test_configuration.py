@@ -26,6 +26,29 @@ def test_a_bad_variable_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:7Xq/Zw9@host:6379/0", "redis://:7Xq#Zw9@host/0", "redis://:7Xq?Zw9@host:1/0", "7Xq Zw9",
+        "http://:7XqZw9@host/0", "redis://:7XqZw9@host:66666/0", "redis://:7XqZw9@/0", "redis://[7XqZw9",
+        "redis://:7XqZw9@host:port/0", "redis://:77#Zw9@host/0", "redis://host:6379/7XqZw9",
+    ],
+)  # fmt: skip
+def test_a_bad_queue_is_refused_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESR_REDIS", url)
+    with pytest.raises(ValueError, match="SEESR_REDIS cannot be used: it must be redis://") as caught:
+        Configuration.read()
+    assert not any(part in str(caught.value) for part in ("7X", "Zw9", "77"))
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:6379/0", "rediss://user:p%23ss@redis.example:6380", "redis://:a+b=@[::1]:1/15"]
+)
+def test_a_good_queue_is_taken_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESR_REDIS", url)
+    assert Configuration.read().redis == url and url not in repr(Configuration.read())
+
+
 def test_variables_are_typed_and_empty_ones_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WEIGHTS": "a/b", "DEADLINE": "2.5", "CUDA_GRAPHS": "1", "DEVICE": ""}.items():
         monkeypatch.setenv(f"SEESR_{name}", value)
