@@ -28,14 +28,11 @@ class Tokens:
         times = batch // len(keys)
         return keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)
 
-    def become(self, others: Tokens) -> None:
-        """Takes the values of another picture's tokens into the same memory, and what was made of them."""
-        self.values.copy_(others.values)
+    def project_again(self) -> None:
+        """Computes all keys and values anew, into the same memory, after `values` have changed."""
         for attention, made in self.made.items():
-            if attention not in others.made:
-                others.made[attention] = project(attention, others.values)
-            for mine, new in zip(made, others.made[attention], strict=True):
-                mine.copy_(new)
+            for own, new in zip(made, project(attention, self.values), strict=True):
+                own.copy_(new)
 
 
 def project(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,54 @@
+"""The fused kernels, interpreted on a CPU, against double precision."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import torch, torch.nn.functional as F
+from seesr.networks import fused
+
+torch.manual_seed(0)
+def far(found, exact):
+    assert torch.isfinite(found).all()
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+# Channels and pixels that fill no block, a mean far from 0, a batch, one pixel; more blocks than one chunk.
+fused.CHUNK = 2
+for shape, groups in (((2, 40, 13, 11), 8), ((1, 320, 5, 4), 32), ((1, 8, 1, 1), 2)):
+    x = (torch.randn(shape) + 30).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, shape[1])
+    exact = F.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-5)
+    assert far(fused.group_norm(x, groups, weight, bias, 1e-5, False), exact) < 1e-5
+    found = fused.group_norm(x, groups, weight, bias, 1e-5, True)
+    assert far(found, F.silu(exact)) < 1e-5 and found.is_contiguous(memory_format=torch.channels_last)
+    half = fused.group_norm(x.half(), groups, weight.half(), bias.half(), 1e-5, True)
+    exact = F.group_norm(x.half().double(), groups, weight.half().double(), bias.half().double(), 1e-5)
+    assert half.dtype == torch.float16 and far(half, F.silu(exact)) < 2e-3
+x = torch.randn(3, 7, 2 * 80)
+values, gate = x.double().chunk(2, -1)
+assert far(fused.geglu(x), values * F.gelu(gate)) < 1e-6
+x, weight, bias = torch.randn(5, 7, 320) + 10, *torch.randn(2, 320)
+assert far(fused.layer_norm(x, weight, bias, 1e-5), F.layer_norm(x.double(), (320,), weight.double(), bias.double(), 1e-5)) < 1e-5
+print("right")
+"""
+
+
+def interpreted(program: str, *arguments: str) -> str:
+    """What a program prints in a process of its own: Triton reads its setting when it is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_kernel_is_near_double_precision() -> None:
+    assert "right" in interpreted(PROGRAM)
