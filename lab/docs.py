@@ -49,7 +49,7 @@ def span(field: dataclasses.Field[Any]) -> str:
 
 def default(field: dataclasses.Field[Any]) -> str:
     if field.default is None:
-        return "random, reported" if field.name == "seed" else "none"
+        return field.metadata.get("empty", "none")
     if field.metadata["kind"] is bool:
         return "on" if field.default else "off"
     return "empty" if field.default == "" else f"`{field.default}`"

@@ -75,7 +75,7 @@ def build(
     schedule = models.read_config(weights.POCKET / "scheduler", "scheduler_config.json")
     schedule |= {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
     return models.Models(
-        bundle=weights.Bundle(Path(), "made-up", "full", "none", {}),
+        bundle=weights.Bundle(Path(), "made-up", "full", "none", {}, weights.DEFAULTS["full"]),
         unet=filled(lambda: UNet2DConditionModel(**UNET), 1, *target),
         controlnet=filled(lambda: ControlNetModel(**BLOCKS), 2, *target),
         vae=filled(lambda: AutoencoderKL(**VAE), 3, *target),

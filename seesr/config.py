@@ -33,8 +33,8 @@ class Configuration(BaseSettings):
         description="attention kernel by its name; auto: the one for CPUs, or what torch chooses for this GPU",
     )
     cuda_graphs: bool = Field(
-        default=False,
-        description="replay the networks as CUDA graphs; not seen on a card yet, hence off",
+        default=True,
+        description="replay the networks as CUDA graphs, after a self-check at the start; 0 runs them eagerly",
     )
     deadline: float | None = Field(
         default=None, gt=0, description="seconds that one picture may take, checked at every tile; unset: any time"

@@ -29,6 +29,7 @@ from seesr import Settings, Upscaler
 from seesr.images.picture import enlarge, to_uint8
 from seesr.images.read import decode, read_file
 from seesr.networks import weights
+from seesr.settings.settings import TRAINED_SIDE
 
 COLUMNS = {
     "method": "", "psnr_y": ".2f", "psnr_rgb": ".2f", "ssim_y": ".4f", "ssim_rgb": ".4f", "niqe": ".2f",
@@ -60,9 +61,9 @@ class Pair:
     high: Rgb
 
 
-def measure_pair(restored: Rgb, pair: Pair, factor: int) -> dict[str, float]:
-    """Against the truth and the input; the seam at the borders of the default tiles."""
-    seams = seam(restored, Settings.latent_tiled_size, Settings.latent_tiled_overlap, factor)
+def measure_pair(restored: Rgb, pair: Pair, factor: int, side: int = TRAINED_SIDE) -> dict[str, float]:
+    """Against the truth and the input; the seam at the borders of tiles of `side` latent pixels."""
+    seams = seam(restored, side, Settings.latent_tiled_overlap, factor)
     return {**measure(restored, pair.high), "shift": colour_shift(restored, pair.low), "seam": seams}
 
 
@@ -100,7 +101,8 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
             settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
             result = upscaler(Image.fromarray(pair.low), settings)
             ours = np.asarray(result.image)
-            measured = {**measure_pair(ours, pair, factor), "seconds": sum(result.metrics["seconds"].values())}
+            side = result.metrics["tile_size"]
+            measured = {**measure_pair(ours, pair, factor, side), "seconds": sum(result.metrics["seconds"].values())}
             name = f"ours, {steps} steps"
             rows.append({"picture": pair.name, "method": name, **measured, "tags": result.metrics["tags"]})
         sheet.append([*shown, ours, pair.high])

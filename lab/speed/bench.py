@@ -115,7 +115,7 @@ class Plain:
         scaling = networks.vae.config["scaling_factor"]
         with timed("encode"):
             z = networks.vae.encoder(2 * hint - 1)[:, : networks.unet.config["in_channels"]] * scaling
-        steps = sampling.schedule(networks.scheduler, settings.num_inference_steps)
+        steps = sampling.schedule(networks.scheduler, job.steps)
         with timed("denoise"):
             z = sampling.start_latents(z.float(), torch.randn(z.shape, device=z.device), networks.scheduler)
             for step in steps:
@@ -161,10 +161,10 @@ def replayed(upscaler: Upscaler, picture: Picture, settings: Settings) -> dict[s
     """How many graphs there are, and by how many levels of 255 a picture through them is off one without, at most."""
     graphs = upscaler.graphs
     assert graphs is not None
-    through, kept = upscaler(picture, settings).picture.rgb, graphs.recordings.copy()
-    graphs.clear()
+    through, kept = upscaler(picture, settings).picture.rgb, graphs.recordings
+    graphs.recordings = {}
     without = upscaler(picture, settings).picture.rgb
-    graphs.recordings.update(kept)
+    graphs.recordings = kept
     return {"graphs": len(kept), "levels_off": int(np.abs(through.astype(int) - without).max())}
 
 
@@ -172,7 +172,9 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
 
 
-def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    upscaler: Upscaler, plain: Plain | None, size: int, steps: int | None, args: argparse.Namespace
+) -> dict[str, Any]:
     device, picture = upscaler.networks.device, photograph(size // 4)
     settings = Settings(
         num_inference_steps=steps,
@@ -197,9 +199,9 @@ def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args
     total = sum(seconds.values())
     row = {
         "size": size,
-        "steps": steps,
+        "steps": metrics["steps"],
         "particles": args.particles,
-        "tile": args.tile,
+        "tile": metrics["tile_size"],
         "overlap": args.overlap,
         "tiles": metrics["tiles"],
         "tile_batch": metrics["tile_batch"],
@@ -209,7 +211,7 @@ def measure(upscaler: Upscaler, plain: Plain | None, size: int, steps: int, args
         "seconds_total": round(total, 4),
         "seconds_per_megapixel": round(total / (size * size / 1e6), 4),
         "seconds_first": round(sum(first.values()), 4),
-        "seconds_per_tile_step": round(seconds["denoise"] / (steps * args.particles * metrics["tiles"]), 5),
+        "seconds_per_tile_step": round(seconds["denoise"] / (metrics["steps"] * args.particles * metrics["tiles"]), 5),
         "tflop": {name: round(value, 4) for name, value in tflop.items()},
         "peak_memory_mb": memory,
         "repeats": args.repeats,
@@ -345,9 +347,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else float16")
     parser.add_argument("--size", type=int, nargs="+", default=[512], help="side of the output, pixels")
-    parser.add_argument("--steps", type=int, nargs="+", default=[2])
+    parser.add_argument("--steps", type=int, nargs="+", default=[None], help="default: the bundle's own")
     parser.add_argument("--particles", type=int, default=1)
-    parser.add_argument("--tile", type=int, default=Settings.latent_tiled_size)
+    parser.add_argument("--tile", type=int, help="latent pixels; default: the bundle's own")
     parser.add_argument("--overlap", type=int, default=Settings.latent_tiled_overlap)
     parser.add_argument("--graphs", action="store_true", help="replay the networks as CUDA graphs")
     parser.add_argument("--repeats", type=int, default=3)

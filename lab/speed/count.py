@@ -28,7 +28,7 @@ from lab import report, sizes
 from lab.speed.counter import Counter, Stage
 from seesr import Progress, Settings
 from seesr.images.picture import Picture
-from seesr.networks import models
+from seesr.networks import models, weights
 from seesr.networks.attention import set_kernel
 from seesr.networks.tagger import Tagger
 from seesr.pipeline.denoiser import Denoiser
@@ -100,11 +100,11 @@ def count(size: int, free: int, settings: Settings) -> dict[str, Stage]:
     parts = (networks.unet, networks.controlnet, networks.vae, networks.text_encoder, networks.tagger)
     for network in parts[:2]:
         set_kernel(network, flash)
-    budget = Budget.within(free, CUDA, settings.latent_tiled_size**2)
+    budget = Budget.within(free, CUDA, max(weights.DEFAULTS["full"].latent_tiled_size) ** 2)
     counter = Counter(x for part in parts for x in part.parameters())
     repeated = Repeated(counter)
     with (
-        mock.patch.object(Budget, "for_device", lambda *_: budget),
+        mock.patch.object(Budget, "for_device", lambda *_, **__: budget),
         mock.patch.object(Denoiser, "predict", lambda *args: repeated.predict(*args)),
         mock.patch.object(Tagger, "names", lambda self, logits: logits.cpu().tolist()[:0]),
     ):

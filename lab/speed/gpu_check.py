@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import dataclasses
 import faulthandler
-import functools
 import importlib.metadata
 import json
 import os
@@ -161,7 +158,7 @@ class Check:
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(0)
             self.keep(
-                card=properties.name, capability=list(torch.cuda.get_device_capability()), memory=properties.total_memory,
+                card=properties.name, capability=[properties.major, properties.minor], memory=properties.total_memory,
                 multiprocessors=properties.multi_processor_count, cuda=torch.version.cuda,
                 cudnn=torch.backends.cudnn.version(),
             )  # fmt: skip
@@ -229,7 +226,12 @@ class Check:
         for method, work in methods.items():
             found = work()
             again = work()
-            row = {"layer": layer, "method": method, "distance": distance(found, exact), "same": same_bits(found, again)}
+            row = {
+                "layer": layer,
+                "method": method,
+                "distance": distance(found, exact),
+                "same": same_bits(found, again),
+            }
             row["ms"] = self.milliseconds(work)
             if self.device.type == "cuda":
                 ten = lambda work=work: [work() for _ in range(10)][-1]  # noqa: E731

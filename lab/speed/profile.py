@@ -23,6 +23,7 @@ from lab.speed.timing import least_seconds
 from seesr import Progress, Settings
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
+from seesr.networks.graphs import Graphs
 from seesr.pipeline import sampling
 from seesr.pipeline.denoiser import Denoiser
 from seesr.pipeline.pipeline import Upscaling
@@ -31,7 +32,7 @@ from seesr.runtime import precision, tiling
 TOP = 25
 
 
-def build_step(networks: models.Models, batch: int, side: int) -> Any:
+def build_step(networks: models.Models, batch: int, side: int, graphs: Graphs | None = None) -> Any:
     """A function that runs one step on `batch` tiles of `side` cells."""
     device, dtype = networks.device, networks.dtype
     config = networks.unet.config
@@ -48,6 +49,7 @@ def build_step(networks: models.Models, batch: int, side: int) -> Any:
         hint=lambda tile: torch.rand(1, 3, side * networks.factor, side * networks.factor, device=device),
         tiles=[],
         weight=torch.ones(side, side),
+        graphs=graphs,
     )
     z = torch.randn(batch, channels, side, side, device=device)
     t = torch.full((batch,), sampling.START, device=device)

@@ -53,7 +53,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         about = field.metadata
         flag, words = "--" + field.name.replace("_", "-"), about["description"].replace("%", "%%")
         value = preset.get(field.name, field.default)
-        default = {None: "a random number" if field.name == "seed" else "none"}.get(value, repr(value))
+        default = about.get("empty", "none") if value is None else repr(value)
         if about["kind"] is bool:
             words += f" (default: {'on' if value else 'off'})"
             upscale.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help=words)

@@ -74,8 +74,13 @@ def is_done(target: Path, settings: Settings, bundle: Bundle) -> bool:
     record = record_of(target)
     if record is None or "mask_sha256" in record:
         return False
-    asked = dataclasses.asdict(settings)
-    made = {**record.get("settings", {}), **({"seed": None} if settings.seed is None else {})}
+    asked, made, own = dataclasses.asdict(settings), record.get("settings", {}), bundle.defaults
+    if settings.seed is None:
+        asked["seed"] = made.get("seed")
+    if settings.num_inference_steps is None:
+        asked["num_inference_steps"] = own.num_inference_steps
+    if settings.latent_tiled_size is None and made.get("latent_tiled_size") in own.latent_tiled_size:
+        asked["latent_tiled_size"] = made["latent_tiled_size"]
     return record.get("bundle_sha256") == bundle.digest and made == asked
 
 

@@ -200,7 +200,9 @@ class Engine:
         if upscaler is None:
             return {"loaded": False}
         networks = upscaler.networks
-        found = {"loaded": True, "bundle": {**networks.bundle._asdict(), "path": str(networks.bundle.path)}}
+        bundle = networks.bundle
+        told = {**bundle._asdict(), "path": str(bundle.path), "defaults": bundle.defaults._asdict()}
+        found = {"loaded": True, "bundle": told, "graphs": upscaler.graphs_state}
         return {**found, "attention": networks.attention, **hardware.about(networks.device)}
 
     def unload(self) -> None:

@@ -1,7 +1,7 @@
 """Forward passes as CUDA graphs: one launch of the whole instead of 1,700 launches of its operations.
 
-A graph is recorded for one shape and reads fixed memory, so inputs and context tokens are copied there first. Graphs are
-recorded during setup only, where nobody cancels and no other thread uses the device; a pass of any other shape runs
+A graph is recorded for one shape and reads fixed memory, so inputs and context tokens are copied there first. Graphs
+are recorded during setup only, where nobody cancels and no other thread uses the device; a pass of any other shape runs
 eagerly. Every recording is replayed on two other inputs and compared with the eager pass bit by bit before it is used.
 If one differs or fails, there are no graphs at all, and `Graphs.state` says why.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from seesr.networks.attention import Tokens
 
+SPARED = "their memory was needed for an image"
 CHECKS = 2  # replays that are compared with the eager pass
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
@@ -130,6 +131,13 @@ class Graphs:
 
     def run_method(self, original: Forward, owner: nn.Module, x: Tensor) -> Tensor:
         return self.run(original, (x,), networks=(owner,))
+
+    def spare(self) -> bool:
+        """Frees all recordings for the rest of an image that lacks memory; False where there are none."""
+        if not self.recordings:
+            return False
+        self.turn_off(SPARED)
+        return True
 
     def turn_off(self, reason: str) -> None:
         """Frees all recordings; passes run eagerly until the next setup."""

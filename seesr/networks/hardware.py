@@ -13,6 +13,8 @@ from seesr.networks.kernels import KERNELS, OneDnnLinear, TileLinear, first_line
 
 log = logging.getLogger(__name__)
 
+# Kernels of `fused` by the card's capability, where they were measured to be right and faster.
+FUSED: dict[tuple[int, int], frozenset[str]] = {}
 LAST_UNSAFE_CUDNN = 91500  # up to here torch does not choose it either (pytorch issue 169849)
 
 
@@ -31,6 +33,7 @@ def tune(networks: Any, attention: str = "auto") -> str:
     elif channels_last_pays(networks.device, networks.dtype):
         for network in (networks.unet, networks.controlnet, networks.vae):
             network.to(memory_format=torch.channels_last)
+        use_fused_kernels(networks)
     if on_cpu and one_dnn_multiplies(torch.float32):
         for network in (networks.text_encoder, networks.tagger):
             use_one_dnn(network, OneDnnLinear)
@@ -40,6 +43,23 @@ def tune(networks: Any, attention: str = "auto") -> str:
     for network in (networks.unet, networks.controlnet):
         set_kernel(network, KERNELS[name])
     return name
+
+
+def use_fused_kernels(networks: Any) -> None:
+    """Has the denoiser's networks computed by the kernels that FUSED has for this card, where Triton works."""
+    kinds = FUSED.get(torch.cuda.get_device_capability(networks.device), frozenset())
+    if not kinds:
+        return
+    try:
+        from seesr.networks import fused
+
+        x = torch.ones(1, 8, 2, 2, device=networks.device, dtype=networks.dtype).to(memory_format=torch.channels_last)
+        fused.group_norm(x, 2, x[0, :, 0, 0].contiguous(), x[0, :, 0, 0].contiguous(), 1e-5, True)
+    except (ImportError, RuntimeError) as error:
+        log.warning("Triton's kernels are not used: %s", first_line(error))
+        return
+    for network in (networks.unet, networks.controlnet):
+        fused.fuse(network, kinds)
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -28,6 +28,24 @@ class CannotServe(RuntimeError):
     """This machine cannot make pictures with this bundle. One line: what is missing, what to do."""
 
 
+class Defaults(NamedTuple):
+    """What a bundle takes for settings that are not given.
+
+    Attributes:
+        num_inference_steps: denoising steps.
+        latent_tiled_size: sides of the denoiser's tiles, latent pixels; the one with the least work is taken.
+    """
+
+    num_inference_steps: int = 4
+    latent_tiled_size: tuple[int, ...] = (64,)
+
+
+DEFAULTS = {
+    "pocket": Defaults(1, (64, 72)),  # more steps cost more and score no better (results/presets.json)
+    "full": Defaults(2, (64, 72)),  # as SeeSR's own script for SD-Turbo
+}
+
+
 class Bundle(NamedTuple):
     """A verified bundle. `files` maps relative paths to sha256 sums."""
 
@@ -36,6 +54,7 @@ class Bundle(NamedTuple):
     kind: str
     licence: str
     files: dict[str, str]
+    defaults: Defaults = Defaults()
 
     @property
     def digest(self) -> str:
@@ -68,7 +87,9 @@ def verify(path: Path) -> Bundle:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"])
+        given = manifest.get("defaults", {})  # bundles that were converted before have none
+        defaults = Defaults(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"], defaults)
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -90,8 +111,11 @@ def verify(path: Path) -> Bundle:
 
 
 def write_manifest(path: Path, name: str, kind: str, licence: str) -> None:
-    """Writes bundle.json over all files that lie in `path` now."""
+    """Writes bundle.json over all files that lie in `path` now, with the defaults of this kind."""
     names: Iterable[str] = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
     files = {n: sha256(path / n) for n in names if n != MANIFEST}
-    manifest = {"name": name, "kind": kind, "licence": licence, "files": files}
+    manifest: dict[str, object] = {"name": name, "kind": kind, "licence": licence}
+    if kind in DEFAULTS:
+        manifest["defaults"] = DEFAULTS[kind]._asdict()
+    manifest["files"] = files
     (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

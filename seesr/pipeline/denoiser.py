@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from seesr.runtime.precision import again_in_float32, check_finite
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Place, Tile, blend, grid, window
 
-FEATURE_BYTES = 2**28  # hint features kept over steps and particles, at most
+FEATURE_BYTES = 2**28  # hint features kept over steps and particles; more where there is more memory
+BATCHES_AHEAD = 1  # that may wait on a GPU behind the one that runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,10 @@ class Denoiser:
 
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
-            return blend(run, tiles, z.shape, self.budget.batch.amount, self.weight, self.progress.advance)
+            ahead = Ahead(self.progress, z.device)
+            prediction = blend(run, tiles, z.shape, self.budget.batch.amount, self.weight, ahead.launched)
+            ahead.wait(0)
+            return prediction
 
         def work() -> Tensor:
             prediction = self.budget.batch.attempt(whole, self.release)
@@ -113,13 +118,11 @@ class Denoiser:
 
     def release(self) -> None:
         self.features.clear()
-        if self.graphs is not None:
-            self.graphs.clear()
 
     @functools.cached_property
     def in_float32(self) -> Denoiser:
         """The same for networks that were cast up."""
-        self.release()  # recorded graphs would read weights that are no longer there
+        self.release()
         text, image = Tokens(self.text.values.float()), Tokens(self.image.values.float())
         return dataclasses.replace(self, text=text, image=image, features={}, graphs=None)
 
@@ -128,8 +131,9 @@ class Denoiser:
         """What the ControlNet makes of the hint under a tile, [1, C, h, w]: computed once, while there is room."""
         if tile in self.features:
             return self.features[tile]
-        features = self.controlnet.controlnet_cond_embedding(self.hint(tile).to(self.text.values.dtype))
-        if len(self.features) * features.nbytes < FEATURE_BYTES:
+        embed, hint = self.controlnet.controlnet_cond_embedding, self.hint(tile).to(self.text.values.dtype)
+        features = embed(hint) if self.graphs is None else self.graphs.run(embed, (hint,), networks=(self.controlnet,))
+        if len(self.features) * features.nbytes < max(FEATURE_BYTES, self.budget.hold.amount // 8):
             self.features[tile] = features
         return features
 
@@ -137,11 +141,39 @@ class Denoiser:
         """Predictions of tiles, see Forward, guided; replayed as a graph where there are graphs."""
         forward = Forward(self.unet, self.controlnet, self.conditioning)
         inputs, contexts = (z, t, hint), (self.text, self.image)
-        prediction = forward(*inputs, *contexts) if self.graphs is None else self.graphs.run(forward, inputs, contexts)
+        if self.graphs is None:
+            prediction = forward(*inputs, *contexts)
+        else:
+            prediction = self.graphs.run(forward, inputs, contexts, (self.unet, self.controlnet))
         if len(self.text.values) == 1:
             return prediction
         negative, positive = prediction.chunk(2)
         return negative + self.guidance * (positive - negative)
+
+
+class Ahead:
+    """Keeps the host near a GPU: counts tiles when they are finished, so that a cancellation waits for two batches."""
+
+    def __init__(self, progress: Progress, device: torch.device) -> None:
+        self.progress, self.device = progress, device
+        self.batches: collections.deque[tuple[torch.cuda.Event, int]] = collections.deque()
+
+    def launched(self, count: int) -> None:
+        """A batch of `count` tiles was sent to the device."""
+        if self.device.type != "cuda":
+            self.progress.advance(count)
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self.batches.append((event, count))
+        self.wait(BATCHES_AHEAD)
+
+    def wait(self, most: int) -> None:
+        """Until no more than `most` batches are unfinished."""
+        while len(self.batches) > most:
+            event, count = self.batches.popleft()
+            event.synchronize()
+            self.progress.advance(count)
 
 
 def layout(height: int, width: int, tile: int, overlap: int, device: torch.device) -> tuple[list[Tile], Tensor]:

@@ -36,11 +36,12 @@ from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import covered, needed
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import Progress
-from seesr.runtime.tiling import Tile
+from seesr.runtime.tiling import BATCHES, Tile, least_work
 from seesr.settings import Settings
 from seesr.vae import autoencoder
 
 log = logging.getLogger(__name__)
+NO_GRAPHS = "off (not asked for, or no GPU)"
 
 
 class Upscaling:
@@ -57,10 +58,15 @@ class Upscaling:
     ) -> None:
         self.networks, self.picture, self.progress, self.graphs, self.mask = networks, picture, progress, graphs, mask
         self.factor = networks.factor
-        self.settings = settings.seeded()
+        defaults, steps, side = networks.bundle.defaults, settings.num_inference_steps, settings.latent_tiled_size
+        self.steps = defaults.num_inference_steps if steps is None else steps
+        self.sides = defaults.latent_tiled_size if side is None else (side,)
+        self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*picture.size)
         self.seconds: dict[str, float] = {}
-        self.budget = Budget.for_device(networks.device, settings.latent_tiled_size**2)
+        self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+        pool, spare = (graphs.held, graphs.spare) if graphs is not None else (0, bool)
+        self.budget = Budget.for_device(networks.device, max(self.sides) ** 2, pool, spare)
 
     def run(self) -> Output:
         try:
@@ -92,14 +98,28 @@ class Upscaling:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Begins a stage, and keeps its seconds. Stages of many tiles say themselves how many there are."""
+        """Begins a stage, and keeps its seconds. Stages of many tiles say themselves how many there are.
+
+        On a GPU these are the seconds between two events there: the host does not wait for the stage to end.
+        """
         self.progress.start(stage)
-        started = time.perf_counter()
-        yield
         if self.networks.device.type == "cuda":
-            torch.cuda.synchronize(self.networks.device)
+            first, last = self.events[stage] = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            yield
+            last.record()
+        else:
+            started = time.perf_counter()
+            yield
+            self.seconds[stage] = time.perf_counter() - started
         self.progress.finish()
-        self.seconds[stage] = time.perf_counter() - started
+
+    def finished_seconds(self) -> dict[str, float]:
+        """Seconds of every stage, once all of them have ended."""
+        for stage, (first, last) in self.events.items():
+            last.synchronize()
+            self.seconds[stage] = first.elapsed_time(last) / 1000
+        return {stage: round(value, 3) for stage, value in self.seconds.items()}
 
     def metrics(self, picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
         return {
@@ -110,16 +130,18 @@ class Upscaling:
             "input_size": "x".join(map(str, self.picture.size)),
             "output_size": "x".join(map(str, picture.size)),
             "warnings": "; ".join(self.picture.warnings),
-            "steps": self.settings.num_inference_steps,
+            "steps": self.steps,
+            "tile_size": self.settings.latent_tiled_size,
             "tiles": len(denoiser.tiles),
             "tiles_skipped": len(denoiser.tiles) - len(denoiser.needed[-1]) if denoiser.needed else 0,
             "tile_batch": self.budget.batch.amount,
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "seconds": self.finished_seconds(),
             "peak_memory_mb": hardware.peak_memory(self.networks.device),
             "device": hardware.name(self.networks.device),
             "attention": self.networks.attention,
+            "graphs": NO_GRAPHS if self.graphs is None else self.graphs.state,
             "bundle": self.networks.bundle.name,
         }
 
@@ -143,7 +165,7 @@ class Upscaling:
         """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3], on the device."""
         networks = self.networks
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
-        least = min(networks.tile, self.settings.latent_tiled_size)
+        least = min(networks.tile, *self.sides)
         padded = pad(enlarge(self.picture.visible, self.size), cell, least * networks.factor)
         self.plain = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
@@ -182,7 +204,7 @@ class Upscaling:
         Where no tile was needed the latents are those of the input.
         """
         settings, factor = self.settings, self.factor
-        steps = sampling.schedule(self.networks.scheduler, settings.num_inference_steps)
+        steps = sampling.schedule(self.networks.scheduler, self.steps)
         each = denoiser.needed or [denoiser.tiles] * len(steps)
         self.progress.start("denoise", max(1, len(start) * sum(map(len, each))))
         if not settings.steered:
@@ -197,9 +219,11 @@ class Upscaling:
         return z, ensemble.uncertainty, {"kds": metrics}
 
     def denoiser(self, hint: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
-        """The networks with all that stays the same for this picture."""
-        tile, overlap = self.settings.latent_tiled_size, self.settings.latent_tiled_overlap
-        tiles, weight = layout(z_size[0], z_size[1], tile, overlap, self.networks.device)
+        """The networks with all that stays the same for this picture; here the side of the tiles is chosen."""
+        overlap = self.settings.latent_tiled_overlap
+        side = least_work(z_size[0], z_size[1], self.sides, overlap)
+        self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
+        tiles, weight = layout(z_size[0], z_size[1], side, overlap, self.networks.device)
         return Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
@@ -212,8 +236,23 @@ class Upscaling:
             budget=self.budget,
             progress=self.progress,
             graphs=self.graphs,
-            needed=needed(self.networks.vae, self.settings, self.mask, tiles, self.size, hint.shape[:2]),
+            needed=needed(self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, hint.shape[:2]),
         )
+
+    def record(self) -> None:
+        """Sends zeros through the hint's embedding and the denoiser's pass, in every batch that fits, for graphs to
+        record.
+        """
+        tags, image_tokens = self.tag()
+        text_tokens, device, side = self.encode_text(tags), self.networks.device, self.sides[0]
+        hint = torch.zeros(side * self.factor, side * self.factor, 3, dtype=torch.uint8, device=device)
+        denoiser = self.denoiser(hint, text_tokens, image_tokens, (side, side))
+        features = denoiser.hint_features(denoiser.tiles[0])
+        for size in BATCHES:
+            if size <= self.budget.batch.amount:
+                z = torch.zeros(size, self.networks.unet.config["in_channels"], side, side, device=device)
+                t = torch.full((size,), sampling.START, device=device)
+                denoiser.predict(z, t, features.repeat(size, 1, 1, 1))
 
     def under(self, hint: Tensor) -> Callable[[Tile], Tensor]:
         """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""

@@ -19,7 +19,13 @@ from seesr.vae import autoencoder
 
 
 def needed(
-    vae: Any, settings: Settings, mask: Grey | None, tiles: list[Tile], size: tuple[int, int], padded: tuple[int, ...]
+    vae: Any,
+    settings: Settings,
+    steps: int,
+    mask: Grey | None,
+    tiles: list[Tile],
+    size: tuple[int, int],
+    padded: tuple[int, ...],
 ) -> list[list[Tile]]:
     """The tiles of every step where only some are needed; empty: all, always.
 
@@ -29,7 +35,6 @@ def needed(
         size: (width, height) of the result.
         padded: (height, width) of the enlarged picture with its mirrored border.
     """
-    steps = settings.num_inference_steps
     if settings.fidelity == 1 or (mask is not None and not mask.any()):
         return [[]] * steps
     if mask is None or settings.steered or settings.color_fix == "adain" or not autoencoder.is_local(vae):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from seesr.images.mask import Grey
 from seesr.images.picture import Picture
 from seesr.images.source import LoadedImage, Source, load_source
 from seesr.networks import hardware, models
-from seesr.networks.graphs import CudaRecorder, Graphs
-from seesr.pipeline.pipeline import Upscaling
+from seesr.networks.graphs import SPARED, CudaRecorder, Graphs
+from seesr.pipeline.pipeline import NO_GRAPHS, Upscaling
 from seesr.pipeline.result import Output
 from seesr.runtime import precision
 from seesr.runtime.process import check_process
@@ -44,7 +44,7 @@ class Upscaler:
 
     @classmethod
     def load(
-        cls, bundle: str | Path, device: str | None = None, attention: str = "auto", cuda_graphs: bool = False
+        cls, bundle: str | Path, device: str | None = None, attention: str = "auto", cuda_graphs: bool = True
     ) -> Upscaler:
         """Loads a bundle: half precision on a GPU, single precision on a CPU.
 
@@ -52,7 +52,7 @@ class Upscaler:
             bundle: the folder.
             device: a torch device; None: the GPU if there is one.
             attention: name of a kernel, see hardware.choose.
-            cuda_graphs: replay the networks as CUDA graphs at the sizes of the warm-up; a CPU has none.
+            cuda_graphs: replay the networks as CUDA graphs (see networks.graphs); a CPU has none.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
@@ -86,6 +86,8 @@ class Upscaler:
             RuntimeError: the networks gave no usable image, or were loaded before os.fork().
         """
         check_process(self.process)
+        if self.graphs is not None and self.graphs.reason == SPARED:
+            self.record()
         settings = settings or Settings()
         loaded = load_source(source, settings.output_size)
         pipeline = Upscaling(self.networks, settings, loaded.picture, progress or Progress(), self.graphs, mask)
@@ -97,16 +99,34 @@ class Upscaler:
 
     def warm_up(self) -> None:
         """Runs one step on a grey picture of one tile, so that the first caller does not pay for lazy initialisation;
-        on a GPU also with guidance, and on one of several tiles, whose batches are another shape. Graphs are recorded
-        of one tile: the more tiles a pass has, the less its launches matter.
+        on a GPU also on one of several tiles, whose batches are another shape, and records graphs.
         """
         one = Settings(num_inference_steps=1, seed=0)
-        with contextlib.nullcontext() if self.graphs is None else self.graphs.setup():
-            self(self.grey(1), one)
-            if self.networks.device.type == "cuda":
-                self(self.grey(1), dataclasses.replace(one, cfg_scale=1.5))
+        self(self.grey(1), one)
         if self.networks.device.type == "cuda":
             self(self.grey(2), one)
+        if self.graphs is not None:
+            self.record()
+
+    def record(self) -> None:
+        """Records the networks: a picture of one tile, also with guidance, then the denoiser's pass for every batch
+        that memory allows, and the hint's embedding, at every tile side of the bundle.
+        """
+        assert self.graphs is not None
+        started = time.perf_counter()
+        one = Settings(num_inference_steps=1, seed=0)
+        with self.graphs.setup():
+            for scale in (1.0, 1.5):
+                self(self.grey(1), dataclasses.replace(one, cfg_scale=scale))
+            for side in self.networks.bundle.defaults.latent_tiled_size:
+                settings = dataclasses.replace(one, latent_tiled_size=side)
+                Upscaling(self.networks, settings, self.grey(1), Progress(), self.graphs).record()
+        log.info("CUDA graphs: %s, %.1f s", self.graphs.state, time.perf_counter() - started)
+
+    @property
+    def graphs_state(self) -> str:
+        """Whether CUDA graphs are used, and if not, why."""
+        return NO_GRAPHS if self.graphs is None else self.graphs.state
 
     def grey(self, tiles: int) -> Picture:
         """A ramp that is enlarged to `tiles` times the side of one."""

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-LARGEST_BATCH = 8
+from seesr.runtime.tiling import BATCHES
+
 HALF_CELL = 90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
 WHOLE_SHARE = 0.85  # of what is free on a GPU: the autoencoder runs alone
 LEAST_HOLD = 2**28  # below this, nothing is held
@@ -43,17 +44,35 @@ class Allowance:
         least: below this it is not lowered.
         lower: from one amount to the next.
         remedy: what the caller can change once it is at the least.
+        spare: frees memory that is only there for speed; False where there is none.
     """
 
-    def __init__(self, name: str, amount: int, least: int, lower: Callable[[int], int], remedy: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        amount: int,
+        least: int,
+        lower: Callable[[int], int],
+        remedy: str,
+        spare: Callable[[], bool] = bool,
+    ) -> None:
         self.name, self.amount, self.least, self.lower, self.remedy = name, amount, least, lower, remedy
+        self.spare = spare
         self.lowered = 0
 
-    def attempt(self, work: Callable[[], T], release: Callable[[], None] = lambda: None) -> T:
+    def attempt(
+        self,
+        work: Callable[[], T],
+        release: Callable[[], None] = lambda: None,
+        lower: Callable[[int], int] | None = None,
+    ) -> T:
         """Returns work(); when memory runs out, lowers the amount and tries again.
+
+        Before the amount becomes the least, or where it is, `spare` is asked first.
 
         Args:
             release: drops what an interrupted `work` and its neighbours still hold.
+            lower: in place of the allowance's own.
 
         Raises:
             OutOfMemory: it does not fit at the least amount either.
@@ -66,14 +85,20 @@ class Allowance:
                     raise
                 reason = " ".join(str(error).split())[:200]
             release()
+            following = self.amount if self.amount == self.least else (lower or self.lower)(self.amount)
+            spared = following == self.least and self.spare()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if spared:
+                self.lowered += 1
+                log.warning("out of memory (%s); trying again without CUDA graphs", reason)
+                continue
             if self.amount == self.least:
                 log.error("out of memory with nothing left to give up: %s", reason)
                 raise OutOfMemory(f"out of memory: a single tile does not fit ({reason}); {self.remedy}")
             self.lowered += 1
-            self.amount = self.lower(self.amount)
+            self.amount = following
             log.warning("out of memory (%s); going on with %s = %d", reason, self.name, self.amount)
 
 
@@ -84,20 +109,23 @@ class Budget:
         batch: tiles per forward pass of the denoiser.
         hold: bytes that waiting tiles of the autoencoder may keep.
         whole: bytes that it may take for a pass over the whole picture; beyond these it works in tiles.
+        single: nothing to lower: a pass that must fit.
+        spare: frees memory that is only there for speed, such as recorded graphs; False where there is none.
         redone: how often half precision was not enough.
         cast: the values that were cast up for it, each with its own half precision.
     """
 
-    def __init__(self, batch: int = 1, hold: int = 0, whole: int = 0) -> None:
+    def __init__(self, batch: int = 1, hold: int = 0, whole: int = 0, spare: Callable[[], bool] = bool) -> None:
+        larger = "use a device with more free memory, or end other programs on this one"
         self.batch = Allowance(
-            "tiles per batch", batch, 1, lambda amount: amount // 2,
-            "use a smaller latent_tiled_size, fewer particles, or a device with more free memory",
+            "tiles per batch", batch, 1, lambda amount: max(size for size in BATCHES if size < amount),
+            "use a smaller latent_tiled_size, fewer particles, or a device with more free memory", spare,
         )  # fmt: skip
         self.hold = Allowance(
-            "bytes held", hold, 0, lambda amount: amount // 2 if amount > LEAST_HOLD else 0,
-            "use a device with more free memory, or end other programs on this one",
-        )  # fmt: skip
-        self.whole = Allowance("bytes for a pass over the whole", whole, 0, lambda amount: 0, "use tiles")
+            "bytes held", hold, 0, lambda amount: amount // 2 if amount > LEAST_HOLD else 0, larger, spare
+        )
+        self.whole = Allowance("bytes for a pass over the whole", whole, 0, lambda amount: 0, "use tiles", spare)
+        self.single = Allowance("single passes", 0, 0, lambda amount: 0, larger, spare)
         self.redone = 0
         self.cast: list[tuple[Tensor, Tensor]] = []
 
@@ -110,23 +138,28 @@ class Budget:
     @property
     def retries(self) -> int:
         """How often memory was not enough."""
-        return self.batch.lowered + self.hold.lowered + self.whole.lowered
+        return self.batch.lowered + self.hold.lowered + self.whole.lowered + self.single.lowered
 
     @classmethod
-    def for_device(cls, device: torch.device, cells: int) -> Budget:
-        """For tiles of `cells` latent cells on a device as it is now."""
-        return cls.within(free(device), device, cells)
+    def for_device(cls, device: torch.device, cells: int, pool: int = 0, spare: Callable[[], bool] = bool) -> Budget:
+        """For tiles of `cells` latent cells on a device as it is now.
+
+        Args:
+            pool: bytes that look free and are held by recorded passes of the denoiser.
+        """
+        return cls.within(max(0, free(device) - pool), device, cells, pool, spare)
 
     @classmethod
-    def within(cls, unused: int, device: torch.device, cells: int) -> Budget:
-        """Half of the `unused` bytes, first for batches, later for the autoencoder."""
+    def within(
+        cls, unused: int, device: torch.device, cells: int, pool: int = 0, spare: Callable[[], bool] = bool
+    ) -> Budget:
+        """Half of the `unused` bytes, first for batches (which have the `pool` besides), later for the autoencoder."""
         half = unused // 2
         if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
-            return cls(1, min(half, HOST_HOLD), min(half, HOST_HOLD))
-        batch = LARGEST_BATCH
-        while batch > 1 and batch * cells * HALF_CELL > half:
-            batch //= 2
-        return cls(batch, half, int(WHOLE_SHARE * 2 * half))
+            return cls(1, min(half, HOST_HOLD), min(half, HOST_HOLD), spare)
+        room = (unused + pool) // 2
+        batch = max((size for size in BATCHES if size * cells * HALF_CELL <= room), default=1)
+        return cls(batch, half, int(WHOLE_SHARE * 2 * half), spare)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -28,6 +29,9 @@ class Tile(NamedTuple):
         return array[..., self.top : self.bottom, self.left : self.right]
 
 
+BATCHES = (1, 4, 5, 8)
+ATTENTION_AREA = 15_600  # latent pixels at which attention costs the full networks as much as everything else
+PASS = 0.5  # what a forward pass costs beside its tiles, in tiles
 Place = tuple[int, Tile]  # (index of the picture in a batch, tile)
 
 
@@ -57,6 +61,21 @@ def grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     ]
 
 
+def least_work(height: int, width: int, sides: Sequence[int], overlap: int) -> int:
+    """The one of `sides` whose tiles of [height, width] cost a denoiser the least; the first of equal ones.
+
+    Raises:
+        ValueError: the overlap leaves no room to advance at any of these sides.
+    """
+
+    def cost(side: int) -> float:
+        tiles = grid(height, width, side, overlap)
+        area = (tiles[0].bottom - tiles[0].top) * (tiles[0].right - tiles[0].left)
+        return len(tiles) * area * (1 + area / ATTENTION_AREA)
+
+    return min([side for side in sides if side > overlap] or sides, key=cost)
+
+
 def cores(tiles: list[Tile]) -> list[Tile]:
     """For every tile of a grid the part that it alone gives: overlaps are halved, so that each cell belongs to one."""
 
@@ -80,10 +99,19 @@ def window(height: int, width: int) -> Tensor:
     return rows[:, None] * columns[None, :]
 
 
-def even(count: int, batch: int) -> int:
-    """The size of batches, above half of `batch`, that needs the least filling: 25 by 8 are five of 5."""
-    sizes = range(min(count, batch // 2 + 1), min(count, batch) + 1)
-    return min(sizes, key=lambda size: (-count % size, -size))
+@functools.cache
+def batches(count: int, most: int) -> tuple[int, ...]:
+    """Sizes of the batches that take `count` tiles in the least time, none above `most`.
+
+    Sizes come from BATCHES, for which the networks can be recorded; every batch costs PASS tiles more than it holds.
+    A batch may hold one tile more than there are: seven take one of 8.
+    """
+    sizes = [size for size in BATCHES if size <= most]
+    best: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]  # cost, number of batches, their sizes
+    for n in range(1, count + 1):
+        ways = [(best[max(0, n - size)], size) for size in sizes]
+        best.append(min((cost + size + PASS, number + 1, (size, *rest)) for (cost, number, rest), size in ways))
+    return tuple(sorted(best[count][2], reverse=True))
 
 
 def blend(
@@ -97,8 +125,8 @@ def blend(
     """Runs `fn` over batches of places and averages its results where tiles overlap.
 
     Args:
-        fn: takes places, at most `batch`, and returns [places, C, h, w]. All batches are of one size, so that the
-            network always sees one shape: a last, shorter one is filled up with its last place.
+        fn: takes places, at most `batch`, and returns [places, C, h, w]. Their numbers are those of `batches`; a
+            last batch that is not full repeats its last place.
         tiles: the tiles of one picture, all of one shape.
         shape: [N, C, H, W] of the whole.
         weight: [h, w], relative weight of every cell of a tile; see `window`.
@@ -112,11 +140,12 @@ def blend(
     for tile in tiles:
         tile.crop(share).add_(weight)
     places = [(n, tile) for n in range(count) for tile in tiles]
-    batch = even(len(places), batch)
     total = torch.zeros(tuple(shape), dtype=torch.float32, device=weight.device)
-    for start in range(0, len(places), batch):
-        group = places[start : start + batch]
-        results = fn([*group, *[group[-1]] * (batch - len(group))])
+    start = 0
+    for size in batches(len(places), batch):
+        group = places[start : start + size]
+        start += size
+        results = fn([*group, *[group[-1]] * (size - len(group))])
         for (n, tile), result in zip(group, results, strict=False):
             tile.crop(total[n]).add_(result.float() * (weight / tile.crop(share)))
         finished(len(group))

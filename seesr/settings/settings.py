@@ -14,9 +14,11 @@ from seesr.images.limits import LARGEST_OUTPUT, LARGEST_SIDE, check_input
 from seesr.settings.validation import checked
 from seesr.settings.view_specs import ALL, VIEWS, View
 
+TRAINED_SIDE = 64  # of a tile, latent pixels; no bundle's own sides are smaller
+
 
 def _field(default: Any, description: str, kind: type, **limits: Any) -> Any:
-    """One setting. `kind` is the type of its values; a default of None allows None besides."""
+    """One setting. `kind` is the type of its values; a default of None allows None too, and `empty` says what it means."""
     return dataclasses.field(default=default, metadata={"description": description, "kind": kind, **limits})
 
 
@@ -71,8 +73,13 @@ class Settings:
         str,
         max_length=2000,
     )
-    num_inference_steps: int = _field(
-        4, "Denoising steps. 1 is fastest; 2 to 4 are usual for this model.", int, ge=1, le=8
+    num_inference_steps: int | None = _field(
+        None,
+        "Denoising steps; 1 is fastest. Leave empty for the bundle's own: 1 with the bundled pocket weights, 2 with the full weights.",
+        int,
+        ge=1,
+        le=8,
+        empty="the bundle's",
     )
     cfg_scale: float = _field(
         1.0,
@@ -81,12 +88,13 @@ class Settings:
         ge=1,
         le=2,
     )
-    latent_tiled_size: int = _field(
-        64,
-        "Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64; larger tiles cost more per area.",
+    latent_tiled_size: int | None = _field(
+        None,
+        "Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64. Leave empty for the bundle's own: 64 or 72, whichever takes less work for this image.",
         int,
         ge=16,
         le=512,
+        empty="the bundle's",
     )
     latent_tiled_overlap: int = _field(
         6,
@@ -133,6 +141,7 @@ class Settings:
         int,
         ge=0,
         le=4294967295,
+        empty="random, reported",
     )
 
     def __post_init__(self) -> None:
@@ -140,9 +149,10 @@ class Settings:
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
                 object.__setattr__(self, field.name, checked(field.name, value, field.metadata))
-        if self.latent_tiled_overlap >= self.latent_tiled_size:
+        side = TRAINED_SIDE if self.latent_tiled_size is None else self.latent_tiled_size
+        if self.latent_tiled_overlap >= side:
             raise ValueError(
-                f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {self.latent_tiled_size}: "
+                f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {side}: "
                 "tiles cannot advance; it must be smaller"
             )
         if self.target_side is not None and self.target_megapixels is not None:

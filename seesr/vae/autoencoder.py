@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -132,17 +133,26 @@ def run(
     """
     tiles = grid(*size, TILE, 2 * halo)
     if len(tiles) > 1:
-        whole = budget.whole.attempt(lambda: run_whole(name, network, source, size, budget, progress))
+        work = functools.partial(run_whole, name, network, source, size, budget, progress)
+        whole = budget.whole.attempt(work, lower=functools.partial(smaller, network, size))
         if whole is not None:
             yield Tile(0, 0, *size), whole
             return
         yield from walk_tiles(name, network, stages(network), source, tiles, cores(tiles), size, budget, progress)
         return
     progress.start(name)
-    values = budget.hold.attempt(lambda: network(source(tiles[0])))
+    values = budget.single.attempt(lambda: network(source(tiles[0])))
     check_finite(values, name)
     progress.advance()
     yield tiles[0], values
+
+
+def smaller(network: nn.Module, size: tuple[int, int], amount: int) -> int:
+    """The bytes of the next smaller way to pass over the whole, for one that did not fit; 0 where there is none."""
+    if not isinstance(network, (Encoder, Decoder)):
+        return 0
+    peak, frugal = (row_strips.peak(network, size, frugal) for frugal in (False, True))
+    return frugal if frugal < peak <= amount else 0
 
 
 def run_whole(

@@ -32,7 +32,7 @@ def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type) -> None
 
 
 def test_a_picture_asks_for_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, device, cells: cls(2, 0)))
+    monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, *_: cls(2, 0)))
     assert pocket(photo, QUICK).metrics["tile_batch"] == 2
 
 

@@ -112,7 +112,7 @@ def test_without_room_for_the_whole_tiles_are_taken(
     monkeypatch.setattr(row_strips.Strips, "resnet", no_room)
     budget = Budget(hold=HELD, whole=HELD)
     assert torch.equal(decode(vae, z, budget), tiled)
-    assert budget.retries == 1 and budget.whole.amount == 0
+    assert budget.retries == 2 and budget.whole.amount == 0  # the frugal pass was tried, too
 
 
 def test_what_is_held_does_not_change_a_bit(tiny_upscaler: Upscaler, small_tiles: None) -> None:

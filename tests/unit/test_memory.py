@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from seesr.runtime import memory
-from seesr.runtime.memory import HALF_CELL, HOST_HOLD, LARGEST_BATCH, Budget, OutOfMemory
+from seesr.runtime.memory import HALF_CELL, HOST_HOLD, Budget, OutOfMemory
 
 CELLS = 64 * 64
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-@pytest.mark.parametrize(("share", "batch"), [(100, 8), (1.0, 8), (0.99, 4), (0.5, 4), (0.49, 2), (0.2, 1), (0.0, 1)])
+@pytest.mark.parametrize(("share", "batch"), [(100, 8), (1.0, 8), (0.99, 5), (0.5, 4), (0.49, 1), (0.0, 1)])
 def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, share: float, batch: int) -> None:
     """Half of it for batches, half for what waits, more for a pass over the whole."""
-    free = 2 * int(share * LARGEST_BATCH * CELLS * HALF_CELL)
+    free = 2 * int(share * 8 * CELLS * HALF_CELL)
     monkeypatch.setattr(memory, "free", lambda device: free)
     found = Budget.for_device(GPU, CELLS)
     assert (found.batch.amount, found.hold.amount) == (batch, free // 2)
@@ -45,17 +45,18 @@ def test_running_out_of_memory_is_known_in_all_its_words(words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "amount", "steps", "remedy"),
     [
-        ("batch", 8, [4, 2, 1], "use a smaller latent_tiled_size"),
-        ("batch", 6, [3, 1], "fewer particles"),
+        ("batch", 8, [5, 4, 1], "use a smaller latent_tiled_size"),
+        ("batch", 6, [5, 4, 1], "fewer particles"),
         ("hold", 2**30, [2**29, 2**28, 0], "a device with more free memory"),
         ("hold", 1, [0], "end other programs"),
         ("whole", 2**40, [0], "use tiles"),
+        ("single", 0, [], "end other programs"),
     ],
 )
 def test_what_is_given_up_until_nothing_is_left(
     name: str, amount: int, steps: list[int], remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan, seen, released = Budget(**{name: amount}), [], []
+    plan, seen, released = Budget(**({name: amount} if amount else {})), [], []
     allowance: memory.Allowance = getattr(plan, name)
 
     def fails() -> None:
@@ -67,7 +68,28 @@ def test_what_is_given_up_until_nothing_is_left(
     assert seen == [amount, *steps] and released == [*range(1, len(seen) + 1)]
     assert plan.retries == allowance.lowered == len(steps)
     assert remedy in str(error.value) and len(str(error.value)) < 400
-    assert f"{allowance.name} = {steps[0]}" in caplog.text
+    assert not steps or f"{allowance.name} = {steps[0]}" in caplog.text
+
+
+def test_what_is_only_there_for_speed_is_freed_before_the_last_step() -> None:
+    spared, seen = [True, False, False], []
+    plan = Budget(batch=8, spare=lambda: spared.pop(0))
+
+    def fails() -> None:
+        seen.append(plan.batch.amount)
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory):
+        plan.batch.attempt(fails)
+    assert seen == [8, 5, 4, 4, 1] and not spared
+
+
+def test_recorded_passes_hold_memory_that_only_batches_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = 8 * CELLS * HALF_CELL
+    monkeypatch.setattr(memory, "free", lambda device: 2 * need)
+    found = Budget.for_device(GPU, CELLS, pool=need)
+    assert found.batch.amount == 8
+    assert found.hold.amount == need // 2 and found.whole.amount == pytest.approx(0.85 * need, abs=2)
 
 
 def test_without_a_plan_one_tile_is_run_and_nothing_held() -> None:

@@ -47,9 +47,29 @@ def test_cores_meet_in_the_middle_of_overlaps_and_cover_each_cell_once(
     assert [core[0::2] for core in tiling.cores(tiling.grid(26, 8, 16, 6))] == [(0, 13), (13, 26)]
 
 
-def test_batches_are_even_and_hardly_filled() -> None:
-    assert [tiling.even(count, 8) for count in (1, 4, 7, 8, 9, 16, 23, 25, 81, 121)] == [1, 4, 7, 8, 5, 8, 8, 5, 7, 5]
-    assert [tiling.even(25, batch) for batch in (1, 2, 4)] == [1, 2, 3]
+def test_batches_have_few_sizes_and_are_hardly_filled() -> None:
+    found = [tiling.batches(count, 8) for count in (1, 2, 3, 4, 6, 7, 9, 16, 25)]
+    assert found == [(1,), (1, 1), (4,), (4,), (5, 1), (8,), (5, 4), (8, 8), (8, 8, 5, 4)]
+    assert tiling.batches(9, 4) == (4, 4, 1) and tiling.batches(3, 2) == (1, 1, 1) and tiling.batches(0, 8) == ()
+    for count in range(1, 400):
+        for most in tiling.BATCHES:
+            sizes = tiling.batches(count, most)
+            assert set(sizes) <= set(tiling.BATCHES) and max(sizes) <= most
+            assert count <= sum(sizes) <= count + 1
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [(32, 64), (64, 64), (68, 72), (122, 64), (128, 72), (256, 72), (512, 64), (1024, 64)],
+)
+def test_the_tile_side_with_the_least_work_is_chosen(side: int, expected: int) -> None:
+    assert tiling.least_work(side, side, (64, 72), 6) == expected
+
+
+def test_a_side_that_the_overlap_leaves_no_room_for_is_not_chosen() -> None:
+    assert tiling.least_work(122, 122, (16, 64), 16) == 64
+    with pytest.raises(ValueError, match="overlap of 64 does not work"):
+        tiling.least_work(122, 122, (16, 64), 64)
 
 
 def test_the_window_is_a_hann_window() -> None:
@@ -72,7 +92,7 @@ def test_blending_the_identity_is_the_identity(batch: int) -> None:
     tiles = tiling.grid(50, 70, 16, 4)
 
     def identity(group: list[tiling.Place]) -> torch.Tensor:
-        assert len(group) == batch  # one shape, always
+        assert len(group) in tiling.BATCHES and len(group) <= batch
         return torch.stack([tile.crop(whole[n]) for n, tile in group])
 
     blended = tiling.blend(identity, tiles, whole.shape, batch, tiling.window(16, 16))

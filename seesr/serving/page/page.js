@@ -32,7 +32,7 @@ function build(field) {
   } else if (field.kind === "text") {
     input = make("input", { id, type: "text", maxLength: field.max_length });
   } else {
-    input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any" });
+    input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any", placeholder: field.empty ?? "" });
   }
   input.setAttribute("aria-describedby", about.id);
   label.append(about);
