@@ -31,7 +31,7 @@ from seesr.images.picture import Picture
 from seesr.networks import models, weights
 from seesr.networks.attention import set_kernel
 from seesr.networks.tagger import Tagger
-from seesr.pipeline.denoiser import Denoiser
+from seesr.pipeline.denoiser import Ahead, Denoiser
 from seesr.pipeline.pipeline import Upscaling
 from seesr.runtime.memory import Budget
 
@@ -105,6 +105,7 @@ def count(size: int, free: int, settings: Settings) -> dict[str, Stage]:
     repeated = Repeated(counter)
     with (
         mock.patch.object(Budget, "for_device", lambda *_, **__: budget),
+        mock.patch.object(Ahead, "launched", lambda *_: None),  # no event can be waited for
         mock.patch.object(Denoiser, "predict", lambda *args: repeated.predict(*args)),
         mock.patch.object(Tagger, "names", lambda self, logits: logits.cpu().tolist()[:0]),
     ):

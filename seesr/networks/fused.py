@@ -5,18 +5,20 @@ TRITON_INTERPRET=1 in the environment the kernels run on a CPU, for tests. Sums 
 fixed order, so a result depends neither on the batch nor on the run.
 """
 
-from __future__ import annotations
+# pyright: reportArgumentType=false, reportCallIssue=false
+# A kernel takes numbers for its constants.
 
-from typing import Any
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from diffusers.models.activations import GEGLU
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+
+from seesr.networks.attention import Tokens
+from seesr.networks.blocks import ResnetBlock
+from seesr.networks.transformer import GatedLinear, Transformer
 
 ROWS, CHANNELS = 64, 64  # pixels and channels of one program of a GroupNorm
 CHUNK = 256  # blocks of rows whose moments are combined at a time
@@ -160,34 +162,41 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
+def normalised(norm: nn.GroupNorm, x: Tensor, activate: bool) -> Tensor:
+    """A GroupNorm, and SiLU if `activate`: fused for channels-last images, torch's for others."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, activate)
+    result = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.silu(result) if activate else result
+
+
 class FusedGroupNorm(nn.GroupNorm):
-    """A GroupNorm of channels-last images; of others it is torch's."""
-
-    activate = False
-
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last):
-            return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, self.activate)
-        normalised = super().forward(input)
-        return F.silu(normalised) if self.activate else normalised
+        return normalised(self, input, False)
 
 
-class FusedGroupNormSiLU(FusedGroupNorm):
-    """The same with the SiLU that follows it."""
-
-    activate = True
-
-
-class SiLULinear(nn.Linear):
-    """A Linear behind the SiLU that a residual block with fused norms no longer applies to its time embedding."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.silu(input))
+class FusedResnetBlock(ResnetBlock):
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        inner = self.conv1(normalised(self.norm1, x, True))
+        if self.time_emb_proj is not None and time is not None:
+            inner = inner + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        inner = self.conv2(normalised(self.norm2, inner, True))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + inner
 
 
-class FusedGEGLU(GEGLU):
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return geglu(self.proj(hidden_states))
+class ChannelsLastTransformer(Transformer):
+    """Leaves its result channels-last, where the other one copies it to channels first."""
+
+    def forward(self, x: Tensor, context: Tokens | Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows = self.proj_in(normalised(self.norm, x, False).permute(0, 2, 3, 1).reshape(batch, -1, channels))
+        rows = self.proj_out(self.transformer_blocks[0](rows, context))
+        return rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2) + x
+
+
+class FusedGatedLinear(GatedLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return geglu(self.proj(x))
 
 
 class FusedLayerNorm(nn.LayerNorm):
@@ -195,36 +204,22 @@ class FusedLayerNorm(nn.LayerNorm):
         return layer_norm(input.contiguous(), self.weight, self.bias, self.eps)
 
 
-class ChannelsLastTransformer(Transformer2DModel):
-    """Leaves its result channels-last, where diffusers copies it to channels first."""
-
-    def _get_output_for_continuous_inputs(
-        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
-    ) -> Tensor:
-        hidden = self.proj_out(hidden_states)  # type: ignore[misc]
-        return hidden.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2) + residual
+CLASSES: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
+    "group_norm": {ResnetBlock: FusedResnetBlock, Transformer: ChannelsLastTransformer},
+    "geglu": {GatedLinear: FusedGatedLinear},
+    "layer_norm": {nn.LayerNorm: FusedLayerNorm},
+}
 
 
 def fuse(network: nn.Module, kinds: frozenset[str]) -> None:
     """Has a channels-last UNet or ControlNet computed by these kernels, in place; parameters stay where they are.
 
     Args:
-        kinds: of "group_norm" (with the transformers' layout), "geglu" and "layer_norm".
+        kinds: keys of CLASSES.
     """
-    for module in list(network.modules()):
-        if "group_norm" in kinds and isinstance(module, ResnetBlock2D):
-            module.norm1.__class__ = module.norm2.__class__ = FusedGroupNormSiLU
-            module.nonlinearity = nn.Identity()
-            if module.time_emb_proj is not None and not module.skip_time_act:
-                module.time_emb_proj.__class__ = SiLULinear
-        elif "group_norm" in kinds and type(module) is Transformer2DModel and module.use_linear_projection:
-            module.norm.__class__ = FusedGroupNorm
-            module.__class__ = ChannelsLastTransformer
-        elif "geglu" in kinds and type(module) is GEGLU:
-            module.__class__ = FusedGEGLU
-        elif "layer_norm" in kinds and type(module) is nn.LayerNorm:
-            module.__class__ = FusedLayerNorm
-    last: Any = network
-    if "group_norm" in kinds and getattr(last, "conv_norm_out", None) is not None:
-        last.conv_norm_out.__class__ = FusedGroupNormSiLU
-        last.conv_act = nn.Identity()
+    classes = {old: new for kind in kinds for old, new in CLASSES[kind].items()}
+    for name, module in network.named_modules():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+        elif "group_norm" in kinds and name == "conv_norm_out":
+            module.__class__ = FusedGroupNorm

@@ -87,8 +87,8 @@ def verify(path: Path) -> Bundle:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        given = manifest.get("defaults", {})  # bundles that were converted before have none
-        defaults = Defaults(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        own = manifest.get("defaults", Defaults()._asdict())  # bundles that were converted before have none
+        defaults = Defaults(own["num_inference_steps"], tuple(own["latent_tiled_size"]))
         bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"], defaults)
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None

@@ -104,7 +104,8 @@ class Upscaling:
         """
         self.progress.start(stage)
         if self.networks.device.type == "cuda":
-            first, last = self.events[stage] = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self.events[stage] = first, last
             first.record()
             yield
             last.record()

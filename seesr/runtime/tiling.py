@@ -107,11 +107,14 @@ def batches(count: int, most: int) -> tuple[int, ...]:
     A batch may hold one tile more than there are: seven take one of 8.
     """
     sizes = [size for size in BATCHES if size <= most]
-    best: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]  # cost, number of batches, their sizes
-    for n in range(1, count + 1):
+    full = max(0, count - 8 * sizes[-1]) // sizes[-1]  # of many, most batches are of the largest size
+    best: list[tuple[float, int, list[int]]] = [(0.0, 0, [])]  # cost, number of batches, their sizes
+    for n in range(1, count - full * sizes[-1] + 1):
         ways = [(best[max(0, n - size)], size) for size in sizes]
-        best.append(min((cost + size + PASS, number + 1, (size, *rest)) for (cost, number, rest), size in ways))
-    return tuple(sorted(best[count][2], reverse=True))
+        best.append(
+            min((cost + size + PASS, number + 1, sorted([size, *rest])[::-1]) for (cost, number, rest), size in ways)
+        )
+    return (*[sizes[-1]] * full, *best[-1][2])
 
 
 def blend(

@@ -148,7 +148,7 @@ def test_help_has_ranges_and_defaults(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         commands.main(["upscale", "--help"])
     told = " ".join(capsys.readouterr().out.split())
-    assert "(1 to 8, default: 4.0)" in told and "(default: on)" in told and "default: a random number" in told
+    assert "(1 to 8, default: 4.0)" in told and "(default: on)" in told and "default: random, reported" in told
 
 
 def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: pytest.CaptureFixture[str]) -> None:

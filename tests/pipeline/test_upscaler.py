@@ -261,7 +261,7 @@ def test_the_tile_batch_does_not_change_a_byte(pocket: Upscaler, photo: Image.Im
     np.testing.assert_array_equal(run(pocket, photo, Budget(1))[0], run(pocket, photo, Budget(batch))[0])
 
 
-@pytest.mark.parametrize("fits", [5, 4, 1])
+@pytest.mark.parametrize("fits", [4, 1])
 def test_every_rung_of_the_ladder_recovers_without_a_trace(pocket: Upscaler, photo: Image.Image, fits: int) -> None:
     """An allocation fails for batches of more than `fits` tiles."""
 
@@ -277,7 +277,7 @@ def test_every_rung_of_the_ladder_recovers_without_a_trace(pocket: Upscaler, pho
         hook.remove()
     np.testing.assert_array_equal(found, undisturbed)
     assert metrics["tile_batch"] == fits
-    assert metrics["out_of_memory_retries"] == {5: 1, 4: 2, 1: 3}[fits]
+    assert metrics["out_of_memory_retries"] == {4: 2, 1: 3}[fits]
 
 
 def test_an_upscaler_that_ran_out_of_memory_works_again(pocket: Upscaler, photo: Image.Image) -> None:
