@@ -15,6 +15,7 @@ The factor f, the channel count C and the token widths come from the bundle's co
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

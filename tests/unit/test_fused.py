@@ -40,16 +40,41 @@ exact = F.layer_norm(x.double(), (320,), weight.double(), bias.double(), 1e-5)
 assert far(fused.layer_norm(x, weight, bias, 1e-5), exact) < 1e-5
 print("right")
 """
+NETWORKS = """
+import torch
+from torch import nn
+from seesr.networks import fused
+from seesr.networks.blocks import ResnetBlock
+from seesr.networks.transformer import Transformer
+
+torch.manual_seed(0)
+with torch.no_grad():
+    x = torch.randn(2, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+    network = nn.ModuleList([ResnetBlock(16, 24, 8, 1e-5, 12), Transformer(24, 2, 8, 16)])
+    network.to(memory_format=torch.channels_last)
+    for value in network.parameters():
+        value.normal_(std=0.3)
+    time, words = torch.randn(2, 12), torch.randn(2, 7, 16)
+    run = lambda: network[1](network[0](x, time), words)
+    plain = run()
+    fused.fuse(network, frozenset(fused.CLASSES))
+    classes = {c for kind in fused.CLASSES.values() for c in kind.values()}
+    assert {type(module) for module in network.modules()} >= classes
+    torch.testing.assert_close(run(), plain, rtol=1e-4, atol=1e-4)
+    assert run().is_contiguous(memory_format=torch.channels_last)
+print("right")
+"""
 
 
-def interpreted(program: str, *arguments: str) -> str:
+def interpreted(program: str) -> str:
     """What a program prints in a process of its own: Triton reads its setting when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, *arguments]
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
-def test_every_kernel_is_near_double_precision() -> None:
-    assert "right" in interpreted(PROGRAM)
+@pytest.mark.parametrize("program", [PROGRAM, NETWORKS], ids=["kernels", "networks"])
+def test_fused_kernels_compute_what_torch_does(program: str) -> None:
+    assert "right" in interpreted(program)
