@@ -134,7 +134,8 @@ def copies(networks: models.Models) -> models.Models:
     autoencoder's layout is changed and memory is short, the others stand on the same parameters."""
 
     def copied(network: torch.nn.Module, share: bool) -> Any:
-        return copy.deepcopy(network, {id(p): p for p in network.parameters()} if share else None)
+        shared = [network.config] if hasattr(network, "config") else []
+        return copy.deepcopy(network, {id(kept): kept for kept in [*shared, *(network.parameters() if share else [])]})
 
     share = networks.device.type == "cpu"
     names = ("unet", "controlnet", "text_encoder", "tagger")
