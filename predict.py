@@ -27,7 +27,7 @@ class Predictor(BaseRunner):
 
     def run(
         self,
-        image: Path = Input(description="JPEG, PNG, WebP, AVIF, TIFF or HEIC image to upscale, at most 67.1 megapixels, 32768 pixels per side and 100 MiB.", accept="image/*"),
+        image: Path = Input(description="JPEG, PNG, WebP, AVIF, TIFF, HEIC or JPEG XL image to upscale, at most 67.1 megapixels, 32768 pixels per side and 100 MiB.", accept="image/*"),
         mask: Optional[Path] = Input(default=None, description="Where the model may change the image: white is enhanced, black stays the bicubic upscale, grey blends. An image of any size with the same aspect ratio.", accept="image/*"),
         scale_factor: float = Input(default=4.0, ge=1, le=8, description="Upscaling factor. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 per side."),
         target_side: Optional[int] = Input(default=None, ge=1, le=32768, description="Longest side of the output in pixels. Replaces scale_factor; the resulting scale must be between 1 and 8."),

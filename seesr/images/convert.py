@@ -70,6 +70,15 @@ def split(pixels: Pixels) -> tuple[Pixels, Pixels | None]:
     return np.ascontiguousarray(pixels[..., :3]), None if (alpha == np.iinfo(alpha.dtype).max).all() else alpha
 
 
+def divided(colours: Pixels, alpha: Pixels) -> Pixels:
+    """Premultiplied colours -> straight ones, rounded; those of invisible pixels are 0."""
+    top, result = np.iinfo(colours.dtype).max, np.empty_like(colours)
+    for row in range(len(colours)):  # a whole image in floats would need 8 times the memory
+        by = np.maximum(alpha[row], 1)[:, None].astype(np.uint64)
+        result[row] = np.minimum((colours[row].astype(np.uint64) * top + by // 2) // by, top)
+    return result
+
+
 def equal_channels(rgb: Pixels) -> bool:
     """Whether red, green and blue are equal everywhere."""
     return all((row[:, 0] == row[:, 1]).all() and (row[:, 0] == row[:, 2]).all() for row in rgb)

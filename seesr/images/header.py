@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seesr.images import convert, exif, isobmff, jpeg, png_chunks, tiff
+from seesr.images import convert, exif, isobmff, jpeg, jxl, png_chunks, tiff
 from seesr.images.color_tags import Encoding
 from seesr.images.deep import deep_grey, deep_png
 from seesr.images.kinds import AVIF, HEIC, READABLE, brands, refusal
+from seesr.images.metadata_limits import check_metadata
 from seesr.images.picture import Pixels
 
 GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}  # modes with one colour
@@ -81,6 +82,8 @@ def open_file(data: bytes) -> Header:
         return open_webp(data)
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return open_tiff(data)
+    if data.startswith((jxl.CODESTREAM, jxl.CONTAINER)):
+        return open_jxl(data)
     found = brands(data)
     if found & AVIF:
         return open_avif(data)
@@ -128,6 +131,7 @@ def open_webp(data: bytes) -> Header:
 def open_jpeg(data: bytes) -> Header:
     before = jpeg.start_of(data)
     data = data[before:]
+    check_metadata(data)
     frame = jpeg.read_frame(data)
     if frame.bits == 12 and frame.number in (0, 1, 2):
         return open_deep_jpeg(data, frame)
@@ -168,7 +172,7 @@ def open_deep_jpeg(data: bytes, frame: jpeg.Frame) -> Header:
             raise Damaged("the image file is damaged (its end is missing)")
         with decoding():
             values: NDArray[Any] = imagecodecs.jpeg8_decode(data)
-        values = (values.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+        values = widened(values, 12)
         return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, header.icc, values.ndim == 2)
 
     header = of_pillow(image, decode)
@@ -176,17 +180,16 @@ def open_deep_jpeg(data: bytes, frame: jpeg.Frame) -> Header:
 
 
 def open_tiff(data: bytes) -> Header:
-    try:
+    with opening("TIFF"):
         number = tiff.main_page(data)
         about = tiff.about(data, number)
-    except tiff.DAMAGE as error:
-        raise Damaged("the TIFF file is damaged: its header cannot be read") from error
     image = None
     with contextlib.suppress(Damaged):  # a kind that Pillow does not know
         image = with_pillow(data, "TIFF", number)
     known = image is not None and (image.mode in convert.PLAIN | convert.CONVERTED or image.mode.startswith("I;16"))
     if about.signed or not known:
-        tiff.check(data, number)  # says what it is
+        with opening("TIFF"):
+            tiff.check(data, number)  # says what it is
     readable = tiff.reads(data, number)
     other = open_with_tifffile(data, number, about)
     if image is None or not known or (about.bits > 8 and readable):
@@ -263,7 +266,7 @@ def open_avif(data: bytes) -> Header:
                 return colours_of(image, header)
             values = imagecodecs.avif_decode(data)
         if values.dtype == np.uint16:
-            values = (values.astype(np.uint32) * 65535 // (2**properties.bits - 1)).astype(np.uint16)
+            values = widened(values, properties.bits)
         return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, header.icc, values.ndim == 2)
 
     hdr = properties.encoding is not None and properties.encoding.hdr
@@ -301,8 +304,57 @@ def open_heic(data: bytes) -> Header:
     return header
 
 
+def open_jxl(data: bytes) -> Header:
+    with opening("JXL"):
+        about = jxl.read_header(data)
+
+    def decode() -> Colours:
+        import imagecodecs
+
+        with decoding():
+            values: NDArray[Any] = np.asarray(imagecodecs.jpegxl_decode(data))  # upright
+        values = values.reshape(*values.shape[:2], -1)
+        if values.shape != (about.size[1], about.size[0], about.channels):
+            raise Damaged("the JPEG XL file is damaged: it does not hold what its header says")
+        if values.dtype == np.uint16:
+            values = widened(values, about.bits)
+        elif about.bits < 8:
+            values = (values.astype(np.uint16) * 255 // (2**about.bits - 1)).astype(np.uint8)
+        grey, alpha = about.channels < 3, about.channels % 2 == 0
+        colours = values[..., :-1] if alpha else values
+        if about.premultiplied:
+            colours = convert.divided(colours, values[..., -1])
+        layers = [colours] * (3 if grey else 1) + ([values[..., -1:]] if alpha else [])
+        return Colours(np.concatenate(layers, axis=2), None, grey)
+
+    def directory() -> Image.Exif:
+        found = Image.Exif()
+        found.load(about.exif or b"")
+        return found
+
+    header = Header(about.size, decode, encoding=about.encoding)
+    header.exif = lambda: exif.kept(directory, header.warnings)
+    return header
+
+
+def widened(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
+    """Values of 9 to 16 bits over the full range of 16."""
+    return (values.astype(np.uint32) * 65535 // (2**bits - 1)).astype(np.uint16)
+
+
 class Damaged(ValueError):
     """A file of a known kind that cannot be read."""
+
+
+@contextlib.contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Says in one line that a header cannot be read, for whatever reason a parser has."""
+    try:
+        yield
+    except (Damaged, tiff.Unreadable, jxl.Unreadable):
+        raise
+    except Exception as error:
+        raise Damaged(f"the {READABLE[name]} file is damaged: its header cannot be read") from error
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def read_properties(data: bytes, warnings: list[str]) -> Properties:
     """
     try:
         found = list(primary_properties(data))
-    except (IndexError, KeyError, StopIteration, struct.error):
+    except (IndexError, KeyError, struct.error):
         warnings.append("the boxes of the image cannot be read; its transforms and colour tag are not known")
         return Properties()
     named: dict[bytes, bytes] = {}
@@ -141,7 +141,7 @@ def primary_properties(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     inside = dict(boxes(meta))
     primary = item_number(inside[b"pitm"][4:], inside[b"pitm"][0] > 0)
     parts = list(boxes(inside[b"iprp"]))
-    properties = list(boxes(next(body for name, body in parts if name == b"ipco")))
+    properties = list(boxes(dict(parts)[b"ipco"]))
     for name, body in parts:
         if name == b"ipma":
             for item, places in associations(body):

@@ -9,8 +9,9 @@ READABLE = {  # Pillow's names and everybody's
     "AVIF": "AVIF",
     "TIFF": "TIFF",
     "HEIF": "HEIC",
+    "JXL": "JPEG XL",
 }
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif", ".jxl"}
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 AVIF = {b"avif", b"avis"}
 CONVERT = "convert it to PNG or TIFF first (for example: magick input{} output.png)"
@@ -32,8 +33,6 @@ OTHERS = {  # the first bytes: what it is, and what to do
     b"Pf": ("a PFM", CONVERT.format("")),
     b"\0\0\0\x0cjP  ": ("a JPEG 2000", CONVERT.format("")),
     b"\xff\x4f\xff\x51": ("a JPEG 2000 codestream", CONVERT.format("")),
-    b"\0\0\0\x0cJXL ": ("a JPEG XL", CONVERT.format("")),
-    b"\xff\x0a": ("a JPEG XL", CONVERT.format("")),
     b"II\xbc": ("a JPEG XR", CONVERT.format("")),
     b"qoif": ("a QOI", CONVERT.format("")),
     b"\x0a\5\1": ("a PCX", CONVERT.format("")),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-import struct
-from typing import Any, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
+from seesr.images import convert
 from seesr.images.exif import orientation
 from seesr.images.limits import LARGEST_SIDE
+
+if TYPE_CHECKING:  # loaded when a TIFF is read: it takes a quarter of a second
+    import tifffile
 
 PHOTOMETRICS = {
     0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab",
@@ -24,7 +27,7 @@ PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
 MOST_CLIPPED = 0.05  # share of floating-point values outside of 0 to 1
 
 
-DAMAGE = (tifffile.TiffFileError, IndexError, KeyError, OSError, TypeError, struct.error, UnicodeError, OverflowError)
+MOST_PAGES = 1000
 
 
 class Unreadable(ValueError):
@@ -54,15 +57,19 @@ def main_page(data: bytes) -> int:
         ValueError: there are several.
     """
     with open_tiff(data) as file:
-        kinds = [int(page.subfiletype) for page in file.pages]  # pyright: ignore[reportAttributeAccessIssue]
+        first: Any = itertools.islice(file.pages, MOST_PAGES + 1)
+        kinds = [int(page.subfiletype) for page in first]
     pages = [number for number, kind in enumerate(kinds) if not kind & (REDUCED | MASK)]
     count = len(kinds)
     if len(pages) > 1 or (not pages and count > 1):
-        raise Unreadable(f"the image has {len(pages) or count} pages; send one still image")
+        number = f"more than {MOST_PAGES}" if count > MOST_PAGES else len(pages) or count
+        raise Unreadable(f"the image has {number} pages; send one still image")
     return pages[0] if pages else 0
 
 
 def open_tiff(data: bytes) -> tifffile.TiffFile:
+    import tifffile
+
     return tifffile.TiffFile(io.BytesIO(data), _multifile=False)
 
 
@@ -110,8 +117,8 @@ def about(data: bytes, number: int) -> About:
         whole = all(isinstance(side, tuple) and len(side) == 2 and side[0] and side[1] for side in sides)
         dpi = tuple(per_inch * a / b for a, b in sides) if per_inch and whole else None
         return About(
-            (page.imagewidth, page.imagelength),
-            page.bitspersample,
+            (int(page.imagewidth), int(page.imagelength)),  # damage can give several
+            max(np.ravel(page.bitspersample)),
             PHOTOMETRICS.get(page.photometric, ""),
             turn if turn in range(1, 9) else 1,
             page.sampleformat == 2,
@@ -135,7 +142,7 @@ def reads(data: bytes, number: int) -> bool:
     """Whether `read` can read a page."""
     try:
         check(data, number)
-    except Unreadable:
+    except Exception:  # Unreadable, or whatever its parser raises
         return False
     return True
 
@@ -147,6 +154,8 @@ def check_kind(page: Any) -> None:
         ValueError: what it is, and what can be read.
     """
     kind = PHOTOMETRICS.get(page.photometric, "")
+    if isinstance(page.bitspersample, tuple):
+        raise Unreadable(f"this is {describe(page)} of uneven depths, which cannot be read: use 8 or 16 bits")
     fits = kind in COLOURS and page.samplesperpixel >= COLOURS[kind] and page.imagedepth == 1
     numbers = (page.sampleformat == 1 and page.bitspersample <= 32) or (
         page.sampleformat == 3 and kind in ("grey", "RGB")
@@ -185,7 +194,7 @@ def read(data: bytes, number: int) -> Tiff:
         if extra in (PREMULTIPLIED, STRAIGHT):
             alpha = pixels[..., COLOURS[kind] + place]
             if extra == PREMULTIPLIED:
-                colours = divided(colours, alpha)
+                colours = convert.divided(colours, alpha)
             break
     if kind == "Lab":
         colours = signed_lab(colours, page.photometric)
@@ -215,15 +224,6 @@ def to_integers(pixels: NDArray[Any], page: Any) -> tuple[NDArray[Any], tuple[st
         return (pixels >> (bits - 16)).astype(np.uint16), (f"of {bits} bits per colour 16 are taken",)
     top, target = 2**bits - 1, np.uint8 if bits < 8 else np.uint16
     return (pixels.astype(np.uint32) * np.iinfo(target).max // top).astype(target), ()
-
-
-def divided(colours: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Premultiplied colours -> straight ones, rounded; those of invisible pixels are 0."""
-    top, result = np.iinfo(colours.dtype).max, np.empty_like(colours)
-    for row in range(len(colours)):  # a whole image in floats would need 8 times the memory
-        by = np.maximum(alpha[row], 1)[:, None].astype(np.uint64)
-        result[row] = np.minimum((colours[row].astype(np.uint64) * top + by // 2) // by, top)
-    return result
 
 
 def signed_lab(colours: NDArray[Any], photometric: int) -> NDArray[np.uint8]:

@@ -14,7 +14,8 @@ from seesr.settings import Settings
 
 FILE = Path(__file__).resolve().parents[2] / ".cog/openapi_schema.json"
 IMAGE = (
-    "JPEG, PNG, WebP, AVIF, TIFF or HEIC image to upscale, at most 67.1 megapixels, 32768 pixels per side and 100 MiB."
+    "JPEG, PNG, WebP, AVIF, TIFF, HEIC or JPEG XL image to upscale, at most 67.1 megapixels, "
+    "32768 pixels per side and 100 MiB."
 )
 MASK = (
     "Where the model may change the image: white is enhanced, black stays the bicubic upscale, grey blends. "

@@ -68,7 +68,7 @@ def test_what_is_no_image_is_refused_in_one_line(data: bytes, words: str) -> Non
 def test_what_it_is_instead_is_said(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"this is {words}")) as caught:
         decode(data)
-    assert str(caught.value).endswith("use JPEG, PNG, WebP, AVIF, TIFF, HEIC")
+    assert str(caught.value).endswith("use JPEG, PNG, WebP, AVIF, TIFF, HEIC, JPEG XL")
 
 
 def test_brands_are_those_of_the_first_box_and_no_more() -> None:
