@@ -113,7 +113,7 @@ class Journal:
         os.pwrite(self.handle, f"{os.getpid()}\n".encode(), 0)
 
     def remove_leftovers(self) -> None:
-        """Files that a killed server left: half-received bodies, and images of no job."""
+        """What a killed server left: half-received bodies, images of no job, keys of no job or batch."""
         for part in (self.folder / "parts").iterdir():
             part.unlink()
         waiting = {id for (id,) in self.run("SELECT id FROM jobs WHERE status IN (?, ?)", WAITING, RUNNING)}
@@ -122,6 +122,10 @@ class Journal:
             for path in (self.folder / kind).iterdir():
                 if path.name.partition(".")[0].partition("-")[0] not in ids:
                     path.unlink()
+        taken = known | {path.name for path in (self.folder / "notes").iterdir()}
+        for owner, key, id in self.run("SELECT owner, key, answer FROM idempotency"):
+            if id not in taken:
+                self.release(owner, key, id)
 
     def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         with self.lock:

@@ -273,10 +273,14 @@ def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, where: int) -
 def test_leftovers_of_a_killed_server_are_removed(journal: Callable[[], Journal]) -> None:
     one = journal()
     job = left(one)
+    for key, id in (("kept", job.id), ("lost", "0" * 32)):
+        assert one.claim("ann", key, "digest", id) is None
     for kind in ("inputs", "outputs", "parts"):
         one.file(kind, "0" * 32).write_bytes(b"")
     two = journal()
     assert [path.name for kind in ("inputs", "outputs", "parts") for path in (two.folder / kind).iterdir()] == [job.id]
+    assert two.claim("ann", "kept", "digest", "1" * 32) == ("digest", job.id)
+    assert two.claim("ann", "lost", "digest", "1" * 32) is None
 
 
 def test_a_stopping_server_leaves_a_long_job_to_the_next_one(journal: Callable[[], Journal], tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""See lab.serve.chaos."""
+
+from lab.serve.chaos import main
+
+main()
