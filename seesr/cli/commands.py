@@ -1,54 +1,89 @@
-"""The local command, for people with folders: `seesr upscale`, `seesr doctor`, `seesr info`."""
+"""The command line: parses the arguments and calls the command that they name."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import logging
+import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seesr import logs
-from seesr.cli.folder import make_plan, settings_like
-from seesr.config import Configuration
 from seesr.fleet import ORDERS
-from seesr.images import write
 from seesr.networks.weights import CannotServe, WeightsError
-from seesr.runtime.progress import Bar
 from seesr.settings import Settings
-from seesr.settings.cog_schema import MASK
 from seesr.settings.presets import PRESETS
+from seesr.version import __version__
+
+COMMANDS = ("upscale", "serve", "doctor", "info", "worker", "fleet", "completion")
+SHELLS = ("bash", "zsh", "fish")
+OUTPUT_FLAGS = ("-o", "--out")
+ABOUT = """SeeSR super-resolution on this machine.
+
+  seesr photo.jpg                     writes photo-x4.png beside it
+  seesr holiday/ --out holiday-x4/    a folder, with its sub-folders
+  cat a.jpg | seesr - > a-x4.png      standard input and output
+
+`seesr FILE` is short for `seesr upscale FILE`; `seesr upscale --help` lists all settings."""
+CODES = """exit codes: 0 everything was done; 1 an image failed; 2 the arguments, the configuration or the weights
+are wrong; 3 this machine cannot run these weights; 130 interrupted, what is finished stays"""
 
 
 def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     """One flag per field of Settings, with its name, range, default (that of the preset, if any) and description."""
-    preset = preset or {}
-    top = argparse.ArgumentParser(prog="seesr", description="SeeSR super-resolution on this machine.")
-    commands = top.add_subparsers(dest="command", required=True)
-    upscale = commands.add_parser("upscale", help="enlarge files and folders")
-    upscale.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="picture, or folder of pictures")
-    upscale.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    top = argparse.ArgumentParser(
+        prog="seesr", description=ABOUT, epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"seesr {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    upscale = commands.add_parser("upscale", help="upscale files and folders (the default command)", epilog=CODES)
+    doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
+    info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
+    info.add_argument("--json", action="store_true", help="the format that it always has")
+    serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
+    commands.add_parser("worker", help="run the jobs of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
+    fleet = commands.add_parser("fleet", help="look after the workers of a fleet")
+    fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {words}" for name, words in ORDERS.items()))
+    fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
+    completion = commands.add_parser("completion", help="print the lines that make a shell complete this command")
+    completion.add_argument("shell", choices=SHELLS, help='for bash and zsh: eval "$(seesr completion bash)"')
+    add_upscale(upscale, preset or {})
+    for command in (upscale, doctor, info, serve):
+        command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")
+        command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
+    return top
+
+
+def add_upscale(upscale: argparse.ArgumentParser, preset: Mapping[str, Any]) -> None:
+    """The arguments of `seesr upscale`."""
+    upscale.add_argument(
+        "paths", nargs="+", metavar="PATH", help='image, folder, pattern such as "*.jpg", or - (stdin)'
+    )
+    upscale.add_argument(
+        *OUTPUT_FLAGS, metavar="PATH",
+        help="file (its suffix is the format), folder, or - (stdout); default: beside each image, as NAME-x4.png",
+    )  # fmt: skip
+    upscale.add_argument(
+        "--recursive", action=argparse.BooleanOptionalAction, default=True, help="also take sub-folders (default: on)"
+    )
+    upscale.add_argument("--overwrite", action="store_true", help="replace files that were not made by seesr, too")
+    upscale.add_argument("--dry-run", action="store_true", help="say what would be done, and about how long it takes")
+    upscale.add_argument("--json", action="store_true", help="one JSON object per image on standard output")
     upscale.add_argument(
         "--like", type=Path, metavar="FILE", help="take all settings from a file that was made before, not from flags"
     )
     upscale.add_argument("--preset", choices=PRESETS, help="a named set of settings; flags that are given go before it")
-    upscale.add_argument("--mask", type=Path, metavar="FILE", help=MASK)
-    doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
-    info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
-    serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
-    commands.add_parser("worker", help="make the pictures of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
-    fleet = commands.add_parser("fleet", help="look after the workers of a fleet")
-    fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {words}" for name, words in ORDERS.items()))
-    fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
-    for command in (upscale, doctor, info, serve):
-        command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")
-        command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
+    upscale.add_argument(
+        "--mask", type=Path, metavar="FILE",
+        help="image of the same aspect ratio: white is enhanced, black stays the bicubic upscale, grey blends",
+    )  # fmt: skip
     for field in dataclasses.fields(Settings):
         about = field.metadata
         flag, words = "--" + field.name.replace("_", "-"), about["description"].replace("%", "%%")
@@ -64,91 +99,97 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
             flag, type=about["kind"], choices=about.get("choices"), default=value, help=words,
             metavar=None if "choices" in about else about["kind"].__name__.upper(),
         )  # fmt: skip
-    return top
 
 
-def upscale(args: argparse.Namespace) -> int:
-    """Enlarges every picture; a bad one fails alone. Returns the exit code."""
-    from seesr.engine.engine import Engine
-
-    settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write.save(b"", probe := args.out / ".seesr-probe")
-        probe.unlink()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"--out {args.out} cannot be written to: {getattr(error, 'strerror', error)}") from error
-    engine = Engine.load(args.bundle, args.device)
-    if args.like:
-        settings = settings_like(args.like, engine.loaded)
-    plan = make_plan(args.paths, args.out, settings, engine.loaded, args.mask is not None)
-    print(f"{len(plan.tasks)} to do, {plan.done} already there, bundle {engine.loaded.name}")
-    for line in plan.passed_over:
-        print(line)
-    if not plan.tasks and not plan.done:
-        raise ValueError(f"there is no picture in {', '.join(map(str, args.paths))}")
-    failed: list[str] = []
-    for source, target in plan.tasks:
-        started = time.perf_counter()
-        bar = Bar()
-        try:
-            output = engine.run(source, settings, watchers=(bar,), mask=args.mask)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write.save(output.data, target)
-        except (ValueError, RuntimeError, OSError) as error:
-            failed.append(f"{source}: {getattr(error, 'strerror', None) or error}")
-            continue
-        finally:
-            bar.close()
-        print(f"{source} -> {target}, seed {output.seed}, {time.perf_counter() - started:.1f} s", flush=True)
-    for line in failed:
-        print(line, file=sys.stderr)
-    return 1 if failed else 0
+def with_command(argv: list[str]) -> list[str]:
+    """Puts `upscale` first where no command is named."""
+    return argv if not argv or argv[0] in (*COMMANDS, "-h", "--help", "--version") else ["upscale", *argv]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0: all is well, 1: something failed, 2: it was asked for wrongly, 3: this machine cannot do it,
-    130: interrupted.
-    """
-    words = parser()
-    if preset := words.parse_args(argv).__dict__.get("preset"):
-        words = parser(PRESETS[preset])
-    args = words.parse_args(argv)
+    """Runs one command. The exit codes are in CODES."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names that are not UTF-8 are shown with escapes
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    argv = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
+    if not argv:
+        parser().print_help()
+        return 2
+    if argv[0] not in COMMANDS and not os.path.lexists(argv[0]) and difflib.get_close_matches(argv[0], COMMANDS):
+        print(f"{argv[0]}: no such file; is it {difflib.get_close_matches(argv[0], COMMANDS)[0]}?", file=sys.stderr)
+        return 2
+    argv = with_command(argv)
+    args = parser().parse_args(argv)
+    if preset := getattr(args, "preset", None):
+        args = parser(PRESETS[preset]).parse_args(argv)
     try:
-        configuration = Configuration.read()
-        logs.configure(configuration.log_format, logging.WARNING)
-        if args.command == "upscale":
-            return upscale(args)
-        if args.command == "serve":
-            from seesr.serving.app import serve
-
-            logs.configure(configuration.log_format)
-            fleet = None
-            if configuration.redis:
-                from seesr.fleet.gateway import parts as fleet
-            return serve(configuration, args.host, args.port, args.bundle, args.device, fleet)
-        if args.command in ("worker", "fleet"):
-            if not configuration.redis:
-                raise ValueError("SEESR_REDIS names no queue: redis://host:6379/0")
-            if args.command == "fleet":
-                from seesr.fleet.control import command
-
-                return command(configuration, args.order, args.worker)
-            from seesr.fleet.worker import run
-
-            run()  # becomes Celery and does not return
-        from seesr.cli import doctor
-
-        if args.command == "info":
-            print(json.dumps(doctor.info(configuration, args.bundle, args.device), indent=1))
-            return 0
-        return doctor.check(configuration, args.bundle, args.device)
+        return run(args)
     except (ValueError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 2
     except CannotServe as error:
         print(error, file=sys.stderr)
         return 3
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again while it ends
+        return 1
     except KeyboardInterrupt:
         print("stopped; what is finished stays, and is skipped the next time", file=sys.stderr)
         return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calls the command. What it needs is imported here, so that others start quickly."""
+    if args.command == "completion":
+        import argcomplete
+
+        print(argcomplete.shellcode(["seesr"], shell=args.shell))  # type: ignore[attr-defined]
+        return 0
+    if args.command == "upscale":
+        from seesr.cli.upscale import upscale
+
+        settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
+        logs.configure(os.environ.get("LOG_FORMAT", "console"), logging.WARNING)
+        return upscale(args, settings)
+    from seesr.config import Configuration
+
+    configuration = Configuration.read()
+    logs.configure(configuration.log_format, logging.WARNING)
+    if args.command == "serve":
+        from seesr.serving.app import serve
+
+        logs.configure(configuration.log_format)
+        fleet = None
+        if configuration.redis:
+            from seesr.fleet.gateway import parts as fleet
+        return serve(configuration, args.host, args.port, args.bundle, args.device, fleet)
+    if args.command in ("worker", "fleet"):
+        if not configuration.redis:
+            raise ValueError("SEESR_REDIS names no queue: set it to redis://host:6379/0")
+        if args.command == "fleet":
+            from seesr.fleet.control import command
+
+            return command(configuration, args.order, args.worker)
+        from seesr.fleet.worker import run as work
+
+        work()  # becomes Celery and does not return
+    from seesr.cli import doctor
+
+    if args.command == "info":
+        print(json.dumps(doctor.info(configuration, args.bundle, args.device), indent=1))
+        return 0
+    return doctor.check(configuration, args.bundle, args.device)
+
+
+def complete() -> None:
+    """Answers a shell that completes a line, and ends the process."""
+    import argcomplete
+
+    words = parser()
+    line = os.environ.get("COMP_LINE", "").split()
+    if len(line) > 1 and line[1] not in COMMANDS and not any(name.startswith(line[1]) for name in COMMANDS):
+        os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(line[0], f"{line[0]} upscale", 1)
+        os.environ["COMP_POINT"] = str(int(os.environ["COMP_POINT"]) + len(" upscale"))
+    argcomplete.autocomplete(words)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from seesr.images.convert import equal_channels
 from seesr.images.limits import LARGEST_FILE, check_input
 from seesr.images.picture import Picture
 from seesr.images.read import decode, from_pil, read_file
@@ -130,7 +131,7 @@ def from_array(array: NDArray[Any], check_size: CheckSize = check_input) -> Load
     if alpha is not None and (alpha == np.iinfo(alpha.dtype).max).all():
         alpha = None
     rgb = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
-    return LoadedImage(Picture(rgb, alpha), None, layout)
+    return LoadedImage(Picture(rgb, alpha, grey=equal_channels(rgb)), None, layout)
 
 
 def to_array(picture: Picture, layout: Layout | None) -> Array:

@@ -79,23 +79,32 @@ def sum_of(path: Path, *identity: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(path: Path) -> Bundle:
-    """Reads bundle.json and checks every file against it.
+def read_manifest(path: Path) -> Bundle:
+    """What bundle.json says, without a look at the files.
 
     Raises:
-        WeightsError: no bundle, or a file that is missing, extra or altered.
+        WeightsError: there is no bundle, or its manifest cannot be read.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         own = manifest.get("defaults", Defaults()._asdict())  # bundles that were converted before have none
         defaults = Defaults(own["num_inference_steps"], tuple(own["latent_tiled_size"]))
-        bundle = Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"], defaults)
+        return Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"], defaults)
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}"
         ) from None
+
+
+def verify(path: Path) -> Bundle:
+    """Reads bundle.json and checks every file against it.
+
+    Raises:
+        WeightsError: no bundle, or a file that is missing, extra or altered.
+    """
+    bundle = read_manifest(path)
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
     for name in sorted(set(bundle.files) ^ present):
         fault = "is missing" if name in bundle.files else f"is not listed in {MANIFEST}"

@@ -1,6 +1,9 @@
+"""The command line: what it plans before it loads anything, what it writes, what it says, how it ends."""
+
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -8,151 +11,451 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from scripts.cog_server import ROOT
-from seesr import Engine, Settings
-from seesr.cli import commands
+from seesr import Engine, Settings, cli
+from seesr.cli.commands import COMMANDS, SHELLS, parser
+from seesr.images.record import read_record
 from seesr.networks import weights
 
-QUICK = ["--num-inference-steps", "1", "--seed", "1", "--bundle", str(weights.POCKET), "--device", "cpu"]
+QUICK = ["--num-inference-steps", "1", "--seed", "1", "--scale-factor", "2", "--bundle", str(weights.POCKET)]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, photo: Image.Image) -> Path:
-    (tmp_path / "in/sub").mkdir(parents=True)
-    photo.reduce(2).save(tmp_path / "in/a.png")
-    photo.reduce(2).save(tmp_path / "in/sub/b.jpg")
-    (tmp_path / "in/broken.png").write_bytes(b"no picture")
-    (tmp_path / "in/notes.txt").write_text("ignored")
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@pytest.fixture
+def quick(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses the engine of the other tests."""
+    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "load", lambda *given: pytest.fail("loaded although there is nothing to do"))
+
+
+def image(path: Path | str, shade: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
+    """Writes a small image, different for every shade."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0]) * 3)[..., None] + [shade, 40, 90]
+    Image.fromarray(ramp.astype(np.uint8)).save(path, format={".jpeg": "JPEG", ".jpg": "JPEG"}.get(path.suffix, "PNG"))
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["upscale", *QUICK, *map(str, arguments)])
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "seesr.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SEESR_DEVICE": "cpu", **options.pop("env", {})}
+    return subprocess.run(command, capture_output=True, env=environment, timeout=100, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["photo.jpg"], ["photo-x2.png"]),
+        (["upscale", "photo.jpg"], ["photo-x2.png"]),
+        (["photo.jpg", "--output-format", "webp"], ["photo-x2.webp"]),
+        (["photo.jpg", "-o", "out/"], ["out/photo-x2.png"]),
+        (["photo.jpg", "--out", "out"], ["out/photo-x2.png"]),
+        (["photo.jpg", "--out", "new/x.jpeg"], ["new/x.jpeg"]),
+        (["photo.jpg", "-o", "x.webp"], ["x.webp"]),
+        (["photo.jpg", "-o", "x.zip", "--output-view", "all"], ["x.zip"]),
+        (["photo.jpg", "--output-view", "all"], ["photo-x2.zip"]),
+        (["photo.jpg", "in"], ["in/a-x2.png", "in/sub/b-x2.png", "photo-x2.png"]),
+        (["in", "-o", "out"], ["out/a-x2.png", "out/sub/b-x2.png"]),
+        (["in", "--no-recursive", "-o", "out"], ["out/a-x2.png"]),
+        (["in/*.png"], ["in/a-x2.png"]),
+        (["in/**/*.png", "-o", "out"], ["out/a-x2.png", "out/b-x2.png"]),
+        (["photo.jpg", "photo.jpg", "./photo.jpg"], ["photo-x2.png"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_where_results_go(quick: None, folder: Path, arguments: list[str], expected: list[str]) -> None:
+    sources = {"photo.jpg", "in/a.png", "in/sub/b.png"}
+    for source in sources:
+        image(source)
+    assert cli.main([*arguments, *QUICK]) == 0
+    assert sorted(set(files(folder)) - sources) == expected
+    for name in expected:
+        assert read_record(folder / name)["settings"]["output_format"] == {".jpeg": "jpg", ".webp": "webp"}.get(
+            Path(name).suffix, "png"
+        )
+
+
+@pytest.mark.parametrize(
+    ("sources", "arguments", "expected"),
+    [
+        (["d1/a.png", "d2/a.png"], ["d1", "d2"], ["d1/a-x2.png", "d2/a-x2.png"]),
+        (["d1/a.png", "d2/a.png"], ["d1/a.png", "d2/a.png"], ["d1/a-x2.png", "d2/a-x2.png"]),
+        (["x/d/a.png", "y/d/a.png"], ["x/d", "y/d"], ["a.png-1-x2.png", "a.png-2-x2.png"]),
+        (["t/s.jpg", "t/s.png"], ["t"], ["s.jpg-x2.png", "s.png-x2.png"]),
+        (
+            ["t/s.jpg", "t/s.jpg.png", "t/s.png"], ["t"],
+            ["s.jpg-x2.png", "s.jpg.png-x2.png", "s.png-x2.png"],
+        ),
+        (["t/s.jpg", "t/s.jpg.png"], ["t"], ["s-x2.png", "s.jpg-x2.png"]),
+    ],
+)  # fmt: skip
+def test_every_source_has_a_target_of_its_own(
+    unloaded: None, folder: Path, sources: list[str], arguments: list[str], expected: list[str], capsys: Capture
+) -> None:
+    for source in sources:
+        image(source)
+    assert run(*arguments, "-o", "o", "--dry-run", "--json") == 0
+    told = [json.loads(line)["target"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(told) == [f"o/{name}" for name in expected]
+
+
+def test_a_result_is_skipped_only_for_the_same_source_settings_and_bundle(
+    quick: None, folder: Path, capsys: Capture
+) -> None:
+    image("d1/a.png", 1), image("d2/a.png", 2)
+
+    def made(*arguments: object) -> bool:
+        assert run(*arguments, "-o", "o") == 0
+        return "1 to do, 0 already there" in capsys.readouterr().out
+
+    assert made("d1/a.png") and not made("d1/a.png")
+    first = (folder / "o/a-x2.png").read_bytes()
+    assert made("d2/a.png")  # of the same name
+    image("d2/a.png", 3)
+    assert made("d2/a.png") and not made("d2/a.png")  # its content has changed
+    for changes in (["--seed", "2"], ["--user-prompt", "dark"], ["--output-view", "comparison"]):
+        assert made("d2/a.png", *changes)
+    assert made("d1/a.png") and (folder / "o/a-x2.png").read_bytes() == first
+    assert cli.main(["d1/a.png", "-o", "o", *QUICK[:2], *QUICK[4:]]) == 0  # without --seed
+    assert "0 to do, 1 already there" in capsys.readouterr().out
+
+
+def test_what_is_all_there_is_told_without_loading(
+    engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    image("a.png")
+    assert run("a.png") == 0
+    monkeypatch.setattr(Engine, "load", lambda *given: pytest.fail("loaded"))
+    assert run("a.png") == 0
+    assert "0 to do, 1 already there" in capsys.readouterr().out
+
+
+def test_results_in_a_folder_are_not_upscaled_again(quick: None, folder: Path, capsys: Capture) -> None:
+    image("in/a.png")
+    assert run("in") == 0
+    before = files(folder)
+    assert run("in") == 0
+    assert files(folder) == before and "1 passed over, results of earlier runs" in capsys.readouterr().out
+    assert run("in/a-x2.png") == 0 and "in/a-x2-x2.png" in files(folder)
+
+
+def test_files_of_others_are_never_replaced(quick: None, folder: Path, capsys: Capture) -> None:
+    image("a.png", 1), image("a-x2.png", 2)
+    theirs = (folder / "a-x2.png").read_bytes()
+    assert run("a.png") == 1
+    assert "a-x2.png exists and was not made by seesr: use --overwrite" in capsys.readouterr().err
+    assert (folder / "a-x2.png").read_bytes() == theirs
+    assert run("a.png", "--overwrite") == 0 and (folder / "a-x2.png").read_bytes() != theirs
+    for overwrite in ([], ["--overwrite"]):
+        assert run("a.png", "-o", "a.png", *overwrite) == 1
+        assert "would replace a.png, which is one of the images" in capsys.readouterr().err
+
+
+def test_an_image_whose_description_is_a_number_is_an_image(quick: None, folder: Path, capsys: Capture) -> None:
+    xmp = "<x:xmpmeta xmlns:x='adobe:ns:meta/'><dc:description>1987</dc:description></x:xmpmeta>"
+    Image.new("RGB", (16, 16)).save("n.jpg", xmp=xmp.encode())
+    assert run("n.jpg") == 0 and "n-x2.png" in files(folder)
+    assert run("n.jpg", "-o", "o", "--like", "n.jpg") == 2
+    assert capsys.readouterr().err.strip() == "n.jpg: the file has no settings record"
+
+
+def test_folders_are_read_by_content(quick: None, folder: Path, capsys: Capture) -> None:
+    names = ["web.jfif", "a.jpe", "photo", "scan.old"]
+    for name in names:
+        shutil.copy(image("x.jpg"), image(f"in/{name}"))
+    for name in ("notes.txt", "clip.mp4", "x.gif", "DSC1.NEF"):
+        (folder / "in" / name).write_bytes(b"GIF89a" if name.endswith("gif") else b"II*\0 nothing to see here")
+    (folder / "in/notes.txt").write_text("text")
+    (folder / "in/clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    assert run("in", "-o", "o") == 0
+    told = capsys.readouterr().out
+    assert files(folder / "o") == ["a-x2.png", "photo-x2.png", "scan-x2.png", "web-x2.png"]
+    assert all(f"1 passed over, {kind}: no image" in told for kind in (".txt", ".mp4", ".gif", ".nef"))
+
+
+def test_sidecars_and_folders_with_the_name_of_an_image(quick: None, folder: Path, capsys: Capture) -> None:
+    image("in/p.png"), image("in/holiday.png/inner.png"), image("in/__MACOSX/p.png"), image("in/.hidden/p.png")
+    for name in ("._p.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (folder / "in" / name).write_bytes(b"no image")
+    assert run("in", "-o", "o") == 0
+    assert files(folder / "o") == ["holiday.png/inner-x2.png", "p-x2.png"]
+    told = capsys.readouterr()
+    assert "passed over" not in told.out and told.err.strip() == ""
+
+
+def bomb(path: Path) -> None:
+    Image.new("1", (14000, 14000)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (bomb, "limit"),
+        (lambda path: path.write_bytes(b"no image"), "not an image"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_bytes(image(path).read_bytes()[:60]), "bad.png: "),
+        (lambda path: path.symlink_to("nowhere"), "no such file"),
+        (lambda path: image(path, size=(9000, 1)), "scale"),
+    ],
+    ids=["bomb", "text", "empty", "cut", "link", "large"],
+)
+def test_a_bad_file_fails_alone_and_is_told_twice(
+    quick: None, folder: Path, make: Callable[[Path], object], words: str, capsys: Capture
+) -> None:
+    image("in/a.png"), image("in/zz.png")
+    make(folder / "in/bad.png")
+    assert run("in", "-o", "o", "--scale-factor", "4") in (1,)
+    told = capsys.readouterr().err.splitlines()
+    assert len(files(folder / "o")) == 2
+    assert told[0].startswith("in/bad.png: ") and words in told[0]
+    assert told[-2:] == ["1 of 3 images failed:", f"  {told[0]}"]
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), Image.DecompressionBombError("far too\nlarge")])
+def test_any_exception_of_one_file_fails_that_file_alone(
+    engine: Engine, quick: None, folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    image("in/a.png", 1), image("in/b.png", 2)
+    run_one = engine.run
+
+    def fail(source: Path, *given: Any, **options: Any) -> Any:
+        if source.name == "a.png":
+            raise error
+        return run_one(source, *given, **options)
+
+    monkeypatch.setattr(engine, "run", fail)
+    assert run("in", "-o", "o") == 1
+    assert files(folder / "o") == ["b-x2.png"]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith(f"in/a.png: {type(error).__name__}") and len(told) == 3
+
+
+def test_missing_files_are_told_before_anything_is_loaded_and_the_others_done(
+    unloaded: None, folder: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, capsys: Capture
+) -> None:
+    assert run("missing.jpg", "*.tif") == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[:2] == ["missing.jpg: no such file or directory", "*.tif: no such file or directory"]
+    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    image("a.png")
+    assert run("missing.jpg", "a.png") == 1
+    assert "a-x2.png" in files(folder)
+
+
+def test_names_that_are_not_utf_8(folder: Path) -> None:
+    for name in (b"a1.png", b"caf\xe9.png", b"zz.png"):
+        image(os.fsdecode(b"names/" + name))
+    for encoding in ("utf-8:strict", "ascii"):
+        done = process("names", "-o", f"o-{encoding[:3]}", *QUICK, cwd=folder, env={"PYTHONIOENCODING": encoding})
+        assert done.returncode == 0, done.stderr
+        made = sorted(os.listdir(os.fsencode(folder / f"o-{encoding[:3]}")))  # noqa: PTH208
+        assert made == [b"a1-x2.png", b"caf\xe9-x2.png", b"zz-x2.png"]
+        assert rb"caf\udce9.png -> " in done.stdout
+
+
+def test_targets_that_cannot_be_written_are_told_before_the_work(unloaded: None, folder: Path, capsys: Capture) -> None:
+    image(folder / ("n" * 251 + ".png"))
+    assert run("n" * 251 + ".png") == 1
+    assert (
+        "the name of its result has 258 bytes; 255 are allowed: name the result with --out" in capsys.readouterr().err
+    )
+    image("a.png")
+    (folder / "x.png").mkdir()
+    assert run("a.png", "-o", "a.png/b") == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    for arguments, words in (
+        (["a.png", "a.png/../x.png", "-o", "y.png"], "--out y.png is one file, and there are 2 images"),
+        (["x.png"], "there is no image in x.png"),
+        (["a.png", "-o", "y.zip"], "--out y.zip needs --output-view all"),
+        (["a.png", "-o", "y.png", "--output-view", "all"], "is one image"),
+        (["a.png", "--mask", "m.png"], "--mask m.png: no such file"),
+        (["a.png", "--scale-factor", "9"], "scale_factor is 9"),
+    ):
+        image("x.png/../c.png")
+        assert run(*arguments) in (1, 2), arguments
+        assert words in capsys.readouterr().err or words == "there is no image in x.png"
+
+
+def test_parallel_starts_do_not_disturb_one_another(folder: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from seesr.cli.plan import Task, check_folders
+
+    tasks = [Task("a.png", Path("a.png"), Path(), str(folder / "o.png"))]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: check_folders(tasks), range(400)))
+    assert files(folder) == []
+
+
+def test_standard_input_and_output(folder: Path) -> None:
+    data = image("a.png").read_bytes()
+    done = process("-", *QUICK, input=data, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(io.BytesIO(done.stdout)).size == (40, 32)
+    done = process("-", "-o", "x.webp", *QUICK, input=data, cwd=folder)
+    assert done.returncode == 0 and read_record(folder / "x.webp")
+    done = process("-", "-o", "-", *QUICK, input=b"no image", cwd=folder)
+    assert done.returncode == 1 and done.stdout == b"" and b"-: this is not an image" in done.stderr
+
+
+def test_json_is_one_line_per_image(quick: None, folder: Path, capsys: Capture) -> None:
+    image("in/a.png"), image("in/b.png", 5)
+    (folder / "in/c.png").write_bytes(b"no image")
+    assert run("in", "-o", "o", "--json") == 1
+    rows = {row["source"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["in/a.png"]["target"] == "o/a-x2.png" and rows["in/a.png"]["seed"] == 1
+    assert rows["in/a.png"]["seconds"] > 0 and rows["in/a.png"]["metrics"]["output_size"] == "40x32"
+    assert "not an image" in rows["in/c.png"]["error"] and len(rows) == 3
+    (folder / "in/c.png").unlink()
+    image("in/d.png", 7)
+    assert run("in", "-o", "o", "--json") == 0
+    rows = {row["source"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["in/a.png"]["already_there"] is True and "metrics" in rows["in/d.png"]
+
+
+def test_a_dry_run_says_what_would_be_done(unloaded: None, folder: Path, capsys: Capture) -> None:
+    image("a.png"), image("b.png", size=(40, 30))
+    assert run("a.png", "b.png", "-o", "o", "--dry-run") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("a.png -> o/a-x2.png, 40x32, about ") and "80x60" in told[1]
+    assert told[-1].endswith("s in all; nothing was written") and not (folder / "o").exists()
+
+
+def test_the_bar_has_percent_number_and_time_left(
+    quick: None, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    import tqdm
+
+    real = tqdm.tqdm
+    at_once = {"mininterval": 0, "delay": 0}
+    monkeypatch.setattr(tqdm, "tqdm", lambda **options: real(**{**options, **at_once}))
+    image("in/a.png"), image("in/b.png", 5)
+    assert run("in", "-o", "o") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "%|" in line]
+    percents = [int(line.split("%")[0]) for line in lines]
+    assert percents == sorted(percents) and percents[-1] >= 95
+    assert any("image 1 of 2, " in line for line in lines) and any("image 2 of 2, " in line for line in lines)
+    assert all(line.endswith(" left") for line in lines)
+
+
 def test_there_is_a_flag_for_every_setting() -> None:
-    args = commands.parser().parse_args(["upscale", "x", "--out", "y"])
+    args = parser().parse_args(["upscale", "x", "--out", "y"])
     for field in dataclasses.fields(Settings):
         assert getattr(args, field.name) == field.default
 
 
-def test_a_folder_is_done_but_for_the_bad_file_and_then_skipped(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = folder / "out"
-    command = ["upscale", str(folder / "in"), "--out", str(out), *QUICK]
-    assert commands.main(command) == 1
-    told = capsys.readouterr()
-    assert "3 to do, 0 already there" in told.out
-    assert "broken.png: this is not an image" in told.err
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["a-x4.png", "sub/b-x4.png"]
-    first = np.asarray(Image.open(out / "a-x4.png"))
-    assert first.shape == (96, 128, 3)
-    assert commands.main(command) == 1
-    assert "1 to do, 2 already there" in capsys.readouterr().out
+def test_help_version_completion_and_misspelt_commands(capsys: Capture) -> None:
+    for arguments in (["--help"], ["upscale", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        told = " ".join(capsys.readouterr().out.split())
+        assert ended.value.code == 0 and "exit codes: 0 everything was done; 1 an image failed; 2 " in told
+    assert "(1 to 8, default: 4.0)" in told and "(default: on)" in told and "default: random, reported" in told
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == "seesr 0.1.0"
+    for shell in SHELLS:
+        assert cli.main(["completion", shell]) == 0
+        assert "_ARGCOMPLETE" in capsys.readouterr().out
+    assert cli.main([]) == 2 and "COMMAND" in capsys.readouterr().out
+    assert cli.main(["upscal", "x.jpg"]) == 2
+    assert "upscal: no such file; is it upscale?" in capsys.readouterr().err
 
 
-def test_zips_of_all_views_are_skipped_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["upscale", str(folder / "in/a.png"), "--out", str(folder), *QUICK, "--output-view", "all"]
-    assert commands.main(command) == 0
-    assert (folder / "a-x4.zip").exists()
-    assert commands.main(command) == 0
-    assert "0 to do, 1 already there" in capsys.readouterr().out
-    assert commands.main([*command, "--cfg-scale", "1.5"]) == 0
-    assert "1 to do, 0 already there" in capsys.readouterr().out
+def completed(line: str, folder: Path) -> set[str]:
+    environment = {
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(folder / "words"), "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line, "COMP_POINT": str(len(line)),
+    }  # fmt: skip
+    process(cwd=folder, env=environment)
+    return {word.strip() for word in (folder / "words").read_text().splitlines()}
 
 
-def test_two_sources_of_one_name_are_told_apart(folder: Path, photo: Image.Image) -> None:
-    photo.reduce(2).save(folder / "in/sub/b.png")
-    assert commands.main(["upscale", str(folder / "in/sub"), "--out", str(folder / "out"), *QUICK]) == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["b.jpg-x4.png", "b.png-x4.png"]
+def test_shells_complete_commands_and_flags(folder: Path) -> None:
+    assert set(COMMANDS) <= completed("seesr ", folder)
+    assert {"--overwrite", "--out"} <= completed("seesr upscale x.png --o", folder)
+    assert "--overwrite" in completed("seesr x.png --o", folder)
 
 
-@pytest.mark.parametrize("out", ["in/out", "in"])
-def test_results_in_the_input_folder_are_not_enlarged_again(
-    folder: Path, out: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "in/broken.png").unlink()
-    command = ["upscale", str(folder / "in"), "--out", str(folder / out), *QUICK]
-    assert commands.main(command) == 0
-    before = sorted(folder.rglob("*"))
-    capsys.readouterr()
-    assert commands.main(command) == 0
-    told = capsys.readouterr().out
-    assert sorted(folder.rglob("*")) == before
-    assert "0 to do, 2 already there" in told and "2 passed over, results of earlier runs" in told
+@pytest.mark.parametrize("line", ["--help", "--version", "missing.jpg", "a.png --dry-run", "a.png --x"])
+def test_short_answers_load_neither_torch_nor_configuration(folder: Path, line: str) -> None:
+    image("a.png")
+    script = f"""
+import sys
+from seesr.cli import main
+try: main({line.split()!r})
+except SystemExit: pass
+print({{"torch", "pydantic", "diffusers", "transformers", "scipy", "celery", "starlette"}} & set(sys.modules))"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_a_result_of_other_settings_is_made_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["upscale", str(folder / "in/a.png"), "--out", str(folder / "out"), *QUICK]
-    assert commands.main(command) == 0
-    first = (folder / "out/a-x4.png").read_bytes()
-    for changes in (["--seed", "2"], ["--output-view", "comparison"], ["--user-prompt", "dark"]):
-        assert commands.main([*command, *changes]) == 0
-        assert "1 to do" in capsys.readouterr().out
-    assert commands.main(command) == 0
-    assert (folder / "out/a-x4.png").read_bytes() == first
-    unseeded = command[: command.index("--seed")] + command[command.index("--bundle") :]
-    assert commands.main(unseeded) == 0
-    assert "0 to do, 1 already there" in capsys.readouterr().out  # any seed will do where none is asked for
-
-
-def test_the_record_of_a_file_makes_the_same_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["upscale", str(folder / "in/a.png"), "--bundle", str(weights.POCKET), "--device", "cpu", "--out"]
-    assert commands.main([*base, str(folder / "x"), "--num-inference-steps", "2", "--user-prompt", "dark"]) == 0
-    first = (folder / "x/a-x4.png").read_bytes()
-    assert commands.main([*base, str(folder / "y"), "--like", str(folder / "x/a-x4.png")]) == 0
-    assert (folder / "y/a-x4.png").read_bytes() == first
-    other = first.replace(b'"bundle_sha256": "', b'"bundle_sha256": "0', 1)
-    assert commands.main([*base, str(folder / "z"), "--like", str(folder / "in/a.png")]) == 2
-    assert "no settings record" in capsys.readouterr().err.splitlines()[-1]
+def test_the_record_of_a_file_makes_the_same_again(quick: None, folder: Path, capsys: Capture) -> None:
+    image("a.png")
+    base = ["a.png", "--bundle", str(weights.POCKET)]
+    assert (
+        cli.main([*base, "-o", "x", "--num-inference-steps", "2", "--user-prompt", "dark", "--scale-factor", "2"]) == 0
+    )
+    first = (folder / "x/a-x2.png").read_bytes()
+    assert cli.main([*base, "-o", "y", "--like", "x/a-x2.png"]) == 0
+    assert (folder / "y/a-x2.png").read_bytes() == first
+    assert cli.main([*base, "-o", "z", "--like", "a.png"]) == 2
+    assert "a.png: the file has no settings record" in capsys.readouterr().err
     from seesr.images.png import chunk
 
-    start = other.index(b"iTXt")
-    size = int.from_bytes(first[start - 4 : start], "big")
+    other = first.replace(b'"bundle_sha256": "', b'"bundle_sha256": "0', 1)
+    start, size = first.index(b"iTXt"), int.from_bytes(first[first.index(b"iTXt") - 4 : first.index(b"iTXt")], "big")
     body = other[start + 4 : start + 5 + size]
     (folder / "other.png").write_bytes(first[: start - 4] + chunk(b"iTXt", body) + first[start + 8 + size :])
-    assert commands.main([*base, str(folder / "z"), "--like", str(folder / "other.png")]) == 2
+    assert cli.main([*base, "-o", "z", "--like", "other.png"]) == 2
     assert "was made by another bundle (pocket)" in capsys.readouterr().err
 
 
-def test_what_was_done_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "in/scan.gif").write_bytes(b"II*")
-    commands.main(["upscale", str(folder / "in"), "--out", str(folder / "out"), *QUICK])
-    told = capsys.readouterr().out
-    assert "bundle pocket" in told and "a-x4.png, seed 1, " in told
-    assert "1 passed over, .gif: no picture that can be read" in told and ".txt" in told
-
-
-def test_what_was_asked_for_wrongly_is_one_line_before_any_work(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_wrong_devices_and_variables_are_one_line(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["upscale", str(folder / "in/a.png"), "--out", str(folder / "out")]
-    assert commands.main([*command, "--device", "nonsense"]) == 2
+    image("a.png")
+    assert cli.main(["a.png", "--device", "nonsense"]) == 2
     assert "the device 'nonsense' cannot be used here" in capsys.readouterr().err
-    (folder / "empty").mkdir()
-    assert commands.main(["upscale", str(folder / "empty"), "--out", str(folder / "out"), *QUICK]) == 2
-    assert "there is no picture in" in capsys.readouterr().err.splitlines()[-1]
-    monkeypatch.setattr(Engine, "load", lambda *_: pytest.fail("loaded although --out cannot be used"))
-    assert commands.main(["upscale", str(folder / "in"), "--out", str(folder / "in/a.png")]) == 2
-    assert "cannot be written to" in capsys.readouterr().err
     monkeypatch.setenv("SEESR_DEADLINE", "soon")
-    assert commands.main(command) == 2
+    assert cli.main(["a.png"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("SEESR_DEADLINE is 'soon'") and told.count("\n") == 1
 
 
-def test_help_has_ranges_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        commands.main(["upscale", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "(1 to 8, default: 4.0)" in told and "(default: on)" in told and "default: random, reported" in told
-
-
-def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main(["info", "--bundle", str(weights.POCKET), "--device", "cpu"]) == 0
+def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: Capture) -> None:
+    assert cli.main(["info", "--json", "--bundle", str(weights.POCKET), "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bundle"]["name"] == "pocket" and len(found["bundle"]["files"]["unet/config.json"]) == 64
     assert found["libraries"]["torch"] and found["device"] == "cpu"
@@ -171,32 +474,32 @@ def test_a_wheel_installs_and_works_outside_the_repository(tmp_path: Path) -> No
     install = [*pip, "install", "--no-deps", "--target", str(target), *map(str, wheels.glob("*.whl"))]
     subprocess.run(install, check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(target), "SEESR_WEIGHTS": str(weights.POCKET), "SEESR_DEVICE": "cpu"}
-    script = "import seesr, sys; print(seesr.__file__); from seesr.cli.commands import main; sys.exit(main(['doctor']))"
+    script = "import seesr, sys; print(seesr.__file__); from seesr.cli import main; sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.startswith(str(target)), done.stdout + done.stderr
-    assert "ok      weights: pocket" in done.stdout
+    assert "ok      weights: pocket" in done.stdout and (target / "seesr/py.typed").exists()
 
 
 def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
     for number in range(30):
-        (folder / f"in/{number}.png").write_bytes((folder / "in/a.png").read_bytes())
-    out = folder / "out"
-    command = [sys.executable, "-m", "seesr.cli", "upscale", str(folder / "in"), "--out", str(out), *QUICK]
-    process = subprocess.Popen(
+        image(f"in/{number}.png", number)
+    command = [sys.executable, "-m", "seesr.cli", "in", "-o", "out", *QUICK, "--device", "cpu"]
+    running = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it ignored
     )
     deadline = time.monotonic() + 120
-    while len(list(out.glob("*.png")) if out.exists() else []) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    while len(list(Path("out").glob("*.png"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
     assert "stopped; what is finished stays" in errors
-    left = [path for path in out.rglob("*") if path.is_file()]
+    left = [path for path in (folder / "out").rglob("*") if path.is_file()]
     assert 2 <= len(left) < 30
     for path in left:
         with Image.open(path) as opened:
@@ -205,20 +508,20 @@ def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
 
 
 def test_doctor_names_what_is_wrong_and_the_remedy(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commands.main(["doctor", "--bundle", str(weights.POCKET)])
+    cli.main(["doctor", "--bundle", str(weights.POCKET)])
     told = capsys.readouterr().out
     assert "ok      weights: pocket" in told and "this is the small model" in told
-    assert commands.main(["doctor", "--bundle", str(tmp_path)]) == 1
+    assert cli.main(["doctor", "--bundle", str(tmp_path)]) == 1
     told = capsys.readouterr().out
     assert "PROBLEM weights: no weights" in told and f"repair it with: {weights.FETCH}" in told
     monkeypatch.setenv("SEESR_WEIGHTS", str(tmp_path))
-    assert commands.main(["doctor"]) == 1
+    assert cli.main(["doctor"]) == 1
     assert "repair it with: point SEESR_WEIGHTS to a bundle" in capsys.readouterr().out
     monkeypatch.setenv("SEESR_WEIGHTS", str(weights.POCKET))
     monkeypatch.setenv("SEESR_ATTENTION", "fast")
-    assert commands.main(["doctor", "--device", "nonsense"]) == 1
+    assert cli.main(["doctor", "--device", "nonsense"]) == 1
     told = capsys.readouterr().out
     assert "PROBLEM SEESR_ATTENTION is 'fast'" in told and "repair it with: unset SEESR_ATTENTION" in told
     assert "PROBLEM the device 'nonsense' cannot be used here" in told

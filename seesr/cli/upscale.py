@@ -1,0 +1,281 @@
+"""`seesr upscale`: plans the run, loads the networks if there is work, and does one image after the other."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from seesr.cli import plan
+from seesr.cli.plan import STREAM, Task
+from seesr.images.formats import ZIP
+from seesr.images.limits import LARGEST_FILE
+from seesr.networks import weights
+from seesr.networks.weights import Bundle, CannotServe, Defaults
+from seesr.runtime.progress import Lines, Position
+from seesr.settings import Settings
+
+if TYPE_CHECKING:
+    from seesr.engine.engine import Engine
+
+SHARES = {  # of the time that an image takes, roughly
+    "read": 0.01, "tags": 0.02, "text": 0.01, "enlarge": 0.01, "encode": 0.15,
+    "denoise": 0.6, "decode": 0.16, "finish": 0.02, "file": 0.02,
+}  # fmt: skip
+SECONDS = {  # of one megapixel of the result: (all but the steps, one step); results/bench.md
+    ("pocket", "cpu"): (3.4, 6.0),  # of one core
+    ("full", "cpu"): (96.0, 46.0),
+    ("pocket", "cuda"): (0.2, 0.05),
+    ("full", "cuda"): (0.3, 0.1),
+}
+
+
+def upscale(args: argparse.Namespace, settings: Settings) -> int:
+    """Upscales all images that the arguments name; a bad one fails alone. Returns the exit code."""
+    found = plan.collect(args.paths, args.recursive)
+    output = plan.choose_output(args.out, found.tasks, any(os.path.isdir(path) for path in args.paths))  # noqa: PTH112
+    messages = sys.stderr if args.json or output.stream else sys.stdout
+    path = bundle_path(args.bundle)
+    bundle = weights.read_manifest(path) if (path / weights.MANIFEST).exists() else None
+    for flag, file in (("--mask", args.mask), ("--like", args.like)):
+        if file is not None and (error := plan.in_one_line(lambda file=file: file.open("rb").close())):
+            raise ValueError(f"{flag} {file}: {error}")
+    if args.like:
+        settings = plan.settings_like(args.like, bundle.digest if bundle else "")
+    if output.file is not None:
+        settings = settings_for(settings, output.file)
+    for reason, count in found.passed_over.items():
+        print(f"{count} passed over, {reason}", file=messages)
+    if not found.tasks and plan.RESULTS not in found.passed_over:
+        raise ValueError(f"there is no image in {', '.join(args.paths)}")
+    plan.name_targets(found.tasks, output, settings)
+    run = Run(found.tasks, settings, messages, args.json)
+    sources = {os.path.realpath(task.source) for task in found.tasks if task.source != STREAM}
+    for task in found.tasks:
+        task.error = plan.in_one_line(lambda task=task: check(task, sources, settings, bundle, args))
+        if task.error:
+            run.failed(task)
+    todo = [task for task in found.tasks if not task.error and not task.done]
+    if args.dry_run:
+        return run.forecast(bundle, args.device)
+    if todo:
+        plan.check_folders([task for task in todo if task.target != STREAM])
+        already = sum(task.done for task in found.tasks)
+        name = bundle.name if bundle else path
+        print(f"{len(todo)} to do, {already} already there, bundle {name}", file=messages, flush=True)
+        from seesr.engine.engine import Engine
+
+        run.all(todo, Engine.load(path, args.device), args.mask)
+    elif already := sum(task.done for task in found.tasks):
+        print(f"0 to do, {already} already there", file=messages)
+    return run.end()
+
+
+def bundle_path(named: Path | None) -> Path:
+    """The folder of the weights."""
+    if named is not None:
+        return named
+    if any(name.startswith("SEESR_") for name in os.environ):  # reading the environment takes a tenth of a second
+        from seesr.config import Configuration
+
+        return Configuration.read().weights or weights.locate()
+    return weights.locate()
+
+
+def settings_for(settings: Settings, file: Path) -> Settings:
+    """The settings with the format of the file's suffix.
+
+    Raises:
+        ValueError: a zip and one image do not go together.
+    """
+    suffix = file.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
+    if (suffix == ZIP) != (settings.suffix == ZIP):
+        needs = "needs --output-view all" if suffix == ZIP else "is one image, and --output-view all gives a .zip"
+        raise ValueError(f"--out {file} {needs}")
+    return settings if suffix == ZIP else settings.replace(output_format=suffix)
+
+
+def check(task: Task, sources: set[str], settings: Settings, bundle: Bundle | None, args: argparse.Namespace) -> None:
+    """Reads a source's header and looks at its target.
+
+    Raises:
+        Failure, ValueError, OSError: it cannot be done.
+    """
+    if task.source == STREAM:
+        task.data = sys.stdin.buffer.read(LARGEST_FILE + 1)
+    else:
+        Path(task.source).stat()  # before the image libraries are imported, which takes two tenths of a second
+    from seesr.images.read import open_header, read_file
+
+    data = read_file(Path(task.source)) if task.data is None else task.data
+    task.size = settings.output_size(*open_header(data).size)
+    if task.target == STREAM:
+        return
+    plan.check_target(task, sources, args.overwrite)
+    if bundle is not None and args.mask is None and os.path.exists(task.target):  # noqa: PTH110
+        task.done = plan.is_done(Path(task.target), settings, bundle, hashlib.sha256(data).hexdigest())
+
+
+class Run:
+    """What is told of a run.
+
+    Args:
+        tasks: all of them.
+        messages: where lines for people go.
+        as_json: one JSON object per image on standard output instead of lines.
+    """
+
+    def __init__(self, tasks: list[Task], settings: Settings, messages: TextIO, as_json: bool) -> None:
+        self.tasks, self.settings, self.messages, self.as_json = tasks, settings, messages, as_json
+
+    def all(self, tasks: list[Task], engine: Engine, mask: Path | None) -> None:
+        """Does the tasks in their order.
+
+        Raises:
+            CannotServe: the device has failed.
+        """
+        for task in self.tasks:
+            if task.done and self.as_json:
+                self.json(task, already_there=True)
+        with RunBar(tasks) as bar:
+            for task in tasks:
+                bar.next(task)
+                task.error = plan.in_one_line(lambda task=task: self.one(task, engine, mask, bar))
+                if task.error:
+                    with bar.hidden():
+                        self.failed(task)
+                    if not engine.healthy():
+                        raise CannotServe("the device has failed: restart, and run the command again to do the rest")
+
+    def one(self, task: Task, engine: Engine, mask: Path | None, bar: RunBar) -> None:
+        started = time.perf_counter()
+        source = Path(task.source) if task.data is None else task.data
+        output = engine.run(source, self.settings, watchers=(bar,), mask=mask)
+        if task.target == STREAM:
+            sys.stdout.buffer.write(output.data)
+            sys.stdout.buffer.flush()
+        else:
+            target = Path(task.target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            from seesr.images import write
+
+            write.save(output.data, target)
+        seconds = round(time.perf_counter() - started, 3)
+        with bar.hidden():
+            if self.as_json:
+                self.json(task, seconds=seconds, seed=output.seed, metrics=output.metrics)
+            else:
+                words = f"{task.source} -> {task.target}, seed {output.seed}, {seconds:.1f} s"
+                print(words, file=self.messages, flush=True)
+
+    def failed(self, task: Task) -> None:
+        """Tells a failure when it happens."""
+        if self.as_json:
+            self.json(task, error=task.error)
+        print(f"{task.source}: {task.error}", file=sys.stderr, flush=True)
+
+    def json(self, task: Task, **values: Any) -> None:
+        stream = sys.stderr if task.target == STREAM else sys.stdout
+        print(json.dumps({"source": task.source, "target": task.target, **values}), file=stream, flush=True)
+
+    def forecast(self, bundle: Bundle | None, device: str | None) -> int:
+        """Tells what would be done. Returns the exit code."""
+        whole = 0.0
+        for task in self.tasks:
+            if task.error:
+                continue
+            width, height = task.size
+            seconds = 0.0 if task.done else estimate(task, self.settings, bundle, device)
+            whole += seconds
+            if self.as_json:
+                values = {"size": [width, height], "already_there": task.done, "estimated_seconds": round(seconds, 1)}
+                self.json(task, **values)
+            else:
+                then = "already there" if task.done else f"about {seconds:.1f} s"
+                print(f"{task.source} -> {task.target}, {width}x{height}, {then}", file=self.messages)
+        if not self.as_json:
+            print(f"about {whole:.1f} s in all; nothing was written", file=self.messages)
+        return self.end()
+
+    def end(self) -> int:
+        """Tells all failures once more. Returns the exit code."""
+        failures = [task for task in self.tasks if task.error]
+        if len(self.tasks) > 1 and failures:
+            print(f"{len(failures)} of {len(self.tasks)} images failed:", file=sys.stderr)
+            for task in failures:
+                print(f"  {task.source}: {task.error}", file=sys.stderr)
+        return 1 if failures else 0
+
+
+def estimate(task: Task, settings: Settings, bundle: Bundle | None, device: str | None) -> float:
+    """Seconds that an image may take, by the benchmarks of this project: right within some factor of three."""
+    kind = "pocket" if bundle is not None and bundle.kind == "pocket" else "full"
+    steps = settings.num_inference_steps or (bundle.defaults if bundle is not None else Defaults()).num_inference_steps
+    on_gpu = device.startswith("cuda") if device else Path("/dev/nvidia0").exists()
+    fixed, step = SECONDS[kind, "cuda" if on_gpu else "cpu"]
+    passes = steps * (settings.num_particles if settings.steered else 1)
+    passes *= 2 if settings.cfg_scale > 1 else 1
+    cores = 1 if on_gpu else len(os.sched_getaffinity(0))
+    return task.size[0] * task.size[1] / 1e6 * (fixed + step * passes) / cores
+
+
+class RunBar:
+    """One bar for a whole run on standard error: percent, image i of n, time left. In a log a line now and then."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.count, self.number, self.done, self.share, self.area = len(tasks), 0, 0.0, 0.0, 0.0
+        self.total = sum(self.megapixels(task) for task in tasks)
+
+    def __enter__(self) -> RunBar:
+        from tqdm import tqdm
+
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.total,
+            bar_format="{percentage:3.0f}%|{bar:20}| {desc}{remaining} left",
+            mininterval=0.2 if terminal else 10,
+            miniters=0,
+            delay=1,
+            file=sys.stderr if terminal else Lines(sys.stderr),
+            leave=False,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    @staticmethod
+    def megapixels(task: Task) -> float:
+        return task.size[0] * task.size[1] / 1e6
+
+    def next(self, task: Task) -> None:
+        """The next image begins."""
+        self.done += self.area
+        self.area, self.share, self.number = self.megapixels(task), 0.0, self.number + 1
+        self.bar.set_description_str(f"image {self.number} of {self.count}, ", refresh=False)
+        self.show()
+
+    def __call__(self, position: Position) -> None:
+        if position.stage in SHARES:
+            names = list(SHARES)
+            before = sum(SHARES[name] for name in names[: names.index(position.stage)])
+            self.share = max(self.share, before + SHARES[position.stage] * position.done / max(1, position.total))
+        self.show()
+
+    def show(self) -> None:
+        self.bar.update(max(0.0, min(self.total, self.done + self.share * self.area) - self.bar.n))
+
+    @contextlib.contextmanager
+    def hidden(self) -> Any:
+        """Takes the bar of a terminal away for a line of text."""
+        if sys.stderr.isatty():
+            self.bar.clear()
+        yield
+        if sys.stderr.isatty():
+            self.bar.refresh()
