@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -48,19 +49,21 @@ def start_threads(configuration: Configuration) -> Supervisor:
         failures = {name: task.failures for name, task in supervisor.tasks.items()}
         roster.tell(name, version=version, parent=os.getpid(), gpu=gpu_memory(), failures=failures)
 
-    supervisor.thread("lease", lambda: every(configuration.lease / 6, lambda: renew(link)))
-    supervisor.thread("registry", lambda: every(min(configuration.lease / 6, ALIVE / 3), register))
+    often = configuration.lease / 6
+    supervisor.thread("lease", lambda: every(often, supervisor.stopping, lambda: renew(link)))
+    supervisor.thread("registry", lambda: every(min(often, ALIVE / 3), supervisor.stopping, register))
     return supervisor
 
 
-def every(seconds: float, work: Callable[[], None]) -> None:
-    """Runs `work` again and again; that Redis is away is no error."""
+def every(seconds: float, stopping: threading.Event, work: Callable[[], None]) -> None:
+    """Runs `work` again and again until `stopping`; that Redis is away is no error."""
     while True:
         try:
             work()
         except Away as error:
             log.warning("redis: %s", error)
-        time.sleep(seconds)
+        if stopping.wait(seconds):
+            return
 
 
 def renew(link: Link) -> None:

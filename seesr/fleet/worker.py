@@ -70,7 +70,7 @@ class Child:
 
     def obey(self) -> None:
         """Unloads and loads the engine when somebody asks for it (seesr fleet unload | load)."""
-        while True:
+        while not self.supervisor.stopping.is_set():
             order = self.roster.order(self.name)
             if order == "unload":
                 self.engine.unload()

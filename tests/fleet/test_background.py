@@ -1,0 +1,198 @@
+"""Every background task of a gateway and of a worker survives an error. Gateways run in this process, on real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.client
+from serve.test_background import Receivers, metric, until  # type: ignore[import-not-found]
+from starlette.testclient import TestClient
+
+from lab.fleet.servers import free_port
+from seesr.config import Configuration
+from seesr.fleet import gateway, lease
+from seesr.fleet.file_store import Objects
+from seesr.fleet.job_store import Records
+from seesr.fleet.jobs import FleetJobs
+from seesr.fleet.maintenance import Upkeep
+from seesr.fleet.metadata_store import FleetLedger
+from seesr.fleet.redis_client import Link
+from seesr.fleet.worker_registry import Roster
+from seesr.networks import weights
+from seesr.object_store import Store
+from seesr.serving import app, supervisor, webhooks
+from seesr.serving.identity import version_of
+from seesr.serving.job import DONE, Job
+from seesr.serving.supervisor import Supervisor
+from seesr.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    port = free_port()
+    process = subprocess.Popen(["redis-server", "--port", str(port), "--save", ""], stdout=subprocess.DEVNULL)
+    with redis.Redis(port=port) as client:
+
+        def answers() -> bool:
+            with contextlib.suppress(redis.exceptions.ConnectionError):
+                return client.ping()
+            return False
+
+        until(answers)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def configuration(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv("SEESR_STORE", f"file://{tmp_path}/store")
+    return Configuration(data=tmp_path / "data", redis=redis_url, lease=2, weights=weights.POCKET, worker_name="w@here")
+
+
+BREAKS = {  # background task of a gateway -> what it calls
+    "changes": (redis.client.PubSub, "get_message"),
+    "housekeeping": (FleetLedger, "expire"),
+    "upkeep": (Upkeep, "reconcile"),
+    "webhooks": (Records, "claim_hook"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_every_task_of_a_gateway_survives_an_error(
+    name: str, configuration: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, function = BREAKS[name]
+    real, broken = getattr(owner, function), threading.Event()
+
+    def work(*given: Any, **more: Any) -> Any:
+        if broken.is_set():
+            raise RuntimeError("broken on purpose")
+        return real(*given, **more)
+
+    monkeypatch.setattr(owner, function, work)
+    monkeypatch.setattr(app, "EXPIRY", 0.05)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.4)
+    Roster(Link(configuration.redis or "")).tell("w@here", version=version_of(weights.POCKET), state="idle")
+    built = app.build(
+        configuration,
+        "http://seesr.test",
+        weights.POCKET,
+        lambda send: gateway.parts(configuration, weights.POCKET, send),
+    )
+    with TestClient(built, base_url="http://127.0.0.1:5000") as client:
+        until(lambda: client.get("/ready").status_code == 200)
+        assert set(built.state.service.supervisor.tasks) == set(BREAKS)
+        broken.set()
+        until(lambda: f"background task {name} (RuntimeError) failed" in client.get("/ready").text)
+        until(lambda: metric(client, f'seesr_background_failures_total{{task="{name}"}}') >= 2)
+        broken.clear()
+        until(lambda: client.get("/ready").status_code == 200)
+
+
+def test_the_lease_is_renewed_while_the_gpu_cannot_be_read(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed: list[float] = []
+
+    def no_gpu() -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(lease, "renew", lambda link: renewed.append(time.monotonic()))
+    monkeypatch.setattr(lease, "gpu_memory", no_gpu)
+    tasks = lease.start_threads(configuration)
+    assert set(tasks.tasks) == {"lease", "registry"}
+    until(lambda: tasks.tasks["registry"].failures >= 2 and len(renewed) >= 3)
+    monkeypatch.setattr(lease, "gpu_memory", lambda: None)
+    roster = Roster(Link(configuration.redis or ""))
+    until(lambda: roster.workers().get("w@here", {}).get("failures", {}).get("registry", 0) >= 2)
+    assert tasks.tasks["lease"].failures == 0
+
+    def broken(link: Link) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(lease, "renew", broken)
+    until(lambda: tasks.tasks["lease"].failures >= 2)
+    tasks.stop()
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "GPU-unknown", "7"])
+def test_a_gpu_that_nvml_does_not_know(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def unknown(place: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", unknown)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", unknown)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert lease.gpu_memory() is None
+
+
+def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seesr.fleet import worker
+
+    orders = iter(["load", "load"])
+    reloads = iter([RuntimeError("no memory"), None])
+    said: list[dict[str, Any]] = []
+
+    class Engine:
+        def reload(self) -> None:
+            if error := next(reloads):
+                raise error
+
+    class Orders:
+        def order(self, name: str) -> str | None:
+            time.sleep(0.01)
+            return next(orders, None)
+
+    child = object.__new__(worker.Child)
+    child.roster, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
+    monkeypatch.setattr(child, "say", lambda state, **more: said.append({"state": state, **more}))
+    child.supervisor.thread("orders", child.obey)
+    until(lambda: len(said) == 4)
+    child.supervisor.stop()
+    assert [words["state"] for words in said] == ["loading", "failed", "loading", "idle"]
+    assert said[1]["error"] == "RuntimeError: no memory" and child.supervisor.tasks["orders"].failures == 1
+
+
+def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PAUSE", 0.01)
+    link = Link(configuration.redis or "")
+    jobs = FleetJobs(configuration, link, Objects(Store.configured(), configuration.data / "f"), "v1" * 32)
+    receivers = Receivers()
+    made = []
+    for host in ("slow", "broken", "good"):
+        job = Job.of("ann", Settings(seed=1), webhook=f"https://{host}.test/hook", status=DONE)
+        made.append(job)
+        jobs.records.add(job, 100)
+        for event in ("start", "output", "completed"):
+            jobs.records.hook(job, event)
+            time.sleep(0.002)  # their order is by time
+
+    async def work() -> None:
+        upkeep = Upkeep(jobs, 2, receivers)
+        task = asyncio.ensure_future(upkeep.send_webhooks())
+        end = time.monotonic() + 5
+        while len(receivers.got) < 3 and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(work())
+    assert receivers.got == [(made[2].id, event) for event in ("start", "output", "completed")]
+    jobs.close()
