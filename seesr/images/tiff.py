@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from seesr.images import convert
 from seesr.images.exif import orientation
-from seesr.images.limits import LARGEST_SIDE
+from seesr.images.limits import LARGEST_INPUT, LARGEST_SIDE
 
 if TYPE_CHECKING:  # loaded when a TIFF is read: it takes a quarter of a second
     import tifffile
@@ -27,7 +27,7 @@ PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
 MOST_CLIPPED = 0.05  # share of floating-point values outside of 0 to 1
 
 
-MOST_PAGES = 1000
+MOST_PAGES, MOST_CHANNELS = 1000, 16
 
 
 class Unreadable(ValueError):
@@ -165,8 +165,10 @@ def check_kind(page: Any) -> None:
     tile = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
     if not page.is_tiled:
         tile = tile[0], min(tile[1], page.imagelength)
-    if max(tile) > LARGEST_SIDE:
-        raise Unreadable(f"the tiles of the TIFF are {tile[0]}x{tile[1]}; the limit is {LARGEST_SIDE} pixels on a side")
+    if max(tile) > LARGEST_SIDE or tile[0] * tile[1] > LARGEST_INPUT:
+        raise Unreadable(f"the tiles of the TIFF are {tile[0]}x{tile[1]}; the limit is {LARGEST_INPUT} pixels")
+    if page.samplesperpixel > MOST_CHANNELS:
+        raise Unreadable(f"the TIFF has {page.samplesperpixel} channels; the limit is {MOST_CHANNELS}: save it as RGB")
 
 
 def read(data: bytes, number: int) -> Tiff:

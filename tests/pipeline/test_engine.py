@@ -42,6 +42,18 @@ def test_bytes_and_a_path_give_what_the_upscaler_gives(
     assert list(output.metrics["seconds"]) == STAGES
 
 
+def test_what_was_repaired_in_a_file_is_in_the_metrics(engine: Engine) -> None:
+    inputs = ROOT / "tests/data/inputs"
+    settings = Settings(num_inference_steps=1, seed=1, scale_factor=1)
+    cut = engine.run((inputs / "vips-rgb.jpg").read_bytes()[:-2], settings)
+    assert cut.metrics["warnings"] == "the JPEG has no end (EOI); all of its pixels are there"
+    turned = (inputs / "exif-gps-text.jpg").read_bytes()
+    mask = png(Image.new("L", (24, 32), 255))
+    output = engine.run(turned, settings, mask=mask)
+    assert output.metrics["warnings"] == "EXIF data that cannot be read are left out: GPSLatitude"
+    assert decode(output.data).size == (24, 32)
+
+
 def test_the_seconds_of_the_stages_are_those_that_passed(engine: Engine, photo: Image.Image) -> None:
     started = time.perf_counter()
     seconds = engine.run(png(photo), QUICK).metrics["seconds"].values()
