@@ -34,7 +34,7 @@ def tune(networks: Any, attention: str = "auto") -> str:
         for network in (networks.unet, networks.controlnet, networks.vae):
             network.to(memory_format=torch.channels_last)
         use_fused_kernels(networks)
-    if on_cpu and one_dnn_multiplies(torch.float32):
+    if on_cpu and one_dnn_pays():
         for network in (networks.text_encoder, networks.tagger):
             use_one_dnn(network, OneDnnLinear)
         for network in (networks.unet, networks.controlnet):
@@ -66,15 +66,15 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the attention kernel for this device.
 
     Args:
-        name: one of KERNELS; or "auto": a CPU takes "rows" where oneDNN can multiply in this dtype, and a GPU what
-            torch chooses by its own table of cards and versions. Nothing is timed: one seed is one picture at every
-            start.
+        name: one of KERNELS; or "auto": a CPU takes "rows" where oneDNN can multiply in this dtype and is faster, and
+            a GPU what torch chooses by its own table of cards and versions. Nothing is timed: one seed is one picture
+            at every start.
 
     Raises:
         ValueError: the kernel is not known, or does not work here.
     """
     if name == "auto" and device.type == "cpu":
-        return "rows" if one_dnn_multiplies(dtype) else "sdpa"
+        return "rows" if one_dnn_pays() and one_dnn_multiplies(dtype) else "sdpa"
     if name == "auto":
         return "sdpa"
     if name not in KERNELS:
@@ -86,6 +86,11 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     except (RuntimeError, ImportError, NotImplementedError) as error:
         raise ValueError(f"SEESR_ATTENTION={name} does not work here: {first_line(error)}") from error
     return name
+
+
+def one_dnn_pays() -> bool:
+    """Whether oneDNN's products are faster than torch's own: with AVX-512, not with AVX2."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and one_dnn_multiplies(torch.float32)
 
 
 def channels_last_pays(device: torch.device, dtype: torch.dtype) -> bool:

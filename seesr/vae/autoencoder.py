@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from seesr.networks.autoencoders import AutoencoderTiny, Decoder, Encoder
+from seesr.networks.autoencoders import AutoencoderTiny, Decoder, DecoderTiny, Encoder, EncoderTiny
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import again_in_float32, check_finite
 from seesr.runtime.progress import Progress
@@ -18,7 +19,9 @@ from seesr.vae import row_strips
 from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk_tiles
 
 TILE = 96  # side of a tile with its halo, cells
+TINY_ALIVE = 6  # activations of the widest layer that one pass of an AutoencoderTiny holds at once, at most
 HALO = 8  # cells; pixels farther away can still matter through 30 layers, but hardly do (docs/decisions/0005)
+TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
 
 
@@ -138,6 +141,8 @@ def run(
         if whole is not None:
             yield Tile(0, 0, *size), whole
             return
+        if is_tiny(network):
+            tiles = grid(*size, tiny_side(network, budget.whole.amount), 2 * halo)
         yield from walk_tiles(name, network, stages(network), source, tiles, cores(tiles), size, budget, progress)
         return
     progress.start(name)
@@ -147,9 +152,23 @@ def run(
     yield tiles[0], values
 
 
-def smaller(network: nn.Module, size: tuple[int, int], amount: int) -> int:
+def is_tiny(network: nn.Module) -> bool:
+    """Whether a network is a half of an AutoencoderTiny."""
+    return isinstance(network, (EncoderTiny, DecoderTiny))
+
+
+def tiny_side(network: nn.Module, amount: int) -> int:
+    """Side of the largest tile whose activations fit in `amount` bytes, latent pixels: from TILE to TILE_TINY."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    doublings = sum(isinstance(m, nn.Upsample) or getattr(m, "stride", None) == (2, 2) for m in network.modules())
+    width = max(module.out_channels for module in convolutions)
+    each = TINY_ALIVE * width * 4**doublings * convolutions[0].weight.element_size()
+    return max(TILE, min(TILE_TINY, math.isqrt(amount // each)))
+
+
+def smaller(network: Any, size: tuple[int, int], amount: int) -> int:
     """The bytes of the next smaller way to pass over the whole, for one that did not fit; 0 where there is none."""
-    if not isinstance(network, (Encoder, Decoder)):
+    if is_tiny(network):
         return 0
     peak, frugal = (row_strips.peak(network, size, frugal) for frugal in (False, True))
     return frugal if frugal < peak <= amount else 0
@@ -163,9 +182,16 @@ def run_whole(
     budget: Budget,
     progress: Progress,
 ) -> Tensor | None:
-    """One pass in strips, see `run`; None where there is no room for it, or the network has no layer to wait at."""
-    if not isinstance(network, (Encoder, Decoder)):
-        return None
+    """One pass, in strips where a layer sees the whole, see `run`; None where there is no room for it."""
+    if is_tiny(network):
+        if max(size) > tiny_side(network, budget.whole.amount):
+            return None
+        progress.start(name)
+        values = network(source(Tile(0, 0, *size)))
+        check_finite(values, name)
+        progress.advance()
+        return values
+    assert isinstance(network, (Encoder, Decoder))
     frugal = row_strips.peak(network, size) > budget.whole.amount
     if frugal and row_strips.peak(network, size, frugal) > budget.whole.amount:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 from lab.quality.metrics import psnr
 from seesr import Progress, Upscaler
 from seesr.runtime.memory import Budget, OutOfMemory
+from seesr.runtime.progress import Position
 from seesr.runtime.tiling import Tile
 from seesr.vae import autoencoder, global_layers, row_strips
 
@@ -196,3 +197,28 @@ def test_attention_to_very_many_alike_cells_stays_within_half_precision() -> Non
     values = torch.full((1, 1, 2**18, 8), 1.5).half()
     found = global_layers.attend_by_products(q, keys, values)
     torch.testing.assert_close(found.float(), torch.full((1, 1, 2, 8), 1.5), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("amount", [0, 2**40], ids=["tiles of the least side", "larger tiles, then one pass"])
+@torch.no_grad()
+def test_an_autoencoder_without_global_layers_gives_one_pass_bit_for_bit(
+    pocket: Upscaler, monkeypatch: pytest.MonkeyPatch, amount: int
+) -> None:
+    monkeypatch.setattr(autoencoder, "TILE", 40)
+    monkeypatch.setattr(autoencoder, "TILE_TINY", 48)
+    vae, factor = pocket.networks.vae, pocket.networks.factor
+    for size in ((40, 48), (40, 60)):
+        z = torch.randn(1, vae.config["latent_channels"], *size)
+        expected = vae.decoder(z / vae.config["scaling_factor"])[0] / 2 + 0.5
+        seen: list[Position] = []
+        found = autoencoder.decode(vae, z, factor, Budget(whole=amount), Progress(seen.append))
+        assert torch.equal(found, expected)
+        assert (
+            seen[-1].done == seen[-1].total == {(0, 48): 2, (0, 60): 4, (2**40, 48): 1, (2**40, 60): 2}[amount, size[1]]
+        )
+
+
+def test_the_tile_of_a_tiny_autoencoder_grows_with_the_memory(pocket: Upscaler) -> None:
+    decoder = pocket.networks.vae.decoder
+    sides = [autoencoder.tiny_side(decoder, amount) for amount in (0, 2**27, 2**28, 2**29, 2**40)]
+    assert sides == sorted(sides) and sides[0] == autoencoder.TILE and sides[-1] == autoencoder.TILE_TINY

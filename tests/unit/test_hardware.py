@@ -35,7 +35,7 @@ def test_tuning_changes_the_order_of_sums_alone() -> None:
     for tuned in (False, True):
         networks = untuned()
         if tuned:
-            expected = "rows" if kernels.one_dnn_multiplies(torch.float32) else "sdpa"
+            expected = "rows" if hardware.one_dnn_pays() else "sdpa"
             assert hardware.tune(networks) == expected
         width = networks.unet.config["cross_attention_dim"]
         generator = torch.Generator().manual_seed(1)
@@ -90,6 +90,18 @@ def test_the_kernel_that_is_chosen_can_compute_in_the_dtype(dtype: torch.dtype) 
     q = torch.randn(1, 2, 64, 16, dtype=dtype)
     expected = F.scaled_dot_product_attention(q.float(), q.float(), q.float())
     torch.testing.assert_close(kernel(q, q, q).float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", "sdpa"), ("DEFAULT", "sdpa"), ("AVX512", "rows")])
+def test_products_are_onednn_s_where_they_are_faster(
+    capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(hardware, "one_dnn_multiplies", lambda dtype: True)
+    networks = untuned()
+    assert hardware.tune(networks) == expected
+    linear = networks.controlnet.mid_block.attentions[0].text.proj_in
+    assert isinstance(linear, kernels.TileLinear) == (expected == "rows")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
