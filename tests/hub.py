@@ -1,4 +1,4 @@
-"""A loopback server that speaks as much of the model hub's API as a download needs, over folders of repositories."""
+"""A loopback replica of the model hub and of GitHub's raw files, over folders, with the troubles that both have."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".pth", ".bin")  # stored as LFS objects, which have a sha256
 
 
 class Hub:
-    """`with Hub(folder) as hub:` serves folder/{models,spaces}/owner/name/... at hub.url.
+    """`with Hub(folder) as hub:` serves folder/{models,spaces,github}/owner/name/... at hub.url and hub.raw.
 
     Attributes:
+        missing: repositories that do not exist.
+        gated: repository -> 401 or 403 for its files; its listing is open, as on the hub.
+        closed: repository -> 401 or 403 for its listing too.
+        moved: repository -> its new name, which the old one is redirected to.
+        busy: path suffix -> how many more times it is answered 429 with `Retry-After: 1`.
         fail: path suffix -> how many more times a GET of it breaks off half-way (-1: always).
         lie: path suffixes whose bytes are sent with one byte flipped.
-        requests: (method, path, Range header) of every request.
+        ranges: whether parts of files are sent.
+        slept: seconds that the client would have waited.
+        requests: (method, path, Range header, token) of every request.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.missing: set[str] = set()
+        self.gated: dict[str, int] = {}
+        self.closed: dict[str, int] = {}
+        self.moved: dict[str, str] = {}
+        self.busy: dict[str, int] = {}
         self.fail: dict[str, int] = {}
         self.lie: set[str] = set()
-        self.requests: list[tuple[str, str, str | None]] = []
+        self.ranges = True
+        self.slept: list[float] = []
+        self.requests: list[tuple[str, str, str | None, str | None]] = []
 
     def __enter__(self) -> Hub:
         hub = self
@@ -46,30 +61,45 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.raw = f"http://localhost:{self.server.server_address[1]}/raw"  # another host than the hub
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.server.shutdown()
         self.server.server_close()
 
+    def fetched(self, suffix: str = "") -> list[tuple[str, str | None]]:
+        """(path, Range header) of every GET of a file that ends so."""
+        return [(path, r) for method, path, r, _ in self.requests if method == "GET" and path.endswith(suffix)]
+
     def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
-        path = request.path.partition("?")[0]
-        self.requests.append((request.command, path, request.headers.get("Range")))
+        path = urlsplit(request.path).path
+        headers = request.headers
+        self.requests.append((request.command, path, headers.get("Range"), headers.get("Authorization")))
         listing = re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)(?:/revision/.+)?", path)
         file = re.fullmatch(r"/(spaces/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
-        if listing and (self.folder / listing[1] / listing[2]).is_dir():
-            self.send(request, 200, json.dumps(self.listing(listing[1], listing[2])).encode(), body)
-            return
-        if file:
-            target = self.folder / (file[1] or "models/").rstrip("/") / file[2] / file[3]
-            if target.is_file():
-                self.send_file(request, target, path, body)
-                return
-        request.send_response(404)
-        request.send_header("X-Error-Code", "EntryNotFound" if file else "RepoNotFound")
-        request.send_header("Content-Length", "0")
-        request.end_headers()
+        raw = re.fullmatch(r"/raw/([^/]+/[^/]+)/[^/]+/(.+)", path)
+        kind = listing[1] if listing else "github" if raw else (file[1] or "models/").rstrip("/") if file else ""
+        name = listing[2] if listing else raw[1] if raw else file[2] if file else ""
+        suffix = next((suffix for suffix, left in self.busy.items() if path.endswith(suffix) and left), None)
+        if suffix:
+            self.busy[suffix] -= 1
+            return self.send(request, 429, b"", body, Retry_After="1")
+        if name in self.moved:
+            return self.send(request, 307, b"", body, Location=request.path.replace(name, self.moved[name]))
+        if not (self.folder / kind / name).is_dir() or f"{kind}/{name}" in self.missing:
+            # the hub answers 401 to strangers, so that they cannot tell a private repository from none
+            return self.send(request, 404 if raw else 401, b"", body, X_Error_Code="RepoNotFound")
+        status = self.closed.get(name) or (None if listing else self.gated.get(name))
+        if status:
+            return self.send(request, status, b"", body, X_Error_Code="GatedRepo")
+        if listing:
+            return self.send(request, 200, json.dumps(self.listing(kind, name)).encode(), body)
+        target = self.folder / kind / name / (raw[2] if raw else file[3] if file else "")
+        if not target.is_file():
+            return self.send(request, 404, b"", body, X_Error_Code="EntryNotFound")
+        return self.send_file(request, target, path, body)
 
     def listing(self, kind: str, name: str) -> dict:
         root = self.folder / kind / name
@@ -81,20 +111,11 @@ class Hub:
             if path.name.endswith(LARGE):
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
             siblings.append(entry)
-        return {
-            "id": name,
-            "sha": COMMIT,
-            "siblings": siblings,
-            "private": False,
-            "disabled": False,
-            "tags": [],
-            "downloads": 0,
-            "likes": 0,
-        }
+        return {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "disabled": False}
 
     def send(self, request: BaseHTTPRequestHandler, status: int, data: bytes, body: bool, **headers: str) -> None:
         request.send_response(status)
-        request.send_header("Content-Length", str(len(data)))
+        headers = {"Content_Length": str(len(data))} | headers
         for name, value in headers.items():
             request.send_header(name.replace("_", "-"), value)
         request.end_headers()
@@ -103,28 +124,21 @@ class Hub:
 
     def send_file(self, request: BaseHTTPRequestHandler, target: Path, path: str, body: bool) -> None:
         data = target.read_bytes()
-        tag = hashlib.sha256(data).hexdigest()
         if any(path.endswith(suffix) for suffix in self.lie):
             data = data[:-1] + bytes([data[-1] ^ 1])
-        start = 0
-        wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
-        if wanted:
-            start = int(wanted[1])
-        headers = {"ETag": f'"{tag}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
-        if start:
-            headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X_Repo_Commit": COMMIT}
+        status, part = 200, data
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
+        if wanted and self.ranges:
+            start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+            status, part = 206, data[start : end + 1]
+            headers["Content_Range"] = f"bytes {start}-{end}/{len(data)}"
         suffix = next((s for s, left in self.fail.items() if path.endswith(s) and left), None)
         if body and suffix:
             self.fail[suffix] -= 1
-            part = data[start:]
-            request.send_response(206 if start else 200)
-            request.send_header("Content-Length", str(len(part)))
-            for name, value in headers.items():
-                request.send_header(name.replace("_", "-"), value)
-            request.end_headers()
-            request.wfile.write(part[: len(part) // 2])
+            self.send(request, status, part[: len(part) // 2], True, Content_Length=str(len(part)), **headers)
             request.wfile.flush()
             request.close_connection = True
             request.connection.close()
             return
-        self.send(request, 206 if start else 200, data[start:], body, **headers)
+        self.send(request, status, part, body, **headers)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lab import report
 from lab.parity import pipeline, recipe, reference
-from scripts import convert
+from seesr.checkpoints import convert
 from seesr.images import color
 from seesr.networks import models, tagger
 from seesr.networks.autoencoders import AutoencoderKL

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 MANIFEST = "bundle.json"
 ROOT = Path(__file__).resolve().parents[2] / "weights"
 FULL, POCKET = ROOT / "full", ROOT / "pocket"
-FETCH = "python scripts/download.py && python scripts/convert.py"
+FETCH = "./scripts/weights"
 
 
 class WeightsError(RuntimeError):
@@ -92,6 +93,10 @@ def read_manifest(path: Path) -> Bundle:
         return Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"], defaults)
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None
+    except PermissionError as error:
+        raise WeightsError(
+            f"{error.filename} cannot be read by user {os.geteuid()}: run: sudo chmod -R a+rX {path}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path / MANIFEST} is not a bundle manifest ({error}): fetch it again with: {FETCH}"
@@ -104,7 +109,20 @@ def verify(path: Path) -> Bundle:
     Raises:
         WeightsError: no bundle, or a file that is missing, extra or altered.
     """
-    bundle = read_manifest(path)
+    try:
+        return _checked(read_manifest(path))
+    except PermissionError as error:
+        raise WeightsError(
+            f"{error.filename} cannot be read by user {os.geteuid()}: run: sudo chmod -R a+rX {path}"
+        ) from None
+
+
+def _checked(bundle: Bundle) -> Bundle:
+    """The bundle, when its files are those of its manifest."""
+    path = bundle.path
+    for folder in {(path / name).parent for name in bundle.files}:
+        if folder.is_dir():
+            os.scandir(folder).close()  # a folder that cannot be read would look empty
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
     for name in sorted(set(bundle.files) ^ present):
         fault = "is missing" if name in bundle.files else f"is not listed in {MANIFEST}"

@@ -116,7 +116,7 @@ def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.I
 def test_missing_weights_fail_setup_with_the_command_that_fetches_them(tmp_path: Path) -> None:
     with (
         CogServer(tmp_path / "log", SEESR_WEIGHTS="weights/nowhere") as broken,
-        pytest.raises(RuntimeError, match="scripts/download.py"),
+        pytest.raises(RuntimeError, match="scripts/weights"),
     ):
         broken.wait_until_ready()
 

@@ -32,7 +32,7 @@ def change_weights(bundle: Path, part: str, change: object) -> None:
 
 
 def test_missing_weights_say_how_to_fetch_them(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no weights at .*scripts/download.py"):
+    with pytest.raises(WeightsError, match=r"no weights at .*scripts/weights"):
         reload(tmp_path / "nowhere")
 
 

@@ -1,32 +1,44 @@
-"""Public checkpoints -> one full bundle: the only place that knows foreign key names or reads .pth files.
-
-python scripts/convert.py                       weights/downloads -> weights/full
-python scripts/convert.py --list weights/full   keys and shapes of every network, as diffable text
-"""
+"""Public checkpoints -> one full bundle: the only place that knows foreign key names or reads .pth files."""
 
 from __future__ import annotations
 
-import argparse
+import collections
 import json
 import logging
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seesr.checkpoints import single_file, sources
 from seesr.networks import models, weights
 from seesr.networks.weights import WeightsError
 
-log = logging.getLogger("convert")
+log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 LORA_RANK = 8  # alpha is 1, so merged updates are scaled by 1/8
+USED = (
+    "visual_encoder",
+    "tagging_head",
+    "image_proj",
+    "wordvec_proj",
+    "fc",
+    "label_embed",
+)  # first words of RAM's keys
+TOKENIZER = {  # Stable Diffusion 2 pads with "!"
+    "tokenizer_class": "CLIPTokenizer",
+    "model_max_length": 77,
+    "pad_token": "!",
+    "unk_token": "<|endoftext|>",
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+}
 UNUSED = ("tag_encoder.", "text_decoder.")  # parts of RAM that tagging does not run
 PATCH, WINDOW, HEAD_HEADS = 4, 12, 4  # of RAM's Swin and tagging head: the sizes that no tensor's shape tells
 IMAGE_SIZE, HEAD_LAYERS = 384, 2
@@ -79,26 +91,32 @@ def vae_keys(state: State) -> State:
 def tagger_keys(state: State) -> State:
     """RAM's names -> ours. Position indices and masks are dropped (they are rebuilt), and parts that never run.
 
-    RAM stores the tagging head as vision_multi; a layer's downsampling belongs to the next layer in timm.
+    RAM stores the tagging head as vision_multi; a layer's downsampling belongs to the next layer in timm. Keys with an
+    unknown first word are dropped with a warning, as the reference does.
 
     Raises:
-        WeightsError: names a key that is none of these.
+        WeightsError: a key of the tagging head is unknown.
     """
-    renamed = {}
+    renamed: State = {}
+    unknown: collections.Counter[str] = collections.Counter()
     for key, value in state.items():
         if key.startswith(UNUSED) or key.endswith(("relative_position_index", "attn_mask")):
             continue
         key = key.replace("vision_multi", "tagging_head")
+        first = key.partition(".")[0]
+        if first not in USED:
+            unknown[first] += 1
+            continue
         head = re.fullmatch(r"tagging_head\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key)
         if head and head[2] in HEAD_PARTS:
-            new = f"tagging_head.{head[1]}.{HEAD_PARTS[head[2]]}.{head[3]}"
-        elif key.startswith("visual_encoder."):
-            new = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key)
-        elif key.startswith(("image_proj.", "wordvec_proj.", "fc.")) or key == "label_embed":
-            new = key
-        else:
+            key = f"tagging_head.{head[1]}.{HEAD_PARTS[head[2]]}.{head[3]}"
+        elif first == "tagging_head":
             raise WeightsError(f"RAM holds an unknown key: {key}")
-        renamed[new] = value
+        elif first == "visual_encoder":
+            key = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", key)
+        renamed[key] = value
+    for first, count in unknown.items():
+        log.warning("RAM: %d keys of %s are not known and not used", count, first)
     return renamed
 
 
@@ -156,12 +174,24 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{path} is no file of plain tensors ({type(error).__name__})") from error
 
 
+def read_safetensors(path: Path) -> State:
+    """All tensors of a safetensors file.
+
+    Raises:
+        WeightsError: it is damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read ({error})") from error
+
+
 def read_network(folder: Path) -> State:
     """The weights of a diffusers-style folder: safetensors, half precision if there is a choice, else .bin."""
     for pattern in ("*.fp16.safetensors", "*.safetensors", "*.fp16.bin", "*.bin"):
         for path in sorted(folder.glob(pattern)):
-            return load_file(path) if path.suffix == ".safetensors" else dict(read_pickle(path))
-    raise WeightsError(f"no weights in {folder}: fetch them with: python scripts/download.py")
+            return read_safetensors(path) if path.suffix == ".safetensors" else dict(read_pickle(path))
+    raise WeightsError(f"no weights in {folder}: fetch them with {weights.FETCH}")
 
 
 def save(state: State, config: dict[str, Any], folder: Path, name: str = models.DIFFUSION_FILE) -> None:
@@ -208,40 +238,84 @@ def tagger_config(base: State) -> dict[str, Any]:
 
 
 def convert(source: Path, target: Path, licences: str) -> None:
-    """Converts the downloads in `source` (sd-turbo, seesr, ram) to a bundle at `target`, whole or not at all.
+    """Converts the downloads in `source`, a folder for each part, to a bundle at `target`, whole or not at all.
+
+    Every key and shape is checked, and everybody may read the files (mode 0644).
 
     Raises:
-        WeightsError: something is missing, extra or of the wrong shape; nothing is left at `target`.
+        WeightsError: something is missing, extra or of the wrong shape; `target` is as it was.
     """
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    turbo, seesr, ram = source / "sd-turbo", source / "seesr", source / "ram"
-    unet = merge_turbo(read_network(turbo / "unet"), read_network(seesr / "unet"))
-    save(diffusion_keys(unet), config_of(turbo / "unet"), part / "unet")
+    try:
+        write(source, part)
+        weights.write_manifest(part, target.name, "full", licences)
+        readable(part)
+        models.load(part, torch.device("cpu"), torch.float16)  # every key, every shape
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+def write(source: Path, part: Path) -> None:
+    """Writes all files of the bundle but its manifest."""
+    networks = turbo(source / "sd-turbo")
+    seesr = source / "seesr"
+    unet, config = networks.pop("unet")
+    save(diffusion_keys(merge_turbo(unet, read_network(seesr / "unet"))), config, part / "unet")
+    del unet
     save(diffusion_keys(read_network(seesr / "controlnet")), config_of(seesr / "controlnet"), part / "controlnet")
-    save(vae_keys(read_network(turbo / "vae")), config_of(turbo / "vae"), part / "vae")
-    text = read_network(turbo / "text_encoder")
+    vae, config = networks.pop("vae")
+    save(vae_keys(vae), config, part / "vae")
+    text, config = networks.pop("text_encoder")
     text.pop("text_model.embeddings.position_ids", None)
-    save(text, config_of(turbo / "text_encoder"), part / "text_encoder", "model.safetensors")
-    for name in ("tokenizer", "scheduler"):
-        shutil.copytree(turbo / name, part / name)
-    base = dict(read_pickle(ram / "ram_swin_large_14m.pth")["model"])
-    merged = merge_lora(base, dict(read_pickle(seesr / "DAPE.pth")))
-    save(tagger_keys(merged), tagger_config(merged), part / "tagger", "model.safetensors")
-    tags, thresholds = lines(ram / "ram_tag_list.txt"), [float(x) for x in lines(ram / "ram_tag_list_threshold.txt")]
+    save(text, config, part / "text_encoder", "model.safetensors")
+    (part / "scheduler").mkdir()
+    (part / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler(source / "sd-turbo"), indent=1) + "\n")
+    shutil.copytree(source / "tokenizer", part / "tokenizer", ignore=shutil.ignore_patterns("*.part"))
+    (part / "tokenizer/tokenizer_config.json").write_text(json.dumps(TOKENIZER, indent=1) + "\n")
+    path = source / "ram/ram_swin_large_14m.pth"
+    checkpoint = read_pickle(path)
+    if "model" not in checkpoint:
+        raise WeightsError(f'{path} has no entry "model": it is not RAM\'s checkpoint')
+    merged = merge_lora(dict(checkpoint["model"]), dict(read_pickle(source / "dape/DAPE.pth")))
+    try:
+        config = tagger_config(merged)
+    except KeyError as error:
+        raise WeightsError(f"{path} lacks {error}: it is not RAM's checkpoint with Swin-L") from None
+    save(tagger_keys(merged), config, part / "tagger", "model.safetensors")
+    lists = source / "tags"
+    tags, thresholds = lines(lists / "ram_tag_list.txt"), lines(lists / "ram_tag_list_threshold.txt")
     if not len(tags) == len(thresholds) == len(merged["label_embed"]):
         raise WeightsError(
             f"{len(tags)} tags, {len(thresholds)} thresholds, {len(merged['label_embed'])} label embeddings"
         )
-    (part / "tagger/tags.json").write_text(json.dumps({"tags": tags, "thresholds": thresholds}) + "\n")
-    weights.write_manifest(part, target.name, "full", licences)
-    try:
-        models.load(part, torch.device("cpu"), torch.float16)  # every key, every shape
-    except WeightsError:
-        shutil.rmtree(part)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    (part / "tagger/tags.json").write_text(
+        json.dumps({"tags": tags, "thresholds": [float(x) for x in thresholds]}) + "\n"
+    )
+
+
+def turbo(folder: Path) -> dict[str, tuple[State, dict[str, Any]]]:
+    """SD-Turbo's UNet, VAE and text encoder with their configs, from folders or from the single file."""
+    single = folder / sources.SINGLE_FILE
+    if single.exists() and not (folder / "unet").exists():
+        named = single_file.networks(read_safetensors(single), single_file.CONFIGS)
+        return {name: (state, single_file.CONFIGS[name]) for name, state in named.items()}
+    return {name: (read_network(folder / name), config_of(folder / name)) for name in ("unet", "vae", "text_encoder")}
+
+
+def scheduler(folder: Path) -> Mapping[str, Any]:
+    """The config of SD-Turbo's noise schedule."""
+    path = folder / "scheduler/scheduler_config.json"
+    return json.loads(path.read_text()) if path.exists() else single_file.CONFIGS["scheduler"]
+
+
+def readable(folder: Path) -> None:
+    """Lets everybody read; safetensors writes files for its own user alone."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def listing(bundle: Path) -> Iterable[str]:
@@ -251,25 +325,3 @@ def listing(bundle: Path) -> Iterable[str]:
             for key in sorted(file.keys()):
                 view = file.get_slice(key)
                 yield f"{path.relative_to(bundle)} {key} {view.get_shape()} {view.get_dtype()}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--source", type=Path, default=weights.ROOT / "downloads", help="what scripts/download.py fetched"
-    )
-    parser.add_argument("--target", type=Path, default=weights.ROOT / "full", help="the bundle to make")
-    parser.add_argument("--list", type=Path, metavar="BUNDLE", help="print keys and shapes instead")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.list:
-        print("\n".join(listing(args.list)))
-        return
-    try:
-        convert(args.source, args.target, "SD-Turbo: Stability AI Community License; SeeSR, DAPE, RAM: Apache-2.0")
-    except (WeightsError, FileNotFoundError, KeyError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
-if __name__ == "__main__":
-    main()

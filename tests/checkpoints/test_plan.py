@@ -1,0 +1,163 @@
+"""./scripts/weights --plan against every state that the public repositories can be in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import published
+import pytest
+from hub import COMMIT, Hub
+
+from seesr.checkpoints import plan, sources
+
+Run = Callable[..., None]
+
+
+def planned(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, list[dict]]:
+    run("--plan", "--json", *arguments)
+    rows: dict[str, list[dict]] = {}
+    for row in json.loads(capsys.readouterr().out):
+        rows.setdefault(row["part"], []).append(row)
+    return rows
+
+
+def test_every_place_of_the_replica_was_seen(repositories: Path) -> None:
+    files = {path.relative_to(repositories).as_posix() for path in repositories.rglob("*") if path.is_file()}
+    assert files == set(published.SEEN)
+
+
+def test_the_lock_has_every_sum_that_is_publicly_known() -> None:
+    known = sources.published()
+    assert len(known) == 8 and all(len(str(entry["sha256"])) == 64 for entry in known.values())
+    assert known["ram/ram_swin_large_14m.pth"]["sha256"].startswith("15c729c793af28b9")  # type: ignore[union-attr]
+    assert known["sd-turbo/sd_turbo.safetensors"]["bytes"] == 5_214_561_328
+
+
+def test_the_plan_names_every_file_and_fetches_none(
+    hub: Hub, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = planned(run, capsys)
+    assert list(rows) == [part.name for part in sources.PARTS]
+    assert {name: len(mine) for name, mine in rows.items()} == {
+        "sd-turbo": 7, "tokenizer": 2, "seesr": 4, "dape": 1, "ram": 1, "tags": 2,
+    }  # fmt: skip
+    for row in (row for mine in rows.values() for row in mine):
+        assert set(row) == set(plan.SHOWN)
+        assert row["source"] == ("github" if row["part"] == "tags" else "huggingface")
+        assert row["revision"] == ("main" if row["part"] == "tags" else COMMIT)
+        assert row["bytes"] > 0 and row["licence"]
+    assert rows["seesr"][0]["repository"] == "CSWRY/SeeSR"
+    unet = next(row for row in rows["seesr"] if row["path"].endswith("unet/diffusion_pytorch_model.safetensors"))
+    assert 0 < unet["bytes_to_fetch"] < unet["bytes"]
+    assert all(r for path, r in hub.fetched(".safetensors"))  # headers alone
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "full").exists()
+
+
+WORLDS = [
+    ("missing", {"models/CSWRY/SeeSR"}, {"seesr": "alexnasa/SEESR", "dape": "alexnasa/SEESR"}),
+    ("closed", {"CSWRY/SeeSR": 401}, {"seesr": "alexnasa/SEESR", "dape": "alexnasa/SEESR"}),
+    ("gated", {"CSWRY/SeeSR": 403}, {"seesr": "alexnasa/SEESR", "dape": "alexnasa/SEESR"}),
+    ("missing", {"models/xinyu1205/recognize_anything_model"}, {"ram": "xinyu1205/recognize-anything"}),
+    ("missing", {"github/cswry/SeeSR"}, {"tags": "xinyu1205/recognize-anything"}),
+    (
+        "missing",
+        {"github/cswry/SeeSR", "github/xinyu1205/recognize-anything"},
+        {"tags": "CannotFindObject/RAM_ONNX"},
+    ),
+    ("busy", {"api/models/CSWRY/SeeSR": 1, "ram_tag_list.txt": 1}, {"seesr": "CSWRY/SeeSR", "tags": "cswry/SeeSR"}),
+]
+
+
+@pytest.mark.parametrize(("trouble", "value", "expected"), WORLDS)
+def test_the_next_source_is_taken(
+    hub: Hub, run: Run, capsys: pytest.CaptureFixture[str], trouble: str, value: object, expected: dict[str, str]
+) -> None:
+    setattr(hub, trouble, value)
+    rows = planned(run, capsys)
+    assert len(rows) == len(sources.PARTS)
+    assert {name: rows[name][0]["repository"] for name in expected} == expected
+
+
+def test_a_repository_that_moved_is_followed(
+    hub: Hub, run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (hub.folder / "models/CSWRY").rename(hub.folder / "models/NEW")
+    hub.moved["CSWRY/SeeSR"] = "NEW/SeeSR"
+    assert planned(run, capsys)["dape"][0]["repository"] == "NEW/SeeSR"
+    assert "CSWRY/SeeSR has moved to NEW/SeeSR" in caplog.text
+
+
+def test_a_gated_part_without_another_source_says_what_to_do(hub: Hub, run: Run) -> None:
+    hub.gated["stabilityai/sd-turbo"] = 403
+    with pytest.raises(SystemExit) as error:
+        run("--plan")
+    words = str(error.value)
+    assert "\n" not in words and "sd-turbo was found nowhere" in words
+    assert "gated (HTTP 403)" in words and "HF_TOKEN" in words and "--source sd-turbo=" in words
+
+
+def test_the_token_goes_to_the_hub_alone(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    run("--plan")
+    tokens = {("/raw/" in path, token) for _, path, _, token in hub.requests}
+    assert tokens == {(False, "Bearer hf_secret"), (True, None)}
+
+
+def test_another_file_under_a_published_name_is_not_taken(
+    hub: Hub, run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = hub.folder / "models/CSWRY/SeeSR/DAPE.pth"
+    path.unlink()
+    path.write_bytes(b"another")
+    assert planned(run, capsys)["dape"][0]["repository"] == "alexnasa/SEESR"
+    assert "DAPE.pth is not the published file" in caplog.text
+
+
+def test_without_ranges_the_whole_unet_is_planned(hub: Hub, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.ranges = False
+    unet = next(row for row in planned(run, capsys)["seesr"] if "unet/diffusion" in row["path"])
+    assert unet["bytes_to_fetch"] == unet["bytes"]
+
+
+def test_a_part_from_another_place(hub: Hub, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = f"{hub.raw}/xinyu1205/recognize-anything/main/ram/data/"
+    folder = hub.folder / published.TURBO
+    arguments = [
+        f"tags={raw}",
+        f"sd-turbo={folder}",
+        "seesr=alexnasa/SEESR@main",
+        f"dape={hub.url}/alexnasa/SEESR/resolve/main/DAPE.pth",
+        "ram=spaces/xinyu1205/recognize-anything",
+    ]
+    rows = planned(run, capsys, *(word for value in arguments for word in ("--source", value)))
+    found = {name: (mine[0]["source"], mine[0]["repository"]) for name, mine in rows.items()}
+    assert found["tags"] == ("url", raw)
+    assert found["sd-turbo"] == ("folder", str(folder)) and rows["sd-turbo"][0]["bytes_to_fetch"] == 0
+    assert found["seesr"] == ("huggingface", "alexnasa/SEESR")
+    assert found["dape"][0] == "url"
+    assert found["ram"] == ("huggingface", "xinyu1205/recognize-anything")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("unet=x", "the parts are sd-turbo, tokenizer, seesr, dape, ram, tags"),
+        ("ram", "write PART=FOLDER"),
+        ("ram=/nowhere", "no folder or file here, no URL and no OWNER/REPOSITORY"),
+        ("ram=alexnasa/SEESR", "it has no ram_swin_large_14m.pth"),
+        ("ram=someone/else", "does not exist"),
+    ],
+)
+def test_a_wrong_source_is_one_line(hub: Hub, run: Run, value: str, words: str) -> None:
+    with pytest.raises(SystemExit) as error:
+        run("--plan", "--source", value)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_plan_needs_no_torch() -> None:
+    code = "import sys, seesr.checkpoints.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(plan.__file__).parents[2]).returncode == 0
