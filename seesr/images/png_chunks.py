@@ -14,7 +14,7 @@ from typing import NamedTuple
 from seesr.images.color_tags import Encoding, Primaries, from_gamma, from_numbers
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FOR_THE_DECODER = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"pHYs", b"acTL", b"fcTL", b"fdAT"}
+FOR_THE_DECODER = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"acTL", b"fcTL", b"fdAT"}
 MOST_CHUNKS = 2**20
 MOST_METADATA = 16 * 2**20  # bytes of a chunk once decompressed
 RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")  # ImageMagick 6 and others before eXIf
@@ -52,9 +52,10 @@ def split(data: bytes) -> Chunks:
         if name == b"IEND":
             ended = True
             break
-        if name in FOR_THE_DECODER:
+        whole = raw[-4:] == struct.pack(">I", zlib.crc32(name + body))
+        if name in FOR_THE_DECODER or (name == b"pHYs" and whole):
             needed.append(raw)
-        elif raw[-4:] != struct.pack(">I", zlib.crc32(name + body)):
+        elif not whole:
             warnings.append(f"the PNG chunk {name.decode('latin-1')} has a wrong checksum and is left out")
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
             first.setdefault(body.partition(b"\0")[0], (name, body))

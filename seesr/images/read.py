@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from seesr.images import color_tags, convert, isobmff
+from seesr.images.color_tags import Primaries
 from seesr.images.header import Colours, Header, colours_of, of_pillow, open_file
 from seesr.images.limits import LARGEST_FILE, LARGEST_INPUT, check_input
 from seesr.images.metadata_limits import check_metadata
@@ -90,6 +91,10 @@ def from_pil(opened: Image.Image) -> Picture:
     """
     opened.load()
     header = of_pillow(opened, lambda: colours_of(opened, header))
+    info, places = opened.info, opened.info.get("chromaticity")
+    if header.icc is None and "srgb" not in info and ("gamma" in info or places):  # of a PNG
+        primaries = Primaries(*zip(places[::2], places[1::2], strict=True)) if places else None
+        header.encoding = color_tags.from_gamma(info.get("gamma"), primaries, header.warnings)
     return to_picture(header, header.decode())
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seesr.images import convert
 from seesr.images.exif import orientation
+from seesr.images.kinds import RAW
 from seesr.images.limits import LARGEST_INPUT, LARGEST_SIDE
 
 if TYPE_CHECKING:  # loaded when a TIFF is read: it takes a quarter of a second
@@ -22,6 +23,7 @@ PHOTOMETRICS = {
 }  # fmt: skip
 COLOURS = {"grey": 1, "RGB": 3, "CMYK": 4, "Lab": 3}  # channels of what is read here
 COMPRESSIONS = {1, 5, 7, 8, 32773, 32946, 34925, 50000, 50001}  # none, LZW, JPEG, Deflate, PackBits, LZMA, zstd, WebP
+SUBIFDS, DNG_VERSION = 330, 50706  # tags
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
 MOST_CLIPPED = 0.05  # share of floating-point values outside of 0 to 1
@@ -54,9 +56,13 @@ def main_page(data: bytes) -> int:
     """The number of the page that is neither a thumbnail, a reduced version nor a mask of another.
 
     Raises:
-        ValueError: there are several.
+        Unreadable: there are several, or the pages are previews of a camera's raw data.
     """
     with open_tiff(data) as file:
+        page: Any = file.pages[0]
+        previews = page.subfiletype & REDUCED and SUBIFDS in page.tags
+        if data[8:10] == b"CR" or DNG_VERSION in page.tags or previews:
+            raise Unreadable(f"this is a camera raw file (DNG, NEF, CR2 or the like), not an image: {RAW}")
         first: Any = itertools.islice(file.pages, MOST_PAGES + 1)
         kinds = [int(page.subfiletype) for page in first]
     pages = [number for number, kind in enumerate(kinds) if not kind & (REDUCED | MASK)]

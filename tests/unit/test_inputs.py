@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from seesr.images import color_tags, convert, isobmff, jpeg
 from seesr.images.picture import Picture
-from seesr.images.read import decode, open_header
+from seesr.images.read import decode, from_pil, open_header
 from seesr.images.record import read_record
 
 FOLDER = Path(__file__).parents[1] / "data/inputs"
@@ -156,6 +156,8 @@ def test_text_in_a_png_cannot_stop_its_reading(photo: Image.Image) -> None:
         (chunk(b"tEXt", b"note\0" + b"x" * 2_500_000), False),
         (chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(90_000_000))), False),
         (chunk(b"tEXt", b"note\0words", wrong=1), True),
+        (chunk(b"pHYs", bytes(9), wrong=1), True),
+        (chunk(b"gAMA", struct.pack(">I", 100000), wrong=1), True),
         (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0no zlib"), False),
     ):
         found = decode(with_chunks(data, extra))
@@ -215,6 +217,14 @@ def test_a_colour_tag_without_sense_is_left_out_with_a_warning(
     found = decode(with_chunks(file(photo), chunk(name, body)))
     np.testing.assert_array_equal(found.rgb, np.asarray(photo))
     assert found.icc is None and words in found.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["gama-1.000-8.png", "chrm-p3-8.png", "gama-linear-p3-16.png", "vips-rgb-8.png"])
+def test_colour_tags_of_a_png_count_when_pillow_has_opened_it(name: str) -> None:
+    expected = shown(decode((FOLDER / name).read_bytes()))
+    with Image.open(FOLDER / name) as image:
+        found = shown(from_pil(image))
+    assert np.abs(found - expected).mean() < (4 if "-16" in name else 0.1)  # Pillow has 8 bits
 
 
 def test_a_logarithmic_curve_is_refused_by_name(photo: Image.Image) -> None:
@@ -334,6 +344,18 @@ def test_of_a_tiff_with_a_thumbnail_the_full_page_is_taken(rng: np.random.Genera
 def test_what_a_tiff_is_that_cannot_be_read(pixels: np.ndarray, options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         decode(tiff((pixels, options)))
+
+
+def test_a_preview_in_raw_data_is_not_taken_for_the_image(rng: np.random.Generator) -> None:
+    small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    dng = [(50706, 1, 4, (1, 4, 0, 0), True)]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:  # as in NEF: a thumbnail with the raw data below it
+        writer.write(small, photometric="rgb", subfiletype=1, subifds=1)
+        writer.write(np.zeros((24, 32), np.uint16), photometric="cfa")
+    for data in (buffer.getvalue(), tiff((small, {"photometric": "rgb", "extratags": dng}))):
+        with pytest.raises(ValueError, match="this is a camera raw file.*export it"):
+            decode(data)
 
 
 def test_a_tiff_of_floats_a_little_outside_is_clipped_with_a_warning() -> None:
