@@ -7,21 +7,17 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from seesr.serving.job import DONE, WAITING, Job
-from seesr.serving.middleware import whole
 from seesr.serving.refusal import Refused
-from seesr.serving.service import COMMON, Service, drop, media_type
-from seesr.serving.uploads import Stored, from_words, pieces, read_json, store
+from seesr.serving.requests import Upscale, is_empty, is_json, parse, read_json
+from seesr.serving.service import Service, media_type
+from seesr.serving.uploads import Stored, store_image
 from seesr.settings import Settings
-from seesr.settings.parsing import settings_of
 
-LONGEST_WAIT = 600.0  # seconds
-ANSWERS = ("file", "link")  # what POST /upscale answers with
 IMAGES = ("image/", "application/octet-stream")
 
 
@@ -54,70 +50,57 @@ def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
     }
 
 
-async def take(request: Request) -> tuple[Stored, Stored | None, dict[str, Any]]:
-    """The image of a request, its mask and everything else that it says: body, form or JSON, and the query.
+async def take(request: Request) -> Upscale:
+    """What a request says, in its query and its body: a form, JSON, or the image itself.
 
     Raises:
         ValueError, Refused: one line.
     """
-    of, kind = service(request), request.headers.get("content-type", "").lower()
-    given: dict[str, Any] = dict(request.query_params)
+    kind = request.headers.get("content-type", "").lower()
+    values: dict[str, Any] = dict(request.query_params)
     if kind.startswith("multipart/form-data"):
-        async with request.form(max_files=2, max_fields=100) as form:
-            image, mask = form.get("image") or form.get("file"), form.get("mask")
-            if not isinstance(image, UploadFile):
-                raise Refused(422, "the form has no file named image")
-            given |= {name: value for name, value in form.items() if isinstance(value, str)}
-            stored = await store(pieces(image), of.part(), image.filename or "image")
-            if not isinstance(mask, UploadFile):
-                return stored, await mask_of(of, stored, mask or given.get("mask")), given
-            try:
-                return stored, await store(pieces(mask), of.part(), "mask"), given
-            except BaseException:
-                drop(stored)
-                raise
-    if kind.startswith("application/json"):
-        body = await read_json(request)
-        if "image" not in body:
-            raise Refused(422, "image is required")
-        stored = await from_words(body["image"], of.part(), of.configuration.allow_urls)
-        return stored, await mask_of(of, stored, body.get("mask")), {**given, **body}
-    if kind.startswith(IMAGES) or not kind:
-        stored = await store(request.stream(), of.part(), "image")
-        return stored, await mask_of(of, stored, given.get("mask")), given
-    raise Refused(415, "send an image body, a multipart form with a file named image, or JSON")
+        form = await request.form(max_files=2, max_fields=100)
+        values |= form
+        values["image"] = values.get("image") or values.pop("file", None)
+    elif is_json(request):
+        values |= await read_json(request)
+    elif kind.startswith(IMAGES) or not kind:
+        values["image"] = request.stream()
+    else:
+        raise Refused(415, "send an image body, a multipart form with a file named image, or JSON")
+    return parse(Upscale, values)
 
 
-async def mask_of(of: Service, stored: Stored, words: Any) -> Stored | None:
-    """The mask that a request names beside its picture; where that cannot be had, the picture's file goes too.
+async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, Stored | None]:
+    """The image of a request and its mask, if there is one, as files that last as long as the request.
 
     Raises:
         ValueError, Refused: one line.
     """
-    if words is None:
-        return None
+    of = service(request)
+    if is_empty(image):
+        raise Refused(422, "image is required")
+    stored = await store_image(image, of.part(request), of.configuration.allow_urls)
+    if is_empty(mask):
+        return stored, None
     try:
-        return await from_words(words, of.part(), of.configuration.allow_urls)
+        return stored, await store_image(mask, of.part(request), of.configuration.allow_urls, "mask")
     except (ValueError, Refused) as error:
-        drop(stored)
         raise ValueError(f"the mask cannot be used: {error}") from None
 
 
 async def upscale(request: Request) -> Response:
     """POST of one picture: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
     of = service(request)
-    stored, mask, given = await take(request)
     try:
-        settings = settings_of(given, COMMON)
-        wait = whole(given.get("wait", 60), "wait", 0, LONGEST_WAIT)
-        if given.get("answer", "file") not in ANSWERS:
-            raise ValueError(f"answer is {given['answer']!r}; it must be one of {', '.join(ANSWERS)}")
-        await of.check(stored, settings, mask)
-    except ValueError:
-        drop(stored, mask)
-        raise
-    job = of.submit(request, stored, settings, given, mask)
-    return await finished(request, job, wait, given.get("answer") == "link")
+        asked = await take(request)
+        settings = asked.settings()
+        stored, mask = await store_both(request, asked.image, asked.mask)
+    finally:
+        await request.close()  # removes the files of a form
+    await of.check(stored, settings, mask)
+    job = of.submit(request, stored, settings, asked.options(), mask)
+    return await finished(request, job, asked.wait, asked.answer == "link")
 
 
 async def finished(request: Request, job: Job, wait: float, link: bool = False) -> Response:
@@ -144,7 +127,7 @@ def file_of(of: Service, job: Job) -> Response:
     settings = Settings(**job.settings)
     name = f"{stem}-{settings.label}.{settings.suffix}"
     headers = {"X-Job-Id": job.id, "X-Seed": str(job.settings["seed"])}
-    return FileResponse(of.jobs.result(job), media_type=media_type(job), filename=name, headers=headers)
+    return FileResponse(of.result(job), media_type=media_type(job), filename=name, headers=headers)
 
 
 async def show(request: Request) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import secrets
 import zipfile
@@ -20,10 +19,10 @@ from seesr.serving.archives import MOST_FILES, unpack
 from seesr.serving.job import DONE, Full, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
-from seesr.serving.service import COMMON, Service
+from seesr.serving.requests import Batch, parse
+from seesr.serving.service import Service, is_id
 from seesr.serving.uploads import Stored, pieces, store
 from seesr.settings import Settings
-from seesr.settings.parsing import settings_of
 
 
 async def create_batch(request: Request) -> Response:
@@ -37,11 +36,11 @@ async def create_batch(request: Request) -> Response:
             async with request.form(max_files=MOST_FILES, max_fields=100) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
-                        files.append(await store(pieces(value), of.part(), value.filename or "image"))
+                        files.append(await store(pieces(value), of.part(request), value.filename or "image"))
                     else:
                         given[name] = value
         elif kind.startswith("application/zip"):
-            archive = await store(request.stream(), of.part(), "archive.zip")
+            archive = await store(request.stream(), of.part(request), "archive.zip")
             try:
                 prefix = secrets.token_hex(16)
                 files, refused = await asyncio.to_thread(unpack, archive.path, archive.path.parent, prefix)
@@ -51,8 +50,8 @@ async def create_batch(request: Request) -> Response:
             raise Refused(415, "send a multipart form of files, or a zip")
         if not files and not refused:
             raise Refused(422, "the batch has no files")
-        settings = settings_of(given, COMMON - {"mask"})
-        return JSONResponse(await queue_batch(request, files, refused, settings, given), 202)
+        asked = parse(Batch, given)
+        return JSONResponse(await queue_batch(request, files, refused, asked.settings(), asked.options()), 202)
     finally:
         for stored in files:
             stored.path.unlink(missing_ok=True)
@@ -99,7 +98,7 @@ def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
         Refused: 404.
     """
     of, id = service(request), request.path_params["id"]
-    kept = of.ledger.note(id) if id.isalnum() else None
+    kept = of.ledger.note(id) if is_id(id) else None
     if kept is None or kept["owner"] != owner(request):
         raise Refused(404, "there is no batch of this id")
     return of.jobs.batch(owner(request), id), kept["refused"]
@@ -122,14 +121,14 @@ async def batch_result(request: Request) -> Response:
         raise Refused(409, "the batch is not done")
     path = of.ledger.file("zips", f"{request.path_params['id']}.zip")
     if not path.exists():
-        await asyncio.to_thread(write_zip, of, path, jobs, refused)
+        await asyncio.to_thread(write_zip, of, of.part(request), path, jobs, refused)
     return FileResponse(path, media_type="application/zip", filename="results.zip")
 
 
-def write_zip(of: Service, path: Path, jobs: list[Job], refused: list[dict[str, str]]) -> None:
-    part, used = of.part(), set()
+def write_zip(of: Service, part: Path, path: Path, jobs: list[Job], refused: list[dict[str, str]]) -> None:
+    used = set()
     failed = [f"{file['name']}: {file['error']}" for file in refused]
-    with contextlib.suppress(FileNotFoundError), zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for job in jobs:
             if job.status != DONE:
                 failed.append(f"{job.name}: {job.error or job.status}")
@@ -139,7 +138,10 @@ def write_zip(of: Service, path: Path, jobs: list[Job], refused: list[dict[str, 
             if name in used:
                 name = f"{stem}-{job.id[:8]}.{job.suffix}"
             used.add(name)
-            archive.write(of.jobs.result(job), name)
+            try:
+                archive.write(of.result(job), name)
+            except Refused as error:
+                failed.append(f"{job.name}: {error}")
         if failed:
             archive.writestr("failed.txt", "\n".join(failed) + "\n")
     part.replace(path)

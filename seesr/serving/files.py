@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -16,7 +18,8 @@ from starlette.routing import Route
 from seesr.serving.api import service
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
-from seesr.serving.service import when
+from seesr.serving.requests import Upload, parse, parse_json
+from seesr.serving.service import is_id, when
 from seesr.serving.uploads import pieces, store
 
 LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
@@ -32,34 +35,47 @@ def upload(request: Request, id: str) -> dict[str, Any]:
     Raises:
         Refused: 404, there is none.
     """
-    found = service(request).ledger.uploads(owner(request), id) if id.isalnum() else []
+    found = service(request).ledger.uploads(owner(request), id) if is_id(id) else []
     if not found:
         raise Refused(404, "there is no file of this id")
     return found[0]
+
+
+def upload_file(request: Request, record: dict[str, Any]) -> Path:
+    """The file of an upload.
+
+    Raises:
+        Refused: 404, it was removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path = service(request).ledger.upload_file(record["id"])
+        if path.is_file():
+            return path
+    raise Refused(404, "this file was removed; send it again")
 
 
 async def create_file(request: Request) -> Response:
     """POST of a form with `content`, as the clients send files before a prediction."""
     of = service(request)
     async with request.form(max_files=2, max_fields=4, max_part_size=LARGEST_METADATA) as form:
-        content = form.get("content")
+        content, words = form.get("content"), form.get("metadata")
         if not isinstance(content, UploadFile):
             raise Refused(422, "the form has no file named content")
-        words = form.get("metadata")  # the JavaScript client sends it as a file
-        if isinstance(words, UploadFile):
+        if isinstance(words, UploadFile):  # the JavaScript client sends it as a file
             if (words.size or 0) > LARGEST_METADATA:
                 raise Refused(413, f"metadata has {words.size} bytes; the limit is {LARGEST_METADATA}")
-            words = (await words.read()).decode(errors="replace")
-        stored = await store(pieces(content), of.part(), content.filename or "image")
+            words = await words.read()
+        try:
+            value = parse_json(words) if words else {}
+            json.dumps(value, allow_nan=False)  # 1e999 is no number that an answer could show
+        except ValueError as error:
+            raise Refused(422, f"metadata is no JSON ({error})") from None
+        metadata = parse(Upload, {"metadata": value}).metadata
+        stored = await store(pieces(content), of.part(request), content.filename or "image")
         kind = content.content_type
     id, now = secrets.token_hex(16), time.time()
     size = stored.path.stat().st_size
     md5 = hashlib.md5(stored.path.read_bytes(), usedforsecurity=False).hexdigest()
-    try:
-        metadata = json.loads(words) if isinstance(words, str) else {}
-    except ValueError:
-        stored.path.unlink()
-        raise Refused(422, "metadata is no JSON") from None
     record = {
         "id": id,
         "name": stored.name,
@@ -81,7 +97,7 @@ async def show_file(request: Request) -> Response:
 
 async def download_file(request: Request) -> Response:
     record = upload(request, request.path_params["id"])
-    path = service(request).ledger.upload_file(record["id"])
+    path = upload_file(request, record)
     return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
 
 

@@ -7,7 +7,6 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -112,6 +111,8 @@ class Gate:
             if not begun:
                 await response(scope, receive, tell)
         finally:
+            for path in scope["state"].get("parts", ()):
+                path.unlink(missing_ok=True)
             words = {"request": request_id, "method": scope["method"], "path": scope["path"], "status": status}
             quiet = scope["path"] in PROBES and status < 400  # they ask all the time
             words["seconds"] = round(time.perf_counter() - started, 4)
@@ -194,18 +195,3 @@ Route = Callable[[Request], Awaitable[Response]]
 def owner(request: Request) -> str:
     """Name of the key that asks."""
     return request.scope["state"]["owner"]
-
-
-def whole(value: Any, name: str, least: float, most: float) -> float:
-    """A number of a query.
-
-    Raises:
-        ValueError: it is none, or outside its range.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {value!r}; it must be a number") from None
-    if not least <= number <= most:
-        raise ValueError(f"{name} is {value}; it must be from {least:g} to {most:g}")
-    return number

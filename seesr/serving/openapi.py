@@ -11,8 +11,8 @@ from starlette.routing import Route
 
 from seesr.images.formats import MEDIA_TYPES
 from seesr.images.limits import LARGEST_FILE
-from seesr.serving.api import ANSWERS, LONGEST_WAIT
 from seesr.serving.job import PRIORITIES
+from seesr.serving.requests import LONGEST_WAIT
 from seesr.settings import Settings, cog_schema
 from seesr.settings.presets import PRESETS
 from seesr.version import __version__
@@ -57,7 +57,7 @@ def openapi() -> dict[str, Any]:
     own = {
         "wait": ("seconds to wait for the result before 202 is answered", {"type": "number", "maximum": LONGEST_WAIT}),
         "priority": ("who comes first", {"type": "string", "enum": list(PRIORITIES)}),
-        "answer": ("the file, or {file_key, public_url} of it", {"type": "string", "enum": list(ANSWERS)}),
+        "answer": ("the file, or {file_key, public_url} of it", {"type": "string", "enum": ["file", "link"]}),
         "deadline": ("seconds that the picture may take once it runs", {"type": "number"}),
     }
     query += [

@@ -7,7 +7,6 @@ RunPod's 204 while the weights load.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from typing import Any
 
@@ -15,34 +14,31 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.serving.api import mask_of, service, upscale
+from seesr.serving.api import service, store_both, upscale
 from seesr.serving.job import DONE, Job
 from seesr.serving.refusal import Refused
-from seesr.serving.uploads import once, read_json, store
+from seesr.serving.requests import LONGEST_WAIT, HuggingFace, Parameters, Vertex, is_json, parse, read_json
+from seesr.serving.uploads import once
 from seesr.settings.parsing import from_data_uri, settings_of
 
-LONGEST_WAIT = 600.0  # seconds; the platforms have limits of their own
 
-
-async def made(request: Request, image: Any, parameters: Any) -> tuple[Job, bytes]:
-    """A picture in base64 and its settings -> the job and the bytes of its result.
+async def made(request: Request, image: str, parameters: dict[str, Any]) -> tuple[Job, bytes]:
+    """An image in base64 and its settings -> the job and the bytes of its result.
 
     Raises:
         ValueError, Refused: one line.
     """
-    of = service(request)
-    if not isinstance(image, str):
-        raise ValueError("the image must be base64 or a data URI")
-    if not isinstance(parameters, dict):
-        raise ValueError("parameters must be an object")
-    settings = settings_of(parameters, frozenset({"mask"}))
-    stored = await store(once(from_data_uri(image)), of.part(), "image")
-    mask = await mask_of(of, stored, parameters.get("mask"))
+    of, given = service(request), parse(Parameters, parameters, "parameters.")
+    settings = settings_of(given.model_extra or {})
+    source, mask = image and once(from_data_uri(image)), given.mask
+    if isinstance(mask, str) and mask and ":" not in mask:
+        mask = f"data:;base64,{mask}"
+    stored, mask = await store_both(request, source, mask)
     await of.check(stored, settings, mask)
     job = await of.wait(of.submit(request, stored, settings, {}, mask), LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused(422 if job.error else 503, job.error or "the picture was not made in time")
-    return job, of.jobs.result(job).read_bytes()
+    return job, of.result(job).read_bytes()
 
 
 def told(job: Job, data: bytes) -> dict[str, Any]:
@@ -57,29 +53,33 @@ def told(job: Job, data: bytes) -> dict[str, Any]:
 
 async def hugging_face(request: Request) -> Response:
     """{"inputs": base64, "parameters": {...}} -> {"image", "format", "seed", "metrics"}; an image body -> a file."""
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
+    if not is_json(request):
         return await upscale(request)
-    body = await read_json(request)
-    return JSONResponse(told(*await made(request, body.get("inputs"), body.get("parameters") or {})))
+    return await answer_inputs(request, await read_json(request))
+
+
+async def answer_inputs(request: Request, body: dict[str, Any]) -> Response:
+    asked = parse(HuggingFace, body)
+    return JSONResponse(told(*await made(request, asked.inputs, asked.parameters)))
 
 
 async def vertex(request: Request) -> Response:
     """{"instances": [{"image": base64}], "parameters": {...}} -> {"predictions": [...]}, in their order."""
-    body = await read_json(request)
-    instances = body.get("instances")
-    if not isinstance(instances, list) or not instances or not all(isinstance(one, dict) for one in instances):
-        raise Refused(422, "instances must be a list of objects with an image")
-    parameters = body.get("parameters") or {}
-    found = [told(*await made(request, one.get("image"), parameters)) for one in instances]
+    return await answer_instances(request, await read_json(request))
+
+
+async def answer_instances(request: Request, body: dict[str, Any]) -> Response:
+    asked = parse(Vertex, body)
+    found = [told(*await made(request, one.image, asked.parameters)) for one in asked.instances]
     return JSONResponse({"predictions": found})
 
 
 async def invocations(request: Request) -> Response:
     """SageMaker: an image body, or JSON with inputs or instances."""
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
+    if not is_json(request):
         return await upscale(request)
-    body = json.loads(await request.body() or b"{}")  # kept by the request for the one that answers
-    return await (vertex if isinstance(body, dict) and "instances" in body else hugging_face)(request)
+    body = await read_json(request)
+    return await (answer_instances if "instances" in body else answer_inputs)(request, body)
 
 
 async def ping(request: Request) -> Response:

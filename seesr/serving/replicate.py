@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 from starlette.requests import Request
@@ -9,13 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving import files
-from seesr.serving.api import service
+from seesr.serving.api import service, store_both
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
-from seesr.serving.service import Service, drop, when
-from seesr.serving.uploads import Stored, from_words, read_json
-from seesr.serving.webhooks import EVENTS, check_target, whsec
+from seesr.serving.requests import Input, Prediction, parse, read_json
+from seesr.serving.service import Service, when
+from seesr.serving.uploads import Uploaded
+from seesr.serving.webhooks import check_target, whsec
 from seesr.settings import cog_schema
 from seesr.settings.parsing import settings_of
 
@@ -30,9 +33,12 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str
     Args:
         whole: with the output. Over plain http that is a data URI, since the clients take only https links for files.
     """
-    output = None
+    output, removed = None, False
     if job.status == DONE and job.output:
-        output = of.link(base, job) if base.startswith("https:") or not whole else of.data_uri(job)
+        try:
+            output = of.link(base, job) if base.startswith("https:") or not whole else of.data_uri(job)
+        except Refused:
+            removed = True
     metrics = dict(job.metrics)
     if job.started and job.completed:
         metrics |= {"predict_time": job.completed - job.started, "total_time": job.completed - job.created}
@@ -44,7 +50,7 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str
         "input": {"image": job.name, **job.settings},
         "logs": job.logs,
         "output": output,
-        "data_removed": False,
+        "data_removed": removed,
         "error": job.error,
         "status": job.status,
         "source": "api",
@@ -58,30 +64,15 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str
 
 async def create(request: Request) -> Response:
     """POST of a prediction: queues it, and waits for it as long as `Prefer: wait` says."""
-    of = service(request)
-    body = await read_json(request)
-    check_model(request, body.get("version"))
-    given = body.get("input")
-    if not isinstance(given, dict):
-        raise Refused(422, "input must be an object")
-    if "image" not in given:
-        raise Refused(422, "input.image is required")
-    settings = settings_of(given, frozenset({"image", "mask"}))
-    webhook, events = body.get("webhook"), body.get("webhook_events_filter")
-    if webhook is not None:
-        check_target(webhook)
-    if events is not None and (not isinstance(events, list) or not set(events) <= set(EVENTS)):
-        raise Refused(422, f"webhook_events_filter may hold {', '.join(EVENTS)}")
-    stored = await image_of(request, given["image"])
-    mask = None
-    if given.get("mask") is not None:
-        try:
-            mask = await image_of(request, given["mask"])
-        except (ValueError, Refused) as error:
-            drop(stored)
-            raise ValueError(f"the mask cannot be used: {error}") from None
+    of, asked = service(request), parse(Prediction, await read_json(request))
+    check_model(request, asked.version)
+    given = parse(Input, asked.input, "input.")
+    settings = settings_of(given.model_extra or {})
+    if asked.webhook is not None:
+        check_target(asked.webhook)
+    stored, mask = await store_both(request, upload_of(request, given.image), upload_of(request, given.mask))
     await of.check(stored, settings, mask)
-    job = of.submit(request, stored, settings, {}, mask, webhook=webhook, events=events)
+    job = of.submit(request, stored, settings, {}, mask, webhook=asked.webhook, events=asked.webhook_events_filter)
     job = await of.wait(job, preferred_wait(request))
     found = prediction(of, of.base(request), job)
     if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end
@@ -113,25 +104,23 @@ def preferred_wait(request: Request) -> float:
     for part in request.headers.get("prefer", "").split(","):
         name, _, value = part.strip().partition("=")
         if name == "wait":
-            return min(LONGEST_WAIT, float(value)) if value.replace(".", "", 1).isdigit() else LONGEST_WAIT
+            return min(LONGEST_WAIT, float(value)) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value) else LONGEST_WAIT
     return 0.0
 
 
-async def image_of(request: Request, words: Any) -> Stored:
-    """The image of an input: an upload of this server by its URL, or what `from_words` takes.
+def upload_of(request: Request, source: Any) -> Any:
+    """The file of an upload of this server, if the source is its URL; else the source itself.
 
     Raises:
-        ValueError, Refused: one line.
+        Refused: 404, there is no such upload.
     """
     of = service(request)
     begin = f"{of.base(request)}/v1/files/"
-    if isinstance(words, str) and words.startswith(begin):
-        id = words.removeprefix(begin).partition("?")[0].partition("/")[0]
-        record = files.upload(request, id)
-        part = of.part()
-        part.hardlink_to(of.ledger.upload_file(id))
-        return Stored(part, record["name"], record["checksums"]["sha256"])
-    return await from_words(words, of.part(), of.configuration.allow_urls)
+    if not (isinstance(source, str) and source.startswith(begin)):
+        return source
+    id = source.removeprefix(begin).partition("?")[0].partition("/")[0]
+    record = files.upload(request, id)
+    return Uploaded(files.upload_file(request, record), record)
 
 
 async def show(request: Request) -> Response:
@@ -154,9 +143,12 @@ async def index(request: Request) -> Response:
     of, base = service(request), service(request).base(request)
     cursor = request.query_params.get("cursor")
     try:
-        jobs = of.jobs.recent(owner(request), PAGE + 1, None if cursor is None else float(cursor))
+        before = None if cursor is None else float(cursor)
     except ValueError:
-        raise Refused(400, "the cursor is none of this server") from None
+        before = math.nan
+    if before is not None and not math.isfinite(before):
+        raise Refused(400, "the cursor is none of this server")
+    jobs = of.jobs.recent(owner(request), PAGE + 1, before)
     more = f"{base}/v1/predictions?cursor={jobs[PAGE - 1].created!r}" if len(jobs) > PAGE else None
     results = [prediction(of, base, job, whole=False) for job in jobs[:PAGE]]
     return JSONResponse({"previous": None, "next": more, "results": results})

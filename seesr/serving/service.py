@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -34,9 +35,6 @@ HEADER_SECONDS = 10.0  # that reading the header of an image may take
 HEADER_READERS = ThreadPoolExecutor(4, "image-header")
 LOOK = 0.25  # seconds between two looks whether the caller is still there
 LINK_SECONDS = 3600  # that a link to a result is good for
-COMMON = frozenset(
-    {"image", "mask", "wait", "priority", "deadline", "answer"}
-)  # what a request says besides its settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +60,11 @@ class Service:
         """None if images can be made and every background task runs, else why not, in one line."""
         return self.jobs.ready() or self.supervisor.down()
 
-    def part(self) -> Path:
-        """A fresh name for a file on its way in."""
-        return self.ledger.file("parts", secrets.token_hex(16))
+    def part(self, request: Request) -> Path:
+        """A fresh name for a file on its way in. What is there at the request's end is removed."""
+        path = self.ledger.file("parts", secrets.token_hex(16))
+        request.scope["state"].setdefault("parts", []).append(path)
+        return path
 
     def base(self, request: Request) -> str:
         """The address of this server as clients see it, without a slash at its end."""
@@ -82,22 +82,17 @@ class Service:
         """Queues a picture, or finds the job of the same Idempotency-Key.
 
         Args:
-            given: priority and deadline, if the request names them.
+            given: "priority" and "deadline" in seconds, both checked.
             mask: was sent beside the picture.
 
         Raises:
             ValueError, Refused, Full, Away: it is not taken; its file is removed.
         """
         try:
-            name = given.get("priority") or "normal"
-            if name not in PRIORITIES:
-                raise ValueError(f"priority is {name!r}; it must be one of {', '.join(PRIORITIES)}")
-            seconds = given.get("deadline")
-            if seconds is not None and not 0 < float(seconds) < 1e6:
-                raise ValueError(f"deadline is {seconds}; it must be a number of seconds above 0")
+            name, seconds = given.get("priority", "normal"), given.get("deadline")
             job = Job.of(
                 owner(request), settings, masked=mask is not None, name=stored.name, priority=PRIORITIES[name],
-                deadline=None if seconds is None else float(seconds), **more,
+                deadline=seconds, **more,
             )  # fmt: skip
             files = (stored.path, mask.path if mask else None)
             if job.batch is not None:  # the batch has the key
@@ -184,12 +179,13 @@ class Service:
         try:
             await asyncio.wait_for(work, HEADER_SECONDS)
         except TimeoutError:
-            drop(stored, mask)
             raise ValueError(f"the image file's header could not be read in {HEADER_SECONDS:.0f} s") from None
 
     def check_files(self, stored: Stored, settings: Settings, mask: Stored | None) -> None:
         """The work of `check`."""
         try:
+            if not stored.path.stat().st_size:
+                raise ValueError("image is required: the file is empty")
             size = size_of(stored)
             settings.output_size(*size)
             if mask is not None:
@@ -208,7 +204,7 @@ class Service:
         Raises:
             Refused: 404, there is none, or it is another's.
         """
-        job = self.jobs.find(id) if id.isalnum() else None
+        job = self.jobs.find(id) if is_id(id) else None
         if job is None or job.owner != owner(request):
             raise Refused(404, "there is no job of this id")
         return job
@@ -239,12 +235,29 @@ class Service:
         job = self.jobs.find(name.partition(".")[0])
         if job is None or job.output != name:
             raise Refused(404, "the result has expired")
-        return self.jobs.result(job)
+        return self.result(job)
+
+    def result(self, job: Job) -> Path:
+        """The file of a job that succeeded.
+
+        Raises:
+            Refused: 404, the file was removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            path = self.jobs.result(job)
+            if path.is_file():
+                return path
+        raise Refused(404, "the result was removed; send the image again")
 
     def data_uri(self, job: Job) -> str:
         """The result inside of a data URI."""
-        data = self.jobs.result(job).read_bytes()
+        data = self.result(job).read_bytes()
         return f"data:{media_type(job)};base64,{base64.b64encode(data).decode()}"
+
+
+def is_id(text: str) -> bool:
+    """Whether a text can be an id of a job, a batch or an upload; it may be used as a file name then."""
+    return text.isascii() and text.isalnum() and len(text) <= 64
 
 
 def drop(*files: Stored | None) -> None:

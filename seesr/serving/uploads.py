@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import urllib.parse
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
 
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.fetch import fetch
-from seesr.serving.middleware import JSON_TOO_LARGE, LARGEST_JSON
 from seesr.serving.refusal import Refused
 from seesr.settings.parsing import from_data_uri
 
@@ -29,6 +26,13 @@ class Stored:
     path: Path
     name: str
     digest: str
+
+
+class Uploaded(NamedTuple):
+    """An image that was uploaded before: its file, and what is known of it."""
+
+    path: Path
+    record: dict[str, Any]
 
 
 async def store(chunks: AsyncIterator[bytes], part: Path, name: str) -> Stored:
@@ -68,40 +72,22 @@ def clean_name(name: str) -> str:
     return kept.strip(". ") or "image"
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """The body as a JSON object.
-
-    Raises:
-        Refused: too large, or no JSON object.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_JSON:
-            raise Refused(413, JSON_TOO_LARGE)
-    try:
-        value = json.loads(body, parse_constant=lambda name: _no_number(name))
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise Refused(400, "the body must be a JSON object")
-    return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
-async def from_words(words: Any, part: Path, allowed: str) -> Stored:
-    """An image that was named in JSON: a data URI, or an http(s) URL where those are allowed.
+async def store_image(source: Any, part: Path, allowed: str, name: str = "image") -> Stored:
+    """An image however it was sent: an uploaded file, a stream, a data URI, or an http(s) URL where those are allowed.
 
     Raises:
         ValueError, Refused: one line.
     """
-    if not isinstance(words, str):
-        raise ValueError("image must be a data URI, an upload of this server or an http(s) URL")
-    if words.startswith("data:"):
-        return await store(once(from_data_uri(words)), part, "image")
-    if words.startswith(("http://", "https://")):
-        return await store(fetch(words, allowed), part, urllib.parse.urlsplit(words).path)
+    if isinstance(source, Uploaded):
+        part.hardlink_to(source.path)
+        return Stored(part, source.record["name"], source.record["checksums"]["sha256"])
+    if isinstance(source, UploadFile):
+        return await store(pieces(source), part, source.filename or name)
+    if isinstance(source, AsyncIterator):
+        return await store(source, part, name)
+    scheme = source.strip()[:8].lower() if isinstance(source, str) else ""
+    if scheme.startswith("data:"):
+        return await store(once(from_data_uri(source)), part, name)
+    if scheme.startswith(("http://", "https://")):
+        return await store(fetch(source.strip(), allowed), part, urllib.parse.urlsplit(source).path)
     raise ValueError("image must be a data URI, an upload of this server or an http(s) URL")

@@ -13,6 +13,7 @@ from typing import Any
 from seesr.settings import Settings
 
 MASK = frozenset({"mask"})  # beside the settings
+STANDARD = str.maketrans("-_", "+/")  # of the URL-safe base64 alphabet
 BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
@@ -25,21 +26,21 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
     Raises:
         ValueError: an unknown name, or a value outside its range; one line.
     """
-    kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(Settings)}
+    fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name in others:
             continue
-        if name not in kinds:
-            raise ValueError(f"there is no input {name!r}; there are {', '.join(['image', *kinds])}")
-        kind = kinds[name]
+        if name not in fields:
+            raise ValueError(f"there is no input {name[:60]!r}; there are {', '.join(['image', *fields])}")
+        kind = fields[name]["kind"]
+        if value == "" and (kind is not str or "choices" in fields[name]):
+            continue  # an empty field of a form
         if isinstance(value, str) and kind is bool and value.lower() in BOOLEANS:
             value = BOOLEANS[value.lower()]
-        elif isinstance(value, str) and kind in (int, float) and value:
+        elif isinstance(value, str) and kind in (int, float):
             with contextlib.suppress(ValueError):  # Settings says what is wrong with it
                 value = float(value)
-        elif value == "" and kind is not str:
-            continue  # an empty field of a form
         values[name] = value
     return Settings(**values)
 
@@ -51,7 +52,7 @@ def mask_of(given: Mapping[str, Any]) -> bytes | None:
         ValueError: it is neither.
     """
     words = given.get("mask")
-    if words is None:
+    if words is None or words == "":
         return None
     if not isinstance(words, str):
         raise ValueError("mask must be base64 or a data URI")
@@ -61,15 +62,23 @@ def mask_of(given: Mapping[str, Any]) -> bytes | None:
 def from_data_uri(uri: str) -> bytes:
     """The bytes of a data URI, or of plain base64.
 
+    Line breaks, spaces, percent encoding, missing padding, the URL-safe alphabet and any case of scheme and parameters
+    are accepted, as browsers and programs write them.
+
     Raises:
         ValueError: it is no base64.
     """
-    head, comma, words = uri.partition(",") if uri.startswith("data:") else ("data:;base64", ",", uri)
+    head, comma, words = "data:;base64", ",", uri
+    if uri.lstrip()[:5].lower() == "data:":
+        head, comma, words = uri.partition(",")
     if not comma:
         raise ValueError("the data URI has no data")
-    if not head.endswith(";base64"):
+    if "base64" not in [parameter.strip().lower() for parameter in head.split(";")[1:]]:
         return urllib.parse.unquote_to_bytes(words)
+    if "%" in words:
+        words = urllib.parse.unquote(words)
+    words = "".join(words.split()).translate(STANDARD).rstrip("=")
     try:
-        return base64.b64decode(words, validate=True)
+        return base64.b64decode(words + "=" * (-len(words) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("the image is no valid base64") from None

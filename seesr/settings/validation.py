@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
     kind = about["kind"]
     value = typed(name, value, kind)
     if "choices" in about and value not in about["choices"]:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(about['choices'])}")
+        raise ValueError(f"{name} is {short(value)}; it must be one of {', '.join(about['choices'])}")
     if "ge" in about and not about["ge"] <= value <= about["le"]:
         raise ValueError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}")
     if kind is str and len(value) > about.get("max_length", math.inf):
@@ -30,11 +31,24 @@ def typed(name: str, value: Any, kind: Any) -> Any:
     elif kind is str:
         good = isinstance(value, str)
     else:
-        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and is_finite(value)
         good = good and (kind is float or float(value) == int(float(value)))
     if not good:
-        raise ValueError(f"{name} is {value!r}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
+        raise ValueError(f"{name} is {short(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return kind(value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number is one of double precision, which an integer of 400 digits is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def short(value: Any) -> str:
+    """A value for a message, as Python writes it, long ones cut."""
+    return value[:60] + "..." if isinstance(value, str) and len(value) > 80 else reprlib.repr(value)
 
 
 def is_text(value: str) -> bool:

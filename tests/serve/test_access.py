@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hmac
 import os
 import stat
@@ -13,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from echo_server import PNG, QUICK, serving
 from serving import ANN, BOB, sharp
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from lab.serve.echo import Echo
-from seesr.config import Configuration
-from seesr.networks import weights
-from seesr.serving import access, app, health, identity
+from seesr.serving import access, health, identity
 
-QUICK = {"num_inference_steps": "1", "seed": "1"}
-PNG = {"Content-Type": "image/png"}
 OPEN, KEY, OWN = "open", "key", "own"  # needs nothing; needs a key; shows only what belongs to the key
 ROUTES = {
     ("GET", "/"): OPEN,
@@ -64,24 +59,6 @@ ROUTES = {
     ("GET", "/v1/files/{id}/download"): OWN,
     ("GET", "/v1/webhooks/default/secret"): KEY,
 }
-
-
-@contextlib.contextmanager
-def serving(folder: Path, base: str = "http://127.0.0.1:5000", **values: Any) -> Iterator[TestClient]:
-    """The whole server in this process, on an engine that gives its input back."""
-    configuration = Configuration(data=folder, **values)
-    built = app.build(
-        configuration,
-        base,
-        weights.POCKET,
-        lambda send: app.local(configuration, Echo, weights.POCKET, send),  # type: ignore[arg-type, return-value]
-    )
-    with TestClient(built, base_url=base, raise_server_exceptions=False) as client:
-        end = time.monotonic() + 10
-        while client.get("/ready").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        yield client
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -151,7 +151,8 @@ def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, "input must be an object"),
+        ({}, "input is required"),
+        ({"input": 5}, "input is 5; it must be an object"),
         ({"input": {}}, "input.image is required"),
         ({"input": {"image": 5}}, "image must be a data URI"),
         ({"input": {"image": "/etc/passwd"}}, "image must be a data URI"),
@@ -160,7 +161,10 @@ def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
         ({"input": {"image": "http://127.0.0.1:1/x.png"}}, "not allowed here"),
         ({"input": {"image": "data:,x", "scale_factor": 9}}, "must be from 1 to 8"),
         ({"input": {"image": "data:,x"}, "webhook": "http://example.com"}, "webhook must be an https URL"),
-        ({"input": {"image": "data:,x"}, "webhook_events_filter": ["all"]}, "may hold start, output"),
+        (
+            {"input": {"image": "data:,x"}, "webhook_events_filter": ["all"]},
+            "must be one of start, output",
+        ),
     ],
 )
 def test_a_bad_prediction_is_refused_in_one_line(service: Serving, body: dict, words: str) -> None:
