@@ -20,6 +20,7 @@ from seesr.serving.refusal import Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single picture's limit is checked where it is stored
 LARGEST_JSON = 16 * 2**20  # bytes: larger images come as a file, not inside of JSON
+MOST_VALUES = 100_000  # in a JSON body: each costs the parser far more than its bytes
 LARGEST_FORM = 2 * LARGEST_FILE + 2**20  # bytes, of an image, its mask and everything else in one request
 SILENCE = 30.0  # seconds that a client may send nothing of a body
 SLOWEST = 16 * 2**10  # bytes a second that a body must come at, after the first SILENCE seconds
@@ -141,10 +142,11 @@ class Gate:
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
             raise Refused(413, f"the body has {length} bytes: {words}")
-        received, finished, started = 0, False, time.monotonic()
+        is_json = headers.get("content-type", "").lower().startswith("application/json")
+        received, values, finished, started = 0, 0, False, time.monotonic()
 
         async def count() -> Message:
-            nonlocal received, finished
+            nonlocal received, values, finished
             if finished:
                 return await receive()  # the disconnect, whenever it comes
             latest = min(time.monotonic() + SILENCE, started + SILENCE + received / SLOWEST)
@@ -158,7 +160,12 @@ class Gate:
                     if time.monotonic() >= latest:
                         limits = f"nothing for {SILENCE:.0f} s, or less than {SLOWEST / 2**10:.0f} KiB a second"
                         raise Refused(408, f"the body is sent too slowly ({limits})") from None
-            received += len(message.get("body", b""))
+            body = message.get("body", b"")
+            received += len(body)
+            if is_json:
+                values += body.count(b",") + body.count(b"[") + body.count(b"{")
+                if values > MOST_VALUES:
+                    raise Refused(413, f"a JSON body may hold {MOST_VALUES} values")
             finished = not message.get("more_body", False)
             if received > most:
                 raise Refused(413, words)
