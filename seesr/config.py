@@ -52,6 +52,9 @@ class Configuration(BaseSettings):
         default=None, description="seesr serve: the address that clients use, https://host; unset: the one they asked"
     )
     max_queue: int = Field(default=100, ge=1, description="seesr serve: pictures that may wait; more are answered 429")
+    queue_share: float = Field(
+        default=0.5, gt=0, le=1, description="seesr serve: part of the queue that one key may have while others wait"
+    )
     keep: float = Field(default=24, gt=0, description="seesr serve: hours after which results and uploads are removed")
     rate: int = Field(default=600, ge=1, description="seesr serve: requests that one key may start in a minute")
     shutdown: float = Field(

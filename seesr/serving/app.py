@@ -101,7 +101,8 @@ def local(configuration: Configuration, load: Callable[[], Engine], bundle: Path
     """Images are made in this process."""
     journal = Journal(configuration.data)
     try:
-        jobs = LocalJobs(load, journal, configuration.max_queue, version_of(bundle))
+        version = version_of(bundle)
+        jobs = LocalJobs(load, journal, configuration.max_queue, version, configuration.queue_share)
         queue = webhooks.WebhookQueue(journal, send_once)
         return Parts(jobs, journal, read_secret(configuration.data), {"webhooks": queue.run}, queue.drained)
     except BaseException:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seesr.images import write
+from seesr.serving.fairness import Turns, has_room
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job, storage_failure
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Interrupted, Reporter
@@ -43,10 +44,14 @@ class LocalJobs:
         journal: keeps jobs over restarts.
         most: jobs that may wait.
         version: of the bundle and this program; jobs of another one are not run.
+        share: of `most` that one owner may have while others wait.
     """
 
-    def __init__(self, load: Callable[[], Engine], journal: Journal, most: int, version: str) -> None:
-        self.load, self.journal, self.most, self.version = load, journal, most, version
+    def __init__(
+        self, load: Callable[[], Engine], journal: Journal, most: int, version: str, share: float = 0.5
+    ) -> None:
+        self.load, self.journal, self.most, self.version, self.share = load, journal, most, version, share
+        self.turns = Turns()
         self.engine: Engine | None = None
         self.failure: str | None = None
         self.jobs: dict[str, Job] = {}  # those that have not ended, and those that ended lately
@@ -108,7 +113,7 @@ class LocalJobs:
         with self.changes:
             if self.closing:
                 raise Away("the server is shutting down")
-            if len(self.waiting) >= self.most:
+            if not has_room(job.owner, self.waiting, self.most, self.share):
                 raise Full(self.expected_seconds(len(self.waiting)))
             job.version = self.version
             try:
@@ -233,7 +238,7 @@ class LocalJobs:
                 self.changes.wait(1)
             if self.closing:
                 return None
-            job = min(self.waiting, key=lambda job: (job.priority, job.created))
+            job = self.turns.next(self.waiting)
             self.waiting.remove(job)
             self.running = job
             return job

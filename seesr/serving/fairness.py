@@ -1,0 +1,38 @@
+"""A queue that many keys share: how much of it one key may fill, and whose job is next."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from seesr.serving.job import Job
+
+
+def has_room(owner: str, waiting: Iterable[Job], most: int, share: float) -> bool:
+    """Whether a queue takes one more job of an owner.
+
+    Alone, an owner may fill the queue. While others wait, it may have `share` of it. What another owner has beyond its
+    share takes no room from this one, so that a queue that one owner filled alone still takes the jobs of the others.
+
+    Args:
+        most: jobs that may wait.
+        share: of `most`, from 0 to 1; at least one job.
+    """
+    counts = collections.Counter(job.owner for job in waiting)
+    own, limit = counts.pop(owner, 0), max(1, int(share * most))
+    others = sum(min(count, limit) for count in counts.values())
+    return own + others < most and (not others or own < limit)
+
+
+class Turns:
+    """Lets owners take turns within a priority: whoever was served longest ago is next, its oldest job first."""
+
+    def __init__(self) -> None:
+        self.count, self.served = 0, collections.defaultdict[str, int](int)  # owner -> its latest turn
+
+    def next(self, waiting: Sequence[Job]) -> Job:
+        """The job to run now; its owner has had its turn then."""
+        job = min(waiting, key=lambda job: (job.priority, self.served[job.owner], job.created))
+        self.count += 1
+        self.served[job.owner] = self.count
+        return job
