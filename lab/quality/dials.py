@@ -77,7 +77,7 @@ def of_pixels(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
 
 def flat_particles(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
     model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, True)
-    return keep_plain(model, enlarge(low.rgb, (model.shape[1], model.shape[0])), value, None, SCALE / 2)
+    return keep_plain(model, enlarge(low.rgb, (model.shape[1], model.shape[0])), value, (), SCALE / 2)
 
 
 WAYS: dict[str, Callable[[Upscaler, Picture, float], Rgb]] = {

@@ -164,11 +164,12 @@ class Upscaling:
         return prompt.encode(self.networks.text_encoder, tokenizer, prompts, self.budget).to(self.networks.dtype)
 
     def enlarge(self) -> Tensor:
-        """The picture at its final size, mirrored outwards to whole latent tiles: [H', W', 3], on the device."""
+        """The upscaled image, mirrored to at least a tile, or less where it is thin: [H', W', 3], on the device."""
         networks = self.networks
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
-        least = min(networks.tile, *self.sides)
-        padded = pad(enlarge(self.picture.visible, self.size), cell, least * networks.factor)
+        tile = min(networks.tile, *self.sides) * networks.factor
+        thin = min(self.size) <= tile // 4 and max(self.size) > tile  # a whole tile would multiply its cost
+        padded = pad(enlarge(self.picture.visible, self.size), cell, tile // 8 if thin else tile)
         self.plain = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
@@ -283,9 +284,11 @@ class Upscaling:
             postprocess.check_alive(content, style, self.size)
         strips = color.match_by_strips(content, style, len(hint), settings.color_fix)
         rgb = postprocess.to_integers(strips, self.size, self.picture.rgb.dtype)
-        if settings.fidelity > 0 or mask is not None:
+        scale = self.size[0] / self.picture.size[0]
+        masks = [m for m in (mask, postprocess.textured(self.picture.visible, scale)) if m is not None]
+        if settings.fidelity > 0 or masks:
             dial = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.keep_plain(rgb, self.plain, dial, mask, self.size[0] / self.picture.size[0] / 2)
+            rgb = postprocess.keep_plain(rgb, self.plain, dial, masks, scale / 2)
         if self.picture.colorless:
             rgb = to_grey(rgb)
         trust = postprocess.trust(rgb, self.plain, self.picture.visible)

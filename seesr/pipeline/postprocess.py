@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from seesr.images.color import Rows, Strips, spans
-from seesr.images.mask import at_size
+from seesr.images.mask import Grey, at_size
 from seesr.images.picture import Pixels
 from seesr.runtime.precision import check_finite
 
@@ -20,6 +21,8 @@ BLOCK = 8  # pixels; noise averages out within one, and what a picture shows doe
 LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
 UNEVEN = 4.0  # how far disagreement bends the share of the plain enlargement
 DEPTHS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
+CLEAR = 4  # input pixels from a variation in which the model is free, so that a flat block of a JPEG is no flat area
+RAMP = 6  # input pixels over which its detail fades out from there, at 2x and more; more below
 LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
@@ -92,7 +95,7 @@ def at_every_pixel(
 
 
 def keep_plain(
-    rgb: Pixels, plain: Pixels, dial: float | NDArray[np.float32], mask: NDArray[np.uint8] | None, sigma: float
+    rgb: Pixels, plain: Pixels, dial: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
 ) -> Pixels:
     """Takes back what was added to the plain enlargement: by the dial its coarse part first, then the fine one.
 
@@ -102,12 +105,11 @@ def keep_plain(
         rgb: the result, [H, W, 3].
         plain: the plain enlargement, the same shape.
         dial: in [0, 1], for all pixels or each, [H, W].
-        mask: what may be added at all, of any size.
+        masks: what may be added at all, each of any size; they multiply.
         sigma: of the Gaussian that parts coarse from fine, pixels.
     """
     found, most = np.empty_like(rgb), np.iinfo(rgb.dtype).max
-    if mask is not None:
-        mask = at_size(mask, (rgb.shape[1], rgb.shape[0]))
+    whole = [at_size(mask, (rgb.shape[1], rgb.shape[0])) for mask in masks]
     for top, bottom, first, last in spans(len(rgb), math.ceil(4 * sigma) + 1):
         inner = slice(top - first, bottom - first)
         added = rgb[first:last].astype(np.float32) - plain[first:last]
@@ -116,10 +118,36 @@ def keep_plain(
             here = np.atleast_2d(dial)[top:bottom, :, None] if np.ndim(dial) else np.float32(dial)
             coarse = cv2.GaussianBlur(added, (0, 0), sigma)[inner]
             kept = np.clip(1 - 2 * here, 0, 1) * coarse + np.clip(2 - 2 * here, 0, 1) * (kept - coarse)
-        if mask is not None:
+        for mask in whole:
             kept = kept * (mask[top:bottom, :, None] / np.float32(255))
         found[top:bottom] = (plain[top:bottom] + kept).round().clip(0, most)
     return found
+
+
+def textured(source: Pixels, scale: float) -> Grey | None:
+    """Where the model may add detail: 255 up to CLEAR pixels from any variation of the input, 0 farther in flat areas.
+
+    Flat is what is exactly constant, such as a white background or saturated pixels. In between the values fall evenly
+    over RAMP pixels of the input (more below 2x), so that no edge shows where the flat area begins.
+
+    Args:
+        source: the input, [H, W, 3].
+        scale: of the result.
+
+    Returns:
+        [H, W] at the input's size; None where nothing is flat.
+    """
+    half = math.ceil(RAMP / 2 * max(1, 2 / scale))
+    near, ramp = 2 * (CLEAR + half) + 1, 2 * half + 1
+    found = np.empty(source.shape[:2], np.uint8)
+    for top, bottom, first, last in spans(len(source), 1 + CLEAR + 2 * half):
+        pixels = source[first:last]
+        varied = cv2.dilate(pixels, np.ones((3, 3))) != cv2.erode(pixels, np.ones((3, 3)))
+        open_ = cv2.dilate(255 * varied.any(2).astype(np.uint8), np.ones((near, near)))
+        found[top:bottom] = cv2.blur(open_, (ramp, ramp), borderType=cv2.BORDER_REPLICATE)[top - first :][
+            : bottom - top
+        ]
+    return None if found.min() == 255 else found
 
 
 def trust(rgb: Pixels, plain: Pixels, source: Pixels) -> dict[str, float]:
