@@ -1,0 +1,35 @@
+"""CPU seconds of the start, beside those of `import torch` in the same test. results/startup.md has them all."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.startup import measure
+from scripts.cog_server import ROOT
+
+TORCH = "`import torch` alone"
+LOAD = "`Engine.load()`, pocket weights"
+
+
+@pytest.fixture(scope="module")
+def seconds() -> dict[str, float]:
+    """Medians of the short commands."""
+    names = [TORCH, "`import seesr`", "`seesr --help`", "`seesr --version`", "`seesr missing.jpg`"]
+    rows = measure((None, ROOT), 1, [*names, "`seesr photo.png --dry-run`"])
+    return {row["command"]: row["of torch"] for row in rows}
+
+
+def test_short_answers_take_a_fraction_of_importing_torch(seconds: dict[str, float]) -> None:
+    """0.5 CPU seconds where torch takes 2.2."""
+    assert max(share for name, share in seconds.items() if name != TORCH) < 0.25, seconds
+
+
+def test_an_engine_is_loaded_in_less_than_twice_the_time_of_importing_torch() -> None:
+    rows = measure((None, ROOT), 1, [TORCH, LOAD])
+    assert rows[1]["of torch"] < 1.8, rows
+
+
+def test_doctor_and_info_hardly_take_longer_than_importing_torch() -> None:
+    """3 CPU seconds where torch takes 2.2."""
+    rows = measure((None, ROOT), 1, [TORCH, "`seesr info`", "`seesr doctor`"])
+    assert max(row["of torch"] for row in rows) < 1.36, rows
