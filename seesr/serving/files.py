@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -54,6 +55,11 @@ def upload_file(request: Request, record: dict[str, Any]) -> Path:
     raise Refused(404, "this file was removed; send it again")
 
 
+def md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 async def create_file(request: Request) -> Response:
     """POST of a form with `content`, as the clients send files before a prediction."""
     of = service(request)
@@ -75,7 +81,7 @@ async def create_file(request: Request) -> Response:
         kind = content.content_type
     id, now = secrets.token_hex(16), time.time()
     size = stored.path.stat().st_size
-    md5 = hashlib.md5(stored.path.read_bytes(), usedforsecurity=False).hexdigest()
+    md5 = await asyncio.to_thread(md5_of, stored.path)
     record = {
         "id": id,
         "name": stored.name,

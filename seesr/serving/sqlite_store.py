@@ -252,11 +252,16 @@ class Journal:
         self.run("DELETE FROM idempotency WHERE owner = ? AND key = ? AND answer = ?", owner, key, id)
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
-        self.file("notes", id).write_text(json.dumps(note))
+        part = self.file("parts", f"{id}-note")
+        part.write_text(json.dumps(note))
+        part.replace(self.file("notes", id))  # a killed server leaves all of it or nothing
 
     def note(self, id: str) -> dict[str, Any] | None:
         path = self.file("notes", id)
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise RuntimeError(f"{path} is damaged ({error}); remove it to forget its batch") from error
 
     def file(self, kind: str, name: str) -> Path:
         """A path below the folder; names are ids of our own making."""
