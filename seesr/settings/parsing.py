@@ -14,6 +14,10 @@ from seesr.settings import Settings
 
 MASK = frozenset({"mask"})  # beside the settings
 STANDARD = str.maketrans("-_", "+/")  # of the URL-safe base64 alphabet
+ELSEWHERE = {  # inputs of other SeeSR containers, and what replaces them here
+    "sample_times": "send one request for each sample, with its own seed",
+}
+SHOWN = 5  # unknown names in a message
 BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
@@ -24,15 +28,21 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
         others: names that are not settings and are passed over.
 
     Raises:
-        ValueError: an unknown name, or a value outside its range; one line.
+        ValueError: unknown names, or values outside their range; one line that names all of them.
     """
     fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
+    unknown: list[str] = []
+    problems: list[str] = []
     for name, value in given.items():
         if name in others:
             continue
+        if name in ELSEWHERE:
+            problems.append(f"there is no input {name!r}; {ELSEWHERE[name]}")
+            continue
         if name not in fields:
-            raise ValueError(f"there is no input {name[:60]!r}; there are {', '.join(['image', *fields])}")
+            unknown.append(repr(name[:60]))
+            continue
         kind = fields[name]["kind"]
         if value == "" and (kind is not str or "choices" in fields[name]):
             continue  # an empty field of a form
@@ -42,7 +52,15 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
             with contextlib.suppress(ValueError):  # Settings says what is wrong with it
                 value = float(value)
         values[name] = value
-    return Settings(**values)
+    if unknown:
+        problems.append(f"there is no input {', '.join(unknown[:SHOWN])}; there are {', '.join(['image', *fields])}")
+    try:
+        settings = Settings(**values)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return settings
 
 
 def mask_of(given: Mapping[str, Any]) -> bytes | None:

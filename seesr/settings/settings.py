@@ -145,10 +145,16 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        problems = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
-                object.__setattr__(self, field.name, checked(field.name, value, field.metadata))
+                try:
+                    object.__setattr__(self, field.name, checked(field.name, value, field.metadata))
+                except ValueError as error:
+                    problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
         side = TRAINED_SIDE if self.latent_tiled_size is None else self.latent_tiled_size
         if self.latent_tiled_overlap >= side:
             raise ValueError(

@@ -30,7 +30,7 @@ def test_every_input_is_a_line_of_literals_that_equals_settings() -> None:
         annotation, given = inputs[name]
         assert annotation in (str(field.type), f"Optional[{str(field.type).removesuffix(' | None')}]")
         assert given.pop("default") == field.default
-        limits = {name: value for name, value in field.metadata.items() if name != "kind"}
+        limits = {name: value for name, value in field.metadata.items() if name not in ("kind", "empty")}
         if "choices" in limits:
             limits["choices"] = list(limits["choices"])
         assert given == limits
