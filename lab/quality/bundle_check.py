@@ -27,7 +27,8 @@ SHARPER = 1.0  # of the mean gradient to that of the bicubic upscale, at least
 def samples(image: Path | None) -> list[tuple[str, Image.Image]]:
     """(name, image) of every sample: the file as it is, or a photograph that scikit-image ships, made small."""
     if image is not None:
-        return [(image.stem, Image.open(image).convert("RGB"))]
+        with Image.open(image) as opened:
+            return [(image.stem, opened.convert("RGB"))]
     from skimage import data
 
     photo = Image.fromarray(data.astronaut())

@@ -18,7 +18,8 @@ def test_a_bundle_restores_and_is_judged(tiny_bundle: Path, tmp_path: Path, phot
     rows = bundle_check.restore(tiny_bundle, tmp_path, [("photo", photo)], "cpu", settings)
     assert rows[0]["size"] == "x".join(map(str, photo.size)) and "faithful" in rows[0]
     assert rows[0]["plausible"] == (not rows[0]["faults"])
-    assert Image.open(tmp_path / "photo-x4.png").size == photo.size
+    with Image.open(tmp_path / "photo-x4.png") as saved:
+        assert saved.size == photo.size
 
 
 def test_what_is_not_plausible() -> None:
