@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +162,7 @@ def decode_srgb(values: Floats) -> Floats:
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
-def encode_srgb(light: Floats) -> Floats:
+def encode_srgb(light: Any) -> Any:
     """IEC 61966-2-1: light -> values; light outside of 0 to 1 is clipped."""
     light = light.clip(0, 1)
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -196,26 +196,27 @@ def tone_map(pixels: Pixels, encoding: Encoding) -> Pixels:
     towards it as in ITU-R BT.2390-11, 5.4.1, for each colour. Colours outside of sRGB are clipped.
     """
     most = np.iinfo(pixels.dtype).max
-    table = to_light(encoding, np.arange(most + 1) / most).astype(np.float32)
+    table = to_light(encoding, np.arange(most + 1) / most)
     matrix = (np.linalg.inv(to_xyz(BT709)) @ to_xyz(encoding.primaries)).astype(np.float32)
-    luma = to_xyz(encoding.primaries)[1].astype(np.float32)
+    strips = [slice(top, top + STRIP) for top in range(0, len(pixels), STRIP)]
+    if encoding.transfer == PQ:  # one table does it all
+        bent = bend(table, float(table[pixels.max()])).astype(np.float32)
+        lights = (bent[pixels[strip]] for strip in strips)
+    else:
+        luma = to_xyz(encoding.primaries)[1].astype(np.float32)
+        scene = table.astype(np.float32)
 
-    def light(top: int) -> NDArray[np.float32]:
-        strip = table[pixels[top : top + STRIP]]
-        if encoding.transfer == HLG:
-            brightness = (strip @ luma)[..., None]
-            strip = HLG_PEAK / WHITE * strip * brightness ** (HLG_GAMMA - 1)
-        return strip
+        def displayed(strip: slice) -> NDArray[np.float32]:
+            light = scene[pixels[strip]]
+            return light * (np.float32(HLG_PEAK / WHITE) * (light @ luma) ** np.float32(HLG_GAMMA - 1))[..., None]
 
-    strips = range(0, len(pixels), STRIP)
-    peak = max(float(light(top).max()) for top in strips)
-    # the bend as a table, fine near black
-    nodes = np.linspace(0, max(1, peak) ** 0.25, 4096) ** 4
-    bent = bend(nodes, peak)
+        peak = max(float(displayed(strip).max()) for strip in strips)
+        nodes = np.linspace(0, max(1, peak) ** 0.25, 4096) ** 4  # fine near black
+        bent = bend(nodes, peak)
+        lights = (np.interp(displayed(strip), nodes, bent).astype(np.float32) for strip in strips)
     mapped = np.empty_like(pixels)
-    for top in strips:
-        shown = np.interp(light(top), nodes, bent).astype(np.float32) @ matrix.T
-        mapped[top : top + STRIP] = levels(encode_srgb(shown), pixels.dtype)  # pyright: ignore[reportArgumentType]
+    for strip, light in zip(strips, lights, strict=True):
+        mapped[strip] = levels(encode_srgb(light @ matrix.T), pixels.dtype)
     return mapped
 
 
@@ -231,7 +232,7 @@ def bend(light: Floats, peak: float) -> Floats:
     return decode_pq(np.where(values < knee, values, curve) * source)
 
 
-def levels(values: Floats, dtype: np.dtype) -> Pixels:
+def levels(values: Any, dtype: np.dtype) -> Pixels:
     """0 to 1 -> integers over the full range of `dtype`, rounded."""
     return (values * np.iinfo(dtype).max + 0.5).astype(dtype)
 
