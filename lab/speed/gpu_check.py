@@ -460,8 +460,8 @@ def main() -> None:
     check.part(20, check.profiled)
     check.part(50, check.goldens)
     check.part(30, check.largest)
+    check.part(40, check.ladder)
     check.part(60, check.peers)
-    check.part(30, check.ladder)
     failed = [name for name, row in check.evidence["parts"].items() if "error" in row]
     print(f"failed: {', '.join(failed) or 'nothing'}")
     sys.exit(1 if failed else 0)

@@ -31,17 +31,27 @@ class CudaRecorder:
     """Records on the current device. All graphs share one memory pool, since they run one after the other."""
 
     def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Takes a new pool and new streams, for graphs that are recorded after all earlier ones were freed.
+
+        cuBLAS has a workspace for every stream. It must be allocated while recording, in the graphs' own pool, which
+        lives as long as they do: torch frees all workspaces now and then (torch.compile with CUDA graphs does), and a
+        graph whose workspace was outside of its pool would write into memory that is no longer there.
+        """
+        torch._C._cuda_clearCublasWorkspaces()
         self.pool = torch.cuda.graph_pool_handle()
+        self.warm, self.stream = torch.cuda.Stream(), torch.cuda.Stream()
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         """Runs `work` once to warm it up, records it, and returns what replays it and where its result then is."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self.warm.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.warm):
             work()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self.warm)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
 
@@ -75,6 +85,8 @@ class Graphs:
     def setup(self) -> Iterator[None]:
         """Passes of new shapes are recorded inside this block only."""
         self.recording, self.reason = True, ""
+        if not self.recordings and isinstance(self.record, CudaRecorder):
+            self.record.start()
         try:
             yield
         finally:

@@ -14,15 +14,16 @@ from seesr.networks.kernels import KERNELS, OneDnnLinear, TileLinear, first_line
 log = logging.getLogger(__name__)
 
 # Kernels of `fused` by the card's capability, where they were measured to be right and faster.
-FUSED: dict[tuple[int, int], frozenset[str]] = {}
+FUSED = {(9, 0): frozenset({"group_norm", "geglu", "layer_norm"})}  # results/gpu-h200/evidence.json
 LAST_UNSAFE_CUDNN = 91500  # up to here torch does not choose it either (pytorch issue 169849)
 
 
-def tune(networks: Any, attention: str = "auto") -> str:
+def tune(networks: Any, attention: str = "auto", fused: bool = False) -> str:
     """Arranges loaded networks for their device, in place; returns the name of the attention kernel.
 
     Args:
         attention: see `choose`.
+        fused: use the fused kernels of this card; only graphs make up for what their launches cost the host.
 
     Raises:
         ValueError: from `choose`.
@@ -33,7 +34,8 @@ def tune(networks: Any, attention: str = "auto") -> str:
     elif channels_last_pays(networks.device, networks.dtype):
         for network in (networks.unet, networks.controlnet, networks.vae):
             network.to(memory_format=torch.channels_last)
-        use_fused_kernels(networks)
+        if fused:
+            use_fused_kernels(networks)
     if on_cpu and one_dnn_pays():
         for network in (networks.text_encoder, networks.tagger):
             use_one_dnn(network, OneDnnLinear)

@@ -36,7 +36,7 @@ class Upscaler:
     """
 
     def __init__(self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None) -> None:
-        self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention))
+        self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention, graphs is not None))
         self.graphs, self.process = graphs, os.getpid()
         if graphs is not None:
             for owner, method in networks.parts():
