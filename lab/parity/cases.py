@@ -102,6 +102,13 @@ class Case:
             network = cls(**self.config(name))
         return self.place(models.fill(network, convert.diffusion_keys(state or self.state(name)), self.folder))
 
+    def text_encoder(self) -> TextEncoder:
+        with torch.device("meta"):
+            network = TextEncoder(**self.config("text_encoder"))
+        state = {key.removeprefix("text_model."): value for key, value in self.state("text_encoder").items()}
+        state.pop("embeddings.position_ids", None)
+        return self.place(models.fill(network, state, self.folder))
+
     def vae(self) -> AutoencoderKL:
         with torch.device("meta"):
             network = AutoencoderKL(**self.config("vae"))
@@ -395,16 +402,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False
     rows: list[dict[str, Any]] = []
+    refused: list[str] = []
     for folder in args.cases:
         if (folder / "case.json").exists():
-            rows += run(read_case(folder, args.tiny_bundle, args.device, getattr(torch, args.dtype)))
+            try:
+                rows += run(read_case(folder, args.tiny_bundle, args.device, getattr(torch, args.dtype)))
+            except pipeline.Refused as error:
+                refused.append(f"{folder.name}: {error}")
     columns = {"case": "", "output": "", "distance": ".2e", "allowed": ".0e", "largest": ".2e", "role": "", "good": ""}
     print(report.table(rows, columns))
     failures = sum(not row["good"] for row in rows)
     print(f"{len({row['case'] for row in rows})} cases, {len(rows)} outputs, {failures} failures")
+    print("\n".join(f"refused: {line}" for line in refused), end="\n" if refused else "")
     if args.json:
         report.write(args.json, rows, device=args.device, dtype=args.dtype)
-    sys.exit(1 if failures or not rows else 0)
+    sys.exit(1 if failures or not (rows or refused) else 0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from lab.parity import reference
 from seesr import Progress, Settings
 from seesr.images.picture import Picture
 from seesr.networks import models, weights
-from seesr.pipeline import sampling
+from seesr.networks.text_encoder import ClipTokenizer
+from seesr.pipeline import prompt, sampling
 from seesr.pipeline.pipeline import Upscaling
 from seesr.pipeline.tagging import to_floats
 from seesr.vae.autoencoder import Posterior
@@ -25,24 +26,43 @@ if TYPE_CHECKING:
     from lab.parity.cases import Case
 
 
+OFFERED = {"conditioning_scale": 1.0, "start_point": "lr"}  # options of the reference that have one value here
+
+
+class Refused(ValueError):
+    """A recorded case with an option that the product does not offer. The message names it."""
+
+
+def refuse(options: dict[str, Any]) -> None:
+    """Raises Refused for an option that the product does not offer."""
+    for name, only in OFFERED.items():
+        if options.get(name, only) != only:
+            raise Refused(f"{name} {options[name]!r} is not offered: the product always uses {only!r}")
+
+
 class Recorded(Upscaling):
     """One picture, already enlarged, on its way with the noise of a recorded case."""
 
     def __init__(self, case: Case) -> None:
-        missing: Any = None  # from the upscaled image on the pipeline needs neither tagger nor text encoder
+        refuse(case.options)
+        missing: Any = None  # the pipeline starts at the upscaled image: no tagger
+        prompted = case.options.get("prompt") is not None
         networks = models.Models(
             bundle=weights.Bundle(case.bundle, "recorded", "test", "none", {}),
             unet=case.unet(),
             controlnet=case.controlnet(),
             vae=case.vae(),
-            text_encoder=missing,
-            tokenizer=missing,
+            text_encoder=case.text_encoder() if prompted else missing,
+            tokenizer=ClipTokenizer(case.bundle / "tokenizer") if prompted else missing,
             scheduler=models.scheduler(case.bundle / "scheduler"),
             tagger=missing,
             device=case.device,
             dtype=case.dtype,
         )
-        options, pixels = case.options, (case.inputs["image"][0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        options, image = case.options, case.inputs["image"].cpu()
+        if image.dtype != torch.uint8:  # [1, 3, H, W] in [0, 1]; a Pillow image is stored as [H, W, 3]
+            image = (image[0].permute(1, 2, 0) * 255).round().byte()
+        pixels = image.reshape(image.shape[-3:]).numpy()
         settings = Settings(
             scale_factor=1,
             num_inference_steps=options["steps"],
@@ -75,9 +95,18 @@ class Recorded(Upscaling):
         z = vae.post_quant_conv((z / vae.config["scaling_factor"]).to(vae.dtype))
         return (reference.tiled_decoder(vae.decoder, z, tile).float() / 2 + 0.5)[0]
 
+    def text_tokens(self) -> dict[str, Tensor]:
+        """The prompts of the case through the text encoder; empty where the case has the tokens as inputs."""
+        networks, options = self.networks, self.case.options
+        if options.get("prompt") is None:
+            return {}
+        prompts = [options["negative_prompt"] or "", options["prompt"]]
+        negative, positive = prompt.encode(networks.text_encoder, networks.tokenizer, prompts, self.budget).chunk(2)
+        return {"negative_prompt_embeds": negative, "prompt_embeds": positive}
+
     def contexts(self) -> tuple[Tensor, Tensor]:
         """Text tokens, (negative, positive) with guidance, and image tokens."""
-        i, dtype = self.case.inputs, self.networks.dtype
+        i, dtype = self.case.inputs | self.text_tokens(), self.networks.dtype
         names = ["negative_prompt_embeds", "prompt_embeds"] if self.settings.cfg_scale > 1 else ["prompt_embeds"]
         return torch.cat([i[name] for name in names]).to(dtype), i["ram_encoder_hidden_states"].to(dtype)
 
@@ -106,5 +135,8 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
         return z
 
     reached["latents"], _, _ = run.denoise(denoiser, start, followed)
-    reached["image"] = run.decode(reached["latents"])[None].clamp(0, 1)
+    image = run.decode(reached["latents"])[None].clamp(0, 1)
+    pillow = case.outputs["image"].dtype == torch.uint8  # [H, W, 3], rounded as diffusers does
+    reached["image"] = (image[0].permute(1, 2, 0) * 255).round().byte() if pillow else image
+    reached |= run.text_tokens()
     return lambda name, call: reached[name]
