@@ -17,9 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab.report import RESULTS, ROOT, table, write
+from lab.report import RESULTS, ROOT, read, table, write
 from seesr.networks import weights
 
+FILE = RESULTS / "startup.json"
 BEFORE = "76de13d"
 LOAD = f"from seesr import Engine; Engine.load(__import__('pathlib').Path({str(weights.POCKET)!r}), 'cpu')"
 COMMANDS = {  # what a user does: as it was and as it is; None: it did not exist
@@ -76,22 +77,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default=BEFORE, help="commit to compare with")
     parser.add_argument("--times", type=int, default=3, help="runs of each command")
+    parser.add_argument("--table", action="store_true", help="only write the table again")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        archive = subprocess.run(["git", "archive", args.before], cwd=ROOT, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-x", "-C", temporary], input=archive, check=True)
-        rows = measure((Path(temporary), ROOT), args.times, list(COMMANDS))
-    write(RESULTS / "startup.json", rows, before=args.before, times=args.times)
+    if not args.table:
+        with tempfile.TemporaryDirectory() as temporary:
+            archive = subprocess.run(["git", "archive", args.before], cwd=ROOT, check=True, capture_output=True).stdout
+            subprocess.run(["tar", "-x", "-C", temporary], input=archive, check=True)
+            rows = measure((Path(temporary), ROOT), args.times, list(COMMANDS))
+        write(FILE, rows, before=args.before, times=args.times)
+    before, times = read(FILE, "before"), read(FILE, "times")
     columns = {"command": "", "before": ".2f", "after": ".2f", "of torch": ".2f"}
-    lines = [
-        "# Start-up",
-        "",
-        f"CPU seconds, medians of {args.times} runs, commit {args.before} before and this tree after; the last column",
-        "is the time after as a multiple of `import torch` alone. Written by `python -m lab.startup`.",
-        "",
-        table(rows, columns),
-    ]
-    (RESULTS / "startup.md").write_text("\n".join(lines) + "\n")
+    FILE.with_suffix(".md").write_text(f"""# Start-up
+
+CPU seconds, median of {times} run(s) of each command by turns: commit {before} before, this tree after. The last column
+is the time after as a multiple of `import torch` alone. Written by `python -m lab.startup`.
+
+{table(read(FILE), columns)}
+""")
 
 
 if __name__ == "__main__":
