@@ -30,6 +30,6 @@ def test_an_engine_is_loaded_in_less_than_twice_the_time_of_importing_torch() ->
 
 
 def test_doctor_and_info_hardly_take_longer_than_importing_torch() -> None:
-    """3 CPU seconds where torch takes 2.2."""
+    """3 CPU seconds where torch takes 2."""
     rows = measure((None, ROOT), 1, [TORCH, "`seesr info`", "`seesr doctor`"])
-    assert max(row["of torch"] for row in rows) < 1.36, rows
+    assert max(row["of torch"] for row in rows) < 1.5, rows
