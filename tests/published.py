@@ -1,6 +1,6 @@
 """Miniatures of the public checkpoints in the public places: names, wrapping and keys as published, weights by recipe.
 
-SEEN says for every file where its place was seen, so that no test relies on a place that does not exist.
+SEEN says for every file where its place was seen, or that it is an assumption.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FP16 = (
     "unet 40ec4008..., text_encoder bc1827c4..., vae 3e4c0899..., vocab.json 1,059,962 and merges.txt 524,619 bytes"
 )
 SEESR_LIST = "a downloader of baselines with https://huggingface.co/CSWRY/SeeSR/resolve/main/ and this path"
-SNAPSHOT = "a Cog predictor that takes snapshot_download('alexnasa/SEESR') and reads this path"
+SNAPSHOT = "not listed publicly: assumed like CSWRY/SeeSR, as a predictor takes snapshot_download('alexnasa/SEESR')"
 TAGS = "recognize-anything's README and inference code name ram/data; sizes 41,904 and 22,016 bytes on the hub's pages"
 SEEN = {
     f"{TURBO}/unet/config.json": FP16,
@@ -52,8 +52,8 @@ SEEN = {
     f"{OTHER_SEESR}/seesr/controlnet/diffusion_pytorch_model.safetensors": SNAPSHOT,
     f"{RAM}/ram_swin_large_14m.pth": "resolve/main/ram_swin_large_14m.pth of this repository in set-up scripts",
     f"{RAM_SPACE}/ram_swin_large_14m.pth": "spaces/xinyu1205/recognize-anything/resolve/main/ in set-up scripts",
-    "github/cswry/SeeSR/ram/data/ram_tag_list.txt": "ram/models/ram_lora.py of this repository reads it there",
-    "github/cswry/SeeSR/ram/data/ram_tag_list_threshold.txt": "ram/models/ram_lora.py of this repository",
+    "github/cswry/SeeSR/ram/data/ram_tag_list.txt": "assumed: as in recognize-anything",
+    "github/cswry/SeeSR/ram/data/ram_tag_list_threshold.txt": "as the tag list",
     "github/xinyu1205/recognize-anything/ram/data/ram_tag_list.txt": TAGS,
     "github/xinyu1205/recognize-anything/ram/data/ram_tag_list_threshold.txt": TAGS,
     "models/CannotFindObject/RAM_ONNX/ram_tag_list.txt": "the model card of a copy lists both with sizes and sums",
