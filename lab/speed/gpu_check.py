@@ -39,9 +39,11 @@ from lab import report, sizes  # noqa: E402
 from lab.parity import cases  # noqa: E402
 from lab.speed import bench, profile  # noqa: E402
 from lab.speed.kernels import distance  # noqa: E402
-from seesr import Settings, Upscaler  # noqa: E402
+from seesr import Progress, Settings, Upscaler  # noqa: E402
 from seesr.networks import fused, hardware, models, weights  # noqa: E402
 from seesr.networks.graphs import CudaRecorder, Graphs, Recorder, same_bits  # noqa: E402
+from seesr.runtime.memory import Budget  # noqa: E402
+from seesr.vae import autoencoder  # noqa: E402
 
 KINDS = ("group_norm", "geglu", "layer_norm")
 LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
@@ -347,6 +349,26 @@ class Check:
                 off_by = int(np.abs(found[0].astype(int) - found[1]).max())
                 self.keep(output=output, side=side, levels_between_graphs_and_eager=off_by)
 
+    @torch.no_grad()
+    def strips(self) -> None:
+        """The decoder over a large image by row strips: torch's norms, and the fused kernel."""
+        side = self.plan.outputs[-1] // self.networks.factor
+        z = torch.randn(1, self.networks.unet.config["in_channels"], side, side, device=self.device)
+        plain = None
+        for kinds in (frozenset(), frozenset({"strips"})):
+            kept = dict(hardware.FUSED)
+            hardware.FUSED[torch.cuda.get_device_capability() if self.device.type == "cuda" else (0, 0)] = kinds
+            hardware.strips_kernel.cache_clear()
+            decode = lambda: autoencoder.decode(  # noqa: E731
+                self.networks.vae, z, self.networks.factor, Budget(whole=2**34), Progress()
+            )
+            found = decode()
+            plain = found if plain is None else plain
+            self.keep(fused=sorted(kinds), ms=self.milliseconds(decode, 5), distance_to_torch=distance(found, plain))
+            hardware.FUSED.clear()
+            hardware.FUSED.update(kept)
+        hardware.strips_kernel.cache_clear()
+
     def profiled(self) -> None:
         """Kernels of the largest of these images, with graphs."""
         picture = bench.photograph(self.plan.outputs[-1] // 4)
@@ -457,6 +479,7 @@ def main() -> None:
     check.part(90, check.steps)
     check.part(40, check.upscaler)
     check.part(70, check.pictures)
+    check.part(20, check.strips)
     check.part(20, check.profiled)
     check.part(50, check.goldens)
     check.part(30, check.largest)

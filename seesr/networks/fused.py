@@ -144,6 +144,19 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     return out
 
 
+def scaled(x: Tensor, scale: Tensor, shift: Tensor, activate: bool) -> Tensor:
+    """x * scale + shift per channel, and SiLU if `activate`; [1, C, H, W] is channels-last, and so is the result.
+
+    Args:
+        scale, shift: [C], float32.
+    """
+    _, channels, height, width = x.shape
+    out = torch.empty_like(x)
+    grid = triton.cdiv(channels, CHANNELS), triton.cdiv(height * width, ROWS), 1
+    normalise[grid](x, scale, shift, out, height * width, channels, activate, ROWS, CHANNELS)
+    return out
+
+
 def geglu(x: Tensor) -> Tensor:
     """Contiguous [..., 2 * width] = (values, gate) -> values * GELU(gate), [..., width]."""
     width = x.shape[-1] // 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import resource
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from seesr.networks.attention import Kernel, set_kernel
 from seesr.networks.kernels import KERNELS, OneDnnLinear, TileLinear, first_line, one_dnn_multiplies, use_one_dnn
@@ -47,6 +50,16 @@ def tune(networks: Any, attention: str = "auto", fused: bool = False) -> str:
     return name
 
 
+@functools.cache
+def strips_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor] | None:
+    """`fused.scaled` where FUSED has "strips" for this card, for the norms of the autoencoder's row strips."""
+    if device.type != "cuda" or "strips" not in FUSED.get(torch.cuda.get_device_capability(device), ()):
+        return None
+    from seesr.networks import fused
+
+    return fused.scaled
+
+
 def use_fused_kernels(networks: Any) -> None:
     """Has the denoiser's networks computed by the kernels that FUSED has for this card, where Triton works."""
     kinds = FUSED.get(torch.cuda.get_device_capability(networks.device), frozenset())
@@ -61,7 +74,7 @@ def use_fused_kernels(networks: Any) -> None:
         log.warning("Triton's kernels are not used: %s", first_line(error))
         return
     for network in (networks.unet, networks.controlnet):
-        fused.fuse(network, kinds)
+        fused.fuse(network, kinds & fused.CLASSES.keys())
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seesr.networks import hardware
 from seesr.runtime.tiling import Tile
 
 PAIRS = 2**36  # of cells in the middle attention: all up to 4096 x 4096 pixels; above, all look at evenly spread ones
@@ -48,7 +49,15 @@ class WholeNorm:
         self.scale, self.shift = scale[:, None, None], shift[:, None, None]
         self.flat = torch.zeros_like(scale), torch.ones_like(scale)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, activate: bool = False) -> Tensor:
+        """The normalised values, through SiLU if `activate`."""
+        kernel = hardware.strips_kernel(x.device)
+        if kernel is not None and len(x) == 1 and x.is_contiguous(memory_format=torch.channels_last):
+            return kernel(x, self.scale.flatten(), self.shift.flatten(), activate)
+        normalised = self.scaled(x)
+        return F.silu(normalised, inplace=True) if activate else normalised
+
+    def scaled(self, x: Tensor) -> Tensor:
         if x.is_cuda:  # one pass over half-precision values and single-precision parameters
             return F.batch_norm(x, *self.flat, self.scale.flatten(), self.shift.flatten(), eps=TINY)
         return torch.addcmul(self.shift, x, self.scale).to(x.dtype)

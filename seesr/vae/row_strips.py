@@ -114,7 +114,7 @@ class Strips:
             whole.look(read(top, bottom), Tile(top, 0, bottom, width))
         whole.finish()
         self.tell()
-        inner = self.convolve(layer.conv1, height, lambda top, bottom: F.silu(whole(read(top, bottom)), inplace=True))
+        inner = self.convolve(layer.conv1, height, lambda top, bottom: whole(read(top, bottom), activate=True))
         written, last = rows_of(inner), inner.new_empty(1, inner.shape[2], 1, width)
 
         def add(top: int, bottom: int, values: Tensor) -> None:
@@ -154,7 +154,7 @@ class Strips:
     def activated(self, norm: nn.GroupNorm, x: Tensor) -> Rows:
         """Rows of SiLU(norm(x))."""
         whole, rows = self.norm(norm, x), rows_of(x)
-        return lambda top, bottom: F.silu(whole(rows(top, bottom)), inplace=True)
+        return lambda top, bottom: whole(rows(top, bottom), activate=True)
 
     def convolve(
         self, conv: nn.Conv2d, height: int, source: Rows, sink: Callable[[int, int, Tensor], object] | None = None

@@ -32,6 +32,9 @@ for shape, groups in (((2, 40, 13, 11), 8), ((1, 320, 5, 4), 32), ((1, 8, 1, 1),
     half = fused.group_norm(x.half(), groups, weight.half(), bias.half(), 1e-5, True)
     exact = F.group_norm(x.half().double(), groups, weight.half().double(), bias.half().double(), 1e-5)
     assert half.dtype == torch.float16 and far(half, F.silu(exact)) < 2e-3
+x, (scale, shift) = torch.randn(1, 40, 9, 8).contiguous(memory_format=torch.channels_last), torch.randn(2, 40)
+exact = F.silu(x.double() * scale.double()[:, None, None] + shift.double()[:, None, None])
+assert far(fused.scaled(x, scale, shift, True), exact) < 1e-6
 x = torch.randn(3, 7, 2 * 80)
 values, gate = x.double().chunk(2, -1)
 assert far(fused.geglu(x), values * F.gelu(gate)) < 1e-6
