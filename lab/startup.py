@@ -46,7 +46,8 @@ def cpu_seconds(command: list[str], tree: Path, folder: Path) -> float:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    _, _, used = os.wait4(process.pid, 0)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # or Popen believes that it still runs
     return used.ru_utime + used.ru_stime
 
 
