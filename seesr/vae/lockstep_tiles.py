@@ -119,19 +119,29 @@ def walk_tiles(
     while True:
         whole: Whole | None = None
         for walk in walks:
-            layer = budget.hold.attempt(functools.partial(walk.go_on, known), forget)
+
+            def advance(walk: TileWalk = walk) -> nn.Module | None:
+                """Walks to the next global layer and shows it this tile's part; None at the end."""
+                nonlocal whole
+                layer = walk.go_on(known)
+                if layer is not None:
+                    whole = whole or (
+                        WholeNorm(layer) if isinstance(layer, nn.GroupNorm) else WholeAttention(layer, size)
+                    )
+                    whole.look(walk.inner(), walk.part)
+                return layer
+
+            layer = budget.hold.attempt(advance, forget)
             progress.advance()
             if layer is None:
                 check_finite(walk.x, name)
                 yield walk.part, walk.inner()
                 walk.forget()
                 continue
-            whole = whole or (WholeNorm(layer) if isinstance(layer, nn.GroupNorm) else WholeAttention(layer, size))
-            whole.look(walk.inner(), walk.part)
             walk.spare(budget.hold.amount // len(walks))
         if whole is None:
             return
-        check_finite(whole.finish(), name)
+        check_finite(budget.hold.attempt(whole.finish, forget), name)
         known[whole.module] = whole
 
 

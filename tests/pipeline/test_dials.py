@@ -44,7 +44,10 @@ def sharpness(picture: np.ndarray) -> float:
     return float(np.abs(np.diff(luma(picture), axis=1)).mean())
 
 
-@pytest.mark.parametrize("more", [{}, {"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3}])
+SLOW_DIAL = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
+
+
+@pytest.mark.parametrize("more", [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW_DIAL)])
 def test_the_dial_goes_from_the_model_to_the_plain_enlargement(pocket: Upscaler, small: Picture, more: dict) -> None:
     pictures = [made(pocket, small, fidelity=value, **more) for value in DIAL]
     np.testing.assert_array_equal(pictures[0], made(pocket, small, **more))
@@ -67,6 +70,7 @@ def test_full_fidelity_is_the_plain_enlargement_in_every_depth_and_format(
         assert result.metrics["invented"] == 0
 
 
+@pytest.mark.slow
 def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: Picture) -> None:
     settings = dataclasses.replace(QUICK, use_kds=True, num_particles=4, fidelity=0.0)
     model, kept = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
@@ -235,6 +239,7 @@ def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: Picture) -> 
     assert len(np.unique(shown.rgb.reshape(-1, 3).argmax(1))) > 1  # colours of several tiles
 
 
+@pytest.mark.slow
 def test_all_views_come_from_one_run_and_are_those_of_single_runs(
     engine: Engine, small: Picture, tmp_path: Path
 ) -> None:
@@ -262,7 +267,7 @@ def test_all_views_come_from_one_run_and_are_those_of_single_runs(
 def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: Picture, tmp_path: Path) -> None:
     small = Picture(small.rgb[:40])
     result = pocket(small, dataclasses.replace(QUICK, output_view="all"))
-    with pytest.raises(ValueError, match="no format that can be written: zip"):
+    with pytest.raises(ValueError, match=r"must end in \.zip"):
         result.save(tmp_path / "x.png")
     result.save(tmp_path / "x.zip")
     assert (tmp_path / "x.zip").read_bytes() == result.data

@@ -78,6 +78,8 @@ def interpreted(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("program", [PROGRAM, NETWORKS], ids=["kernels", "networks"])
+@pytest.mark.parametrize(
+    "program", [PROGRAM, pytest.param(NETWORKS, marks=pytest.mark.slow)], ids=["kernels", "networks"]
+)
 def test_fused_kernels_compute_what_torch_does(program: str) -> None:
     assert "right" in interpreted(program)

@@ -122,7 +122,10 @@ def test_no_pickle_is_read_outside_the_converter() -> None:
     root = Path(weights.__file__).parents[1]
     for path in [*root.rglob("*.py"), root.parent / "predict.py"]:
         code = path.read_text()
-        assert "torch.load" not in code and "import pickle" not in code, path
+        assert "import pickle" not in code, path
+        if path.name == "convert.py":  # reads published checkpoints: tensors alone
+            code = code.replace('torch.load(path, map_location="cpu", weights_only=True, mmap=True)', "")
+        assert "torch.load" not in code, path
 
 
 def test_the_pocket_bundle_is_whole_small_and_free_of_code() -> None:
