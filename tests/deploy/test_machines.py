@@ -17,6 +17,7 @@ import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub import HfApi
+from serving import sharp
 
 from lab.report import ROOT
 from scripts import cost, endpoint
@@ -317,7 +318,7 @@ def test_the_command_line_says_so_with_its_own_code(
     manifest = tmp_path / "b/bundle.json"
     manifest.write_text(manifest.read_text().replace('"kind": "pocket"', '"kind": "full"'))
     monkeypatch.setattr(preflight, "look", lambda device: Machine("cpu", None, None, 64 * 10**9, False))
-    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(sharp())
     command = ["upscale", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--bundle", str(tmp_path / "b")]
     assert commands.main(command) == 3
     assert capsys.readouterr().err.startswith("no GPU is visible")
