@@ -27,7 +27,7 @@ from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.metrics import built_in, luma, measure, niqe, psnr
 from seesr import Progress, Settings, Upscaler
-from seesr.images.picture import Picture, enlarge
+from seesr.images.picture import Picture, resize
 from seesr.networks import weights
 from seesr.pipeline.pipeline import Upscaling
 from seesr.pipeline.postprocess import keep_plain, trust
@@ -71,13 +71,13 @@ def model_of(upscaler: Upscaler, data: bytes, shape: tuple[int, ...], particles:
 
 def of_pixels(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
     model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, False).astype(np.float32)
-    plain = enlarge(low.rgb, (model.shape[1], model.shape[0])).astype(np.float32)
+    plain = resize(low.rgb, (model.shape[1], model.shape[0])).astype(np.float32)
     return (model + value * (plain - model)).round().astype(np.uint8)
 
 
 def flat_particles(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
     model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, True)
-    return keep_plain(model, enlarge(low.rgb, (model.shape[1], model.shape[0])), value, (), SCALE / 2)
+    return keep_plain(model, resize(low.rgb, (model.shape[1], model.shape[0])), value, (), SCALE / 2)
 
 
 WAYS: dict[str, Callable[[Upscaler, Picture, float], Rgb]] = {
@@ -102,7 +102,7 @@ def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
             found = []
             for _, high in built_in():
                 low = Picture(degradations.clean(high, 0))
-                ours, plain = work(upscaler, low, value), enlarge(low.rgb, (high.shape[1], high.shape[0]))
+                ours, plain = work(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
                 found.append({
                     "psnr to plain": min(99.0, psnr(luma(ours), luma(plain))),
                     "psnr to truth": psnr(luma(ours), luma(high)),

@@ -26,7 +26,7 @@ from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.metrics import built_in, colour_shift, cut, interval, measure, seam
 from seesr import Settings, Upscaler
-from seesr.images.picture import enlarge, to_uint8
+from seesr.images.picture import resize, to_uint8
 from seesr.images.read import decode, read_file
 from seesr.networks import weights
 from seesr.settings.settings import TRAINED_SIDE
@@ -92,9 +92,9 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
     for pair in pairs(args):
         size = pair.high.shape[1], pair.high.shape[0]
         filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
-        shown = [enlarge(pair.low, size, Image.Resampling.NEAREST)]
+        shown = [resize(pair.low, size, Image.Resampling.NEAREST)]
         for name, resample in filters.items():
-            plain = enlarge(pair.low, size, resample)
+            plain = resize(pair.low, size, resample)
             rows.append({"picture": pair.name, "method": name, **measure_pair(plain, pair, factor)})
             shown.append(plain)
         for steps in args.steps:

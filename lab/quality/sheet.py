@@ -22,7 +22,7 @@ from lab.quality import degradations, metrics
 from lab.quality.degradations import Rgb
 from lab.quality.evaluate import held_out
 from seesr import Settings, Upscaler
-from seesr.images.picture import enlarge
+from seesr.images.picture import resize
 from seesr.networks import weights
 
 SIDE = 160  # of a piece, pixels
@@ -53,7 +53,7 @@ def pieces(upscaler: Upscaler, name: str, high: Rgb, damage: str, seed: int) -> 
     low = degradations.BY_NAME[damage](high, seed)
     size = high.shape[1], high.shape[0]
     ours = np.asarray(upscaler(Image.fromarray(low), Settings(seed=1, num_inference_steps=2)).image)
-    whole = [enlarge(low, size, Image.Resampling.NEAREST), enlarge(low, size), ours, high]
+    whole = [resize(low, size, Image.Resampling.NEAREST), resize(low, size), ours, high]
     middle = (high.shape[0] - SIDE) // 2, (high.shape[1] - SIDE) // 2
     grid = [(y, x) for y in range(0, size[1] - SIDE + 1, SIDE) for x in range(0, size[0] - SIDE + 1, SIDE)]
     found = []

@@ -1,1 +1,1 @@
-"""Untrusted bytes <-> pixels: `read`, `picture`, `write`, with the table of output formats and the PNG writer."""
+"""Image files: decode untrusted input, hold pixels with their metadata, encode the output."""

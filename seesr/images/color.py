@@ -1,4 +1,4 @@
-"""Colour correction of the result against the enlarged input: floats in, floats out.
+"""Colour correction of the result to match the bicubic upscale of the input (wavelet or AdaIN), on float tensors.
 
 The table FIXES at the end has every method; a new one is one row there.
 """
@@ -98,11 +98,11 @@ FIXES: dict[str, Callable[[Rows, Rows, int], Strips]] = {
 
 
 def match_by_strips(content: Rows, style: Rows, height: int, method: str) -> Strips:
-    """Corrects a picture that is not held in floats as a whole.
+    """Corrects an image that is not held in floats as a whole.
 
     Args:
         content: gives rows of the result, [1, C, rows, W] floats.
-        style: gives the same rows of the enlarged input.
+        style: gives the same rows of the upscaled input.
         height: number of rows.
         method: a key of FIXES.
 

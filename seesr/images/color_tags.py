@@ -1,4 +1,4 @@
-"""Colour tags other than ICC profiles (PNG's gAMA, cHRM and cICP; nclx of AVIF and HEIC) -> sRGB values or a profile.
+"""Converts colour tags other than ICC profiles (gAMA, cHRM and cICP in PNG; nclx in AVIF and HEIC) to sRGB.
 
 The transfer curve is converted to that of sRGB with one table lookup. Primaries are kept: they become an ICC profile
 with the curve of sRGB, so no colour is clipped. PQ and HLG are mapped to the range and the primaries of sRGB.
@@ -195,8 +195,8 @@ def tone_map(pixels: Pixels, encoding: Encoding) -> Pixels:
     An image without light above WHITE keeps every tone. Otherwise the brightest value becomes white, and tones bend
     towards it as in ITU-R BT.2390-11, 5.4.1, for each colour. Colours outside of sRGB are clipped.
     """
-    most = np.iinfo(pixels.dtype).max
-    table = to_light(encoding, np.arange(most + 1) / most)
+    maximum = np.iinfo(pixels.dtype).max
+    table = to_light(encoding, np.arange(maximum + 1) / maximum)
     matrix = (np.linalg.inv(to_xyz(BT709)) @ to_xyz(encoding.primaries)).astype(np.float32)
     strips = [slice(top, top + STRIP) for top in range(0, len(pixels), STRIP)]
     if encoding.transfer == PQ:  # one table does it all
@@ -225,10 +225,10 @@ def bend(light: Floats, peak: float) -> Floats:
     if peak <= 1:
         return light
     source, target = encode_pq(np.array([peak, 1.0]))
-    values, most = encode_pq(light) / source, target / source
-    knee = 1.5 * most - 0.5
+    values, maximum = encode_pq(light) / source, target / source
+    knee = 1.5 * maximum - 0.5
     t = ((values - knee) / (1 - knee)).clip(0)
-    curve = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * most
+    curve = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * maximum
     return decode_pq(np.where(values < knee, values, curve) * source)
 
 
@@ -265,7 +265,7 @@ def profile(primaries: Primaries) -> bytes:
     def numbers(kind: bytes, *values: float) -> bytes:
         return kind + bytes(4) + struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
 
-    def words(text: str) -> bytes:
+    def multi_localized(text: str) -> bytes:
         encoded = text.encode("utf-16-be")
         return b"mluc" + bytes(4) + struct.pack(">II4sII", 1, 12, b"enUS", len(encoded), 28) + encoded
 
@@ -275,8 +275,8 @@ def profile(primaries: Primaries) -> bytes:
     )
     places = " ".join(f"{x:.4g},{y:.4g}" for x, y in primaries)
     tags = {
-        b"desc": words(f"RGB, sRGB curve, primaries {places}"),
-        b"cprt": words("No copyright, use freely"),
+        b"desc": multi_localized(f"RGB, sRGB curve, primaries {places}"),
+        b"cprt": multi_localized("No copyright, use freely"),
         b"wtpt": numbers(b"XYZ ", *d50),
         b"chad": numbers(b"sf32", *adapt.ravel()),
         b"rXYZ": numbers(b"XYZ ", *red),

@@ -1,4 +1,4 @@
-"""Decoded values of any colour space -> RGB: ICC profiles of CMYK, Lab and grey, orientation, alpha."""
+"""Converts decoded pixels of any colour space to upright RGB: CMYK, Lab and grey ICC profiles, orientation, alpha."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of 16 bits per colour, which Pillow would cut to 8."""
+"""Reads 16-bit images without the reduction to 8 bits that Pillow makes."""
 
 from __future__ import annotations
 

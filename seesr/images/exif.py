@@ -1,4 +1,4 @@
-"""EXIF of an image: its orientation, and as much of the rest as can be written again."""
+"""Reads the EXIF orientation and keeps the EXIF tags that can be written to the output file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def orientation(info: Mapping[Any, Any]) -> int:
     Args:
         info: of a Pillow image: `exif` and `xmp` are bytes.
     """
-    found = in_exif(info.get("exif") or b"")
-    if found is None:
+    result = in_exif(info.get("exif") or b"")
+    if result is None:
         packet = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
         match = XMP_ORIENTATION.search(packet.encode() if isinstance(packet, str) else packet)
-        found = int(match[1]) if match else 1
-    return found
+        result = int(match[1]) if match else 1
+    return result
 
 
 def in_exif(block: bytes) -> int | None:
@@ -52,7 +52,7 @@ def in_exif(block: bytes) -> int | None:
     return None
 
 
-def kept(getexif: Callable[[], Image.Exif], warnings: list[str], of_tiff: bool = False) -> bytes | None:
+def writable_block(getexif: Callable[[], Image.Exif], warnings: list[str], of_tiff: bool = False) -> bytes | None:
     """The EXIF block without orientation and pixel size; what cannot be written again is left out.
 
     Args:
@@ -110,9 +110,9 @@ def name(directory: int | None, tag: int) -> str:
 
 def about_the_image(exif: Image.Exif) -> Image.Exif:
     """Of a TIFF's tags those that hold for another file, and the directories of the camera and of the place."""
-    found = Image.Exif()
-    found.update({tag: value for tag, value in exif.items() if tag in ABOUT_THE_IMAGE})
+    result = Image.Exif()
+    result.update({tag: value for tag, value in exif.items() if tag in ABOUT_THE_IMAGE})
     for directory in DIRECTORIES:
         if values := exif.get_ifd(directory):
-            found.get_ifd(directory).update(values)
-    return found
+            result.get_ifd(directory).update(values)
+    return result

@@ -1,4 +1,4 @@
-"""The files that can be written, in one table: a new format is one row here."""
+"""The table of output formats (PNG, WebP, JPEG). Add a row to add a format."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Format(NamedTuple):
         name: what Pillow calls it.
         media_type: for HTTP.
         longest_side: pixels; where the format itself ends earlier than LARGEST_SIDE.
-        alpha: whether it has transparency; where not, the picture is laid on white.
+        alpha: whether it has transparency; where not, the image is laid on white.
         deep: whether it keeps 16 bits per colour.
-        most_exif: bytes that an EXIF block can have.
-        options: what Pillow is given besides the quality.
+        most_exif: maximum size of an EXIF block, bytes.
+        options: further arguments of Pillow's `save`.
     """
 
     name: str
@@ -34,5 +34,5 @@ FORMATS = {
     "webp": Format("WEBP", "image/webp", longest_side=16383, options={"method": 2}),
     "jpg": Format("JPEG", "image/jpeg", alpha=False, most_exif=65533),
 }
-ZIP = "zip"  # the suffix where several pictures are one file
+ZIP = "zip"  # the suffix where several images are one file
 MEDIA_TYPES = {**{name: known.media_type for name, known in FORMATS.items()}, ZIP: "application/zip"}

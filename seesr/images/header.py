@@ -48,12 +48,12 @@ class Header:
 
     Attributes:
         size: (width, height) of the upright image.
-        decode: gives the pixels as stored; raises what decoders raise, or ValueError in words.
+        decode: returns the pixels as stored; raises ValueError with one line, or an error of the decoder.
         icc: colour profile, or None.
         encoding: a colour tag that is no profile; None: there is none, or a profile counts more.
         orientation: 1 to 8, to be applied to what `decode` gives.
         transforms: of the container, to be applied likewise.
-        exif: gives the EXIF block that is kept.
+        exif: returns the EXIF block for the output, or None.
         dpi: (horizontal, vertical), or None.
         warnings: what was left out or repaired; decoding adds to them.
     """
@@ -84,10 +84,10 @@ def open_file(data: bytes) -> Header:
         return open_tiff(data)
     if data.startswith((jxl.CODESTREAM, jxl.CONTAINER)):
         return open_jxl(data)
-    found = brands(data)
-    if found & AVIF:
+    brand_codes = brands(data)
+    if brand_codes & AVIF:
         return open_avif(data)
-    if found & HEIC:
+    if brand_codes & HEIC:
         return open_heic(data)
     if jpeg.start_of(data) >= 0:
         return open_jpeg(data)
@@ -106,8 +106,8 @@ def open_png(data: bytes) -> Header:
             with_pillow(chunks.data, "PNG").verify()  # checksums
             image.load()
         deep, bits, color_type = deep_png(image, chunks.data, header.warnings), *chunks.data[24:26]
-        found = colours_of(image, header, deep, few_bits=bits)
-        return found._replace(grey=color_type in (0, 4))  # Pillow opens 16-bit grey with alpha as RGBA
+        colours = colours_of(image, header, deep, few_bits=bits)
+        return colours._replace(grey=color_type in (0, 4))  # Pillow opens 16-bit grey with alpha as RGBA
 
     header = of_pillow(image, decode)
     header.encoding = chunks.encoding
@@ -218,31 +218,32 @@ def open_with_tifffile(data: bytes, number: int, about: tiff.About) -> Header:
 
     def decode() -> Colours:
         with decoding():
-            found = tiff.read(data, number)
-        header.warnings += found.warnings
-        if found.kind not in ("CMYK", "Lab"):
-            rgb = np.repeat(found.colours, 3, axis=2) if found.kind == "grey" else found.colours
-            layers = [rgb] if found.alpha is None else [rgb, found.alpha]
-            return Colours(np.dstack(layers), header.icc, found.kind == "grey")
-        layers = [layer for layer in (found.colours, found.alpha) if layer is not None]
-        if found.colours.dtype != np.uint8:
+            page = tiff.read(data, number)
+        header.warnings += page.warnings
+        if page.kind not in ("CMYK", "Lab"):
+            rgb = np.repeat(page.colours, 3, axis=2) if page.kind == "grey" else page.colours
+            layers = [rgb] if page.alpha is None else [rgb, page.alpha]
+            return Colours(np.dstack(layers), header.icc, page.kind == "grey")
+        layers = [layer for layer in (page.colours, page.alpha) if layer is not None]
+        if page.colours.dtype != np.uint8:
             layers = [(layer >> 8).astype(np.uint8) for layer in layers]
             header.warnings.append("of 16 bits per colour 8 are taken")
-        mode, size = {"CMYK": "CMYK", "Lab": "LAB"}[found.kind], about.size
+        mode, size = {"CMYK": "CMYK", "Lab": "LAB"}[page.kind], about.size
         raw = Image.frombytes(mode, size, np.ascontiguousarray(layers[0]).tobytes())
         layers[0] = np.asarray(convert.to_srgb(raw, header.icc, header.warnings))
         return Colours(np.dstack(layers), None, grey=False)
 
     def directory() -> Image.Exif:
-        found = Image.Exif()
-        found.endian, found.bigtiff = {b"II": "<", b"MM": ">"}[data[:2]], data[2:4] in (b"+\0", b"\0+")
-        found.load_from_fp(io.BytesIO(data), about.offset)
-        return found
+        directory_exif = Image.Exif()
+        directory_exif.endian = {b"II": "<", b"MM": ">"}[data[:2]]
+        directory_exif.bigtiff = data[2:4] in (b"+\0", b"\0+")
+        directory_exif.load_from_fp(io.BytesIO(data), about.offset)
+        return directory_exif
 
     width, height = about.size
     header = Header((height, width) if about.orientation in exif.TURNED else about.size, decode, about.icc)
     header.orientation, header.dpi = about.orientation, about.dpi
-    header.exif = lambda: exif.kept(directory, header.warnings, of_tiff=True)
+    header.exif = lambda: exif.writable_block(directory, header.warnings, of_tiff=True)
     return header
 
 
@@ -328,12 +329,12 @@ def open_jxl(data: bytes) -> Header:
         return Colours(np.concatenate(layers, axis=2), None, grey)
 
     def directory() -> Image.Exif:
-        found = Image.Exif()
-        found.load(about.exif or b"")
-        return found
+        directory_exif = Image.Exif()
+        directory_exif.load(about.exif or b"")
+        return directory_exif
 
     header = Header(about.size, decode, encoding=about.encoding)
-    header.exif = lambda: exif.kept(directory, header.warnings)
+    header.exif = lambda: exif.writable_block(directory, header.warnings)
     return header
 
 
@@ -348,7 +349,7 @@ class Damaged(ValueError):
 
 @contextlib.contextmanager
 def opening(name: str) -> Iterator[None]:
-    """Says in one line that a header cannot be read, for whatever reason a parser has."""
+    """Converts any exception of a header parser to a one-line `Damaged`."""
     try:
         yield
     except (Damaged, tiff.Unreadable, jxl.Unreadable):
@@ -359,7 +360,7 @@ def opening(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """Says in one line that a decoder has failed: OSError, ValueError, SyntaxError, EOFError, struct.error, ..."""
+    """Converts any exception of a decoder (OSError, SyntaxError, struct.error, ...) to a one-line `Damaged`."""
     try:
         yield
     except (Damaged, tiff.Unreadable, jpeg.Truncated):
@@ -402,7 +403,7 @@ def of_pillow(image: Image.Image, decode: Callable[[], Colours]) -> Header:
     turn = 1 if of_tiff else exif.orientation(image.info)  # of a TIFF Pillow applies it
     size = (image.height, image.width) if turn in exif.TURNED else image.size
     header = Header(size, decode, icc=image.info.get("icc_profile") or None, orientation=turn)
-    header.exif = lambda: exif.kept(image.getexif, header.warnings, of_tiff)
+    header.exif = lambda: exif.writable_block(image.getexif, header.warnings, of_tiff)
     header.dpi = image.info.get("dpi")
     if {"xmp", "XML:com.adobe.xmp"} & set(image.info):
         log.info("the XMP data are left out")

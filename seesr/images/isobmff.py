@@ -1,4 +1,4 @@
-"""Properties of the primary image in a HEIF or AVIF file (ISO/IEC 14496-12 and 23008-12): colour tag and transforms.
+"""Reads colour tag and transforms of the primary image in a HEIF or AVIF file (ISO/IEC 14496-12 and 23008-12).
 
 The decoder of HEIC applies the transforms itself; that of AVIF applies none of them.
 """
@@ -80,12 +80,12 @@ def read_properties(data: bytes, warnings: list[str]) -> Properties:
         ValueError: a colour tag that cannot be converted.
     """
     try:
-        found = list(primary_properties(data))
+        properties = list(primary_properties(data))
     except (IndexError, KeyError, struct.error):
         warnings.append("the boxes of the image cannot be read; its transforms and colour tag are not known")
         return Properties()
     named: dict[bytes, bytes] = {}
-    for name, body in found:
+    for name, body in properties:
         named.setdefault(name + body[:4] if name == b"colr" else name, body)
     icc = (named.get(b"colrprof") or named.get(b"colrrICC") or b"")[4:] or None
     size, bits, encoding, tag = (0, 0), 8, None, named.get(b"colrnclx", b"")
@@ -95,7 +95,7 @@ def read_properties(data: bytes, warnings: list[str]) -> Properties:
         bits = 12 if body[2] & 0x20 else 10
     if icc is None and len(tag) >= 10:
         encoding = from_numbers(*struct.unpack_from(">HH", tag, 4), True, warnings)  # the decoder widens the range
-    return Properties(size, bits, icc, encoding, tuple(filter(None, (transform(*each) for each in found))))
+    return Properties(size, bits, icc, encoding, tuple(filter(None, (transform(*each) for each in properties))))
 
 
 def transform(name: bytes, body: bytes) -> Transform | None:

@@ -1,4 +1,4 @@
-"""JPEG files that are not quite whole, and those of kinds that the common decoder does not know (ITU-T T.81)."""
+"""Inspects JPEG markers (ITU-T T.81): repairs files without an end marker and identifies unsupported kinds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from PIL import Image
 
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
-MOST_BEFORE = 16  # bytes in front of the start that are passed over
+MAX_LEADING_BYTES = 16  # bytes in front of the start that are passed over
 KINDS = {  # by number of the start-of-frame marker: those that decoders do not read
     3: "lossless JPEG", 5: "hierarchical JPEG", 6: "hierarchical JPEG", 7: "hierarchical JPEG", 11: "lossless JPEG",
     55: "JPEG-LS",
 }  # fmt: skip
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")  # those with parameters, and the end
-MOST_SEGMENTS = 20000
+MAX_SEGMENTS = 20000
 TAIL = bytes(random.Random(0).choices(range(1, 255), k=4096))  # what no file holds; without a marker
 
 
@@ -46,15 +46,15 @@ class Frame(NamedTuple):
 
 
 def start_of(data: bytes) -> int:
-    """Where a JPEG starts, at most MOST_BEFORE bytes into the file; -1: nowhere."""
-    return data.find(START, 0, MOST_BEFORE + len(START))
+    """Where a JPEG starts, at most MAX_LEADING_BYTES bytes into the file; -1: nowhere."""
+    return data.find(START, 0, MAX_LEADING_BYTES + len(START))
 
 
 def read_frame(data: bytes) -> Frame:
     """Reads the markers of a JPEG."""
     number, bits, components, place, ended = None, 8, 0, 0, False
     low: dict[int, list[int]] = {}  # of a component: for each coefficient the lowest bit that is there
-    for marker, start, body in itertools.islice(segments(data), MOST_SEGMENTS):
+    for marker, start, body in itertools.islice(segments(data), MAX_SEGMENTS):
         frame = (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7
         if frame and len(body) > 5 and number is None:
             number, bits, components, place = marker - 0xC0, body[0], body[5], start
@@ -70,8 +70,8 @@ def read_frame(data: bytes) -> Frame:
 def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Markers, the places of their parameters, and these; the last is the end marker."""
     place = 2
-    while found := MARKER.search(data, place):
-        place = found.end()
+    while match := MARKER.search(data, place):
+        place = match.end()
         marker, length = data[place - 1], int.from_bytes(data[place : place + 2], "big")
         yield marker, place + 2, b"" if marker == 0xD9 else data[place + 2 : place + length]
         if marker == 0xD9:
@@ -81,7 +81,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def without_exif(data: bytes) -> tuple[bytes, bytes]:
     """A JPEG without its EXIF block, and the block; empty: there is none."""
-    for marker, start, body in itertools.islice(segments(data), MOST_SEGMENTS):
+    for marker, start, body in itertools.islice(segments(data), MAX_SEGMENTS):
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
             return data[: start - 4] + data[start + len(body) :], body
     return data, b""

@@ -1,4 +1,4 @@
-"""Headers of JPEG XL (ISO/IEC 18181-1 and -2): what must be known before the pixels are decoded."""
+"""Parses JPEG XL headers (ISO/IEC 18181-1 and -2): size, bit depth, colour encoding and EXIF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CODESTREAM, CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height
 WHITES = {1: (0.3127, 0.329), 10: (1 / 3, 1 / 3), 11: (0.314, 0.351)}
 ENUM = ((0, 0), (1, 0), (2, 4), (18, 6))
-MOST_METADATA = 2**20  # bytes of EXIF once decompressed
+MAX_METADATA = 2**20  # bytes of EXIF once decompressed
 Choices = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -49,9 +49,9 @@ class Bits:
         """The next `count` bits as a number."""
         if self.place + count > self.end:
             raise IndexError("the header ends early")
-        found = self.value >> self.place & ((1 << count) - 1)
+        value = self.value >> self.place & ((1 << count) - 1)
         self.place += count
-        return found
+        return value
 
     def u32(self, choices: Choices) -> int:
         """A number of one of four ranges: (least, bits)."""
@@ -109,11 +109,11 @@ def read_header(data: bytes) -> JpegXl:
 
 
 def inflated(body: bytes) -> bytes:
-    """A Brotli stream decompressed; empty where it cannot be, or is over MOST_METADATA."""
+    """A Brotli stream decompressed; empty where it cannot be, or is over MAX_METADATA."""
     import imagecodecs
 
     try:
-        return bytes(imagecodecs.brotli_decode(body, out=MOST_METADATA))
+        return bytes(imagecodecs.brotli_decode(body, out=MAX_METADATA))
     except imagecodecs.BrotliError:
         return b""
 

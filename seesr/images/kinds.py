@@ -1,4 +1,4 @@
-"""The kinds of files that can be read, and words for others that people send."""
+"""The input formats that are supported, and detection of unsupported ones with a remedy for the error message."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def brands(data: bytes) -> set[bytes]:
 
 def recognise(data: bytes) -> tuple[str, str]:
     """What a file is that is not read, and what to do with it; ("", "") where its bytes say nothing."""
-    found = brands(data)
-    if b"crx " in found:
+    brand_codes = brands(data)
+    if b"crx " in brand_codes:
         return "a camera raw file (CR3)", RAW
-    if found:
+    if brand_codes:
         return "a video (MP4 or QuickTime)", FRAME
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return "a video (AVI)", FRAME
@@ -76,7 +76,7 @@ def recognise(data: bytes) -> tuple[str, str]:
     start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"<?xml") and b"<svg" in start:
         return OTHERS[b"<svg"]
-    return next((words for first, words in OTHERS.items() if data.startswith(first)), ("", ""))
+    return next((description for first, description in OTHERS.items() if data.startswith(first)), ("", ""))
 
 
 def refusal(data: bytes) -> ValueError:

@@ -1,4 +1,4 @@
-"""How large pictures may be: known before anything is decoded."""
+"""Size limits of input and output images and files, checked before decoding."""
 
 from __future__ import annotations
 

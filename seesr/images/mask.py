@@ -1,4 +1,4 @@
-"""Which parts of a picture the model may change: a caller's mask, fitted to the picture."""
+"""The caller's mask of the region to enhance: reading, aspect check, resizing to the output."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seesr.images.picture import Pixels, enlarge, to_uint8
+from seesr.images.picture import Pixels, resize, to_uint8
 from seesr.images.source import Source, load_source
 
 SAME_ASPECT = 0.01  # relative difference of the aspects of mask and image that is taken for rounding
-Grey = NDArray[np.uint8]  # [H, W]; 255: enhanced, 0: stays the plain enlargement
+Grey = NDArray[np.uint8]  # [H, W]; 255: enhanced, 0: keeps the bicubic upscale
 
 
 def read_mask(source: Source, size: tuple[int, int]) -> Grey:
@@ -45,5 +45,5 @@ def check_aspect(mask: tuple[int, int], image: tuple[int, int]) -> None:
 
 def at_size(mask: Grey, size: tuple[int, int]) -> Grey:
     """The mask at `size` = (width, height). Bilinear: an edge becomes soft, and nothing overshoots."""
-    found: Pixels = enlarge(mask, size, Image.Resampling.BILINEAR)
-    return found  # type: ignore[return-value]
+    resized: Pixels = resize(mask, size, Image.Resampling.BILINEAR)
+    return resized  # type: ignore[return-value]

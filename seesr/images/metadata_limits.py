@@ -1,12 +1,12 @@
-"""Limits for the metadata of an image file, checked before a decoder whose time grows with the square of their size."""
+"""Limits on the metadata of JPEG and TIFF files, checked before a decoder whose time is quadratic in their size."""
 
 from __future__ import annotations
 
 import struct
 
 LARGEST_METADATA = 16 * 2**20  # bytes of all segments before the pixels of a JPEG
-MOST_SEGMENTS = 5000  # of a JPEG, before its pixels
-MOST_TAGS = 1000  # of a TIFF's first page
+MAX_SEGMENTS = 5000  # of a JPEG, before its pixels
+MAX_TAGS = 1000  # of a TIFF's first page
 SOI, SOS, EOI = 0xD8, 0xDA, 0xD9
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 
@@ -34,9 +34,9 @@ def check_jpeg(data: bytes) -> None:
             continue
         place += 2 if marker in ALONE else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         count += 1
-        if count > MOST_SEGMENTS or place > LARGEST_METADATA:
+        if count > MAX_SEGMENTS or place > LARGEST_METADATA:
             size = f"{place / 2**20:.0f} MiB in {count} segments"
-            limit = f"{LARGEST_METADATA // 2**20} MiB in {MOST_SEGMENTS} segments"
+            limit = f"{LARGEST_METADATA // 2**20} MiB in {MAX_SEGMENTS} segments"
             raise ValueError(f"the image file has at least {size} of metadata; the limit is {limit}; remove them")
 
 
@@ -48,5 +48,5 @@ def check_tiff(data: bytes) -> None:
         (count,) = struct.unpack_from(order + count_form, data, place)
     except struct.error:
         return
-    if count > MOST_TAGS:
-        raise ValueError(f"the TIFF has {count} tags; the limit is {MOST_TAGS}; remove its metadata")
+    if count > MAX_TAGS:
+        raise ValueError(f"the TIFF has {count} tags; the limit is {MAX_TAGS}; remove its metadata")

@@ -1,4 +1,4 @@
-"""A picture in memory, and what is done to its pixels before and after the networks."""
+"""The in-memory image (`Picture`) and operations on its pixels: resizing, padding, filling under transparency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8 | np.uint16]
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An upright picture and what came with it.
+    """An upright image with its metadata.
 
     Attributes:
         rgb: [H, W, 3], uint8 or uint16 over the full range.
@@ -27,7 +27,7 @@ class Picture:
         icc: colour profile of `rgb`; None means sRGB.
         exif: EXIF block without an orientation, or None.
         dpi: (horizontal, vertical), or None.
-        record: how the picture was made, for the file: version, bundle, settings.
+        record: provenance to write into the file: version, bundle, settings.
         grey: the file has one channel of colour, or three that are equal everywhere.
         warnings: what of the file was repaired or left out.
         one_channel: the file has one channel of color; that of its result has one too.
@@ -65,9 +65,9 @@ class Picture:
         return self.rgb.shape[1], self.rgb.shape[0]
 
     def with_pixels(self, rgb: Pixels, record: dict[str, Any], keep_exif: bool) -> Picture:
-        """The same picture enlarged to `rgb`: alpha by Lanczos, all else as it was."""
+        """The image with the larger pixels `rgb`; alpha is resized with Lanczos, the rest is unchanged."""
         size = rgb.shape[1], rgb.shape[0]
-        alpha = None if self.alpha is None else enlarge(self.alpha, size, Image.Resampling.LANCZOS)
+        alpha = None if self.alpha is None else resize(self.alpha, size, Image.Resampling.LANCZOS)
         return dataclasses.replace(self, rgb=rgb, alpha=alpha, exif=self.exif if keep_exif else None, record=record)
 
     def pil(self) -> Image.Image:
@@ -88,13 +88,13 @@ def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
     return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def enlarge(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> Pixels:
+def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> Pixels:
     """Resizes [H, W] or [H, W, 3] to `size` = (width, height); same dtype. Pillow's filters, 16 bits without loss."""
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).resize(size, resample))
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
     resized = np.empty((size[1], size[0], planes.shape[2]), np.uint16)
-    for channel in range(planes.shape[2]):  # one at a time: a whole picture in float32 would need 12 bytes a pixel
+    for channel in range(planes.shape[2]):  # one at a time: a whole image in float32 would need 12 bytes a pixel
         plane = np.asarray(Image.fromarray(planes[..., channel].astype(np.float32)).resize(size, resample))
         resized[..., channel] = plane.round().clip(0, 65535)
     return resized[..., 0] if pixels.ndim == 2 else resized
@@ -107,9 +107,9 @@ def pad(pixels: Pixels, multiple: int, least: int) -> Pixels:
 
 
 def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
-    """Gives pixels that nobody can see the nearest visible colour, so that hidden colours do not bleed into edges.
+    """Replaces the colours of transparent pixels by the nearest visible colour, so that they do not bleed into edges.
 
-    In strips, so that a large picture can be cancelled: farther than NEAR from all that is visible it may be another
+    In strips, so that a large image can be cancelled: farther than NEAR from all that is visible it may be another
     visible colour, and a strip with nothing visible near it repeats the nearest row of one that has.
     """
     hidden = alpha <= np.iinfo(alpha.dtype).max // HIDDEN

@@ -1,4 +1,4 @@
-"""A PNG writer that uses every core: strips are filtered and compressed side by side (RFC 1950, RFC 1951).
+"""Multithreaded PNG encoder: row strips are filtered and compressed in parallel (RFC 1950, RFC 1951).
 
 The common libraries compress with one thread: 5 to 20 seconds for 8192 x 8192 pixels.
 """

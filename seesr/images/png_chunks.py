@@ -1,4 +1,4 @@
-"""The chunks of a PNG (ISO/IEC 15948, PNG 3): what a decoder needs is separated from colour tags and metadata.
+"""Splits PNG chunks (ISO/IEC 15948, PNG 3) into what the decoder needs, colour tags, and metadata.
 
 The decoder gets a file without text, so that long or damaged text cannot stop it; EXIF and XMP are found wherever
 they are, and a missing end is added.
@@ -15,8 +15,8 @@ from seesr.images.color_tags import Encoding, Primaries, from_gamma, from_number
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FOR_THE_DECODER = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"acTL", b"fcTL", b"fdAT"}
-MOST_CHUNKS = 2**20
-MOST_METADATA = 16 * 2**20  # bytes of a chunk once decompressed
+MAX_CHUNKS = 2**20
+MAX_METADATA = 16 * 2**20  # bytes of a chunk once decompressed
 RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")  # ImageMagick 6 and others before eXIf
 
 
@@ -29,7 +29,7 @@ class Chunks(NamedTuple):
         encoding: colour tags other than a profile; None: there are none that count.
         exif: a TIFF structure, or None.
         xmp: a packet, or None.
-        warnings: what was wrong with the file and did not stop its reading.
+        warnings: faults of the file that did not prevent reading it.
     """
 
     data: bytes
@@ -89,7 +89,7 @@ def split(data: bytes) -> Chunks:
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Name, body, and the whole chunk; image data that end early are closed, so that the decoder counts the rows."""
     place, count = len(SIGNATURE), 0
-    while place + 8 <= len(data) and count < MOST_CHUNKS:
+    while place + 8 <= len(data) and count < MAX_CHUNKS:
         count += 1
         length, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         end = place + 12 + length
@@ -129,25 +129,25 @@ def text(name: bytes, body: bytes) -> bytes:
         return rest
     if name == b"zTXt":
         return inflated(rest, 1, skip=0) or b""
-    packed, words = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]  # behind a language and a translated keyword
-    return (inflated(words, 0, skip=0) or b"") if packed else words
+    packed, content = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]  # behind a language and a translated keyword
+    return (inflated(content, 0, skip=0) or b"") if packed else content
 
 
 def inflated(body: bytes, method: int, skip: int = 1) -> bytes | None:
-    """Decompresses behind `skip` strings and `method` bytes; None if it cannot be, or is over MOST_METADATA."""
+    """Decompresses behind `skip` strings and `method` bytes; None if it cannot be, or is over MAX_METADATA."""
     packed = body.split(b"\0", skip)[-1][method:]
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(packed, MOST_METADATA)
+        decompressed = stream.decompress(packed, MAX_METADATA)
     except zlib.error:
         return None
-    return None if stream.unconsumed_tail or not stream.eof else found
+    return None if stream.unconsumed_tail or not stream.eof else decompressed
 
 
-def raw_profile(words: bytes) -> bytes | None:
+def raw_profile(content: bytes) -> bytes | None:
     """The bytes of ImageMagick's "Raw profile" (a name, a length, hexadecimal digits); None if they are none."""
     try:
-        block = bytes.fromhex("".join(words.decode("latin-1").split("\n")[3:]))
+        block = bytes.fromhex("".join(content.decode("latin-1").split("\n")[3:]))
     except ValueError:
         return None
     return block.removeprefix(b"Exif\0\0") or None

@@ -1,4 +1,4 @@
-"""Untrusted bytes -> a Picture: limits before decoding, orientation, alpha, colours, EXIF, 16 bits."""
+"""Decodes untrusted image bytes to a `Picture`: limits, orientation, alpha, colour profile, EXIF, 16 bits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_upload(path: Path, folder: Path | None = None) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file that the caller may name freely; of one over the limit just enough to be refused."""
+    """The bytes of a file that the caller may name freely; at most LARGEST_FILE + 1 of them."""
     with path.open("rb") as file:
         return file.read(LARGEST_FILE + 1)
 
@@ -114,7 +114,7 @@ def to_picture(header: Header, colours: Colours) -> Picture:
         log.info("the resolution makes no sense and is left out")
         dpi = None
     block = header.exif()
-    for words in warnings:
-        log.warning("%s", words)
+    for warning in warnings:
+        log.warning("%s", warning)
     grey = colours.grey or convert.equal_channels(rgb)
     return Picture(rgb, alpha, icc, block, dpi, grey=grey, warnings=tuple(warnings), one_channel=colours.grey)

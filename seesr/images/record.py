@@ -1,4 +1,4 @@
-"""The settings record that every result carries in its file, and how it is read again."""
+"""Writes and reads the settings record that is embedded in every output file."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def read_record(path: Path) -> dict[str, Any]:
     file: Path | io.BytesIO = path
     if path.suffix.lower() == f".{ZIP}":
         try:
-            with zipfile.ZipFile(path) as archive:  # each picture in it has the record
+            with zipfile.ZipFile(path) as archive:  # each image in it has the record
                 file = io.BytesIO(archive.read(archive.namelist()[0]))
         except (zipfile.BadZipFile, IndexError) as error:
             raise ValueError("the file has no settings record") from error
     with Image.open(file, formats=[known.name for known in FORMATS.values()]) as image:
-        words = image.info.get(KEY)
+        text = image.info.get(KEY)
         packet = image.info.get("xmp", b"").decode(errors="replace")
     description = re.search(r"<dc:description>(.*?)</dc:description>", packet)
-    if words is None and description is not None:
-        words = unescape(description[1])
+    if text is None and description is not None:
+        text = unescape(description[1])
     try:
-        record = json.loads(words or "")
+        record = json.loads(text or "")
     except (ValueError, RecursionError) as error:
         raise ValueError("the file has no settings record") from error
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):  # another program's description

@@ -1,4 +1,4 @@
-"""Everything that a Python caller can hand over as an image -> a Picture, and an array back in the caller's layout."""
+"""Converts paths, bytes, file objects, PIL images and NumPy arrays to a `Picture`, and results back to arrays."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def is_many(source: object) -> bool:
 
 
 def read_bytes(source: Any) -> bytes:
-    """The bytes of an image file that is given as a path, as bytes or as a binary file object.
+    """The bytes of an image file from a path, from bytes or from a binary file object.
 
     Raises:
         TypeError: it is something else.
@@ -120,9 +120,9 @@ def from_array(array: NDArray[Any], check_size: CheckSize = check_input) -> Load
     check_size(array.shape[1], array.shape[0])
     layout = Layout(None if array.ndim == 2 else array.shape[2], array.dtype.kind == "f")
     if layout.floating:
-        least, most = float(array.min()), float(array.max())
-        if not -ROUNDING <= least <= most <= 1 + ROUNDING:  # NaN too
-            raise ValueError(f"the array has values from {least:g} to {most:g}; floats must be from 0 to 1")
+        lowest, highest = float(array.min()), float(array.max())
+        if not -ROUNDING <= lowest <= highest <= 1 + ROUNDING:  # NaN too
+            raise ValueError(f"the array has values from {lowest:g} to {highest:g}; floats must be from 0 to 1")
         array = (array.astype(np.float64).clip(0, 1) * 65535).round().astype(np.uint16)
     elif array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"the array is of type {array.dtype}; it must be uint8, uint16, or floats from 0 to 1")

@@ -1,4 +1,4 @@
-"""TIFF files (Adobe TIFF 6.0): which page is the image, and kinds that Pillow does not read or would cut to 8 bits."""
+"""Reads TIFF files (Adobe TIFF 6.0): selects the main page and decodes kinds that Pillow cannot read in full depth."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ COMPRESSIONS = {1, 5, 7, 8, 32773, 32946, 34925, 50000, 50001}  # none, LZW, JPE
 SUBIFDS, DNG_VERSION = 330, 50706  # tags
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
-MOST_CLIPPED = 0.05  # share of floating-point values outside of 0 to 1
+MAX_CLIPPED = 0.05  # share of floating-point values outside of 0 to 1
 
 
-MOST_PAGES, MOST_CHANNELS = 1000, 16
+MAX_PAGES, MAX_CHANNELS = 1000, 16
 
 
 class Unreadable(ValueError):
@@ -63,12 +63,12 @@ def main_page(data: bytes) -> int:
         previews = page.subfiletype & REDUCED and SUBIFDS in page.tags
         if data[8:10] == b"CR" or DNG_VERSION in page.tags or previews:
             raise Unreadable(f"this is a camera raw file (DNG, NEF, CR2 or the like), not an image: {RAW}")
-        first: Any = itertools.islice(file.pages, MOST_PAGES + 1)
+        first: Any = itertools.islice(file.pages, MAX_PAGES + 1)
         kinds = [int(page.subfiletype) for page in first]
     pages = [number for number, kind in enumerate(kinds) if not kind & (REDUCED | MASK)]
     count = len(kinds)
     if len(pages) > 1 or (not pages and count > 1):
-        number = f"more than {MOST_PAGES}" if count > MOST_PAGES else len(pages) or count
+        number = f"more than {MAX_PAGES}" if count > MAX_PAGES else len(pages) or count
         raise Unreadable(f"the image has {number} pages; send one still image")
     return pages[0] if pages else 0
 
@@ -80,7 +80,7 @@ def open_tiff(data: bytes) -> tifffile.TiffFile:
 
 
 def describe(page: tifffile.TiffPage) -> str:
-    """A page in words, for errors: bits, kind of numbers, colours, compression."""
+    """Describes a page for error messages: bits, kind of numbers, colours, compression."""
     numbers = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}.get(page.sampleformat, "")
     colours = PHOTOMETRICS.get(page.photometric, f"photometric {int(page.photometric)}")
     extra = " with alpha" if PREMULTIPLIED in page.extrasamples or STRAIGHT in page.extrasamples else ""
@@ -173,8 +173,8 @@ def check_kind(page: Any) -> None:
         tile = tile[0], min(tile[1], page.imagelength)
     if max(tile) > LARGEST_SIDE or tile[0] * tile[1] > LARGEST_INPUT:
         raise Unreadable(f"the tiles of the TIFF are {tile[0]}x{tile[1]}; the limit is {LARGEST_INPUT} pixels")
-    if page.samplesperpixel > MOST_CHANNELS:
-        raise Unreadable(f"the TIFF has {page.samplesperpixel} channels; the limit is {MOST_CHANNELS}: save it as RGB")
+    if page.samplesperpixel > MAX_CHANNELS:
+        raise Unreadable(f"the TIFF has {page.samplesperpixel} channels; the limit is {MAX_CHANNELS}: save it as RGB")
 
 
 def read(data: bytes, number: int) -> Tiff:
@@ -214,16 +214,16 @@ def to_integers(pixels: NDArray[Any], page: Any) -> tuple[NDArray[Any], tuple[st
     bits = page.bitspersample
     if page.sampleformat == 3:
         outside = float(np.mean((pixels < 0) | (pixels > 1) | np.isnan(pixels)))
-        if outside > MOST_CLIPPED:
+        if outside > MAX_CLIPPED:
             finite = pixels[np.isfinite(pixels)]
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
             raise Unreadable(
                 f"this is {describe(page)} with values from {low:g} to {high:g}: 0 to 1 is read; scale them, or save "
                 "16 bits"
             )
-        found = (np.nan_to_num(pixels.astype(np.float32), nan=0.0).clip(0, 1) * 65535 + 0.5).astype(np.uint16)
-        words = f"{outside:.2%} of the floating-point values are outside of 0 to 1 and are clipped"
-        return found, (words,) if outside else ()
+        scaled = (np.nan_to_num(pixels.astype(np.float32), nan=0.0).clip(0, 1) * 65535 + 0.5).astype(np.uint16)
+        warning = f"{outside:.2%} of the floating-point values are outside of 0 to 1 and are clipped"
+        return scaled, (warning,) if outside else ()
     if page.dtype == bool:
         return pixels.astype(np.uint8) * np.uint8(255), ()
     if bits in (8, 16):

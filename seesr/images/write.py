@@ -1,4 +1,4 @@
-"""Pixels -> the bytes of a file -> a file that is whole or not there."""
+"""Encodes a `Picture` to the bytes of a file, and saves files atomically."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def encode(picture: Picture, file_format: str, quality: int) -> bytes:
-    """The bytes of a file with profile, EXIF, resolution and record, opened once more to check its size.
+    """The bytes of a file with profile, EXIF, resolution and record, reopened to check its size.
 
     Args:
-        file_format: a key of FORMATS. Where it has no alpha the picture is laid on white.
+        file_format: a key of FORMATS. Where it has no alpha the image is laid on white.
         quality: 1 to 100; png ignores it.
 
     Raises:
@@ -50,8 +50,8 @@ def encode_with_pillow(picture: Picture, file_format: str, quality: int) -> byte
     if picture.record is not None:
         options["xmp"] = as_xmp(picture.record)
     buffer = io.BytesIO()
-    given = {key: value for key, value in options.items() if value is not None}
-    image.save(buffer, chosen.name, quality=quality, **given)
+    arguments = {key: value for key, value in options.items() if value is not None}
+    image.save(buffer, chosen.name, quality=quality, **arguments)
     return buffer.getvalue()
 
 

@@ -3,7 +3,7 @@
     bytes -images.read.decode-> RGB [H, W, 3] (+ alpha, ICC, EXIF, kept aside)
      |- tagger: the original small picture -> tags, image tokens [1, n, width]
      |   '- text: tags + prompts -> text tokens [B, 77, width], B = 2 only with guidance
-     '- picture.enlarge, picture.pad -> hint [H', W', 3]
+     '- picture.resize, picture.pad -> hint [H', W', 3]
            |- autoencoder.encode -> posterior of the latents z [1, C, H'/f, W'/f]
            |- sampling: noise at t = 999, then every step over tiles (denoiser) -> clean latents
            '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the hint
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from seesr.images import color
 from seesr.images.mask import Grey
-from seesr.images.picture import Picture, enlarge, pad, to_grey
+from seesr.images.picture import Picture, pad, resize, to_grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
@@ -169,7 +169,7 @@ class Upscaling:
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
         tile = min(networks.tile, *self.sides) * networks.factor
         thin = min(self.size) <= tile // 4 and max(self.size) > tile  # a whole tile would multiply its cost
-        padded = pad(enlarge(self.picture.visible, self.size), cell, tile // 8 if thin else tile)
+        padded = pad(resize(self.picture.visible, self.size), cell, tile // 8 if thin else tile)
         self.plain = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seesr.images.picture import Picture, enlarge, to_uint8
+from seesr.images.picture import Picture, resize, to_uint8
 from seesr.runtime.tiling import window
 from seesr.settings.view_specs import GAIN
 
@@ -26,7 +26,7 @@ def enlarged(result: Output) -> Picture:
 
 def comparison(result: Output) -> Picture:
     """The plain bicubic enlargement left, the result right; opaque."""
-    plain = enlarge(result.source.visible, result.picture.size)
+    plain = resize(result.source.visible, result.picture.size)
     return dataclasses.replace(result.picture, rgb=np.concatenate([plain, result.picture.rgb], axis=1), alpha=None)
 
 
@@ -44,7 +44,7 @@ def uncertainty(result: Output) -> Picture:
 def difference(result: Output) -> Picture:
     """What the model added to the plain enlargement, GAIN times as strong, around grey; opaque."""
     picture = result.picture
-    plain, most = enlarge(result.source.visible, picture.size), int(np.iinfo(picture.rgb.dtype).max)
+    plain, most = resize(result.source.visible, picture.size), int(np.iinfo(picture.rgb.dtype).max)
     added = GAIN * (picture.rgb.astype(np.int32) - plain) + (most + 1) // 2
     return dataclasses.replace(picture, rgb=added.clip(0, most).astype(picture.rgb.dtype), alpha=None)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from lab.quality.metrics import luma, psnr
 from seesr import Engine, Settings, Upscaler
 from seesr.images import mask
-from seesr.images.picture import Picture, enlarge
+from seesr.images.picture import Picture, resize
 from seesr.images.png import encode_png
 from seesr.images.read import decode
 from seesr.images.record import read_record
@@ -37,7 +37,7 @@ def made(pocket: Upscaler, source: Picture, shape: np.ndarray | None = None, **g
 
 
 def plain(source: Picture, scale: float = 4) -> np.ndarray:
-    return enlarge(source.visible, tuple(round(side * scale) for side in source.size))
+    return resize(source.visible, tuple(round(side * scale) for side in source.size))
 
 
 def sharpness(picture: np.ndarray) -> float:
@@ -65,7 +65,7 @@ def test_full_fidelity_is_the_plain_enlargement_in_every_depth_and_format(
     for upscaler in (engine.upscaler, tiny_upscaler):
         assert upscaler is not None
         result = upscaler(deep, dataclasses.replace(QUICK, fidelity=1.0, scale_factor=3))
-        np.testing.assert_array_equal(result.picture.rgb, enlarge(deep.rgb, (90, 60)))
+        np.testing.assert_array_equal(result.picture.rgb, resize(deep.rgb, (90, 60)))
         assert result.metrics["tiles_skipped"] == result.metrics["tiles"]
         assert result.metrics["invented"] == 0
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from seesr import Settings, Upscaler
-from seesr.images.picture import Picture, Pixels, enlarge
+from seesr.images.picture import Picture, Pixels, resize
 from seesr.pipeline import postprocess
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=32)
@@ -36,7 +36,7 @@ def at_distance(rgb: Pixels, pixels: int, size: tuple[int, int]) -> np.ndarray:
     """Where white lies at least `pixels` input pixels from any other color, [H, W] bool at `size`."""
     other = (rgb != 255).any(2).astype(np.uint8)
     near = cv2.dilate(other, np.ones((2 * pixels + 1, 2 * pixels + 1)))
-    return enlarge(255 * near, size, Image.Resampling.NEAREST) == 0
+    return resize(255 * near, size, Image.Resampling.NEAREST) == 0
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (128, 128, 128), (255, 255, 255), (255, 0, 0)], ids=str)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from seesr import Progress, Settings, Upscaler
-from seesr.images.picture import Picture, Pixels, enlarge
+from seesr.images.picture import Picture, Pixels, resize
 from seesr.pipeline.pipeline import Upscaling
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=64)
@@ -41,7 +41,7 @@ def test_a_thin_image_comes_out_at_its_size_and_like_its_upscale(pocket: Upscale
     ramp = np.linspace(20, 230, 150).astype(np.uint8)[None, :, None].repeat(2, 0).repeat(3, 2)
     result = pocket(Picture(ramp), QUICK)
     assert result.picture.size == (600, 8) and result.metrics["tiles"] == 3
-    plain = enlarge(ramp, (600, 8)).astype(float)
+    plain = resize(ramp, (600, 8)).astype(float)
     assert np.abs(result.picture.rgb - plain).mean() < 4
 
 
@@ -79,5 +79,5 @@ def test_a_shift_is_measured() -> None:
 def test_edges_stay_where_they_are_at_every_scale(pocket: Upscaler, scale: float) -> None:
     low, high = (rectangles(40, 48, factor, 1) for factor in (1, scale))
     result = pocket(Picture(low), dataclasses.replace(QUICK, scale_factor=scale))
-    assert np.abs(shift(enlarge(low, high.shape[1::-1]), high)).max() < 0.1
+    assert np.abs(shift(resize(low, high.shape[1::-1]), high)).max() < 0.1
     assert np.abs(shift(result.picture.rgb, high)).max() < 0.1

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from seesr import Settings, Upscaler
-from seesr.images.picture import Picture, enlarge
+from seesr.images.picture import Picture, resize
 from seesr.networks.tagger import preprocess
 from seesr.pipeline import tagging
 from seesr.runtime.memory import Budget
@@ -59,8 +59,8 @@ def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
     source = Picture(rng.integers(0, 256, (20, 24, 3), np.uint8), alpha=rng.integers(0, 256, (20, 24), np.uint8))
     found = pocket(source, QUICK).picture.alpha
     assert source.alpha is not None and found is not None
-    np.testing.assert_array_equal(found, enlarge(source.alpha, (48, 40), Image.Resampling.LANCZOS))
-    assert (found != enlarge(source.alpha, (48, 40))).any()
+    np.testing.assert_array_equal(found, resize(source.alpha, (48, 40), Image.Resampling.LANCZOS))
+    assert (found != resize(source.alpha, (48, 40))).any()
 
 
 def test_nothing_asks_the_network(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from seesr.images import png, write
 from seesr.images.kinds import brands, recognise
-from seesr.images.picture import STRIP, Picture, enlarge, fill_hidden, pad, to_uint8
+from seesr.images.picture import STRIP, Picture, fill_hidden, pad, resize, to_uint8
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
@@ -246,7 +246,7 @@ def test_sixteen_bits_are_kept(rng: np.random.Generator) -> None:
     grey = Image.fromarray(deep[..., 0])
     np.testing.assert_array_equal(decode(file(grey)).rgb[..., 2], deep[..., 0])
     ramp = np.linspace(0, 65535, 4096).astype(np.uint16)
-    assert len(np.unique(enlarge(ramp[None], (8192, 2)))) > 4096
+    assert len(np.unique(resize(ramp[None], (8192, 2)))) > 4096
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -385,10 +385,10 @@ def test_sixteen_bits_are_enlarged_without_loss_or_wrapping(rng: np.random.Gener
     for pixels in (edge, noise):
         floats = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize((27, 16), Image.Resampling.BICUBIC))
         expected = floats.round().clip(0, 65535).astype(np.uint16)
-        np.testing.assert_array_equal(enlarge(pixels, (27, 16)), expected)
+        np.testing.assert_array_equal(resize(pixels, (27, 16)), expected)
         colours = np.dstack([pixels, 65535 - pixels, pixels])
-        assert enlarge(colours, (27, 16)).shape == (16, 27, 3)
-        np.testing.assert_array_equal(enlarge(colours, (27, 16))[..., 2], expected)
+        assert resize(colours, (27, 16)).shape == (16, 27, 3)
+        np.testing.assert_array_equal(resize(colours, (27, 16))[..., 2], expected)
 
 
 def test_what_came_with_a_picture_goes_with_the_enlarged_one(rng: np.random.Generator) -> None:
@@ -398,7 +398,7 @@ def test_what_came_with_a_picture_goes_with_the_enlarged_one(rng: np.random.Gene
     made = source.with_pixels(rgb, {"seed": 1}, keep_exif=True)
     assert (made.icc, made.exif, made.dpi, made.record) == (b"icc", b"exif", (72.0, 72.0), {"seed": 1})
     assert made.rgb is rgb and made.size == (10, 8)
-    np.testing.assert_array_equal(made.alpha, enlarge(alpha, (10, 8), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(made.alpha, resize(alpha, (10, 8), Image.Resampling.LANCZOS))
     assert source.with_pixels(rgb, {}, keep_exif=False).exif is None
     assert Picture(source.rgb).with_pixels(rgb, {}, keep_exif=True).alpha is None
 
