@@ -30,7 +30,7 @@ PAGES = (
     "docs/quality.md",
     "README.md",
     "docs/inputs.md",
-    "docs/running.md",
+    "docs/configuration.md",
     "docs/fleet.md",
     "docs/architecture.md",
     "docs/decisions/0015-mutation-testing.md",

@@ -1,4 +1,4 @@
-"""Everything that the environment can set, in one place: type, range, default, effect."""
+"""Configuration from environment variables: type, range, default and effect of each."""
 
 from __future__ import annotations
 
@@ -17,74 +17,98 @@ REDIS_URL = "redis://[:password@]host:port/db, with special characters of the pa
 
 
 class Configuration(BaseSettings):
-    """One field per environment variable: SEESR_ and the field's name in capitals, unless an alias stands there."""
+    """Values of the environment variables: SEESR_ and the field's name in capitals, or the field's alias."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
 
     weights: Path | None = Field(
         default=None,
-        description="folder of the bundle to load; unset: weights/full if it is there, else weights/pocket",
+        description="Folder of the bundle to load. Unset: weights/full if it exists, otherwise weights/pocket.",
     )
     device: str | None = Field(
-        default=None, description="torch device, such as cpu or cuda:1; unset: the GPU if there is one"
+        default=None,
+        description="Torch device, such as cpu or cuda:1. Unset: the GPU if there is one, otherwise the CPU.",
     )
     attention: str = Field(
         default="auto",
-        description="attention kernel by its name; auto: the one for CPUs, or what torch chooses for this GPU",
+        description="Name of the attention kernel. auto selects the best one for the device.",
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="replay the networks as CUDA graphs, after a self-check at the start; 0 runs them eagerly",
+        description="Replays the networks as CUDA graphs after a self-check at the start, which is "
+        "faster. 0 turns it off.",
     )
     deadline: float | None = Field(
-        default=None, gt=0, description="seconds that one picture may take, checked at every tile; unset: any time"
+        default=None, gt=0, description="Seconds that one image may take, checked at every tile. Unset: no limit."
     )
-    data: Path = Field(default=Path("seesr-data"), description="seesr serve: folder for the queue, uploads and results")
+    data: Path = Field(default=Path("seesr-data"), description="Server: folder for the queue, uploads and results.")
     api_keys: SecretStr = Field(
-        default=SecretStr(""), description="seesr serve: name:token,name:token; without any only this machine may call"
+        default=SecretStr(""),
+        description="Server: API keys as name:token,name:token. Unset: only this machine can call the server.",
     )
     platform: Literal["vertex", "sagemaker", "huggingface"] | None = Field(
         default=None,
-        description="seesr serve: the platform that runs it and checks its callers; opens the routes that it calls "
-        "without a key",
+        description="Server: platform that checks the callers. The routes that it calls then need no key.",
     )
     public_url: str | None = Field(
-        default=None, description="seesr serve: the address that clients use, https://host; unset: the one they asked"
+        default=None,
+        description="Server: address that clients use, such as https://example.com. Unset: the host of the request.",
     )
-    max_queue: int = Field(default=100, ge=1, description="seesr serve: pictures that may wait; more are answered 429")
+    max_queue: int = Field(
+        default=100,
+        ge=1,
+        description="Server: images that can wait in the queue. Further requests are answered with 429.",
+    )
     queue_share: float = Field(
-        default=0.5, gt=0, le=1, description="seesr serve: part of the queue that one key may have while others wait"
+        default=0.5, gt=0, le=1, description="Server: largest share of the queue for one key while other keys wait."
     )
-    keep: float = Field(default=24, gt=0, description="seesr serve: hours after which results and uploads are removed")
-    rate: int = Field(default=600, ge=1, description="seesr serve: requests that one key may start in a minute")
+    keep: float = Field(
+        default=24,
+        gt=0,
+        description="Server and fleet: hours after which results, uploads and job records are removed.",
+    )
+    rate: int = Field(
+        default=600,
+        ge=1,
+        description="Server: POST requests that one key can send in a minute. Further requests are answered with 429.",
+    )
     shutdown: float = Field(
         default=600,
         gt=0,
-        description="seesr serve: seconds that SIGTERM waits for the running image; then the next start runs it again",
+        description="Server: seconds that SIGTERM waits for the running image. After that, the next "
+        "server runs the image again.",
     )
     allow_urls: str = Field(
         default="",
-        description="seesr serve: hosts whose URLs are fetched as image, .name with subdomains, * any public",
+        description="Server: hosts from which image URLs are fetched, separated by commas. .example.com "
+        "allows subdomains; * allows every public host.",
     )
     store: str | None = Field(
-        default=None, description="object storage for results: s3://bucket/prefix, gs://bucket/prefix, file:///folder"
+        default=None, description="Object store for results: s3://bucket/prefix, gs://bucket/prefix or file:///folder."
     )
     store_public: str | None = Field(
-        default=None, description="address at which everybody can read the store; unset: links are signed for an hour"
+        default=None,
+        description="Public address of the object store. Unset: links are signed and expire after one hour.",
     )
     redis: str | None = Field(
         default=None,
         repr=False,  # it has a password
-        description="the fleet's queue, redis://[:password@]host:port/db; seesr serve then sends jobs to its workers",
+        description="Fleet: Redis of the queue, redis://[:password@]host:port/db. The server then sends "
+        "its jobs to the workers.",
     )
     lease: int = Field(
-        default=60, ge=2, description="fleet: seconds after which a job whose worker fell silent goes to another one"
+        default=60,
+        ge=2,
+        description="Fleet: seconds without a sign of a worker after which another worker runs its job.",
     )
     worker_name: str | None = Field(
-        default=None, description="seesr worker: its name, x@host; unset: the GPU, the process and the machine"
+        default=None,
+        description="Worker: its name, such as gpu0@host. Unset: built from the GPU, the process and the host.",
     )
     log_format: Literal["console", "json"] = Field(
-        default="console", validation_alias="LOG_FORMAT", description="json: one JSON object per log line"
+        default="console",
+        validation_alias="LOG_FORMAT",
+        description="Log format. json writes one JSON object per line.",
     )
 
     @field_validator("redis")

@@ -40,7 +40,7 @@ def documented(page: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_documented_commands_work_from_a_fresh_clone(clone: Path, repositories: Path, tmp_path: Path) -> None:
-    commands = documented("docs/running.md")
+    commands = documented("docs/weights.md")
     assert {"./scripts/weights", "./scripts/weights --plan"} <= set(commands)
     with Hub(repositories) as hub:
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")} | {
