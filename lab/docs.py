@@ -26,6 +26,10 @@ EVALUATED = (
     "held-out-mild",
     "held-out-realesrgan",
 )
+PEERS = {
+    "damage": "", "method": "", "images": "d", "gain_db": "+.2f", "least_db": "+.2f", "ssim": ".3f", "alex": ".3f",
+    "vgg": ".3f", "niqe": ".2f", "seconds_per_mp": ".1f",
+}  # fmt: skip
 PAGES = (
     "docs/quality.md",
     "README.md",
@@ -172,6 +176,11 @@ def cards() -> str:
     return table(rows, dict.fromkeys(rows[0], ""))
 
 
+def peers() -> str:
+    """What `python -m lab.quality.peers` measured."""
+    return table(read(RESULTS / "peers.json", "means"), PEERS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "effects": effects,
@@ -181,6 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": presets,
     "ablation": ablation,
     **{name: functools.partial(evaluated, name) for name in EVALUATED},
+    "peers": peers,
     "cards": cards,
     "packages": packages,
     "mutation": mutation,

@@ -6,7 +6,7 @@
 Two terms, each the logarithm of an error over that of the bicubic upscale: squared pixels, and features of VGG-16
 (LPIPS without its learned weights, Zhang et al. 2018). A logarithm keeps bad inputs from drowning good ones. Every
 minute and at the end the networks of the bundle go to --out; `python -m lab.pocket.finetune --install DIR` puts them
-into weights/pocket.
+into weights/pocket; with `--share 0.5` it takes the mean of them and the present weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import random
-import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -226,9 +225,10 @@ class Context:
             names = [] if rng.random() < UNTAGGED else self.tagger.names(row[None])
             words = prompt.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else "")
             prompts.append(Settings.negative_prompt if poor[number] else words)
-        for words in {*prompts} - self.known.keys():
-            self.known[words] = prompt.encode(self.text, self.tokenizer, [words], Budget()).float()
-        return torch.cat([self.known[words] for words in prompts]), tokens
+        if new := sorted({*prompts} - self.known.keys()):
+            encoded = prompt.encode(self.text, self.tokenizer, new, Budget()).float()
+            self.known.update(zip(new, encoded, strict=True))
+        return torch.stack([self.known[words] for words in prompts]), tokens
 
 
 def squares(x: Tensor, places: list[tuple[int, int]], side: int) -> Tensor:
@@ -247,10 +247,17 @@ def save(net: nn.Module, folder: Path) -> None:
         )
 
 
-def install(folder: Path) -> None:
-    """Puts the networks that a run saved into weights/pocket."""
+def install(folder: Path, share: float) -> None:
+    """Moves weights/pocket by `share`, 0 to 1, of the way to the networks that a run saved.
+
+    Weights on the line between a network and its fine-tuned copy keep more of the first's PSNR than the copy does
+    (Wortsman et al. 2022).
+    """
     for name in PARTS:
-        shutil.copyfile(folder / f"{name}.safetensors", weights.POCKET / name / models.DIFFUSION_FILE)
+        target = weights.POCKET / name / models.DIFFUSION_FILE
+        tuned = load_file(folder / f"{name}.safetensors")
+        moved = {key: value.float().lerp(tuned[key].float(), share).half() for key, value in load_file(target).items()}
+        save_file(moved, target)
     weights.write_manifest(weights.POCKET, "pocket", "pocket", "Apache-2.0")
 
 
@@ -375,6 +382,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="what --prepare wrote")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the networks and the curve")
     parser.add_argument("--install", type=Path, metavar="DIR", help="put what a run saved into weights/pocket")
+    parser.add_argument("--share", type=float, default=1, help="how far --install goes to the new weights, 0 to 1")
     parser.add_argument("--seconds", type=float, default=270)
     parser.add_argument("--batch", type=int, default=64, help="squares of a step")
     parser.add_argument("--side", type=int, default=SIDE, help="of the squares, in pixels")
@@ -384,7 +392,7 @@ def main() -> None:
     if args.prepare:
         prepare(args.prepare, args.wheel)
     elif args.install:
-        install(args.install)
+        install(args.install, args.share)
     else:
         from lab.pocket.train import unpack
 
