@@ -10,6 +10,9 @@ from seesr.config import Configuration
 from seesr.images.formats import MEDIA_TYPES
 
 LINK = datetime.timedelta(hours=1)  # that a signed link is good for
+CONNECT = datetime.timedelta(seconds=2)  # to connect to a store
+ANSWER = datetime.timedelta(seconds=30)  # for one request and its answer, with the file
+RETRIES, RETRY = 2, datetime.timedelta(seconds=10)  # after an error; none begins later than this after the first try
 
 
 class Store:
@@ -25,8 +28,11 @@ class Store:
         import obstore.store
 
         options: dict[str, Any] = {}
+        if not url.startswith("file:"):
+            options["client_options"] = {"connect_timeout": CONNECT, "timeout": ANSWER}
+            options["retry_config"] = {"max_retries": RETRIES, "retry_timeout": RETRY}
         if url.startswith("s3://"):
-            options["client_options"] = {"allow_http": True}
+            options["client_options"]["allow_http"] = True
         try:
             self.store: Any = obstore.store.from_url(url, **options)  # each kind has a class of its own
         except Exception as error:  # obstore has an exception of its own for each kind of fault

@@ -23,7 +23,7 @@ from seesr.serving.job import ENDED, Away, Full, Job
 from seesr.serving.listeners import Listeners
 from seesr.serving.supervisor import Supervisor
 
-LONGEST_SLEEP = 2.0  # seconds that a waiting request relies on being told
+LONGEST_SLEEP = 10.0  # seconds after which a waiting request looks for itself, in case a message was lost
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +51,7 @@ class FleetJobs:
             try:
                 channel = redis.Redis.from_url(self.link.url, decode_responses=True, socket_keepalive=True).pubsub()
                 channel.subscribe(CHANGES)
+                self.listeners.wake_all()  # changes before this moment were not heard
                 while not self.closing:
                     message = channel.get_message(ignore_subscribe_messages=True, timeout=1)
                     if message:

@@ -38,12 +38,16 @@ class Upkeep:
     async def clean(self) -> None:
         while True:
             try:
-                if self.link(lambda client: client.set(f"{PREFIX}upkeep", "1", nx=True, ex=max(1, self.lease // 2))):
+                if await asyncio.to_thread(self.claim_turn):
                     await asyncio.to_thread(self.reconcile)
                     await asyncio.to_thread(self.expire)
             except Away as error:
                 log.warning("upkeep: %s", error)
             await asyncio.sleep(self.lease / 2)
+
+    def claim_turn(self) -> bool:
+        """Whether this gateway is the one that cleans up now."""
+        return bool(self.link(lambda client: client.set(f"{PREFIX}upkeep", "1", nx=True, ex=max(1, self.lease // 2))))
 
     def reconcile(self) -> None:
         """Publishes again what has not ended and is neither queued nor taken: lost between two commands of the broker.
@@ -115,12 +119,13 @@ class Upkeep:
                 claimed = {hook: task for hook, task in claimed.items() if not task.done()}
                 try:
                     if time.monotonic() - renewed > HOOK_LEASE / 4:
-                        self.jobs.records.renew_hooks(list(claimed), HOOK_LEASE)
+                        await asyncio.to_thread(self.jobs.records.renew_hooks, list(claimed), HOOK_LEASE)
                         renewed = time.monotonic()
-                    hook = self.jobs.records.claim_hook(HOOK_LEASE) if len(claimed) < MOST_HOOKS else None
-                    job = self.jobs.find(hook[0]) if hook else None
+                    free = len(claimed) < MOST_HOOKS
+                    hook = await asyncio.to_thread(self.jobs.records.claim_hook, HOOK_LEASE) if free else None
+                    job = await asyncio.to_thread(self.jobs.find, hook[0]) if hook else None
                     if hook is not None and job is None:
-                        self.jobs.records.drop_hook(*hook)
+                        await asyncio.to_thread(self.jobs.records.drop_hook, *hook)
                 except Away as error:
                     log.warning("webhooks: %s", error)
                     await asyncio.sleep(1)
@@ -138,6 +143,6 @@ class Upkeep:
         async with lane:
             await webhooks.send(self.send_once, job, event)
             try:
-                self.jobs.records.drop_hook(job.id, event)
+                await asyncio.to_thread(self.jobs.records.drop_hook, job.id, event)
             except Away as error:  # it is sent again; the receiver recognizes it by its webhook-id
                 log.warning("webhooks: %s", error)

@@ -17,6 +17,12 @@ PATIENCE = 2.0  # seconds for an answer; a gateway must say 503 within five
 PAUSE = 1.0  # seconds after a failure in which nobody else waits for an answer
 MOST_SKEW = 10.0  # seconds between a machine's clock and that of Redis; leases and links compare the two
 T = TypeVar("T")
+UNAVAILABLE = (
+    redis.exceptions.ConnectionError,  # also while it loads its files (LOADING)
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,  # a primary that was demoted
+    OSError,
+)
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +64,7 @@ class Link:
             return work(self.redis)
         except redis.exceptions.OutOfMemoryError:
             raise Away("the queue takes no more: Redis is full") from None
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+        except UNAVAILABLE as error:
             self.away_until = time.monotonic() + PAUSE
             log.warning("redis: %s", " ".join(str(error).split()))
             raise Away("the queue is away: Redis does not answer") from None

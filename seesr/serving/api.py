@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -99,7 +100,7 @@ async def upscale(request: Request) -> Response:
     finally:
         await request.close()  # removes the files of a form
     await of.check(stored, settings, mask)
-    job = of.submit(request, stored, settings, asked.options(), mask)
+    job = await run_in_threadpool(of.submit, request, stored, settings, asked.options(), mask)
     return await finished(request, job, asked.wait, asked.answer == "link")
 
 
@@ -112,7 +113,7 @@ async def finished(request: Request, job: Job, wait: float, link: bool = False) 
         return JSONResponse(shown(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
     if link and job.status == DONE:
         return JSONResponse({"file_key": job.output, "public_url": of.link(of.base(request), job)})
-    return file_of(of, job)
+    return await run_in_threadpool(file_of, of, job)
 
 
 def file_of(of: Service, job: Job) -> Response:
@@ -130,12 +131,12 @@ def file_of(of: Service, job: Job) -> Response:
     return FileResponse(of.result(job), media_type=media_type(job), filename=name, headers=headers)
 
 
-async def show(request: Request) -> Response:
+def show(request: Request) -> Response:
     of = service(request)
     return JSONResponse(shown(of, of.base(request), of.owned(request, request.path_params["id"])))
 
 
-async def result(request: Request) -> Response:
+def result(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     if not job.ended:
@@ -143,7 +144,7 @@ async def result(request: Request) -> Response:
     return file_of(of, job)
 
 
-async def delete(request: Request) -> Response:
+def delete(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     of.jobs.cancel(job.id)
@@ -153,7 +154,7 @@ async def delete(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """The job's way as server-sent events; `cancel_on_close` ends it when nobody listens any more."""
     of, base = service(request), service(request).base(request)
-    first = of.owned(request, request.path_params["id"])
+    first = await run_in_threadpool(of.owned, request, request.path_params["id"])
     attached = request.query_params.get("cancel_on_close") in ("1", "true", "on")
 
     async def stream() -> AsyncIterator[str]:
@@ -173,7 +174,7 @@ async def events(request: Request) -> Response:
                         break
         finally:
             if attached and not job.ended and not of.jobs.closing:
-                of.jobs.cancel(job.id)
+                await run_in_threadpool(of.jobs.cancel, job.id)
 
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

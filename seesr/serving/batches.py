@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -62,25 +63,28 @@ async def queue_batch(
 ) -> dict[str, Any]:
     """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
     of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
-    before = of.claim(request, [[stored.digest for stored in files], dataclasses.asdict(settings), given], batch)
+    asked = [[stored.digest for stored in files], dataclasses.asdict(settings), given]
+    before = await run_in_threadpool(of.claim, request, asked, batch)
     if before is not None:
-        kept = of.ledger.note(before)
+        kept = await run_in_threadpool(of.ledger.note, before)
         if kept is None:
             raise Refused(409, "the batch of this Idempotency-Key is still being taken in, or has expired")
-        return listed(of, base, before, of.jobs.batch(owner(request), before), kept["refused"])
+        jobs = await run_in_threadpool(of.jobs.batch, owner(request), before)
+        return listed(of, base, before, jobs, kept["refused"])
     queued = []
     try:
         for stored in files:
             try:
                 await of.check(stored, settings)
-                queued.append(of.submit(request, stored, settings, given, batch=batch))
+                queued.append(await run_in_threadpool(of.submit, request, stored, settings, given, batch=batch))
             except (ValueError, Full) as error:
                 refused.append({"name": stored.name, "error": str(error)})
-        of.ledger.keep_note(batch, {"refused": refused, "owner": owner(request)})
+        note = {"refused": refused, "owner": owner(request)}
+        await run_in_threadpool(of.ledger.keep_note, batch, note)
     except BaseException:  # the answer names no batch: a retry sends all of it again
         for job in queued:
-            of.jobs.cancel(job.id)
-        of.release(request, batch)
+            await run_in_threadpool(of.jobs.cancel, job.id)
+        await run_in_threadpool(of.release, request, batch)
         raise
     return listed(of, base, batch, queued, refused)
 
@@ -104,7 +108,7 @@ def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
     return of.jobs.batch(owner(request), id), kept["refused"]
 
 
-async def show_batch(request: Request) -> Response:
+def show_batch(request: Request) -> Response:
     of, base = service(request), service(request).base(request)
     jobs, refused = batch_of(request)
     done = all(job.ended for job in jobs)
@@ -113,7 +117,7 @@ async def show_batch(request: Request) -> Response:
     return JSONResponse({**found, "refused": refused, "result": f"{base}{request.url.path}/result" if done else None})
 
 
-async def batch_result(request: Request) -> Response:
+def batch_result(request: Request) -> Response:
     """A zip of all results, and a text that names what failed."""
     of = service(request)
     jobs, refused = batch_of(request)
@@ -121,7 +125,7 @@ async def batch_result(request: Request) -> Response:
         raise Refused(409, "the batch is not done")
     path = of.ledger.file("zips", f"{request.path_params['id']}.zip")
     if not path.exists():
-        await asyncio.to_thread(write_zip, of, of.part(request), path, jobs, refused)
+        write_zip(of, of.part(request), path, jobs, refused)
     return FileResponse(path, media_type="application/zip", filename="results.zip")
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -93,32 +94,32 @@ async def create_file(request: Request) -> Response:
         "created_at": when(now),
         "expires_at": when(now + of.configuration.keep * 3600),
     }
-    of.ledger.keep_upload(owner(request), record, stored.path)
+    await run_in_threadpool(of.ledger.keep_upload, owner(request), record, stored.path)
     return JSONResponse(shown(request, record), 201)
 
 
-async def show_file(request: Request) -> Response:
+def show_file(request: Request) -> Response:
     return JSONResponse(shown(request, upload(request, request.path_params["id"])))
 
 
-async def download_file(request: Request) -> Response:
+def download_file(request: Request) -> Response:
     record = upload(request, request.path_params["id"])
     path = upload_file(request, record)
     return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
 
 
-async def delete_file(request: Request) -> Response:
+def delete_file(request: Request) -> Response:
     record = upload(request, request.path_params["id"])
     service(request).ledger.drop_upload(owner(request), record["id"])
     return Response(status_code=204)
 
 
-async def list_files(request: Request) -> Response:
+def list_files(request: Request) -> Response:
     records = service(request).ledger.uploads(owner(request))
     return JSONResponse({"previous": None, "next": None, "results": [shown(request, record) for record in records]})
 
 
-async def output(request: Request) -> Response:
+def output(request: Request) -> Response:
     """The bytes behind a signed link."""
     query, name = request.query_params, request.path_params["name"]
     path = service(request).linked(name, query.get("expires", ""), query.get("signature", ""))

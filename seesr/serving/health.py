@@ -25,13 +25,13 @@ async def live(request: Request) -> Response:
     return PlainTextResponse("ok")
 
 
-async def ready(request: Request) -> Response:
+def ready(request: Request) -> Response:
     """200 when pictures can be made; 503 and why while the weights load, and once the device has failed."""
     reason = service(request).ready()
     return PlainTextResponse("ready") if reason is None else answer(503, reason, {"Retry-After": "5"})
 
 
-async def status(request: Request) -> Response:
+def status(request: Request) -> Response:
     """Versions, bundle and hashes, device, memory, queue, running job, since when."""
     of = service(request)
     reason = of.ready()
@@ -89,7 +89,7 @@ class Numbers:
         yield from (tiles, CounterMetricFamily("seesr_retries", "Second tries", value=self.now["retries"]))
 
 
-async def metrics(request: Request) -> Response:
+def metrics(request: Request) -> Response:
     """For Prometheus."""
     of, registry = service(request), CollectorRegistry()
     now = of.jobs.status()

@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Callable
 
+from starlette.concurrency import run_in_threadpool
+
 from seesr.serving.job import Job
 
 
@@ -32,13 +34,14 @@ class Listeners:
         try:
             while True:
                 event.clear()
-                job, left = self.find(id), end - time.monotonic()
+                job = await run_in_threadpool(self.find, id)
+                left = end - time.monotonic()
                 if job is None or job.ended or job.revision > revision or left <= 0:
                     return job
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(left, self.longest))
                     if self.closing:  # woken by that; who asks again, for a job that still runs, waits again
-                        return self.find(id)
+                        return await run_in_threadpool(self.find, id)
         finally:
             others = self.waiting.get(id, set())
             others.discard(listener)
@@ -49,8 +52,12 @@ class Listeners:
         for loop, event in list(self.waiting.get(id, ())):
             loop.call_soon_threadsafe(event.set)
 
+    def wake_all(self) -> None:
+        """Lets every request look: changes may have been missed."""
+        for id in list(self.waiting):
+            self.wake(id)
+
     def close(self) -> None:
         """Lets all of them go."""
         self.closing = True
-        for id in list(self.waiting):
-            self.wake(id)
+        self.wake_all()

@@ -10,6 +10,7 @@ import base64
 import os
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -35,10 +36,11 @@ async def made(request: Request, image: str, parameters: dict[str, Any]) -> tupl
         mask = f"data:;base64,{mask}"
     stored, mask = await store_both(request, source, mask)
     await of.check(stored, settings, mask)
-    job = await of.wait(of.submit(request, stored, settings, {}, mask), LONGEST_WAIT, request)
+    job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask)
+    job = await of.wait(job, LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused(422 if job.error else 503, job.error or "the picture was not made in time")
-    return job, of.result(job).read_bytes()
+    return job, await run_in_threadpool(lambda: of.result(job).read_bytes())
 
 
 def told(job: Job, data: bytes) -> dict[str, Any]:
@@ -82,7 +84,7 @@ async def invocations(request: Request) -> Response:
     return await (answer_instances if "instances" in body else answer_inputs)(request, body)
 
 
-async def ping(request: Request) -> Response:
+def ping(request: Request) -> Response:
     """200 when pictures can be made, 204 while the weights load, 503 when they never will be."""
     of = service(request)
     reason = of.ready()

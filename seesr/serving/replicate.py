@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -70,11 +71,13 @@ async def create(request: Request) -> Response:
     settings = settings_of(given.model_extra or {})
     if asked.webhook is not None:
         check_target(asked.webhook)
-    stored, mask = await store_both(request, upload_of(request, given.image), upload_of(request, given.mask))
+    sources = [await run_in_threadpool(upload_of, request, source) for source in (given.image, given.mask)]
+    stored, mask = await store_both(request, *sources)
     await of.check(stored, settings, mask)
-    job = of.submit(request, stored, settings, {}, mask, webhook=asked.webhook, events=asked.webhook_events_filter)
+    hook = {"webhook": asked.webhook, "events": asked.webhook_events_filter}
+    job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **hook)
     job = await of.wait(job, preferred_wait(request))
-    found = prediction(of, of.base(request), job)
+    found = await run_in_threadpool(prediction, of, of.base(request), job)
     if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end
         found["status"] = WAITING
     return JSONResponse(found, 201)
@@ -123,12 +126,12 @@ def upload_of(request: Request, source: Any) -> Any:
     return Uploaded(files.upload_file(request, record), record)
 
 
-async def show(request: Request) -> Response:
+def show(request: Request) -> Response:
     of = service(request)
     return JSONResponse(prediction(of, of.base(request), of.owned(request, request.path_params["id"])))
 
 
-async def cancel(request: Request) -> Response:
+def cancel(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     of.jobs.cancel(job.id)
@@ -138,7 +141,7 @@ async def cancel(request: Request) -> Response:
     return JSONResponse(found)
 
 
-async def index(request: Request) -> Response:
+def index(request: Request) -> Response:
     """The caller's predictions, newest first, PAGE at a time."""
     of, base = service(request), service(request).base(request)
     cursor = request.query_params.get("cursor")

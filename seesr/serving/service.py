@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from seesr.config import Configuration
@@ -160,10 +161,16 @@ class Service:
         """
         end = time.monotonic() + seconds
         while not job.ended and time.monotonic() < end and not (self.jobs.closing and job.status == WAITING):
-            left = end - time.monotonic()
-            job = await self.jobs.changed(job.id, job.revision, left if request is None else min(LOOK, left)) or job
-            if request is not None and await request.is_disconnected():
-                self.jobs.cancel(job.id)
+            change = asyncio.ensure_future(self.jobs.changed(job.id, job.revision, end - time.monotonic()))
+            try:
+                while not change.done():
+                    await asyncio.wait([change], timeout=None if request is None else LOOK)
+                    if request is not None and await request.is_disconnected():
+                        await run_in_threadpool(self.jobs.cancel, job.id)
+                        request = None
+            finally:
+                change.cancel()
+            job = change.result() or job
         return job
 
     async def check(self, stored: Stored, settings: Settings, mask: Stored | None = None) -> None:
