@@ -115,6 +115,8 @@ def check(task: Task, sources: set[str], settings: Settings, bundle: Bundle | No
 
     data = read_file(Path(task.source)) if task.data is None else task.data
     task.size = settings.output_size(*open_header(data).size)
+    if settings.rectangle is not None:
+        task.size = settings.rectangle.width, settings.rectangle.height
     if task.target == STREAM:
         return
     plan.check_target(task, sources, args.overwrite)

@@ -70,6 +70,12 @@ class Picture:
         alpha = None if self.alpha is None else resize(self.alpha, size, Image.Resampling.LANCZOS)
         return dataclasses.replace(self, rgb=rgb, alpha=alpha, exif=self.exif if keep_exif else None, record=record)
 
+    def cropped(self, left: int, top: int, width: int, height: int) -> Picture:
+        """A rectangle of the same picture, in pixels."""
+        place = slice(top, top + height), slice(left, left + width)
+        alpha = None if self.alpha is None else self.alpha[place].copy()
+        return dataclasses.replace(self, rgb=self.rgb[place].copy(), alpha=alpha)
+
     def pil(self) -> Image.Image:
         """As an 8-bit Pillow image: RGB or RGBA, or L or LA where the file has one colour channel."""
         colors = to_uint8(self.rgb[..., 0] if self.written_grey else self.rgb)

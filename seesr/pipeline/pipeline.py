@@ -34,7 +34,7 @@ from seesr.pipeline import postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
 from seesr.pipeline.result import Metrics, Output, record
 from seesr.pipeline.tagging import tag, to_floats
-from seesr.pipeline.tile_skipping import covered, needed
+from seesr.pipeline.tile_skipping import bounds, covered, needed, visible_part
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import BATCHES, Tile, least_work
@@ -64,6 +64,8 @@ class Upscaling:
         self.sides = defaults.latent_tiled_size if side is None else (side,)
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*picture.size)
+        self.scale = self.size[0] / picture.size[0]
+        self.part: Tile | None = None  # latent pixels whose image the region needs; None: all
         self.seconds: dict[str, float] = {}
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         pool, spare = (graphs.held, graphs.spare) if graphs is not None else (0, bool)
@@ -83,9 +85,11 @@ class Upscaling:
         with self.timed("enlarge"):
             hint = self.enlarge()
         with self.timed("encode"):
-            start, update = self.start(hint)
+            z_size = hint.shape[0] // self.factor, hint.shape[1] // self.factor
+            self.part = visible_part(self.settings, self.scale, self.factor, z_size)
+            denoiser = self.denoiser(hint, text_tokens, image_tokens, z_size)
+            start, update = self.start(hint, denoiser)
         with self.timed("denoise"):
-            denoiser = self.denoiser(hint, text_tokens, image_tokens, start.shape[2:])
             z, spread, kds = self.denoise(denoiser, start, update)
         with self.timed("decode"):
             restored = self.decode(z)
@@ -136,6 +140,7 @@ class Upscaling:
             "tile_size": self.settings.latent_tiled_size,
             "tiles": len(denoiser.tiles),
             "tiles_skipped": len(denoiser.tiles) - len(denoiser.needed[-1]) if denoiser.needed else 0,
+            "region": self.settings.region or "",
             "tile_batch": self.budget.batch.amount,
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
@@ -173,7 +178,7 @@ class Upscaling:
         self.plain = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
-    def start(self, hint: Tensor) -> tuple[Tensor, sampling.Update]:
+    def start(self, hint: Tensor, denoiser: Denoiser) -> tuple[Tensor, sampling.Update]:
         """The enlarged picture -> latents at the first step [N, C, h, w], and how a step is taken from there.
 
         Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
@@ -182,7 +187,8 @@ class Upscaling:
         size = hint.shape[0] // self.factor, hint.shape[1] // self.factor
         streams = self.noise((1, networks.unet.config["in_channels"], *size))
         first = torch.cat([next(stream) for stream in streams])
-        posterior = self.encode(hint, size)
+        part = None if self.part is None else bounds([self.part, *(denoiser.needed or [denoiser.tiles])[0]])
+        posterior = self.encode(hint, size, part)
         self.clean = posterior.mean()
         if settings.steered:
             return sampling.start_latents(self.clean, first, networks.scheduler), sampling.ddim_step
@@ -195,9 +201,9 @@ class Upscaling:
         seeds = steering.particle_seeds(self.settings.seed or 0, count)
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
-    def encode(self, hint: Tensor, size: tuple[int, int]) -> autoencoder.Posterior:
-        """The enlarged picture -> the posterior of its latents, (h, w) = size."""
-        return autoencoder.encode(self.networks.vae, self.under(hint), size, self.budget, self.progress)
+    def encode(self, hint: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:
+        """The upscaled image -> the posterior of its latents, (h, w) = size; only `part` is needed."""
+        return autoencoder.encode(self.networks.vae, self.under(hint), size, self.budget, self.progress, part)
 
     def denoise(
         self, denoiser: Denoiser, start: Tensor, update: sampling.Update
@@ -239,7 +245,9 @@ class Upscaling:
             budget=self.budget,
             progress=self.progress,
             graphs=self.graphs,
-            needed=needed(self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, hint.shape[:2]),
+            needed=needed(
+                self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, hint.shape[:2], self.scale
+            ),
         )
 
     def record(self) -> None:
@@ -263,8 +271,8 @@ class Upscaling:
         return lambda tile: to_floats(tile.scaled(self.factor).crop(planes).permute(1, 2, 0))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Clean latents [1, C, h, w] -> [3, H', W']."""
-        return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress)
+        """Clean latents [1, C, h, w] -> [3, H', W'], of which only the region is needed."""
+        return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part)
 
     def finish(self, restored: Tensor, hint: Tensor, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
         """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record; what it added.
@@ -281,16 +289,29 @@ class Upscaling:
 
         settings, mask = self.settings, self.mask
         if settings.fidelity < 1 and (mask is None or mask.any()):
-            postprocess.check_alive(content, style, self.size)
+            self.check_alive(content, style)
         strips = color.match_by_strips(content, style, len(hint), settings.color_fix)
         rgb = postprocess.to_integers(strips, self.size, self.picture.rgb.dtype)
-        scale = self.size[0] / self.picture.size[0]
-        masks = [m for m in (mask, postprocess.textured(self.picture.visible, scale)) if m is not None]
+        masks = [m for m in (mask, postprocess.textured(self.picture.visible, self.scale)) if m is not None]
         if settings.fidelity > 0 or masks:
             dial = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.keep_plain(rgb, self.plain, dial, masks, scale / 2)
+            rgb = postprocess.keep_plain(rgb, self.plain, dial, masks, self.scale / 2)
         if self.picture.colorless:
             rgb = to_grey(rgb)
-        trust = postprocess.trust(rgb, self.plain, self.picture.visible)
         made = record(settings, self.networks.bundle, mask)
-        return self.picture.with_pixels(rgb, made, settings.keep_exif), trust
+        picture = self.picture.with_pixels(rgb, made, settings.keep_exif)
+        if settings.rectangle is not None:
+            return picture.cropped(*settings.rectangle), {}
+        return picture, postprocess.trust(rgb, self.plain, self.picture.visible)
+
+    def check_alive(self, content: color.Rows, style: color.Rows) -> None:
+        """Refuses a decoder that gave no image, see `postprocess.check_alive`; of a region only what was decoded."""
+        if self.part is None or not autoencoder.is_local(self.networks.vae):
+            return postprocess.check_alive(content, style, self.size)
+        (width, height), part = self.size, self.part.scaled(self.factor)
+        bottom, right = min(part.bottom, height), min(part.right, width)
+
+        def inside(rows: color.Rows) -> color.Rows:
+            return lambda first, last: rows(part.top + first, part.top + last)[..., part.left : right]
+
+        return postprocess.check_alive(inside(content), inside(style), (right - part.left, bottom - part.top))

@@ -40,6 +40,7 @@ class Metrics(TypedDict):
         input_size, output_size: WIDTHxHEIGHT, pixels.
         steps, tiles, tiles_skipped, tile_batch: denoising steps; tiles of a step, those that nobody can see, and how
             many ran at once.
+        region: the rectangle of the output that was returned; empty: the whole output.
         out_of_memory_retries, float32_retries: parts that were computed again.
         seconds: of every stage.
         peak_memory_mb: the most that the process has held, "host" and "device".
@@ -55,6 +56,7 @@ class Metrics(TypedDict):
     steps: int
     tiles: int
     tiles_skipped: int
+    region: str
     tile_batch: int
     out_of_memory_retries: int
     float32_retries: int

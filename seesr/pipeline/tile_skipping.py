@@ -1,7 +1,8 @@
-"""Tiles that need no denoising, since nobody will see them: black under a mask, or all of them."""
+"""Tiles that need no denoising: outside the region, black under a mask, or all of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ def needed(
     tiles: list[Tile],
     size: tuple[int, int],
     padded: tuple[int, ...],
+    scale: float,
 ) -> list[list[Tile]]:
     """The tiles of every step where only some are needed; empty: all, always.
 
@@ -33,17 +35,47 @@ def needed(
 
     Args:
         size: (width, height) of the result.
-        padded: (height, width) of the enlarged picture with its mirrored border.
+        padded: (height, width) of the upscaled image with its mirrored border.
+        scale: of the result.
     """
     if settings.fidelity == 1 or (mask is not None and not mask.any()):
         return [[]] * steps
-    if mask is None or settings.steered or settings.color_fix == "adain" or not autoencoder.is_local(vae):
+    region = settings.rectangle
+    partial = mask is not None or region is not None
+    if not partial or settings.steered or settings.color_fix == "adain" or not autoencoder.is_local(vae):
         return []
     factor = padded[0] // max(tile.bottom for tile in tiles)
-    whole = at_size(mask, size)
+    whole = np.full(size[::-1], 255, np.uint8) if mask is None else at_size(mask, size)
     border = [(0, side - own) for side, own in zip(padded, whole.shape, strict=True)]
-    reach = autoencoder.halo(vae) + -(-color.REACH // factor)
-    return by_step(tiles, open_cells(np.pad(whole, border, mode="symmetric"), factor, reach), steps)
+    whole = np.pad(whole, border, mode="symmetric")
+    if region is not None:
+        inside, open_ = (slice(region.top, region.bottom), slice(region.left, region.right)), whole
+        whole = np.zeros_like(open_)
+        whole[inside] = open_[inside]
+    reach = autoencoder.halo(vae) + -(-pixel_reach(settings, scale) // factor)
+    return by_step(tiles, open_cells(whole, factor, reach), steps)
+
+
+def pixel_reach(settings: Settings, scale: float) -> int:
+    """How far a result's pixel depends on others after the decoder: color fix, and the blur of `fidelity`, pixels."""
+    return color.REACH + (math.ceil(2 * scale) + 1 if settings.fidelity > 0 else 0)
+
+
+def visible_part(settings: Settings, scale: float, factor: int, z_size: Sequence[int]) -> Tile | None:
+    """The latent pixels whose image the region needs; None: all."""
+    region = settings.rectangle
+    if region is None:
+        return None
+    reach = pixel_reach(settings, scale)
+    top, left = max(0, region.top - reach) // factor, max(0, region.left - reach) // factor
+    bottom, right = (-(-(end + reach) // factor) for end in (region.bottom, region.right))
+    return Tile(top, left, min(bottom, z_size[0]), min(right, z_size[1]))
+
+
+def bounds(tiles: Sequence[Tile]) -> Tile:
+    """The smallest rectangle that holds all tiles, of which there is at least one."""
+    tops, lefts, bottoms, rights = zip(*tiles, strict=True)
+    return Tile(min(tops), min(lefts), max(bottoms), max(rights))
 
 
 def open_cells(mask: Grey, factor: int, reach: int) -> NDArray[np.bool_]:

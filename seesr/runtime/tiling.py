@@ -24,6 +24,15 @@ class Tile(NamedTuple):
         """The same place on a grid `factor` times finer."""
         return Tile(*(side * factor for side in self))
 
+    def moved(self, down: int, right: int) -> Tile:
+        """The same rectangle at another place."""
+        return Tile(self.top + down, self.left + right, self.bottom + down, self.right + right)
+
+    def grown(self, margin: int, height: int, width: int) -> Tile:
+        """The rectangle with a margin on all sides, as far as [height, width] reaches."""
+        top, left = max(0, self.top - margin), max(0, self.left - margin)
+        return Tile(top, left, min(height, self.bottom + margin), min(width, self.right + margin))
+
     def crop(self, array: Tensor) -> Tensor:
         """The view of [..., H, W] under this tile."""
         return array[..., self.top : self.bottom, self.left : self.right]

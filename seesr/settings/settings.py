@@ -11,6 +11,7 @@ from typing import Any
 from seesr.images.color import FIXES
 from seesr.images.formats import FORMATS, ZIP
 from seesr.images.limits import LARGEST_OUTPUT, LARGEST_SIDE, check_input
+from seesr.settings.region import Region, parse_region
 from seesr.settings.validation import checked
 from seesr.settings.view_specs import ALL, VIEWS, View
 
@@ -130,6 +131,13 @@ class Settings:
         str,
         choices=(*VIEWS, ALL),
     )
+    region: str | None = _field(
+        None,
+        "Returns only this rectangle of the output: left,top,width,height in output pixels, such as 0,0,512,512. The pixels are those of the whole output with the same seed; with the bundled pocket weights only the tiles that they need are computed. Not with use_kds, color_fix adain or another output_view. Leave empty for the whole output.",
+        str,
+        max_length=60,
+        empty="the whole output",
+    )
     output_format: str = _field("png", "File format of the output. png is lossless.", str, choices=tuple(FORMATS))
     output_quality: int = _field(95, "Compression quality of webp and jpg files. Ignored for png.", int, ge=1, le=100)
     keep_exif: bool = _field(
@@ -146,6 +154,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         problems = []
+        if self.region == "":  # an empty field of a form
+            object.__setattr__(self, "region", None)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None or field.default is not None:
@@ -173,6 +183,27 @@ class Settings:
                 f"output_view {self.output_view} needs use_kds and num_particles of at least 2: "
                 "one sample cannot disagree"
             )
+        if self.region is not None:
+            object.__setattr__(self, "region", str(parse_region(self.region)))
+            self._check_region()
+
+    def _check_region(self) -> None:
+        """Refuses settings whose result in a region depends on pixels outside of it.
+
+        Raises:
+            ValueError: one of them is set.
+        """
+        for value, reason, remedy in (
+            (self.color_fix == "adain" and "color_fix adain", "matches the whole image", "color_fix wavelet or none"),
+            (self.steered and "use_kds", "compares samples over the whole image", "use_kds off"),
+            (
+                self.output_view != "image" and f"output_view {self.output_view}",
+                "is drawn of the whole image",
+                "output_view image",
+            ),
+        ):
+            if value:
+                raise ValueError(f"region cannot be combined with {value}, which {reason}; set {remedy}")
 
     def replace(self, **changes: Any) -> Settings:
         """These settings with other values for some fields.
@@ -204,20 +235,27 @@ class Settings:
         return {name: view for name, view in VIEWS.items() if self.steered or not view.steered}
 
     @property
+    def rectangle(self) -> Region | None:
+        """The region of the output that is returned; None: the whole output."""
+        return None if self.region is None else parse_region(self.region)
+
+    @property
     def suffix(self) -> str:
         """Of the file's name."""
         return ZIP if self.output_view == ALL else self.output_format
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the result for an input of this size, in pixels.
+        """(width, height) of the whole output for an input of this size, in pixels.
 
         Raises:
-            ValueError: the input, the result or the file that shows it is over its limit; the message has the largest
-                scale that fits, if there is one.
+            ValueError: the input, the output or the file that shows it is over its limit; the message has the largest
+                scale that fits, if there is one. Or the region reaches outside the output.
         """
         check_input(width, height)
         size, reason = self._upscaled(width, height, self.scale_for(width, height))
         if reason is None:
+            if self.rectangle is not None:
+                self.rectangle.check_inside(*size)
             return size
         if self.target is not None:
             raise ValueError(f"{self.target} of a {width}x{height} image asks for {reason}")
@@ -232,10 +270,12 @@ class Settings:
 
     @property
     def label(self) -> str:
-        """The size for the name of a file: x4, 4096px or 12MP."""
+        """The size for the name of a file: x4, 4096px or 12MP; with a region x4-region-0-0-512-512."""
+        part = "" if self.rectangle is None else "-region-" + "-".join(map(str, self.rectangle))
         if self.target_side is not None:
-            return f"{self.target_side}px"
-        return f"x{self.scale_factor:g}" if self.target_megapixels is None else f"{self.target_megapixels:g}MP"
+            return f"{self.target_side}px{part}"
+        size = f"x{self.scale_factor:g}" if self.target_megapixels is None else f"{self.target_megapixels:g}MP"
+        return size + part
 
     @property
     def target(self) -> str | None:

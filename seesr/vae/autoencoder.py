@@ -48,6 +48,7 @@ def encode(
     size: tuple[int, int],
     budget: Budget,
     progress: Progress,
+    part: Tile | None = None,
 ) -> Posterior:
     """Pixels -> the posterior of the latents, on the device of the autoencoder.
 
@@ -57,6 +58,7 @@ def encode(
         pixels: takes a tile in latent cells and returns the picture under it, [1, 3, f*h, f*w] in [0, 1].
         size: (h, w) of the latents.
         budget: says how much memory waiting tiles may hold.
+        part: the latent pixels that are needed; others are 0. None, or an autoencoder that is not local: all.
 
     Raises:
         NotFinite, OutOfMemory: one line.
@@ -68,11 +70,11 @@ def encode(
 
     def work() -> Tensor:
         moments = torch.empty(0)
-        for part, values in run("encode", vae.encoder, encoder_stages, source, size, halo(vae), budget, progress):
+        for place, values in run_part("encode", vae, vae.encoder, encoder_stages, source, size, part, budget, progress):
             values = outer(values)
             if moments.numel() == 0:
-                moments = values.new_empty((1, values.shape[1], *size), dtype=torch.float32)
-            part.crop(moments).copy_(values)
+                moments = values.new_zeros((1, values.shape[1], *size), dtype=torch.float32)
+            place.crop(moments).copy_(values)
         return moments
 
     moments = again_in_float32(work, budget, vae)
@@ -84,8 +86,12 @@ def encode(
 
 
 @torch.no_grad()
-def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress) -> Tensor:
+def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress, part: Tile | None = None) -> Tensor:
     """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32, nominally in [0, 1], not clamped; on a GPU it stays there.
+
+    Args:
+        part: the latent pixels whose image is needed; the rest of it is 0. None, or an autoencoder that is not local:
+            all.
 
     Raises:
         NotFinite, OutOfMemory: one line.
@@ -99,10 +105,10 @@ def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress)
 
     def work() -> Tensor:
         whole = torch.empty(0)
-        for part, pixels in run("decode", vae.decoder, decoder_stages, source, size, halo(vae), budget, progress):
+        for place, pixels in run_part("decode", vae, vae.decoder, decoder_stages, source, size, part, budget, progress):
             if whole.numel() == 0:
-                whole = torch.empty(3, factor * size[0], factor * size[1], device=z.device)
-            part.scaled(factor).crop(whole).copy_(pixels[0].float() / 2 + 0.5)
+                whole = torch.zeros(3, factor * size[0], factor * size[1], device=z.device)
+            place.scaled(factor).crop(whole).copy_(pixels[0].float() / 2 + 0.5)
         return whole
 
     return again_in_float32(work, budget, vae)
@@ -115,6 +121,31 @@ def halo(vae: Any) -> int:
 def is_local(vae: Any) -> bool:
     """Whether nothing beyond HALO_TINY cells can matter: no layer sees the whole picture."""
     return isinstance(vae, AutoencoderTiny)
+
+
+def run_part(
+    name: str,
+    vae: Any,
+    network: nn.Module,
+    stages: Callable[[Any], list[Stage]],
+    source: Callable[[Tile], Tensor],
+    size: tuple[int, int],
+    part: Tile | None,
+    budget: Budget,
+    progress: Progress,
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Sends `part` and what it can depend on through the network, see `run`; None or global layers: everything."""
+    if part is None or not is_local(vae):
+        yield from run(name, network, stages, source, size, halo(vae), budget, progress)
+        return
+    window = part.grown(halo(vae), *size)
+
+    def inside(tile: Tile) -> Tensor:
+        return source(tile.moved(window.top, window.left))
+
+    inner = window.bottom - window.top, window.right - window.left
+    for place, values in run(name, network, stages, inside, inner, halo(vae), budget, progress):
+        yield place.moved(window.top, window.left), values
 
 
 def run(

@@ -57,6 +57,7 @@ INTERFACE = {  # what callers rely on: default, least, most (of words: how many 
     "bandwidth": (0.0, 0, 10),
     "color_fix": ("wavelet",),
     "output_view": ("image",),
+    "region": (None, 1, 60),
     "output_format": ("png",),
     "output_quality": (95, 1, 100),
     "keep_exif": (True, False, True),
@@ -69,6 +70,8 @@ def test_defaults_and_both_ends_are_what_callers_rely_on(field: dataclasses.Fiel
     default, *ends = INTERFACE[field.name]
     assert getattr(Settings(), field.name) == default
     choices = field.metadata.get("choices", ())
+    if field.name == "region":
+        return  # tests/pipeline/test_region.py
     for value in choices or (["x" * end for end in ends] if field.metadata["kind"] is str else ends):
         wide = {"latent_tiled_size": 256} if field.name == "latent_tiled_overlap" else {}
         steered = {"use_kds": True} if value == "uncertainty" else {}
