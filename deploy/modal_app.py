@@ -1,7 +1,7 @@
 """Modal: `modal deploy deploy/modal_app.py`. Weights: `modal volume put seesr-weights weights/full /full`.
 
-`Seesr.upscale` takes bytes and settings and gives bytes; long jobs: `.spawn()` and poll. The web endpoint stores the
-result and answers exactly {"file_key", "public_url"}; the secret `seesr-store` has SEESR_STORE and its keys.
+`Seesr.upscale` takes bytes and settings and returns bytes. For long jobs use `.spawn()` and poll. The web endpoint
+stores the result and returns {"file_key", "public_url"}; the secret `seesr-store` has SEESR_STORE and its credentials.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """RunPod's queue: {"input": {"image": base64 or data URI, ...settings}} -> {"image", "format", "seed", "metrics"}.
 
-An error is an answer, {"error": one line}: what is raised would reach the client as a traceback. A result that is too
-large for the platform goes to object storage (SEESR_STORE), and the answer has its link.
+Errors are returned as {"error": one line}; a raised exception would reach the client as a traceback. A result that is
+too large for the platform is written to object storage (SEESR_STORE), and a link is returned.
 
-    python deploy/runpod_worker.py --rp_serve_api --rp_api_host 127.0.0.1     the same on one's own machine
+    python deploy/runpod_worker.py --rp_serve_api --rp_api_host 127.0.0.1     runs it locally
 """
 
 from __future__ import annotations

@@ -78,7 +78,14 @@ def variables() -> str:
     """The environment."""
     rows = []
     for name, field in Configuration.model_fields.items():
-        kind = str(field.annotation).replace("pathlib.", "").removeprefix("<class '").removesuffix("'>")
+        kind = (
+            str(field.annotation)
+            .replace("pathlib.", "")
+            .replace("pydantic.types.Secret", "")
+            .replace("Str'", "str'")
+            .removeprefix("<class '")
+            .removesuffix("'>")
+        )
         kind = re.sub(r"(?:typing\.\w+\[)+(.*?)\]+", r"\1", kind).replace(" | None", "").replace("'", "")
         value = "" if field.default is None else str(field.default)
         rows.append({"variable": f"`{variable(name)}`", "type": kind, "default": value, "effect": field.description})

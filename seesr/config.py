@@ -31,7 +31,7 @@ class Configuration(BaseSettings):
     )
     attention: str = Field(
         default="auto",
-        description="Name of the attention kernel. auto selects the best one for the device.",
+        description="Name of the attention kernel. auto uses the default for the device.",
     )
     cuda_graphs: bool = Field(
         default=True,

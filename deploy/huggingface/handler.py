@@ -1,7 +1,7 @@
-"""Hugging Face Inference Endpoints: the toolkit calls EndpointHandler; the weights lie in `bundle` beside this file.
+"""Hugging Face Inference Endpoints: the toolkit calls EndpointHandler; the weights are in `bundle` beside this file.
 
 JSON {"inputs": base64, "parameters": {...}} -> {"image": base64, "format", "seed", "metrics"}: lossless, with alpha and
-16 bit. An image body arrives as an RGB picture and is answered with one; its parameters are those of the query.
+16 bit. An image body arrives as an RGB image and is answered with an image; its parameters are those of the query.
 """
 
 from __future__ import annotations
