@@ -145,10 +145,15 @@ class Output:
         """The picture that `output_view=name` shows.
 
         Raises:
-            ValueError: there is no such view, or no uncertainty map without steering.
+            ValueError: there is no such view, no uncertainty map without steering, or a region was made and the view is of the
+                whole image.
         """
         if name not in DRAW:
             raise ValueError(f"there is no view {name!r}; use {', '.join(DRAW)}")
+        if self.settings.region is not None and name != "image":
+            raise ValueError(
+                f"view {name} is drawn of the whole image; run again without region {self.settings.region}"
+            )
         return DRAW[name](self)
 
     def save(self, path: str | os.PathLike[str], *, allow_loss: bool = False) -> None:

@@ -210,7 +210,7 @@ def test_a_saved_result_keeps_depth_profile_exif_and_record(pocket: Upscaler, tm
         assert opened.format == "JPEG" and opened.info["icc_profile"] == icc
     record = read_record(tmp_path / "a.jpeg")
     assert record["settings"]["seed"] == 1 and record["settings"]["output_format"] == "jpg"
-    with pytest.raises(ValueError, match="the suffix '.bmp'"):
+    with pytest.raises(ValueError, match="a.bmp must end in .png, .webp, .jpg"):
         result.save(tmp_path / "a.bmp")
 
 

@@ -113,6 +113,8 @@ def test_with_networks_that_see_the_whole_image_every_tile_is_made(tiny_upscaler
     check(tiny_upscaler, whole, (5, 6, 40, 30))
     part = tiny_upscaler(SOURCES["rgb"], settings.replace(region="5,6,40,30"))
     assert part.metrics["tiles_skipped"] == 0
+    with pytest.raises(ValueError, match="view comparison is drawn of the whole image; run again without region"):
+        part.view("comparison")
 
 
 @pytest.mark.parametrize("steps", [1, 2])
