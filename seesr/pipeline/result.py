@@ -145,8 +145,7 @@ class Output:
         """The picture that `output_view=name` shows.
 
         Raises:
-            ValueError: there is no such view, no uncertainty map without steering, or a region was made and the view is of the
-                whole image.
+            ValueError: there is no such view, no uncertainty map without steering, or only a region was made.
         """
         if name not in DRAW:
             raise ValueError(f"there is no view {name!r}; use {', '.join(DRAW)}")
