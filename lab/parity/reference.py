@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seesr.runtime.tiling import Tile
 from seesr.vae import lockstep_tiles
-from seesr.vae.global_layers import WholeAttention, WholeNorm
+from seesr.vae.global_layers import GlobalAttention, GlobalNorm
 
 
 def foreign_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ class TilesNorm:
     """The reference's GroupNorm over tiles: statistics averaged over tiles, without the variance between them."""
 
     def __init__(self, norm: Any, tiles: list[Tensor]) -> None:
-        self.whole = WholeNorm(norm)
+        self.whole = GlobalNorm(norm)
         shares = torch.tensor([tile[0, 0].numel() for tile in tiles], dtype=torch.float32)
         shares = (shares / shares.sum())[:, None].to(tiles[0].device)
         parts = [torch.var_mean(t.float().reshape(norm.num_groups, -1), dim=1, correction=0) for t in tiles]
@@ -100,8 +100,8 @@ class TilesNorm:
 
 def own_attention(attention: Any, x: Tensor) -> Tensor:
     """A tile's cells look at the cells of the tile only."""
-    whole = WholeAttention(attention, x.shape[2:])
-    whole.look(x, Tile(0, 0, 0, 0))
+    whole = GlobalAttention(attention, x.shape[2:])
+    whole.observe(x, Tile(0, 0, 0, 0))
     whole.finish()
     return whole(x)
 

@@ -68,7 +68,7 @@ def norm(channels: int, side: int, device: torch.device, dtype: torch.dtype) -> 
         rows.append(row(f"statistics, {name}", method.__name__, work, exact, device))
     layer = torch.nn.GroupNorm(GROUPS, channels).to(device, dtype)
     expected = layer(plain)
-    whole = global_layers.WholeNorm(layer)
+    whole = global_layers.GlobalNorm(layer)
     variance, mean = global_layers.moments_by_norm(x, GROUPS)
     whole.use(mean, variance)
     rows.append(row(f"normalise, {name}", "known statistics", lambda: whole(x), expected, device))

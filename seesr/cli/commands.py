@@ -1,4 +1,4 @@
-"""The command line: parses the arguments and calls the command that they name."""
+"""The `seesr` command: argument parser and dispatch to the subcommands."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
     commands.add_parser("worker", help="run the jobs of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
     fleet = commands.add_parser("fleet", help="look after the workers of a fleet")
-    fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {words}" for name, words in ORDERS.items()))
+    fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {text}" for name, text in ORDERS.items()))
     fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
     completion = commands.add_parser("completion", help="print the lines that make a shell complete this command")
     completion.add_argument("shell", choices=SHELLS, help='for bash and zsh: eval "$(seesr completion bash)"')
@@ -86,17 +86,17 @@ def add_upscale(upscale: argparse.ArgumentParser, preset: Mapping[str, Any]) -> 
     )  # fmt: skip
     for field in dataclasses.fields(Settings):
         about = field.metadata
-        flag, words = "--" + field.name.replace("_", "-"), about["description"].replace("%", "%%")
+        flag, description = "--" + field.name.replace("_", "-"), about["description"].replace("%", "%%")
         value = preset.get(field.name, field.default)
         default = about.get("empty", "none") if value is None else repr(value)
         if about["kind"] is bool:
-            words += f" (default: {'on' if value else 'off'})"
-            upscale.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help=words)
+            description += f" (default: {'on' if value else 'off'})"
+            upscale.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help=description)
             continue
         span = f"{about['ge']} to {about['le']}, " if "ge" in about else ""
-        words += f" ({span}default: {default})"
+        description += f" ({span}default: {default})"
         upscale.add_argument(
-            flag, type=about["kind"], choices=about.get("choices"), default=value, help=words,
+            flag, type=about["kind"], choices=about.get("choices"), default=value, help=description,
             metavar=None if "choices" in about else about["kind"].__name__.upper(),
         )  # fmt: skip
 
@@ -187,9 +187,9 @@ def complete() -> None:
     """Answers a shell that completes a line, and ends the process."""
     import argcomplete
 
-    words = parser()
+    description = parser()
     line = os.environ.get("COMP_LINE", "").split()
     if len(line) > 1 and line[1] not in COMMANDS and not any(name.startswith(line[1]) for name in COMMANDS):
         os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(line[0], f"{line[0]} upscale", 1)
         os.environ["COMP_POINT"] = str(int(os.environ["COMP_POINT"]) + len(" upscale"))
-    argcomplete.autocomplete(words)
+    argcomplete.autocomplete(description)

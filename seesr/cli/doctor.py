@@ -1,4 +1,4 @@
-"""What this installation is and whether it can work: `seesr doctor` for people, `seesr info` as JSON."""
+"""`seesr doctor` (checks with remedies) and `seesr info` (versions, device, bundle and limits as JSON)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ DISK_NEED = 15 * 10**9  # bytes, for the full bundle
 
 
 class Finding(NamedTuple):
-    """One check: whether it is well, what was seen, and what repairs it."""
+    """The result of one check: whether it passed, the message, and the remedy."""
 
     good: bool
-    words: str
+    message: str
     remedy: str = ""
 
 
@@ -71,7 +71,7 @@ def check(configuration: Configuration, bundle: Path | None, device: str | None)
     problems = 0
     for finding in findings(configuration, bundle, device):
         problems += not finding.good
-        print(f"{'ok     ' if finding.good else 'PROBLEM'} {finding.words}")
+        print(f"{'ok     ' if finding.good else 'PROBLEM'} {finding.message}")
         if not finding.good:
             print(f"        repair it with: {finding.remedy}")
     return 1 if problems else 0

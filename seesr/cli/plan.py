@@ -1,6 +1,6 @@
-"""What a run of the command line has to do: which files are images, where each result goes, what is there already.
+"""Plans a run of `seesr upscale`: finds the images, names the results, and skips what is done.
 
-Everything here happens before the networks are loaded.
+No network is loaded here.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def collect(arguments: list[str], recursive: bool) -> Plan:
         elif folder is None:
             tasks.append(Task(path, Path(os.path.basename(path)), Path(path).parent))  # noqa: PTH119
         else:
-            reason = no_source(Path(path))
+            reason = skip_reason(Path(path))
             if reason is None:
                 tasks.append(Task(path, Path(path).relative_to(folder), folder))
             else:
@@ -124,7 +124,7 @@ def collect(arguments: list[str], recursive: bool) -> Plan:
     return Plan(tasks, passed_over)
 
 
-def no_source(path: Path) -> str | None:
+def skip_reason(path: Path) -> str | None:
     """Why a file of a folder is passed over; None: it is upscaled, or fails by name."""
     suffix = path.suffix.lower()
     try:
@@ -257,14 +257,14 @@ def is_done(target: Path, settings: Settings, bundle: Bundle, source_sha256: str
     record = record_of(target)
     if record is None or "mask_sha256" in record:
         return False
-    asked, made, own = dataclasses.asdict(settings), record["settings"], bundle.defaults
+    requested, recorded, defaults = dataclasses.asdict(settings), record["settings"], bundle.defaults
     if settings.seed is None:
-        asked["seed"] = made.get("seed")
+        requested["seed"] = recorded.get("seed")
     if settings.num_inference_steps is None:
-        asked["num_inference_steps"] = own.num_inference_steps
-    if settings.latent_tiled_size is None and made.get("latent_tiled_size") in own.latent_tiled_size:
-        asked["latent_tiled_size"] = made["latent_tiled_size"]
-    same = made == asked and record.get("bundle_sha256") == bundle.digest
+        requested["num_inference_steps"] = defaults.num_inference_steps
+    if settings.latent_tiled_size is None and recorded.get("latent_tiled_size") in defaults.latent_tiled_size:
+        requested["latent_tiled_size"] = recorded["latent_tiled_size"]
+    same = recorded == requested and record.get("bundle_sha256") == bundle.digest
     return same and record.get("source_sha256") == source_sha256
 
 

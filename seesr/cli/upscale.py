@@ -1,4 +1,4 @@
-"""`seesr upscale`: plans the run, loads the networks if there is work, and does one image after the other."""
+"""`seesr upscale`: plans the run, loads the networks if there is work, and upscales the images in order."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ SECONDS = {  # of one megapixel of the result: (all but the steps, one step); re
 
 def upscale(args: argparse.Namespace, settings: Settings) -> int:
     """Upscales all images that the arguments name; a bad one fails alone. Returns the exit code."""
-    found = plan.collect(args.paths, args.recursive)
-    output = plan.choose_output(args.out, found.tasks, any(os.path.isdir(path) for path in args.paths))  # noqa: PTH112
+    collected = plan.collect(args.paths, args.recursive)
+    output = plan.choose_output(args.out, collected.tasks, any(os.path.isdir(path) for path in args.paths))  # noqa: PTH112
     messages = sys.stderr if args.json or output.stream else sys.stdout
     path = bundle_path(args.bundle)
     bundle = weights.read_manifest(path) if (path / weights.MANIFEST).exists() else None
@@ -50,29 +50,29 @@ def upscale(args: argparse.Namespace, settings: Settings) -> int:
         settings = plan.settings_like(args.like, bundle.digest if bundle else "")
     if output.file is not None:
         settings = settings_for(settings, output.file)
-    for reason, count in found.passed_over.items():
+    for reason, count in collected.passed_over.items():
         print(f"{count} passed over, {reason}", file=messages)
-    if not found.tasks and plan.RESULTS not in found.passed_over:
+    if not collected.tasks and plan.RESULTS not in collected.passed_over:
         raise ValueError(f"there is no image in {', '.join(args.paths)}")
-    plan.name_targets(found.tasks, output, settings)
-    run = Run(found.tasks, settings, messages, args.json)
-    sources = {os.path.realpath(task.source) for task in found.tasks if task.source != STREAM}
-    for task in found.tasks:
+    plan.name_targets(collected.tasks, output, settings)
+    run = Run(collected.tasks, settings, messages, args.json)
+    sources = {os.path.realpath(task.source) for task in collected.tasks if task.source != STREAM}
+    for task in collected.tasks:
         task.error = plan.in_one_line(lambda task=task: check(task, sources, settings, bundle, args))
         if task.error:
             run.failed(task)
-    todo = [task for task in found.tasks if not task.error and not task.done]
+    todo = [task for task in collected.tasks if not task.error and not task.done]
     if args.dry_run:
         return run.forecast(bundle, args.device)
     if todo:
         plan.check_folders([task for task in todo if task.target != STREAM])
-        already = sum(task.done for task in found.tasks)
+        already = sum(task.done for task in collected.tasks)
         name = bundle.name if bundle else path
         print(f"{len(todo)} to do, {already} already there, bundle {name}", file=messages, flush=True)
         from seesr.engine.engine import Engine
 
         run.all(todo, Engine.load(path, args.device), args.mask)
-    elif already := sum(task.done for task in found.tasks):
+    elif already := sum(task.done for task in collected.tasks):
         print(f"0 to do, {already} already there", file=messages)
     return run.end()
 
@@ -125,7 +125,7 @@ def check(task: Task, sources: set[str], settings: Settings, bundle: Bundle | No
 
 
 class Run:
-    """What is told of a run.
+    """Runs the tasks and reports each result.
 
     Args:
         tasks: all of them.
@@ -173,11 +173,11 @@ class Run:
             if self.as_json:
                 self.json(task, seconds=seconds, seed=output.seed, metrics=output.metrics)
             else:
-                words = f"{task.source} -> {task.target}, seed {output.seed}, {seconds:.1f} s"
-                print(words, file=self.messages, flush=True)
+                line = f"{task.source} -> {task.target}, seed {output.seed}, {seconds:.1f} s"
+                print(line, file=self.messages, flush=True)
 
     def failed(self, task: Task) -> None:
-        """Tells a failure when it happens."""
+        """Prints the error of a task."""
         if self.as_json:
             self.json(task, error=task.error)
         print(f"{task.source}: {task.error}", file=sys.stderr, flush=True)
@@ -187,7 +187,7 @@ class Run:
         print(json.dumps({"source": task.source, "target": task.target, **values}), file=stream, flush=True)
 
     def forecast(self, bundle: Bundle | None, device: str | None) -> int:
-        """Tells what would be done. Returns the exit code."""
+        """Prints the planned tasks with estimated times. Returns the exit code."""
         whole = 0.0
         for task in self.tasks:
             if task.error:
@@ -206,7 +206,7 @@ class Run:
         return self.end()
 
     def end(self) -> int:
-        """Tells all failures once more. Returns the exit code."""
+        """Prints a summary of the failures. Returns the exit code."""
         failures = [task for task in self.tasks if task.error]
         if len(self.tasks) > 1 and failures:
             print(f"{len(failures)} of {len(self.tasks)} images failed:", file=sys.stderr)

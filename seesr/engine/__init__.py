@@ -1,1 +1,1 @@
-"""Engine (bytes and Settings in, bytes and metrics out), its worker thread, and the checks before it loads."""
+"""The Python API: Engine, `upscale`, the worker thread, and the preflight check of the machine."""

@@ -1,4 +1,4 @@
-"""`seesr.upscale`: one call that loads an engine once and keeps it."""
+"""`seesr.upscale`: upscales with an engine that is loaded on the first call and cached."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def one(
     device: str | None,
     progress: Watcher | bool | None,
 ) -> Output:
-    """One image on the kept engine, with a bar where one is wanted."""
+    """Upscales one image on the cached engine, with a progress bar if requested."""
     with loading:
-        engine = kept_engine(None if bundle is None else str(bundle), device)
+        engine = cached_engine(None if bundle is None else str(bundle), device)
     if callable(progress):
         return engine.run(source, settings, watchers=(progress,))
     if progress is False or (progress is None and "ipykernel" not in sys.modules):
@@ -101,7 +101,7 @@ def one(
 
 
 @functools.lru_cache(maxsize=1)
-def kept_engine(bundle: str | None, device: str | None) -> Engine:
+def cached_engine(bundle: str | None, device: str | None) -> Engine:
     """The engine that `upscale` uses; loading another one frees the one before."""
     return Engine.load(bundle, device)
 

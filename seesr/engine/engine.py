@@ -1,4 +1,4 @@
-"""The engine: an image and Settings in, an Output with the bytes of a file and metrics out."""
+"""The `Engine`: loads a bundle and upscales images to encoded files with metrics, one at a time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Engine:
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Engine:
-        """Loads a bundle and runs one small picture through it.
+        """Loads a bundle and runs one small image through it.
 
         Args:
             bundle: the folder; None: SEESR_WEIGHTS, the full bundle or the pocket one, whichever is there.
@@ -90,8 +90,8 @@ class Engine:
 
     def _loaded(self) -> Upscaler:
         started = time.perf_counter()
-        given = self.configuration
-        upscaler = Upscaler.load(self.bundle, self.device, given.attention, given.cuda_graphs)
+        configuration = self.configuration
+        upscaler = Upscaler.load(self.bundle, self.device, configuration.attention, configuration.cuda_graphs)
         loaded = time.perf_counter()
         upscaler.warm_up()
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
@@ -201,9 +201,9 @@ class Engine:
             return {"loaded": False}
         networks = upscaler.networks
         bundle = networks.bundle
-        told = {**bundle._asdict(), "path": str(bundle.path), "defaults": bundle.defaults._asdict()}
-        found = {"loaded": True, "bundle": told, "graphs": upscaler.graphs_state}
-        return {**found, "attention": networks.attention, **hardware.about(networks.device)}
+        bundle_info = {**bundle._asdict(), "path": str(bundle.path), "defaults": bundle.defaults._asdict()}
+        info = {"loaded": True, "bundle": bundle_info, "graphs": upscaler.graphs_state}
+        return {**info, "attention": networks.attention, **hardware.about(networks.device)}
 
     def unload(self) -> None:
         """Frees the memory of the bundle; `reload` brings it back."""

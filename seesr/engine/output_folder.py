@@ -1,4 +1,4 @@
-"""Where the files of a process lie until its runtime has taken them."""
+"""A temporary folder for output files of this process."""
 
 from __future__ import annotations
 

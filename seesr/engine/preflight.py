@@ -1,4 +1,4 @@
-"""Can this machine serve this bundle? Asked before anything loads, by every door."""
+"""Preflight check: whether this machine can run a bundle, before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Machine(NamedTuple):
-    """What was seen of a machine.
+    """The properties of a machine that decide whether it can run a bundle.
 
     Attributes:
         device: its name; "cpu" for none.
@@ -61,7 +61,7 @@ def check(machine: Machine, kind: str, size: int) -> None:
         size: bytes of the bundle's files.
 
     Raises:
-        CannotServe: no GPU though none was waived, one too old, or too little memory.
+        CannotServe: no GPU and no SEESR_DEVICE=cpu, a GPU that is too old, or too little memory.
     """
     need = size + WORK
     if machine.capability is None:
@@ -70,19 +70,19 @@ def check(machine: Machine, kind: str, size: int) -> None:
         if kind != "pocket":
             log.warning("on the processor a picture takes minutes%s", expected())
         if machine.host < 2 * size + HOST:  # single precision
-            words = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the processor"
-            raise CannotServe(f"{words}; this machine has {machine.host / 1e9:.1f}")
+            message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the processor"
+            raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
         return
     if machine.capability < LEAST_CAPABILITY:
         has, least = (".".join(map(str, version)) for version in (machine.capability, LEAST_CAPABILITY))
         raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
     if machine.free is not None and machine.free < need:
-        words = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
-        raise CannotServe(f"{words}: end other programs on it, or use a larger one")
+        message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
+        raise CannotServe(f"{message}: end other programs on it, or use a larger one")
 
 
 def expected() -> str:
-    """What was measured on a processor, in words, where the results are at hand."""
+    """The measured time on a processor, for messages; empty if the results are not installed."""
     for path in sorted(RESULTS.glob("cpu-*.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
             if row["weights"] != "pocket":

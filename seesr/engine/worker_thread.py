@@ -1,4 +1,4 @@
-"""One thread for all predictions.
+"""A single worker thread for all predictions.
 
 OpenMP, oneDNN, cuDNN, cuBLAS and the allocator keep threads, handles and memory for every thread that calls them. A
 server that lends a prediction any thread of its pool pays for each of them again, and pays in the first predictions.
@@ -18,7 +18,7 @@ LOOK = 0.05  # seconds; an exception sent to a waiting thread arrives when its w
 
 
 class OneThread:
-    """Runs one piece of work after the other on a thread that stays the same until one is cancelled."""
+    """Runs calls one at a time on the same thread, which is replaced only after a cancellation."""
 
     def __init__(self) -> None:
         self._start()

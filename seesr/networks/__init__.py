@@ -1,1 +1,1 @@
-"""What a bundle loads and how it runs: models, SeeSR's attention, the tagger, hardware, CUDA graphs."""
+"""The networks of SeeSR and their execution: UNet, ControlNet, tagger, text encoder, kernels, CUDA graphs."""

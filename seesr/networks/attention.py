@@ -1,4 +1,4 @@
-"""The attention of the UNet and the ControlNet, by any kernel, and the context tokens that it looks at."""
+"""Attention of the UNet and the ControlNet with exchangeable kernels, and cached keys and values of context tokens."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch import Tensor, nn
 
 
 class Tokens:
-    """Context tokens of one picture, [B, n, width], and the keys and values that every cross-attention makes of them.
+    """Context tokens of one image, [B, n, width], with the cached keys and values of every cross-attention.
 
     They are the same for all tiles, steps and particles, so each is computed once. B is 1, or 2 with guidance.
     """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self.made: dict[Attention, tuple[Tensor, Tensor]] = {}
+        self.cached: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def keys_values(self, attention: Attention, batch: int) -> tuple[Tensor, Tensor]:
         """For a batch that holds B groups of equal size: [batch, heads, n, head width] each."""
-        if attention not in self.made:
-            self.made[attention] = project(attention, self.values)
-        keys, values = self.made[attention]
+        if attention not in self.cached:
+            self.cached[attention] = project(attention, self.values)
+        keys, values = self.cached[attention]
         if len(keys) == 1:
             return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
         times = batch // len(keys)
         return keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)
 
-    def project_again(self) -> None:
-        """Computes all keys and values anew, into the same memory, after `values` have changed."""
-        for attention, made in self.made.items():
-            for own, new in zip(made, project(attention, self.values), strict=True):
+    def recompute(self) -> None:
+        """Recomputes all keys and values in place after `values` have changed."""
+        for attention, cached in self.cached.items():
+            for own, new in zip(cached, project(attention, self.values), strict=True):
                 own.copy_(new)
 
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
 
 def set_kernel(network: nn.Module, kernel: Kernel) -> None:
-    """Has every attention of a UNet or ControlNet computed by `kernel`."""
+    """Sets the attention kernel of every layer of a UNet or ControlNet."""
     for module in network.modules():
         if isinstance(module, Attention):
             module.kernel = kernel

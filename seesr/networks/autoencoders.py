@@ -1,4 +1,4 @@
-"""The two autoencoders that bundles can have: Stable Diffusion's, and the small one without normal distribution."""
+"""AutoencoderKL and AutoencoderTiny, compatible with the weights of the diffusers classes."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ class AutoencoderKL(Network):
     }
     FIXED: ClassVar = {"act_fn": "silu"}
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(given)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(arguments)
         config, latent = self.config, self.config["latent_channels"]
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config["use_quant_conv"] else None
@@ -207,6 +207,6 @@ class AutoencoderTiny(Network):
         "shift_factor": 0,
     }
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__({**given, "block_out_channels": given.get("decoder_block_out_channels", (64,) * 4)})
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__({**arguments, "block_out_channels": arguments.get("decoder_block_out_channels", (64,) * 4)})
         self.encoder, self.decoder = EncoderTiny(self.config), DecoderTiny(self.config)

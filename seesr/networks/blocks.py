@@ -29,14 +29,14 @@ class Network(nn.Module):
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     FIXED: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        for key, value in given.items():
+        for key, value in config.items():
             known = key in self.DEFAULTS or key in IGNORED or key.startswith("_")
             if not known and value not in (None, False, self.FIXED.get(key)):
                 name = type(self).__name__
                 raise WeightsError(f"{key} is {value!r} in the config of the {name}: only {self.FIXED.get(key)} works")
-        self.config = types.MappingProxyType({key: given.get(key, value) for key, value in self.DEFAULTS.items()})
+        self.config = types.MappingProxyType({key: config.get(key, value) for key, value in self.DEFAULTS.items()})
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Forward passes as CUDA graphs: one launch of the whole instead of 1,700 launches of its operations.
+"""Forward passes as CUDA graphs: one launch instead of 1,700.
 
 A graph is recorded for one shape and reads fixed memory, so inputs and context tokens are copied there first. Graphs
 are recorded during setup only, where nobody cancels and no other thread uses the device; a pass of any other shape runs
@@ -181,7 +181,7 @@ class Contexts:
 
     def project(self) -> Tensor:
         for own in self.own:
-            own.project_again()
+            own.recompute()
         return self.own[0].values
 
 

@@ -1,4 +1,4 @@
-"""What pays on which hardware: the layout of the weights and the kernels, chosen once for loaded networks."""
+"""Per-device tuning of loaded networks: memory format and attention, matrix-product and fused kernels."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
     Args:
         name: one of KERNELS; or "auto": a CPU takes "rows" where oneDNN can multiply in this dtype and is faster, and
-            a GPU what torch chooses by its own table of cards and versions. Nothing is timed: one seed is one picture
+            a GPU what torch chooses by its own table of cards and versions. Nothing is timed: one seed is one image
             at every start.
 
     Raises:
@@ -142,16 +142,16 @@ def name(device: torch.device) -> str:
 
 def about(device: torch.device) -> dict[str, Any]:
     """Name, and of a GPU its capability and memory in bytes."""
-    found: dict[str, Any] = {"device": name(device)}
+    description: dict[str, Any] = {"device": name(device)}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         memory = {"free": free, "total": total, "held": torch.cuda.memory_reserved(device)}
-        found |= {"capability": torch.cuda.get_device_capability(device), "gpu_memory": memory}
-    return found
+        description |= {"capability": torch.cuda.get_device_capability(device), "gpu_memory": memory}
+    return description
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most that this process has held so far, in MB (10^6 bytes)."""
+    """Peak resident memory of this process, MB (10^6 bytes)."""
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6}  # KiB on Linux
     if device.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(device) // 10**6

@@ -1,4 +1,4 @@
-"""Attention and matrix products by other kernels than torch would take.
+"""Alternative kernels for attention and matrix products on CPU and GPU.
 
 KERNELS has every attention kernel; a new one is one row there. None of them changes what is computed, only in which
 order sums are taken: about 1e-6 of the values in single precision.

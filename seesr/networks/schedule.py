@@ -1,4 +1,4 @@
-"""The noise schedule of a bundle, with trailing timesteps, as SeeSR reads it."""
+"""The noise schedule of a bundle, with trailing timesteps as in SeeSR."""
 
 from __future__ import annotations
 

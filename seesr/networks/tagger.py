@@ -1,4 +1,4 @@
-"""RAM with DAPE (Zhang et al. 2023; Wu et al. 2024): one look at the small picture gives tags and image tokens."""
+"""RAM with DAPE (Zhang et al. 2023; Wu et al. 2024): computes tags and image tokens from the input image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 def preprocess(pixels: Tensor, size: int) -> Tensor:
     """[1, 3, H, W] in [0, 1] -> [1, 3, size, size], ImageNet-normalised; the aspect ratio is not kept.
 
-    Bilinear without antialiasing, as RAM was run; antialiasing would change tags of pictures above `size`.
+    Bilinear without antialiasing, as RAM was run; antialiasing would change tags of images above `size`.
     """
     pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
     mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
@@ -111,7 +111,7 @@ class Tagger(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> tuple[list[str], Tensor]:
-        """The original small picture, [1, 3, H, W] in [0, 1] -> (tags, image tokens [1, 1 + n, token_width])."""
+        """The original small image, [1, 3, H, W] in [0, 1] -> (tags, image tokens [1, 1 + n, token_width])."""
         weight = self.image_proj.weight
         tokens = self.tokens(preprocess(pixels.float(), self.image_size).to(weight))
         return self.names(self.logits(tokens)), tokens

@@ -87,7 +87,7 @@ class TextEncoder(nn.Module):
     """CLIP's text encoder. Weights of transformers' CLIPTextModel load, without the prefix `text_model.`.
 
     Args:
-        given: the keys of DEFAULTS that the config has; others have no effect here.
+        config_values: the keys of DEFAULTS that the config has; others have no effect here.
     """
 
     DEFAULTS: ClassVar = {
@@ -101,9 +101,9 @@ class TextEncoder(nn.Module):
         "layer_norm_eps": 1e-5,
     }
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **config_values: Any) -> None:
         super().__init__()
-        config = {key: given.get(key, value) for key, value in self.DEFAULTS.items()}
+        config = {key: config_values.get(key, value) for key, value in self.DEFAULTS.items()}
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config["hidden_size"], config["layer_norm_eps"])
@@ -128,8 +128,8 @@ class ClipTokenizer:
         config = json.loads((folder / "tokenizer_config.json").read_text())
         names = {"unk": "<|endoftext|>", "bos": "<|startoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"}
         for kind, name in names.items():
-            found = config.get(f"{kind}_token") or name
-            names[kind] = found["content"] if isinstance(found, dict) else found
+            token = config.get(f"{kind}_token") or name
+            names[kind] = token["content"] if isinstance(token, dict) else token
         self.model_max_length: int = config["model_max_length"]
         vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         model = BPE(vocabulary, merges, end_of_word_suffix=SUFFIX, unk_token=names["unk"])
@@ -147,9 +147,9 @@ class ClipTokenizer:
         )
         self.end, self.filling = ids["eos"], ids["pad"]
 
-    def encode(self, words: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Ids with those of the start and the end, of any length."""
-        return self.tokenizer.encode(words).ids
+        return self.tokenizer.encode(text).ids
 
     def encode_batch(self, prompts: list[str]) -> Tensor:
         """Ids [B, 77]: prompts that are too long lose their end, others are filled up."""
@@ -161,5 +161,5 @@ class ClipTokenizer:
         return torch.tensor(rows)
 
     def decode(self, ids: list[int]) -> str:
-        """The words of some ids."""
+        """Decodes token ids to text."""
         return self.tokenizer.decode(ids, skip_special_tokens=False).replace(SUFFIX, " ").strip()

@@ -1,4 +1,4 @@
-"""SeeSR's transformers: at every place where Stable Diffusion has one for the text there is a second for the image.
+"""Transformer blocks of SeeSR: a second transformer for image tokens after each text transformer of Stable Diffusion.
 
 SeeSR (Wu et al., CVPR 2024): the second one looks at the tagger's image tokens. Both run one after the other, text
 first.

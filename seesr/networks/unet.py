@@ -121,8 +121,8 @@ class Half(Network):
 
     down_blocks: Sequence[DownBlock]
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        super().__init__(given)
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
         config = self.config
         self.channels: list[int] = list(config["block_out_channels"])
         heads = config["attention_head_dim"]
@@ -176,8 +176,8 @@ class ControlNetModel(Half):
     }
     FIXED: ClassVar = {**FIXED, "controlnet_conditioning_channel_order": "rgb"}
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(given)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(arguments)
         config, channels = self.config, self.channels
         embedding = config["conditioning_channels"], config["conditioning_embedding_out_channels"]
         self.controlnet_cond_embedding = ConditioningEmbedding(channels[0], *embedding)
@@ -217,8 +217,8 @@ class UNet2DConditionModel(Half):
 
     up_blocks: Sequence[UpBlock]
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(given)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(arguments)
         config, channels = self.config, self.channels
         blocks, before = [], channels[-1]
         for number, kind in enumerate(config["up_block_types"]):

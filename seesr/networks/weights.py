@@ -1,4 +1,4 @@
-"""Bundles of weights on disk: where they are, and that every byte is the one that was published. No torch here.
+"""Weight bundles on disk: location, manifest and sha256 verification. Does not import torch.
 
 A bundle is a folder of diffusers-style sub-folders (unet, controlnet, vae, text_encoder, tokenizer, scheduler,
 tagger) and a bundle.json that names it and holds the sha256 of every file.
@@ -26,11 +26,11 @@ class WeightsError(RuntimeError):
 
 
 class CannotServe(RuntimeError):
-    """This machine cannot make pictures with this bundle. One line: what is missing, what to do."""
+    """This machine cannot run this bundle. One line: what is missing, what to do."""
 
 
 class Defaults(NamedTuple):
-    """What a bundle takes for settings that are not given.
+    """A bundle's defaults for unset settings.
 
     Attributes:
         num_inference_steps: denoising steps.
@@ -59,7 +59,7 @@ class Bundle(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the name and of all files' sums: two bundles of one name are told apart by it."""
+        """SHA-256 of the name and of all files' sums: distinguishes bundles of the same name."""
         return hashlib.sha256(json.dumps([self.name, sorted(self.files.items())]).encode()).hexdigest()
 
 
@@ -69,9 +69,9 @@ def locate() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; one that has not changed since it was last asked for is not read again."""
-    found = path.stat()
-    return sum_of(path, found.st_ino, found.st_size, found.st_mtime_ns)
+    """SHA-256 of a file, cached until the file changes."""
+    status = path.stat()
+    return sum_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.runtime.memory import Budget
-from seesr.runtime.precision import again_in_float32, check_finite
+from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Place, Tile, blend, grid, window
 
@@ -114,7 +114,7 @@ class Denoiser:
             check_finite(prediction, "denoise")
             return prediction
 
-        return again_in_float32(work, self.budget, self.unet, self.controlnet)
+        return retry_in_float32(work, self.budget, self.unet, self.controlnet)
 
     def release(self) -> None:
         self.features.clear()

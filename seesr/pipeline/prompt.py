@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seesr.networks.text_encoder import ClipTokenizer, TextEncoder
 from seesr.runtime.memory import Budget
-from seesr.runtime.precision import again_in_float32, check_finite
+from seesr.runtime.precision import check_finite, retry_in_float32
 
 
 def compose(tags: list[str], user_prompt: str, positive_prompt: str) -> str:
@@ -62,4 +62,4 @@ def encode(encoder: TextEncoder, tokenizer: ClipTokenizer, prompts: list[str], b
         check_finite(tokens, "text")
         return tokens
 
-    return again_in_float32(work, budget, encoder)
+    return retry_in_float32(work, budget, encoder)

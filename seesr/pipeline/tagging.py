@@ -12,7 +12,7 @@ from torch import Tensor
 from seesr.images.picture import Pixels
 from seesr.networks.tagger import Tagger
 from seesr.runtime.memory import Budget
-from seesr.runtime.precision import again_in_float32, check_finite
+from seesr.runtime.precision import check_finite, retry_in_float32
 
 LARGE = 2**22  # pixels of a picture that is shrunk before it is moved
 
@@ -34,7 +34,7 @@ def tag(tagger: Tagger, rgb: Pixels, budget: Budget) -> tuple[list[str], Tensor]
         check_finite(tokens, "tags")
         return tags, tokens
 
-    return again_in_float32(work, budget, tagger)
+    return retry_in_float32(work, budget, tagger)
 
 
 def to_floats(rgb: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What every stage needs: memory budget, precision and its retry, progress, tile geometry."""
+"""Shared runtime services: memory budget, precision with its float32 retry, progress reporting, tile geometry."""

@@ -1,4 +1,4 @@
-"""What fits: tiles per batch from the free memory, and the way down when memory was not enough."""
+"""Memory budget: batch sizes from the free memory, and retries with smaller ones after an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from seesr.runtime.tiling import BATCHES
 
-HALF_CELL = 90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
+BYTES_PER_LATENT_PIXEL = (
+    90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
+)
 WHOLE_SHARE = 0.85  # of what is free on a GPU: the autoencoder runs alone
 LEAST_HOLD = 2**28  # below this, nothing is held
 HOST_HOLD = 2**31  # bytes that waiting tiles may keep in host memory, at most
-OUT_OF_MEMORY = (  # how torch's CPU allocator, cuBLAS, cuDNN and a recording say it
+OUT_OF_MEMORY = (  # messages of torch's CPU allocator, cuBLAS, cuDNN and CUDA graph capture
     "can't allocate memory",
     "out of memory",
     "ALLOC_FAILED",
@@ -32,18 +34,18 @@ log = logging.getLogger(__name__)
 
 
 class OutOfMemory(RuntimeError):
-    """Nothing is left to give up. One line: what was tried, what is free, what to change."""
+    """Out of memory at the smallest batch too. One line: the allocator's reason and what to change."""
 
 
 class Allowance:
-    """An amount that is lowered whenever memory runs out. Stepping down changes the time, never the pixels.
+    """An amount that is lowered after each out-of-memory error. A lower amount changes the time, never the pixels.
 
     Args:
         name: for the log.
-        amount: where it begins.
-        least: below this it is not lowered.
-        lower: from one amount to the next.
-        remedy: what the caller can change once it is at the least.
+        amount: initial value.
+        least: lower bound.
+        lower: maps an amount to the next smaller one.
+        remedy: what the caller can change when `least` does not fit; ends the error message.
         spare: frees memory that is only there for speed; False where there is none.
     """
 
@@ -68,14 +70,14 @@ class Allowance:
     ) -> T:
         """Returns work(); when memory runs out, lowers the amount and tries again.
 
-        Before the amount becomes the least, or where it is, `spare` is asked first.
+        Before the amount becomes the least, or where it is the least, `spare` is called first.
 
         Args:
             release: drops what an interrupted `work` and its neighbours still hold.
-            lower: in place of the allowance's own.
+            lower: replaces the allowance's `lower`.
 
         Raises:
-            OutOfMemory: it does not fit at the least amount either.
+            OutOfMemory: the least amount does not fit either.
         """
         while True:
             try:
@@ -103,16 +105,16 @@ class Allowance:
 
 
 class Budget:
-    """How much is run and held at once for one picture.
+    """Memory limits for one image: batch size and cached bytes.
 
     Attributes:
         batch: tiles per forward pass of the denoiser.
         hold: bytes that waiting tiles of the autoencoder may keep.
-        whole: bytes that it may take for a pass over the whole picture; beyond these it works in tiles.
+        whole: bytes that the autoencoder may take for a pass over the whole image; above, it works in tiles.
         single: nothing to lower: a pass that must fit.
         spare: frees memory that is only there for speed, such as recorded graphs; False where there is none.
-        redone: how often half precision was not enough.
-        cast: the values that were cast up for it, each with its own half precision.
+        redone: number of float32 retries after an overflow in half precision.
+        cast: parameters cast to float32 for a retry, each with its half-precision values.
     """
 
     def __init__(self, batch: int = 1, hold: int = 0, whole: int = 0, spare: Callable[[], bool] = bool) -> None:
@@ -130,46 +132,48 @@ class Budget:
         self.cast: list[tuple[Tensor, Tensor]] = []
 
     def restore(self) -> None:
-        """Gives the networks that were cast up their own values again."""
+        """Restores the half-precision parameters of networks that were cast to float32."""
         for value, own in self.cast:
             value.data = own
         self.cast.clear()
 
     @property
     def retries(self) -> int:
-        """How often memory was not enough."""
+        """Number of retries after an out-of-memory error."""
         return self.batch.lowered + self.hold.lowered + self.whole.lowered + self.single.lowered
 
     @classmethod
-    def for_device(cls, device: torch.device, cells: int, pool: int = 0, spare: Callable[[], bool] = bool) -> Budget:
-        """For tiles of `cells` latent cells on a device as it is now.
+    def for_device(
+        cls, device: torch.device, latent_pixels: int, pool: int = 0, spare: Callable[[], bool] = bool
+    ) -> Budget:
+        """The budget for tiles of `latent_pixels` on a device with its current free memory.
 
         Args:
-            pool: bytes that look free and are held by recorded passes of the denoiser.
+            pool: bytes reported as free that belong to the CUDA graphs of the denoiser.
         """
-        return cls.within(max(0, free(device) - pool), device, cells, pool, spare)
+        return cls.within(max(0, free(device) - pool), device, latent_pixels, pool, spare)
 
     @classmethod
     def within(
-        cls, unused: int, device: torch.device, cells: int, pool: int = 0, spare: Callable[[], bool] = bool
+        cls, unused: int, device: torch.device, latent_pixels: int, pool: int = 0, spare: Callable[[], bool] = bool
     ) -> Budget:
         """Half of the `unused` bytes, first for batches (which have the `pool` besides), later for the autoencoder."""
         half = unused // 2
-        if device.type == "cpu":  # gains nothing from batches, and shares its memory with the pictures
+        if device.type == "cpu":  # gains nothing from batches, and shares its memory with the images
             return cls(1, min(half, HOST_HOLD), min(half, HOST_HOLD), spare)
-        room = (unused + pool) // 2
-        batch = max((size for size in BATCHES if size * cells * HALF_CELL <= room), default=1)
+        available = (unused + pool) // 2
+        batch = max((size for size in BATCHES if size * latent_pixels * BYTES_PER_LATENT_PIXEL <= available), default=1)
         return cls(batch, half, int(WHOLE_SHARE * 2 * half), spare)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Torch's CPU allocator and some CUDA libraries say so in words only."""
-    words = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(known in words for known in OUT_OF_MEMORY)
+    """Whether an error is an out-of-memory error; some libraries say so only in the message."""
+    message = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(known in message for known in OUT_OF_MEMORY)
 
 
 def free(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of the machine within the limit of its control group."""
+    """Bytes available on the GPU, or on the machine within the limit of its control group."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

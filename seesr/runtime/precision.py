@@ -1,4 +1,4 @@
-"""Half or single precision: which one a device computes in, the check for overflow, and the second try."""
+"""Working precision: dtype per device, the check for NaN and infinity, and the retry in float32."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def check_finite(values: Tensor, stage: str) -> None:
         raise NotFinite(f"the networks gave values that are not finite ({stage}); nothing is returned")
 
 
-def again_in_float32(work: Callable[[], T], budget: Budget, *networks: nn.Module) -> T:
-    """Returns work(); if that was not finite in half precision, casts the networks up for a second try.
+def retry_in_float32(work: Callable[[], T], budget: Budget, *networks: nn.Module) -> T:
+    """Returns work(); if it was not finite in half precision, casts the networks to float32 and retries.
 
-    They stay so for the rest of the picture, which would overflow again; who ends it calls budget.restore(). Their half
-    precision is kept, in its own memory, which recorded graphs read.
+    The networks stay in float32 for the rest of the image; the caller ends it with budget.restore(). The half-precision
+    parameters stay at their addresses, which CUDA graphs read.
 
     Raises:
         NotFinite: not finite in single precision either.

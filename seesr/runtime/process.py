@@ -1,4 +1,4 @@
-"""Loaded networks belong to the process that loaded them."""
+"""Check that loaded networks are used in the process that loaded them, not after `os.fork()`."""
 
 from __future__ import annotations
 

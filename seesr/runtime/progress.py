@@ -1,4 +1,4 @@
-"""How far one picture has come. Whoever watches is told at every tile, and may stop the work by raising."""
+"""Progress of one image. Watchers are called after every batch of tiles, and stop the work by raising."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class Position(NamedTuple):
-    """Where one picture is.
+    """The stage of one image, and the tiles done in it.
 
     Attributes:
         stage: read, tags, text, enlarge, encode, denoise, decode, finish or file.
@@ -27,11 +27,11 @@ class Position(NamedTuple):
         return f"{self.stage}, {self.done} of {self.total}"
 
 
-Watcher = Callable[[Position], None]  # told at the start of every stage and after every batch of tiles
+Watcher = Callable[[Position], None]  # called at the start of every stage and after every batch of tiles
 
 
 class DeadlineExceeded(RuntimeError):
-    """A picture took longer than its caller wanted to wait. One line that says how far it came."""
+    """An image took longer than its deadline. One line with the deadline and the progress."""
 
 
 class Deadline:
@@ -51,10 +51,10 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def write(self, words: str) -> None:
-        words = words.replace("\r", "").strip()
-        if words:
-            self.stream.write(words + "\n")
+    def write(self, text: str) -> None:
+        text = text.replace("\r", "").strip()
+        if text:
+            self.stream.write(text + "\n")
 
     def flush(self) -> None:
         self.stream.flush()
@@ -85,10 +85,10 @@ class Bar:
 
 
 class Progress:
-    """Counts the tiles of one picture, stage by stage.
+    """Counts the tiles of one image, stage by stage.
 
     Args:
-        watchers: told of every change.
+        watchers: called with every new Position.
     """
 
     def __init__(self, *watchers: Watcher) -> None:
@@ -106,7 +106,7 @@ class Progress:
         self.tell()
 
     def finish(self) -> None:
-        """The stage is done; for one that did not count."""
+        """Marks a stage that did not count its tiles as done."""
         if self.position.done < self.position.total:
             self.advance(self.position.total - self.position.done)
 

@@ -1,4 +1,4 @@
-"""One tiling combinator for every network: evenly spread tiles of one fixed shape, smoothly blended."""
+"""Tile geometry for every network: evenly spread tiles of one shape, batched and blended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """A rectangle in cells of the array that is tiled."""
+    """A rectangle in elements of the array that is tiled: latent pixels for the denoiser."""
 
     top: int
     left: int
@@ -41,7 +41,7 @@ class Tile(NamedTuple):
 BATCHES = (1, 4, 5, 8)
 ATTENTION_AREA = 15_600  # latent pixels at which attention costs the full networks as much as everything else
 PASS = 0.5  # what a forward pass costs beside its tiles, in tiles
-Place = tuple[int, Tile]  # (index of the picture in a batch, tile)
+Place = tuple[int, Tile]  # (index of the image in a batch, tile)
 
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
@@ -109,13 +109,13 @@ def window(height: int, width: int) -> Tensor:
 
 
 @functools.cache
-def batches(count: int, most: int) -> tuple[int, ...]:
-    """Sizes of the batches that take `count` tiles in the least time, none above `most`.
+def batches(count: int, maximum: int) -> tuple[int, ...]:
+    """Sizes of the batches that take `count` tiles in the least time, none above `maximum`.
 
     Sizes come from BATCHES, for which the networks can be recorded; every batch costs PASS tiles more than it holds.
     A batch may hold one tile more than there are: seven take one of 8.
     """
-    sizes = [size for size in BATCHES if size <= most]
+    sizes = [size for size in BATCHES if size <= maximum]
     full = max(0, count - 8 * sizes[-1]) // sizes[-1]  # of many, most batches are of the largest size
     best: list[tuple[float, int, list[int]]] = [(0.0, 0, [])]  # cost, number of batches, their sizes
     for n in range(1, count - full * sizes[-1] + 1):
@@ -139,10 +139,10 @@ def blend(
     Args:
         fn: takes places, at most `batch`, and returns [places, C, h, w]. Their numbers are those of `batches`; a
             last batch that is not full repeats its last place.
-        tiles: the tiles of one picture, all of one shape.
+        tiles: the tiles of one image, all of one shape.
         shape: [N, C, H, W] of the whole.
         weight: [h, w], relative weight of every cell of a tile; see `window`.
-        finished: told after every batch how many places it finished, the filling left out.
+        finished: called after every batch with the number of places in it, without padding.
 
     Returns:
         [N, C, H, W] in float32.

@@ -1,1 +1,1 @@
-"""The autoencoder: pixels to latents and back, in one pass, layer by layer in row strips, or in lockstep tiles."""
+"""The VAE at any image size: in one pass, layer by layer in row strips, or in lockstep tiles."""

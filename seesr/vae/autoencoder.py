@@ -1,4 +1,4 @@
-"""Pixels to latents and back: one pass where the picture fits in a tile, else its result by strips or by tiles."""
+"""VAE encode and decode: one pass for images of one tile, the same result by row strips or tiles for larger ones."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor, nn
 
 from seesr.networks.autoencoders import AutoencoderTiny, Decoder, DecoderTiny, Encoder, EncoderTiny
 from seesr.runtime.memory import Budget
-from seesr.runtime.precision import again_in_float32, check_finite
+from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Tile, cores, grid
 from seesr.vae import row_strips
 from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk_tiles
 
-TILE = 96  # side of a tile with its halo, cells
+TILE = 96  # side of a tile with its halo, latent pixels
 TINY_ALIVE = 6  # activations of the widest layer that one pass of an AutoencoderTiny holds at once, at most
-HALO = 8  # cells; pixels farther away can still matter through 30 layers, but hardly do (docs/decisions/0005)
+HALO = 8  # latent pixels; what is farther away can still matter through 30 layers, but hardly do (docs/decisions/0005)
 TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
 
 
 class Posterior(NamedTuple):
-    """What the encoder says of the clean latents: a normal distribution per value, [1, C, h, w] float32, unscaled."""
+    """The encoder's posterior: a normal distribution per latent value, [1, C, h, w] float32, unscaled."""
 
     centre: Tensor
     deviation: Tensor
     scaling: float
 
     def mean(self) -> Tensor:
-        """The scaled latents that are most likely."""
+        """The scaled mode of the distribution."""
         return self.centre * self.scaling
 
     def sample(self, noise: Tensor) -> Tensor:
@@ -55,9 +55,9 @@ def encode(
     An AutoencoderTiny has no posterior: its deviation is 0.
 
     Args:
-        pixels: takes a tile in latent cells and returns the picture under it, [1, 3, f*h, f*w] in [0, 1].
+        pixels: takes a tile in latent pixels and returns the image under it, [1, 3, f*h, f*w] in [0, 1].
         size: (h, w) of the latents.
-        budget: says how much memory waiting tiles may hold.
+        budget: limits the memory that paused tiles may hold.
         part: the latent pixels that are needed; others are 0. None, or an autoencoder that is not local: all.
 
     Raises:
@@ -77,7 +77,7 @@ def encode(
             place.crop(moments).copy_(values)
         return moments
 
-    moments = again_in_float32(work, budget, vae)
+    moments = retry_in_float32(work, budget, vae)
     scaling = vae.config["scaling_factor"]
     if is_local(vae):
         return Posterior(moments, torch.zeros_like(moments), scaling)
@@ -111,7 +111,7 @@ def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress,
             place.scaled(factor).crop(whole).copy_(pixels[0].float() / 2 + 0.5)
         return whole
 
-    return again_in_float32(work, budget, vae)
+    return retry_in_float32(work, budget, vae)
 
 
 def halo(vae: Any) -> int:
@@ -119,7 +119,7 @@ def halo(vae: Any) -> int:
 
 
 def is_local(vae: Any) -> bool:
-    """Whether nothing beyond HALO_TINY cells can matter: no layer sees the whole picture."""
+    """Whether the receptive field ends at HALO_TINY latent pixels: no layer sees the whole image."""
     return isinstance(vae, AutoencoderTiny)
 
 
@@ -158,7 +158,7 @@ def run(
     budget: Budget,
     progress: Progress,
 ) -> Iterator[tuple[Tile, Tensor]]:
-    """Sends `size` cells through the network; yields (part in cells, finite values of that part).
+    """Runs the network over `size` latent pixels; yields (part in latent pixels, finite values of that part).
 
     Args:
         name: of the stage, for progress and errors.
@@ -213,7 +213,7 @@ def run_whole(
     budget: Budget,
     progress: Progress,
 ) -> Tensor | None:
-    """One pass, in strips where a layer sees the whole, see `run`; None where there is no room for it."""
+    """One pass, in strips where a layer sees the whole, see `run`; None where it does not fit in memory."""
     if is_tiny(network):
         if max(size) > tiny_side(network, budget.whole.amount):
             return None

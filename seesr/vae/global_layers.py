@@ -1,4 +1,4 @@
-"""A GroupNorm and an attention that have seen the whole picture in parts, and then work on any part of it."""
+"""GroupNorm and attention over the whole image when it is computed in parts: collect statistics, then apply."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from seesr.networks import hardware
 from seesr.runtime.tiling import Tile
 
-PAIRS = 2**36  # of cells in the middle attention: all up to 4096 x 4096 pixels; above, all look at evenly spread ones
+PAIRS = 2**36  # query-key pairs in the middle attention: all up to 4096 x 4096 pixels; above, keys are subsampled
 TINY = 1e-12  # keeps the deviation of a flat part finite
 SMALL = 2**-8  # a power of two, so that nothing but the exponent changes
 WEIGHTS = 2**28  # attention weights computed at once
 
 
-class WholeNorm:
-    """A GroupNorm with the statistics of the whole picture."""
+class GlobalNorm:
+    """A GroupNorm with the statistics of the whole image."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         self.module = norm
         self.parts: list[tuple[int, Tensor, Tensor]] = []  # area, variance and mean of every group
 
-    def look(self, values: Tensor, part: Tile) -> None:
+    def observe(self, values: Tensor, part: Tile) -> None:
         find = moments_by_sums if values.is_cuda else moments_by_norm
         self.parts.append((values.shape[2] * values.shape[3], *find(values, self.module.num_groups)))
 
     def finish(self) -> Tensor:
-        """Takes what was seen into use; returns values that are finite if all were."""
+        """Combines the observed parts; returns values that are finite if all parts were."""
         counts, variances, means = zip(*self.parts, strict=True)
         if len(counts) == 1:
             self.use(means[0], variances[0])
@@ -82,18 +82,18 @@ def moments_by_sums(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return variance.clamp(min=0).float(), mean.float()
 
 
-class WholeAttention:
-    """Single-head self-attention of a tile's cells to the cells of the whole picture."""
+class GlobalAttention:
+    """Single-head self-attention from the latent pixels of a tile to those of the whole image."""
 
     def __init__(self, attention: Any, size: tuple[int, int]) -> None:
         self.module = attention
         self.stride = 1
-        cells = size[0] * size[1]
-        while cells * (size[0] // self.stride) * (size[1] // self.stride) > PAIRS:
+        latent_pixels = size[0] * size[1]
+        while latent_pixels * (size[0] // self.stride) * (size[1] // self.stride) > PAIRS:
             self.stride += 1
         self.parts: list[tuple[Tensor, Tensor]] = []
 
-    def look(self, values: Tensor, part: Tile) -> None:
+    def observe(self, values: Tensor, part: Tile) -> None:
         seen = values[..., -part.top % self.stride :: self.stride, -part.left % self.stride :: self.stride]
         rows = seen.flatten(2).transpose(1, 2)
         self.parts.append((self.module.to_k(rows), self.module.to_v(rows)))
@@ -128,4 +128,4 @@ def attend_by_products(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return ((weights @ values) / (total * SMALL)).to(q.dtype)[None, None]
 
 
-Whole = WholeNorm | WholeAttention
+GlobalLayer = GlobalNorm | GlobalAttention

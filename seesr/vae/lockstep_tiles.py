@@ -1,9 +1,9 @@
-"""Tiles of an encoder or decoder that wait for one another, so that they give what one pass over the whole would.
+"""Lockstep tiles: VAE tiles that pause at every global layer, so that the result equals one pass over the image.
 
-A convolution needs only its neighbours: a tile with a margin (halo) gives it the same values as the whole picture. But
+A convolution needs only its neighbours: a tile with a margin (halo) gives it the same values as the whole image. But
 a GroupNorm and the middle attention look at every pixel. So a tile runs as a generator that waits at each of these
-layers; when every tile has shown the layer its part, the layer knows the whole picture and the tiles go on. What a
-waiting tile has computed is kept if memory allows, else it is computed again: the result is the same.
+layers; when the layer has observed every tile, it has the statistics of the whole image and the tiles continue. The
+activations of a paused tile are cached if memory allows, else recomputed: the result is the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Tile
-from seesr.vae.global_layers import Whole, WholeAttention, WholeNorm
+from seesr.vae.global_layers import GlobalAttention, GlobalLayer, GlobalNorm
 
 Walk = Generator[tuple[nn.Module, Tensor], Tensor, Tensor]  # yields (layer, its input), is sent the output
 Stage = Callable[[Tensor], Walk]
@@ -87,7 +87,7 @@ def resnet(layer: Any, x: Tensor) -> Walk:
 
 
 def waits(network: nn.Module) -> int:
-    """At how many layers a tile has to wait for the others."""
+    """Number of layers at which a tile waits for the others."""
     return sum(isinstance(module, (nn.GroupNorm, Attention)) for module in network.modules())
 
 
@@ -102,14 +102,14 @@ def walk_tiles(
     budget: Budget,
     progress: Progress,
 ) -> Iterator[tuple[Tile, Tensor]]:
-    """Walks every tile through the stages; yields (part in cells, values of that part).
+    """Walks every tile through the stages; yields (part in latent pixels, values of that part).
 
     Args:
-        parts: for every tile the cells that it alone gives; they cover the whole.
-        size: (h, w) of the whole, cells.
+        parts: for every tile the latent pixels that only it contributes; together they cover the whole.
+        size: (h, w) of the whole, latent pixels.
     """
     walks = [TileWalk(stages, source, tile, part) for tile, part in zip(tiles, parts, strict=True)]
-    known: dict[nn.Module, Whole] = {}
+    known: dict[nn.Module, GlobalLayer] = {}
     progress.start(name, len(walks) * (waits(network) + 1))
 
     def forget() -> None:
@@ -117,7 +117,7 @@ def walk_tiles(
             walk.forget()
 
     while True:
-        whole: Whole | None = None
+        whole: GlobalLayer | None = None
         for walk in walks:
 
             def advance(walk: TileWalk = walk) -> nn.Module | None:
@@ -126,9 +126,9 @@ def walk_tiles(
                 layer = walk.go_on(known)
                 if layer is not None:
                     whole = whole or (
-                        WholeNorm(layer) if isinstance(layer, nn.GroupNorm) else WholeAttention(layer, size)
+                        GlobalNorm(layer) if isinstance(layer, nn.GroupNorm) else GlobalAttention(layer, size)
                     )
-                    whole.look(walk.inner(), walk.part)
+                    whole.observe(walk.inner(), walk.part)
                 return layer
 
             layer = budget.hold.attempt(advance, forget)
@@ -146,23 +146,23 @@ def walk_tiles(
 
 
 class TileWalk:
-    """One tile on its way through the stages, and the part of the picture that it alone gives, in cells."""
+    """The state of one tile between stages, and the part of the image that only it contributes, in latent pixels."""
 
-    x: Tensor  # what it has come to: the input of the layer it waits for, or the result
+    x: Tensor  # the input of the layer that it waits for, or the result
 
     def __init__(self, stages: list[Stage], source: Callable[[Tile], Tensor], tile: Tile, part: Tile) -> None:
         self.stages, self.source, self.tile, self.part = stages, source, tile, part
         self.forget()
 
     def forget(self) -> None:
-        """Back to the beginning, nothing held."""
+        """Drops all activations: the tile starts again from its source."""
         self.mark: tuple[int, Tensor | None] = (0, None)  # a stage to start again from, and its input (None: source)
         self.latest = self.mark
         self.walk: Walk | None = None
         self.layer: nn.Module | None = None
         self.x = torch.empty(0)
 
-    def go_on(self, known: dict[nn.Module, Whole]) -> nn.Module | None:
+    def go_on(self, known: dict[nn.Module, GlobalLayer]) -> nn.Module | None:
         """Walks up to the next layer that is not known yet, and returns it; None at the end."""
         if self.walk is None:
             stage, x = self.latest = self.mark
@@ -184,7 +184,7 @@ class TileWalk:
                 self.walk, self.layer = self.stages[stage](self.x), None
 
     def spare(self, allowance: int) -> None:
-        """Gives up what does not fit in `allowance` bytes: first the walk, then the input of its stage."""
+        """Drops activations that do not fit in `allowance` bytes: first the generator, then the input of its stage."""
         _, x = self.latest
         mark = 0 if x is None else x.nbytes
         if mark <= allowance:
@@ -193,7 +193,7 @@ class TileWalk:
             self.latest, self.walk, self.x = self.mark, None, torch.empty(0)
 
     def inner(self) -> Tensor:
-        """What `x` says of the tile's own part, [1, C, h, w]."""
+        """The crop of `x` to the part that only this tile contributes, [1, C, h, w]."""
         tile, part = self.tile, self.part
         scale = self.x.shape[3] // (tile.right - tile.left)
         shifted = Tile(part.top - tile.top, part.left - tile.left, part.bottom - tile.top, part.right - tile.left)

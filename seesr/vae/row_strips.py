@@ -1,6 +1,6 @@
-"""An encoder or decoder layer by layer over the whole picture: the result of one pass, without the peak of one pass.
+"""Row strips: runs a VAE encoder or decoder layer by layer over the whole image with less memory than one pass.
 
-Activations stand as [H, W, C], so that a strip of rows is one piece of memory. Norms see the whole picture; norm, SiLU
+Activations stand as [H, W, C], so that a strip of rows is one piece of memory. Norms see the whole image; norm, SiLU
 and convolution run over strips that borrow one row from each neighbour, so nothing is computed twice but these rows. At
 most two activations of one resolution are held: a residual block writes its result over its input. Where even these are
 too much, the widest, between the last two resolutions of a decoder, is made three times instead of held.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seesr.networks.autoencoders import Decoder, Encoder
 from seesr.runtime.tiling import Tile
-from seesr.vae.global_layers import WholeAttention, WholeNorm
+from seesr.vae.global_layers import GlobalAttention, GlobalNorm
 
 STRIP = 2**27  # bytes of one strip; some three are alive at once
 Rows = Callable[[int, int], Tensor]  # (first row, the one after the last) -> [1, C, rows, W]
@@ -29,15 +29,15 @@ def rows_of(x: Tensor) -> Rows:
 
 
 class Strips:
-    """One pass of a network over one picture.
+    """One pass of a network over one image.
 
     Args:
-        tell: called after every layer, and may stop the work by raising.
+        callback: called after every layer; stops the work by raising.
         frugal: holds a third less in a decoder, for a quarter more convolutions.
     """
 
-    def __init__(self, network: Encoder | Decoder, tell: Callable[[], object], frugal: bool = False) -> None:
-        self.network, self.tell, self.frugal = network, tell, frugal
+    def __init__(self, network: Encoder | Decoder, callback: Callable[[], object], frugal: bool = False) -> None:
+        self.network, self.callback, self.frugal = network, callback, frugal
         self.strip = STRIP // 2 if frugal else STRIP
 
     def run(self, x: Tensor) -> Tensor:
@@ -75,12 +75,12 @@ class Strips:
         x = self.resnet(block.resnets[0], x)
         for attention, layer in zip(block.attentions, block.resnets[1:], strict=True):
             size = x.shape[:2]
-            whole = WholeAttention(attention, (size[0], size[1]))
+            whole = GlobalAttention(attention, (size[0], size[1]))
             inner = self.norm(attention.group_norm, x)(rows_of(x)(0, len(x)))
-            whole.look(inner, Tile(0, 0, *size))
+            whole.observe(inner, Tile(0, 0, *size))
             whole.finish()
             x = self.resnet(layer, x.add_(whole(inner)[0].permute(1, 2, 0)))
-            self.tell()
+            self.callback()
         return x
 
     def resnet(self, layer: Any, x: Tensor) -> Tensor:
@@ -109,11 +109,11 @@ class Strips:
         for the statistics, for the first convolution and for the residual. The result lies where the first one's was.
         """
         height, width = 2 * len(x), 2 * x.shape[1]
-        read, whole = convolved(conv, height, doubled(x)), WholeNorm(layer.norm1)
+        read, whole = convolved(conv, height, doubled(x)), GlobalNorm(layer.norm1)
         for top, bottom in self.spans(height, width * conv.out_channels * x.element_size()):
-            whole.look(read(top, bottom), Tile(top, 0, bottom, width))
+            whole.observe(read(top, bottom), Tile(top, 0, bottom, width))
         whole.finish()
-        self.tell()
+        self.callback()
         inner = self.convolve(layer.conv1, height, lambda top, bottom: whole(read(top, bottom), activate=True))
         written, last = rows_of(inner), inner.new_empty(1, inner.shape[2], 1, width)
 
@@ -139,15 +139,15 @@ class Strips:
             rows = rows_of(x)(2 * top, 2 * bottom + 1)
             padded = F.pad(rows, (0, 1, 0, 2 * (bottom - top) + 1 - rows.shape[2]))
             rows_of(out)(top, bottom).copy_(conv(padded))
-        self.tell()
+        self.callback()
         return out
 
-    def norm(self, norm: nn.GroupNorm, x: Tensor) -> WholeNorm:
+    def norm(self, norm: nn.GroupNorm, x: Tensor) -> GlobalNorm:
         """The norm with the statistics of the whole of x [H, W, C]."""
-        whole = WholeNorm(norm)
+        whole = GlobalNorm(norm)
         # A GPU takes the statistics of all at once, from half precision as it lies there.
         for top, bottom in [(0, len(x))] if x.is_cuda else self.spans(len(x), x[0].nbytes):
-            whole.look(rows_of(x)(top, bottom), Tile(top, 0, bottom, x.shape[1]))
+            whole.observe(rows_of(x)(top, bottom), Tile(top, 0, bottom, x.shape[1]))
         whole.finish()
         return whole
 
@@ -163,9 +163,9 @@ class Strips:
         out = torch.empty(0)
         row = source(0, 1)
         row_bytes = max(conv.in_channels, conv.out_channels) * row.shape[3] * row.element_size()
-        made = convolved(conv, height, source)
+        convolved_rows = convolved(conv, height, source)
         for top, bottom in self.spans(height, row_bytes):
-            values = made(top, bottom)
+            values = convolved_rows(top, bottom)
             if sink is not None:
                 sink(top, bottom, values)
             else:
@@ -173,7 +173,7 @@ class Strips:
                     out = values.new_empty(height, values.shape[3], conv.out_channels)
                 rows_of(out)(top, bottom).copy_(values)
             del values  # before the next strip is made
-        self.tell()
+        self.callback()
         return out
 
     def spans(self, height: int, row_bytes: int) -> list[tuple[int, int]]:
@@ -187,8 +187,8 @@ def doubled(x: Tensor) -> Rows:
 
     def rows(top: int, bottom: int) -> Tensor:
         first = top // 2
-        found = F.interpolate(rows_of(x)(first, -(-bottom // 2)), scale_factor=2.0, mode="nearest")
-        return found[:, :, top - 2 * first : bottom - 2 * first]
+        upsampled = F.interpolate(rows_of(x)(first, -(-bottom // 2)), scale_factor=2.0, mode="nearest")
+        return upsampled[:, :, top - 2 * first : bottom - 2 * first]
 
     return rows
 
@@ -204,7 +204,7 @@ def convolved(conv: nn.Conv2d, height: int, source: Rows) -> Rows:
 
 
 def layers(network: nn.Module) -> int:
-    """How often `tell` is called in a pass."""
+    """Number of calls of `callback` in a pass."""
     convolutions = sum(
         isinstance(module, nn.Conv2d) and not name.endswith("conv_shortcut") for name, module in network.named_modules()
     )
@@ -213,7 +213,7 @@ def layers(network: nn.Module) -> int:
 
 
 def peak(network: Encoder | Decoder, size: tuple[int, int], frugal: bool = False) -> int:
-    """Bytes that a pass holds at most, for `size` = (h, w) cells of latents."""
+    """Bytes that a pass holds at most, for `size` = (h, w) latent pixels."""
     decodes = isinstance(network, Decoder)
     blocks: Any = network.up_blocks if decodes else network.down_blocks
     area = size[0] * size[1] * (1 if decodes else 4 ** (len(blocks) - 1))

@@ -97,7 +97,7 @@ def is_drawing(block: Block) -> bool:
 def one_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "load", lambda *given, **named: engine)
     monkeypatch.setattr(Engine, "__exit__", lambda *error: None)
-    api.kept_engine.cache_clear()
+    api.cached_engine.cache_clear()
 
 
 @pytest.mark.parametrize("block", [block for block in blocks() if block.language in ("python", "py")], ids=str)

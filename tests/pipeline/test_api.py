@@ -49,7 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, photo: Image.Image) -> Path:
 @pytest.fixture(autouse=True)
 def kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """`upscale` uses the engine of the other tests."""
-    monkeypatch.setattr(api, "kept_engine", lambda bundle, device: engine)
+    monkeypatch.setattr(api, "cached_engine", lambda bundle, device: engine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,10 +246,10 @@ def test_one_engine_is_kept_for_a_bundle_and_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     loads: list[tuple[object, ...]] = []
     monkeypatch.setattr(Engine, "load", lambda *given: loads.append(given))
-    api.kept_engine.cache_clear()
+    api.cached_engine.cache_clear()
     for bundle in (None, None, "a", "a", None):
-        api.kept_engine(bundle, "cpu")
-    api.kept_engine.cache_clear()
+        api.cached_engine(bundle, "cpu")
+    api.cached_engine.cache_clear()
     assert loads == [(None, "cpu"), ("a", "cpu"), (None, "cpu")]
 
 

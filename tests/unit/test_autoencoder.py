@@ -116,13 +116,13 @@ def test_without_room_for_the_whole_tiles_are_taken(
     assert budget.retries == 2 and budget.whole.amount == 0  # the frugal pass was tried, too
 
 
-@pytest.mark.parametrize("method", ["look", "finish"])
+@pytest.mark.parametrize("method", ["observe", "finish"])
 def test_recovers_where_the_statistics_of_the_whole_do_not_fit(
     tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     vae, z = tiny_upscaler.networks.vae, torch.randn(1, 4, *SIZE)
     undisturbed = decode(vae, z, Budget(hold=HELD))
-    original, calls = getattr(global_layers.WholeNorm, method), []
+    original, calls = getattr(global_layers.GlobalNorm, method), []
 
     def short(self: Any, *args: Any) -> Any:
         calls.append(method)
@@ -130,7 +130,7 @@ def test_recovers_where_the_statistics_of_the_whole_do_not_fit(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 132.00 MiB")
         return original(self, *args)
 
-    monkeypatch.setattr(global_layers.WholeNorm, method, short)
+    monkeypatch.setattr(global_layers.GlobalNorm, method, short)
     budget = Budget(hold=HELD)
     assert torch.equal(decode(vae, z, budget), undisturbed)
     assert budget.retries == 1
@@ -188,11 +188,11 @@ def test_attention_looks_at_evenly_spread_cells_of_a_large_picture(
     vae = tiny_upscaler.networks.vae
     attention = vae.decoder.mid_block.attentions[0]
     monkeypatch.setattr(global_layers, "PAIRS", 600 * SIZE[0] * SIZE[1])
-    whole = global_layers.WholeAttention(attention, SIZE)
+    whole = global_layers.GlobalAttention(attention, SIZE)
     assert whole.stride == 2
     cells = torch.randn(1, 16, *SIZE)
     for part in (Tile(0, 0, 13, 57), Tile(13, 0, 40, 20), Tile(13, 20, 40, 57)):
-        whole.look(part.crop(cells), part)
+        whole.observe(part.crop(cells), part)
     whole.finish()
     expected = attention.to_k(cells[..., ::2, ::2].flatten(2).transpose(1, 2))
     assert sorted(whole.keys[0, 0, :, 0].tolist()) == pytest.approx(sorted(expected[0, :, 0].tolist()))

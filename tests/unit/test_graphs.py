@@ -145,7 +145,7 @@ def test_tokens_are_loaded_once_an_image_for_all_shapes() -> None:
         for x in shapes:
             expected = forward(x, Tokens(tokens.values))
             assert torch.equal(graphs.run(forward, (x,), (tokens,), (attention,)), expected)
-        assert not tokens.made  # computed in the graphs' own memory
+        assert not tokens.cached  # computed in the graphs' own memory
 
 
 def test_memory_of_graphs_is_given_up_and_recorded_again() -> None:

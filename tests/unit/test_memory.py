@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seesr.runtime import memory
-from seesr.runtime.memory import HALF_CELL, HOST_HOLD, Budget, OutOfMemory
+from seesr.runtime.memory import BYTES_PER_LATENT_PIXEL, HOST_HOLD, Budget, OutOfMemory
 
 CELLS = 64 * 64
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -18,7 +18,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 @pytest.mark.parametrize(("share", "batch"), [(100, 8), (1.0, 8), (0.99, 5), (0.5, 4), (0.49, 1), (0.0, 1)])
 def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, share: float, batch: int) -> None:
     """Half of it for batches, half for what waits, more for a pass over the whole."""
-    free = 2 * int(share * 8 * CELLS * HALF_CELL)
+    free = 2 * int(share * 8 * CELLS * BYTES_PER_LATENT_PIXEL)
     monkeypatch.setattr(memory, "free", lambda device: free)
     found = Budget.for_device(GPU, CELLS)
     assert (found.batch.amount, found.hold.amount) == (batch, free // 2)
@@ -85,7 +85,7 @@ def test_what_is_only_there_for_speed_is_freed_before_the_last_step() -> None:
 
 
 def test_recorded_passes_hold_memory_that_only_batches_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    need = 8 * CELLS * HALF_CELL
+    need = 8 * CELLS * BYTES_PER_LATENT_PIXEL
     monkeypatch.setattr(memory, "free", lambda device: 2 * need)
     found = Budget.for_device(GPU, CELLS, pool=need)
     assert found.batch.amount == 8

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from seesr.runtime.memory import Budget
-from seesr.runtime.precision import NotFinite, again_in_float32, check_finite, working_dtype
+from seesr.runtime.precision import NotFinite, check_finite, retry_in_float32, working_dtype
 
 
 class Network(nn.Module):
@@ -44,11 +44,11 @@ def test_one_value_that_is_not_finite_is_seen(bad: float) -> None:
 def test_an_overflow_is_done_again_with_every_network_cast_up(caplog: pytest.LogCaptureFixture) -> None:
     first, second, budget = Network(), Network(), Budget()
     homes = [value.data_ptr() for value in (*values(first), *values(second))]
-    assert torch.equal(again_in_float32(first, budget, first, second), torch.full((2,), 90001.0))
+    assert torch.equal(retry_in_float32(first, budget, first, second), torch.full((2,), 90001.0))
     for network in (first, second):
         assert [value.dtype for value in values(network)] == [torch.float32, torch.float32, torch.int64]
     assert budget.redone == 1 and len(budget.cast) == 4 and "again in single precision" in caplog.text
-    again_in_float32(first, budget, first, second)  # it stays so for the rest of the picture
+    retry_in_float32(first, budget, first, second)  # it stays so for the rest of the picture
     assert budget.redone == 1
     budget.restore()
     assert [value.data_ptr() for value in (*values(first), *values(second))] == homes
@@ -57,7 +57,7 @@ def test_an_overflow_is_done_again_with_every_network_cast_up(caplog: pytest.Log
 
 def test_what_is_finite_is_left_alone() -> None:
     network, budget = Network(), Budget()
-    assert again_in_float32(lambda: 5, budget, network) == 5
+    assert retry_in_float32(lambda: 5, budget, network) == 5
     assert network.weight.dtype == torch.float16 and budget.redone == 0
 
 
@@ -72,5 +72,5 @@ def test_single_precision_that_overflows_too_is_an_error() -> None:
         return network()
 
     with pytest.raises(NotFinite):
-        again_in_float32(work, budget, network)
+        retry_in_float32(work, budget, network)
     assert len(calls) == 1 and budget.redone == 0 and budget.cast == []
