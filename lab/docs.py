@@ -81,8 +81,7 @@ def variables() -> str:
         kind = (
             str(field.annotation)
             .replace("pathlib.", "")
-            .replace("pydantic.types.Secret", "")
-            .replace("Str'", "str'")
+            .replace("pydantic.types.SecretStr", "str")
             .removeprefix("<class '")
             .removesuffix("'>")
         )
