@@ -101,6 +101,11 @@ class Configuration(BaseSettings):
         ge=2,
         description="Fleet: seconds without a sign of a worker after which another worker runs its job.",
     )
+    store_retry: float = Field(
+        default=60,
+        ge=0,
+        description="Fleet: seconds for which a worker retries while the object store is away; then the job fails.",
+    )
     worker_name: str | None = Field(
         default=None,
         description="Worker: its name, such as gpu0@host. Unset: built from the GPU, the process and the host.",

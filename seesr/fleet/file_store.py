@@ -79,6 +79,25 @@ class Objects:
         except (obstore.exceptions.BaseError, OSError) as error:
             raise away(error) from None
 
+    def exists(self, name: str) -> bool:
+        """Whether the store has a file.
+
+        Raises:
+            Away: the store does not answer.
+        """
+        try:
+            obstore.head(self.store, name)
+        except MISSING:
+            return False
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise away(error) from None
+        return True
+
+    def forget_inputs(self, job: Job) -> None:
+        """Removes this machine's copies."""
+        for name in (f"in-{job.id}", f"in-{job.id}-mask"):
+            (self.cache / name).unlink(missing_ok=True)
+
     def drop_inputs(self, job: Job) -> None:
         self.drop(f"in/{job.id}")
         if job.masked:

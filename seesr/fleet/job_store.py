@@ -53,7 +53,7 @@ class Records:
     """Every job of the fleet.
 
     Args:
-        keep: seconds after its creation for which a job is kept.
+        keep: seconds after its end for which a job is kept.
     """
 
     def __init__(self, link: Link, keep: float) -> None:
@@ -127,6 +127,7 @@ class Records:
         args = [id, "waiting" if only_waiting else "any", *(word for pair in fields.items() for word in pair)]
         ended = bool(self.link(lambda client: self.end_script(keys=keys, args=args)))
         if ended:
+            self.link(lambda client: client.zadd(EXPIRY, {f"job:{id}": time.time() + self.keep}))
             self.link(lambda client: client.hincrby(COUNTS, status, 1))
         return ended
 

@@ -80,16 +80,18 @@ class FleetJobs:
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         if self.closing:
             raise Away("the server is shutting down")
-        self.objects.put(f"in/{job.id}", image)
-        if mask is not None:
-            self.objects.put(f"in/{job.id}-mask", mask)
-        ahead = self.records.add(job, self.most)
-        if ahead >= self.most:
-            self.objects.drop_inputs(job)
-            raise Full(self.expected_seconds(ahead))
+        job.version = self.version
         try:
+            self.objects.put(f"in/{job.id}", image)
+            if mask is not None:
+                self.objects.put(f"in/{job.id}-mask", mask)
+            ahead = self.records.add(job, self.most)
+            if ahead >= self.most:
+                raise Full(self.expected_seconds(ahead))
             self.publish(job)
-        except Away:
+        except (Away, Full):
+            with contextlib.suppress(Away):
+                self.objects.drop_inputs(job)
             with contextlib.suppress(Away):
                 self.records.forget(job.id)  # it was not taken, and must not run later
             raise

@@ -46,8 +46,9 @@ class Upkeep:
             await asyncio.sleep(self.lease / 2)
 
     def claim_turn(self) -> bool:
-        """Whether this gateway is the one that cleans up now."""
-        return bool(self.link(lambda client: client.set(f"{PREFIX}upkeep", "1", nx=True, ex=max(1, self.lease // 2))))
+        """Whether this gateway is the one of its version that cleans up now."""
+        key = f"{PREFIX}upkeep:{self.jobs.version[:12]}"
+        return bool(self.link(lambda client: client.set(key, "1", nx=True, ex=max(1, self.lease // 2))))
 
     def reconcile(self) -> None:
         """Publishes again what has not ended and is neither queued nor taken: lost between two commands of the broker.
@@ -65,7 +66,7 @@ class Upkeep:
             job = self.jobs.find(id)
             if job is None:
                 self.jobs.records.forget(id)
-            elif not job.ended:
+            elif not job.ended and job.version == self.jobs.version:  # others are looked for by their own gateways
                 log.warning("job %s was lost by the queue and is published again", id)
                 self.jobs.publish(job)
         self.missing = missing - self.missing
@@ -88,12 +89,17 @@ class Upkeep:
         return found
 
     def expire(self) -> None:
-        """Records and objects whose time is over go together."""
+        """Records and objects whose time is over go together; a job that has not ended stays."""
+        keep = self.jobs.records.keep
         due = self.link(lambda client: client.zrangebyscore(EXPIRY, "-inf", time.time(), start=0, num=1000))
         for name in due:
             kind, _, id = name.partition(":")
             if kind == "job":
-                job = self.jobs.records.forget(id)
+                job = self.jobs.find(id)
+                if job is not None and not job.ended:
+                    self.link(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + keep}))
+                    continue
+                self.jobs.records.forget(id)
                 if job is not None:
                     self.jobs.objects.drop_inputs(job)
                 if job is not None and job.output:

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, which a message that is none of its own does not stop."""
+"""kombu's Redis transport, which neither a foreign message nor a read-only Redis ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from queue import Empty
 from typing import Any
 
 from kombu.transport import redis
+from redis.exceptions import ReadOnlyError
 
 log = logging.getLogger(__name__)
 
@@ -22,4 +23,7 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
+    """Connects again after a ReadOnlyError; kombu would end the worker over it."""
+
     Channel = Channel
+    connection_errors = (*redis.Transport.connection_errors, ReadOnlyError)

@@ -12,8 +12,9 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import signals
 
@@ -28,11 +29,13 @@ from seesr.fleet.worker_registry import Roster
 from seesr.networks import weights
 from seesr.object_store import Store
 from seesr.serving.identity import make_private, version_of
-from seesr.serving.job import CANCELED, DONE, FAILED, Job
+from seesr.serving.job import CANCELED, DONE, FAILED, Away, Job
 from seesr.serving.reporter import Canceled, Reporter
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
+T = TypeVar("T")
+LONGEST_PAUSE = 5.0  # seconds between two tries of the store
 OFTEN = 0.5  # seconds between two reports of one stage
 log = logging.getLogger(__name__)
 
@@ -113,18 +116,20 @@ class Child:
             self.records.hook(job, "logs")
 
         settings = Settings(**job.settings)
+        name = f"{job.id}.{settings.suffix}"
         try:
             report()
-            source = self.objects.get(f"in/{job.id}")
-            mask = self.objects.get(f"in/{job.id}-mask") if job.masked else None
+            source = self.until_stored(lambda: self.objects.get(f"in/{job.id}"))
+            mask = self.until_stored(lambda: self.objects.get(f"in/{job.id}-mask")) if job.masked else None
             output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),), mask)
-            name = f"{job.id}.{settings.suffix}"
-            self.objects.put(f"out/{name}", output.data, once=True)
+            self.until_stored(lambda: self.objects.put(f"out/{name}", output.data, once=True))
             self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
         except Canceled:
             self.end(job, CANCELED)
         except FileNotFoundError:
-            self.end(job, FAILED, error="the picture has expired; send it again")
+            self.end_without_input(job, name)
+        except Away as error:
+            self.end_without_store(job, error)
         except (ValueError, RuntimeError) as error:
             self.end(job, FAILED, error=str(error))
             if not self.engine.healthy():
@@ -134,17 +139,54 @@ class Child:
             log.exception("job %s", job.id)
             self.end(job, FAILED, error="an internal error; the worker's log has more")
 
+    def end_without_input(self, job: Job, name: str) -> None:
+        """Ends a job whose input is gone: done if its result is there, because Redis lost its last writes."""
+        try:
+            done = self.until_stored(lambda: self.objects.exists(f"out/{name}"))
+        except Away as error:
+            self.end_without_store(job, error)
+            return
+        if done:
+            self.end(job, DONE, output=name)
+        else:
+            self.end(job, FAILED, error="the image has expired; send it again")
+
+    def end_without_store(self, job: Job, error: Away) -> None:
+        words = f"{error} ({configuration.store}) for {configuration.store_retry:g} s"
+        self.end(job, FAILED, error=f"{words}; send the image again, or raise SEESR_STORE_RETRY")
+
+    def until_stored(self, work: Callable[[], T]) -> T:
+        """work(), tried again with longer and longer pauses while the store is away.
+
+        Raises:
+            Away: it was away for longer than SEESR_STORE_RETRY.
+        """
+        end, pause = time.monotonic() + configuration.store_retry, 0.25
+        while True:
+            try:
+                return work()
+            except Away:
+                if time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, 2 * pause)
+
     def end(self, job: Job, status: str, **values: Any) -> None:
         """Only the first end counts: a second run of the same job changes nothing."""
         job.status = status
         if not self.records.end(job.id, status, **values):
+            self.objects.forget_inputs(job)
             return
         found = self.records.find(job.id)
-        if found is not None and status == DONE:
+        if found is not None and status == DONE and found.metrics:
             self.records.count(found)
         for event in ("output", "completed") if status == DONE else ("completed",):
             self.records.hook(job, event)
-        self.objects.drop_inputs(job)
+        try:
+            self.objects.drop_inputs(job)
+        except Away as error:  # they are removed with the record
+            log.warning("job %s: its inputs stay until it expires: %s", job.id, error)
+        self.objects.trim(configuration.keep * 3600)  # of runs that were killed
 
 
 child: Child | None = None
