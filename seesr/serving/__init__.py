@@ -1,1 +1,1 @@
-"""HTTP for one machine or many: Replicate's API, a plain API, platform dialects, health, the page. No torch here."""
+"""The HTTP server: Replicate's API, the plain API, platform adapters, health checks and the web page. No torch."""

@@ -1,4 +1,4 @@
-"""Puts the server together and runs it."""
+"""Builds the ASGI application from its parts and runs the server."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def serve(
     """Runs the server until it is told to stop; returns the exit code.
 
     Args:
-        fleet: makes the parts of a gateway; None: pictures are made in this process.
+        fleet: makes the parts of a gateway; None: images are made in this process.
 
     Raises:
         ValueError: it would be open to everybody, or the port is taken; one line.

@@ -44,8 +44,10 @@ def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list
                     path.unlink(missing_ok=True)
                     if not isinstance(error, DAMAGE):  # the disk is full
                         raise
-                    words = str(error) if isinstance(error, EntryRefused) else f"it is damaged ({type(error).__name__})"
-                    refused.append({"name": clean_name(entry.filename), "error": words})
+                    reason = (
+                        str(error) if isinstance(error, EntryRefused) else f"it is damaged ({type(error).__name__})"
+                    )
+                    refused.append({"name": clean_name(entry.filename), "error": reason})
     except BaseException:
         for stored in files:
             stored.path.unlink(missing_ok=True)

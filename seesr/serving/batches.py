@@ -1,4 +1,4 @@
-"""Many pictures in one request: a job each, one priority, one answer."""
+"""The batch routes: many images in one request, one job for each, one zip of results."""
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ async def create_batch(request: Request) -> Response:
             raise Refused(415, "send a multipart form of files, or a zip")
         if not files and not refused:
             raise Refused(422, "the batch has no files")
-        asked = parse(Batch, given)
-        return JSONResponse(await queue_batch(request, files, refused, asked.settings(), asked.options()), 202)
+        batch_body = parse(Batch, given)
+        return JSONResponse(
+            await queue_batch(request, files, refused, batch_body.settings(), batch_body.options()), 202
+        )
     finally:
         for stored in files:
             stored.path.unlink(missing_ok=True)
@@ -63,14 +65,14 @@ async def queue_batch(
 ) -> dict[str, Any]:
     """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
     of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
-    asked = [[stored.digest for stored in files], dataclasses.asdict(settings), given]
-    before = await run_in_threadpool(of.claim, request, asked, batch)
+    batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), given]
+    before = await run_in_threadpool(of.claim, request, batch_body, batch)
     if before is not None:
-        kept = await run_in_threadpool(of.ledger.note, before)
-        if kept is None:
+        note = await run_in_threadpool(of.ledger.note, before)
+        if note is None:
             raise Refused(409, "the batch of this Idempotency-Key is still being taken in, or has expired")
         jobs = await run_in_threadpool(of.jobs.batch, owner(request), before)
-        return listed(of, base, before, jobs, kept["refused"])
+        return listed(of, base, before, jobs, note["refused"])
     queued = []
     try:
         for stored in files:
@@ -91,8 +93,8 @@ async def queue_batch(
 
 def listed(of: Service, base: str, id: str, jobs: list[Job], refused: list[dict[str, str]]) -> dict[str, Any]:
     """A batch as its sender sees it."""
-    found = [shown(of, base, job) for job in jobs]
-    return {"id": id, "jobs": found, "refused": refused, "urls": {"self": f"{base}/batches/{id}"}}
+    result = [shown(of, base, job) for job in jobs]
+    return {"id": id, "jobs": result, "refused": refused, "urls": {"self": f"{base}/batches/{id}"}}
 
 
 def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
@@ -102,10 +104,10 @@ def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
         Refused: 404.
     """
     of, id = service(request), request.path_params["id"]
-    kept = of.ledger.note(id) if is_id(id) else None
-    if kept is None or kept["owner"] != owner(request):
+    note = of.ledger.note(id) if is_id(id) else None
+    if note is None or note["owner"] != owner(request):
         raise Refused(404, "there is no batch of this id")
-    return of.jobs.batch(owner(request), id), kept["refused"]
+    return of.jobs.batch(owner(request), id), note["refused"]
 
 
 def show_batch(request: Request) -> Response:
@@ -113,8 +115,8 @@ def show_batch(request: Request) -> Response:
     jobs, refused = batch_of(request)
     done = all(job.ended for job in jobs)
     listed = [shown(of, base, job) for job in jobs]
-    found = {"id": request.path_params["id"], "status": "ended" if done else "processing", "jobs": listed}
-    return JSONResponse({**found, "refused": refused, "result": f"{base}{request.url.path}/result" if done else None})
+    result = {"id": request.path_params["id"], "status": "ended" if done else "processing", "jobs": listed}
+    return JSONResponse({**result, "refused": refused, "result": f"{base}{request.url.path}/result" if done else None})
 
 
 def batch_result(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""A queue that many keys share: how much of it one key may fill, and whose job is next."""
+"""Fair scheduling of a queue between API keys: the share that one key may fill, and whose job is next."""
 
 from __future__ import annotations
 

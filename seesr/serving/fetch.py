@@ -1,4 +1,4 @@
-"""Other people's URLs: only of hosts that the operator allows, only public addresses, checked at each redirect."""
+"""Downloads image URLs safely: only allowed hosts and public addresses, checked at each redirect."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ async def public_address(host: str, port: int) -> str:
     """
     try:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ValueError(f"the host {host} cannot be found") from None
-    addresses = [str(entry[4][0]) for entry in found]
+    addresses = [str(entry[4][0]) for entry in entries]
     if not addresses or not all(is_public(address) for address in addresses):
         raise ValueError(f"the host {host} has an address that is not public")
     return addresses[0]
@@ -69,10 +69,10 @@ async def fetch(url: str, allowed: str) -> AsyncIterator[bytes]:
                     )
                 address = await public_address(host, port)
                 netloc = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-                asked = parts._replace(netloc=netloc).geturl()
+                target = parts._replace(netloc=netloc).geturl()
                 headers = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity"}
                 extensions = {"sni_hostname": host}
-                async with client.stream("GET", asked, headers=headers, extensions=extensions) as response:
+                async with client.stream("GET", target, headers=headers, extensions=extensions) as response:
                     if response.is_redirect:
                         url = urljoin(url, response.headers.get("location", ""))
                         continue

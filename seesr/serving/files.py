@@ -1,4 +1,4 @@
-"""Replicate's files: pictures that clients send before a prediction, and results behind signed links."""
+"""Replicate's files API: uploads before a prediction, and results behind signed links."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def upload(request: Request, id: str) -> dict[str, Any]:
     Raises:
         Refused: 404, there is none.
     """
-    found = service(request).ledger.uploads(owner(request), id) if is_id(id) else []
-    if not found:
+    uploads = service(request).ledger.uploads(owner(request), id) if is_id(id) else []
+    if not uploads:
         raise Refused(404, "there is no file of this id")
-    return found[0]
+    return uploads[0]
 
 
 def upload_file(request: Request, record: dict[str, Any]) -> Path:
@@ -65,15 +65,15 @@ async def create_file(request: Request) -> Response:
     """POST of a form with `content`, as the clients send files before a prediction."""
     of = service(request)
     async with request.form(max_files=2, max_fields=4, max_part_size=LARGEST_METADATA) as form:
-        content, words = form.get("content"), form.get("metadata")
+        content, metadata = form.get("content"), form.get("metadata")
         if not isinstance(content, UploadFile):
             raise Refused(422, "the form has no file named content")
-        if isinstance(words, UploadFile):  # the JavaScript client sends it as a file
-            if (words.size or 0) > LARGEST_METADATA:
-                raise Refused(413, f"metadata has {words.size} bytes; the limit is {LARGEST_METADATA}")
-            words = await words.read()
+        if isinstance(metadata, UploadFile):  # the JavaScript client sends it as a file
+            if (metadata.size or 0) > LARGEST_METADATA:
+                raise Refused(413, f"metadata has {metadata.size} bytes; the limit is {LARGEST_METADATA}")
+            metadata = await metadata.read()
         try:
-            value = parse_json(words) if words else {}
+            value = parse_json(metadata) if metadata else {}
             json.dumps(value, allow_nan=False)  # 1e999 is no number that an answer could show
         except ValueError as error:
             raise Refused(422, f"metadata is no JSON ({error})") from None

@@ -1,4 +1,4 @@
-"""What names a server and what it signs with."""
+"""The server's version string, secret and signing keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECRET_BYTES = 32
 
 
 def version_of(bundle: Path) -> str:
-    """64 hexadecimal digits for the bundle's manifest and this program's version: the same makes the same pictures.
+    """64 hexadecimal digits for the bundle's manifest and this program's version: the same makes the same images.
 
     Raises:
         WeightsError: there is no bundle.
@@ -59,6 +59,6 @@ def make_private(folder: Path) -> None:
     os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder, *folder.iterdir()):
-        found = path.stat()
-        if found.st_uid == os.geteuid():
-            path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
+        status = path.stat()
+        if status.st_uid == os.geteuid():
+            path.chmod(stat.S_IMODE(status.st_mode) & 0o700)

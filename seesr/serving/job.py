@@ -1,4 +1,4 @@
-"""One picture that somebody asked for: the record that every part of the service reads and writes."""
+"""The `Job` record of one image request, and the interface of job queues."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ENDED = {DONE, FAILED, CANCELED}
 
 @dataclasses.dataclass
 class Job:
-    """A picture on its way through a queue.
+    """An image on its way through a queue.
 
     Attributes:
         id: unguessable; also its files' name.
         owner: name of the key that asked; only it may look.
         settings: values of Settings, the seed drawn already: a second run gives the same bytes.
-        masked: whether a mask was sent beside the picture.
+        masked: whether a mask was sent beside the image.
         name: of the file that was sent, for people.
         priority: URGENT, NORMAL or LATER.
-        deadline: seconds that the picture may take once it runs; None: the engine's own.
+        deadline: seconds that the image may take once it runs; None: the engine's own.
         batch: id of the batch it belongs to.
         version: of the bundle and the program that took the job; only the same ones make the same bytes.
         webhook, events: where to tell, and of what (start, output, logs, completed).
@@ -131,12 +131,12 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 def storage_failure(error: Exception) -> Away | None:
     """What callers are told about an error of the server's disk, without paths; None for any other error."""
     if isinstance(error, sqlite3.OperationalError):
-        words = str(error)
+        reason = str(error)
     elif isinstance(error, OSError) and error.errno in FULL_DISK:
-        words = error.strerror
+        reason = error.strerror
     else:
         return None
-    return Away(f"the server's disk does not take data ({words}); free space under SEESR_DATA")
+    return Away(f"the server's disk does not take data ({reason}); free space under SEESR_DATA")
 
 
 class Jobs(Protocol):
@@ -149,7 +149,7 @@ class Jobs(Protocol):
         ...
 
     def ready(self) -> str | None:
-        """None if pictures can be made now, else why not, in one line."""
+        """None if images can be made now, else why not, in one line."""
         ...
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:

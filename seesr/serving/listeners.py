@@ -1,4 +1,4 @@
-"""Requests that wait for a job to change, each on its own event loop; who changes it wakes them from any thread."""
+"""Wakes requests that wait for a job to change, across threads and event loops."""
 
 from __future__ import annotations
 

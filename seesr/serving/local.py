@@ -1,4 +1,4 @@
-"""Jobs on this machine: one thread takes them from a priority queue and runs them on the Engine in this process."""
+"""The local job queue: one thread runs jobs in priority order on the Engine in this process."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class LocalJobs:
         elif job.error:  # its record is damaged
             self.end(job, FAILED, error=job.error)
         elif job.version not in (None, self.version):
-            words = f"this image waited for version {job.version[:12] if job.version else ''} of the model"
-            self.end(job, FAILED, error=f"{words}; this server runs {self.version[:12]}; send the image again")
+            message = f"this image waited for version {job.version[:12] if job.version else ''} of the model"
+            self.end(job, FAILED, error=f"{message}; this server runs {self.version[:12]}; send the image again")
         elif job.attempts >= ATTEMPTS:
             self.end(job, FAILED, error=f"the server died {ATTEMPTS} times on this image")
         elif not self.input(job).exists():
@@ -97,7 +97,7 @@ class LocalJobs:
             self.journal.keep(job)
 
     def input(self, job: Job, kind: str = "") -> Path:
-        """The picture, or with "-mask" its mask."""
+        """The image, or with "-mask" its mask."""
         return self.journal.file("inputs", job.id + kind)
 
     def ready(self) -> str | None:
@@ -131,7 +131,7 @@ class LocalJobs:
             self.changes.notify()
 
     def expected_seconds(self, ahead: int) -> float:
-        """How long that many pictures should take, by those that were made lately."""
+        """How long that many images should take, by those that were made lately."""
         return max(1.0, ahead * (statistics.median(self.times) if self.times else 5.0))
 
     def find(self, id: str) -> Job | None:
@@ -140,12 +140,12 @@ class LocalJobs:
 
     def recent(self, owner: str, limit: int, before: float | None = None) -> list[Job]:
         where = "owner = ? AND created < ? ORDER BY created DESC LIMIT ?"
-        found = self.journal.jobs(where, owner, time.time() + 1 if before is None else before, limit)
-        return [self.current(job) for job in found]
+        jobs = self.journal.jobs(where, owner, time.time() + 1 if before is None else before, limit)
+        return [self.current(job) for job in jobs]
 
     def batch(self, owner: str, id: str) -> list[Job]:
-        found = self.journal.jobs("owner = ? AND batch = ? ORDER BY created", owner, id)
-        return [self.current(job) for job in found]
+        jobs = self.journal.jobs("owner = ? AND batch = ? ORDER BY created", owner, id)
+        return [self.current(job) for job in jobs]
 
     def current(self, job: Job) -> Job:
         """The job as it is in memory, which is ahead of its record while it runs."""

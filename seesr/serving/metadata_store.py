@@ -1,4 +1,4 @@
-"""What a server keeps for its callers beside their jobs. The journal keeps it on disk, a fleet in Redis and a store."""
+"""Interface of the store for uploads, idempotency keys and batch notes: SQLite on one server, Redis in a fleet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request passes: a request id, a key, a rate, a limit for its body, and errors of one line of JSON."""
+"""ASGI middleware: request ids, authentication, rate limits, body limits, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seesr.serving.access import Access
 from seesr.serving.job import Away, Full, storage_failure
 from seesr.serving.refusal import Refused
 
-LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single picture's limit is checked where it is stored
+LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
 LARGEST_JSON = 16 * 2**20  # bytes: larger images come as a file, not inside of JSON
 MOST_VALUES = 100_000  # in a JSON body: each costs the parser far more than its bytes
 LARGEST_FORM = 2 * LARGEST_FILE + 2**20  # bytes, of an image, its mask and everything else in one request
@@ -114,10 +114,10 @@ class Gate:
         finally:
             for path in scope["state"].get("parts", ()):
                 path.unlink(missing_ok=True)
-            words = {"request": request_id, "method": scope["method"], "path": scope["path"], "status": status}
+            fields = {"request": request_id, "method": scope["method"], "path": scope["path"], "status": status}
             quiet = scope["path"] in PROBES and status < 400  # they ask all the time
-            words["seconds"] = round(time.perf_counter() - started, 4)
-            log.log(logging.DEBUG if quiet else logging.INFO, "%s", words)
+            fields["seconds"] = round(time.perf_counter() - started, 4)
+            log.log(logging.DEBUG if quiet else logging.INFO, "%s", fields)
 
     def admit(self, scope: Scope) -> None:
         """Finds out whose request it is.
@@ -138,10 +138,10 @@ class Gate:
     def counted(self, scope: Scope, receive: Receive) -> Receive:
         """The body of any route, refused while it comes once it is too large or too slow."""
         headers = Headers(scope=scope)
-        most, words = largest_body(headers.get("content-type", ""), scope["path"])
+        most, fields = largest_body(headers.get("content-type", ""), scope["path"])
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
-            raise Refused(413, f"the body has {length} bytes: {words}")
+            raise Refused(413, f"the body has {length} bytes: {fields}")
         is_json = headers.get("content-type", "").lower().startswith("application/json")
         received, values, finished, started = 0, 0, False, time.monotonic()
 
@@ -168,7 +168,7 @@ class Gate:
                     raise Refused(413, f"a JSON body may hold {MOST_VALUES} values")
             finished = not message.get("more_body", False)
             if received > most:
-                raise Refused(413, words)
+                raise Refused(413, fields)
             return message
 
         return count

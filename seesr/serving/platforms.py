@@ -1,4 +1,4 @@
-"""What platforms want to hear: each a few lines over `upscale`.
+"""Platform adapters for Hugging Face, SageMaker, Vertex AI and RunPod.
 
 Hugging Face's JSON on POST /, SageMaker's /ping and /invocations, Vertex's instances (AIP_ variables name its routes),
 RunPod's 204 while the weights load.
@@ -23,15 +23,15 @@ from seesr.serving.uploads import once
 from seesr.settings.parsing import from_data_uri, settings_of
 
 
-async def made(request: Request, image: str, parameters: dict[str, Any]) -> tuple[Job, bytes]:
+async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> tuple[Job, bytes]:
     """An image in base64 and its settings -> the job and the bytes of its result.
 
     Raises:
         ValueError, Refused: one line.
     """
-    of, given = service(request), parse(Parameters, parameters, "parameters.")
-    settings = settings_of(given.model_extra or {})
-    source, mask = image and once(from_data_uri(image)), given.mask
+    of, options = service(request), parse(Parameters, parameters, "parameters.")
+    settings = settings_of(options.model_extra or {})
+    source, mask = image and once(from_data_uri(image)), options.mask
     if isinstance(mask, str) and mask and ":" not in mask:
         mask = f"data:;base64,{mask}"
     stored, mask = await store_both(request, source, mask)
@@ -43,10 +43,10 @@ async def made(request: Request, image: str, parameters: dict[str, Any]) -> tupl
     return job, await run_in_threadpool(lambda: of.result(job).read_bytes())
 
 
-def told(job: Job, data: bytes) -> dict[str, Any]:
-    words = base64.b64encode(data).decode()
+def result_of(job: Job, data: bytes) -> dict[str, Any]:
+    encoded = base64.b64encode(data).decode()
     return {
-        "image": words,
+        "image": encoded,
         "format": job.suffix,
         "seed": job.settings["seed"],
         "metrics": job.metrics,
@@ -61,8 +61,8 @@ async def hugging_face(request: Request) -> Response:
 
 
 async def answer_inputs(request: Request, body: dict[str, Any]) -> Response:
-    asked = parse(HuggingFace, body)
-    return JSONResponse(told(*await made(request, asked.inputs, asked.parameters)))
+    payload = parse(HuggingFace, body)
+    return JSONResponse(result_of(*await run_job(request, payload.inputs, payload.parameters)))
 
 
 async def vertex(request: Request) -> Response:
@@ -71,9 +71,9 @@ async def vertex(request: Request) -> Response:
 
 
 async def answer_instances(request: Request, body: dict[str, Any]) -> Response:
-    asked = parse(Vertex, body)
-    found = [told(*await made(request, one.image, asked.parameters)) for one in asked.instances]
-    return JSONResponse({"predictions": found})
+    payload = parse(Vertex, body)
+    predictions = [result_of(*await run_job(request, one.image, payload.parameters)) for one in payload.instances]
+    return JSONResponse({"predictions": predictions})
 
 
 async def invocations(request: Request) -> Response:
@@ -85,7 +85,7 @@ async def invocations(request: Request) -> Response:
 
 
 def ping(request: Request) -> Response:
-    """200 when pictures can be made, 204 while the weights load, 503 when they never will be."""
+    """200 when images can be made, 204 while the weights load, 503 when they never will be."""
     of = service(request)
     reason = of.ready()
     if reason is None:

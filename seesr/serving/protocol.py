@@ -1,4 +1,4 @@
-"""HTTP connections with limits: on the time that a request's header may take, and on how many are open."""
+"""A uvicorn protocol with limits on header time and open connections."""
 
 from __future__ import annotations
 

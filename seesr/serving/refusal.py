@@ -1,4 +1,4 @@
-"""The exception that becomes an answer with a status and one line."""
+"""`Refused`: the exception that becomes an HTTP error response with one line."""
 
 from __future__ import annotations
 

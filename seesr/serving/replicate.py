@@ -1,4 +1,4 @@
-"""Replicate's HTTP API, so that its official clients work with no change but the address and the token."""
+"""Replicate's HTTP API: official clients work after changing the base URL and the token."""
 
 from __future__ import annotations
 

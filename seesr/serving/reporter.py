@@ -1,4 +1,4 @@
-"""Watches a running picture for its job: writes down how far it is, and ends it once nobody wants it any more."""
+"""Progress watcher of a running job: records stage and logs, and stops the job when it is canceled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OFTEN = 0.2
 
 
 class Canceled(Exception):
-    """Raised into a picture whose caller does not want it any more."""
+    """Raised into an image whose caller does not want it any more."""
 
 
 class Interrupted(Exception):

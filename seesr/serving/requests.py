@@ -1,4 +1,4 @@
-"""What each route takes, as one pydantic model per route, and what is wrong with a request, in one line."""
+"""Request models (pydantic, one per route) and one-line validation errors."""
 
 from __future__ import annotations
 
@@ -165,9 +165,9 @@ def sentence(error: ValidationError) -> str:
     if fault["type"] == "literal_error":
         choices = str(fault.get("ctx", {}).get("expected")).replace("'", "").replace(" or ", ", ")
         return f"{name} is {reprlib.repr(fault['input'])}; it must be one of {choices}"
-    words = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    words = words.replace("a valid dictionary", "an object").replace("a valid ", "a ").partition(",")[0]
-    return f"{name} is {shown(fault['input'])}; {words}"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    message = message.replace("a valid dictionary", "an object").replace("a valid ", "a ").partition(",")[0]
+    return f"{name} is {shown(fault['input'])}; {message}"
 
 
 def shown(value: Any) -> str:

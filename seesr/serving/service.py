@@ -1,4 +1,4 @@
-"""What the routes share: the jobs, the store, the configuration, and the way from a request to a job and back."""
+"""The `Service` that all routes share: submits requests as jobs and waits for their results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Service:
     """One server.
 
     Attributes:
-        version: names the bundle and this program: the same version makes the same pictures.
+        version: names the bundle and this program: the same version makes the same images.
         secret: the keys of links and webhooks are derived from it.
         made: when the bundle was made, seconds since 1970.
         supervisor: runs the background tasks.
@@ -80,11 +80,11 @@ class Service:
         mask: Stored | None = None,
         **more: Any,
     ) -> Job:
-        """Queues a picture, or finds the job of the same Idempotency-Key.
+        """Queues an image, or finds the job of the same Idempotency-Key.
 
         Args:
             given: "priority" and "deadline" in seconds, both checked.
-            mask: was sent beside the picture.
+            mask: was sent beside the image.
 
         Raises:
             ValueError, Refused, Full, Away: it is not taken; its file is removed.
@@ -274,7 +274,7 @@ def drop(*files: Stored | None) -> None:
 
 
 def size_of(stored: Stored) -> tuple[int, int]:
-    """(width, height) of the upright picture, from the header of its file.
+    """(width, height) of the upright image, from the header of its file.
 
     Raises:
         ValueError: no image of a known kind, or too large; one line.

@@ -89,9 +89,9 @@ class Journal:
         try:
             yield
         except (OSError, sqlite3.OperationalError) as error:
-            words = error.strerror if isinstance(error, OSError) else str(error)
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(
-                f"SEESR_DATA={self.folder} cannot be written: {words}; make room there, or set it to another folder"
+                f"SEESR_DATA={self.folder} cannot be written: {reason}; make room there, or set it to another folder"
             ) from error
         except sqlite3.DatabaseError as error:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures on their way in: bodies, forms, data URIs, uploads and URLs, each to a file on disk, within its limits."""
+"""Stores incoming images (bodies, forms, data URIs, uploads and URLs) as files on disk, within limits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def store(chunks: AsyncIterator[bytes], part: Path, name: str) -> Stored:
     """Writes a stream to disk, piece by piece.
 
     Raises:
-        Refused: 413, it is larger than a picture's file may be; nothing is left.
+        Refused: 413, it is larger than an image's file may be; nothing is left.
     """
     digest, size = hashlib.sha256(), 0
     try:
@@ -68,8 +68,8 @@ async def pieces(upload: UploadFile) -> AsyncIterator[bytes]:
 def clean_name(name: str) -> str:
     """The last part of a file name, without what could harm a terminal, a header or a folder."""
     last = PurePosixPath(name.replace("\\", "/")).name
-    kept = "".join(c for c in last if c.isprintable() and c not in '"\\/:*?<>|')[:120]
-    return kept.strip(". ") or "image"
+    cleaned = "".join(c for c in last if c.isprintable() and c not in '"\\/:*?<>|')[:120]
+    return cleaned.strip(". ") or "image"
 
 
 async def store_image(source: Any, part: Path, allowed: str, name: str = "image") -> Stored:

@@ -1,4 +1,4 @@
-"""Telling a caller's server what became of a job: signed as Standard Webhooks (and so Replicate) sign."""
+"""Sends webhooks about jobs, signed as in Standard Webhooks and Replicate."""
 
 from __future__ import annotations
 
