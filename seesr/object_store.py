@@ -29,7 +29,7 @@ class Store:
 
         options: dict[str, Any] = {}
         if not url.startswith("file:"):
-            options["client_options"] = {"connect_timeout": CONNECT, "timeout": ANSWER}
+            options["client_options"] = dict[str, Any](connect_timeout=CONNECT, timeout=ANSWER)
             options["retry_config"] = {"max_retries": RETRIES, "retry_timeout": RETRY}
         if url.startswith("s3://"):
             options["client_options"]["allow_http"] = True
