@@ -20,6 +20,7 @@ OPEN = {  # (method, route) that need no key; every other one does
     ("GET", "/"),
     ("GET", "/page.css"),
     ("GET", "/page.js"),
+    ("GET", "/sample.webp"),
     ("GET", "/live"),
     ("GET", "/ready"),
     ("GET", "/health"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from seesr.serving import estimate
 from seesr.serving.job import DONE, WAITING, Job
+from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import Upscale, is_empty, is_json, parse, read_json
 from seesr.serving.service import Service, media_type
@@ -20,6 +23,9 @@ from seesr.serving.uploads import Stored, store_image
 from seesr.settings import Settings
 
 IMAGES = ("image/", "application/octet-stream")
+EVENTS_INTERVAL = 0.25  # seconds between two looks for changes of an owner's jobs
+KEEP_ALIVE = 10.0  # seconds without a change after which the stream sends a comment
+RECENT_JOBS = 200  # with which a stream of all jobs begins
 
 
 def service(request: Request) -> Service:
@@ -28,9 +34,9 @@ def service(request: Request) -> Service:
 
 def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
     """A job for people and programs."""
-    left = None
-    if job.started and job.total and not job.ended and job.done:
-        left = round((time.time() - job.started) * (job.total / job.done - 1), 1)  # of this stage, at its pace so far
+    progress = 1.0 if job.status == DONE else estimate.progress(job.stage, job.done, job.total)
+    running = job.started and not job.ended
+    left = estimate.seconds_left(time.time() - (job.started or 0), progress) if running else None
     here = f"{base}/jobs/{job.id}"
     return {
         "id": job.id,
@@ -39,6 +45,7 @@ def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
         "stage": job.stage,
         "done": job.done,
         "total": job.total,
+        "progress": progress,
         "seconds_left": left,
         "error": job.error,
         "settings": job.settings,
@@ -179,7 +186,66 @@ async def events(request: Request) -> Response:
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
+async def all_events(request: Request) -> Response:
+    """Streams all jobs of the caller's key over one connection, as server-sent events.
+
+    It begins with an event "job" for each recent job, then "ready". Each later change of a job is another "job" event.
+    Closing the stream cancels nothing.
+    """
+    of, base, name = service(request), service(request).base(request), owner(request)
+
+    async def stream() -> AsyncIterator[str]:
+        revisions: dict[str, int] = {}
+        active: dict[str, Job] = {}
+        first, latest = True, time.monotonic()
+        while True:
+            jobs = await asyncio.to_thread(changes, of, name, revisions, active)
+            if jobs:
+                yield "".join(f"event: job\ndata: {json.dumps(shown(of, base, job))}\n\n" for job in jobs)
+            if first:
+                yield "event: ready\ndata: {}\n\n"
+            elif not jobs and time.monotonic() - latest > KEEP_ALIVE:
+                yield ": no change\n\n"
+            if jobs or time.monotonic() - latest > KEEP_ALIVE:
+                latest = time.monotonic()
+            if of.jobs.closing:
+                return
+            first = False
+            await asyncio.sleep(EVENTS_INTERVAL)
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def changes(of: Service, owner: str, revisions: dict[str, int], active: dict[str, Job]) -> list[Job]:
+    """Jobs of an owner that are new or have changed since the last call, oldest first.
+
+    Args:
+        revisions: of all jobs that were reported, by id; updated.
+        active: those that had not ended then; updated.
+    """
+    limit = 10 if revisions else RECENT_JOBS
+    found, before = [], None
+    while page := of.jobs.recent(owner, limit, before):
+        found += [job for job in page if job.id not in revisions]
+        if not revisions or page[-1].id in revisions or len(page) < limit:
+            break
+        before = page[-1].created
+    found += [job for id in list(active) if (job := of.jobs.find(id)) is not None]
+    changed = []
+    for job in sorted(found, key=lambda job: job.created):
+        if revisions.get(job.id) == job.revision:
+            continue
+        revisions[job.id] = job.revision
+        changed.append(job)
+        if job.ended:
+            active.pop(job.id, None)
+        else:
+            active[job.id] = job
+    return changed
+
+
 ROUTES = [
+    Route("/events", all_events),
     Route("/upscale", upscale, methods=["POST"]),
     Route("/jobs/{id}", show),
     Route("/jobs/{id}", delete, methods=["DELETE"]),

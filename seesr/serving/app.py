@@ -147,7 +147,7 @@ def build(
         await asyncio.wait(tasks, timeout=10)
         ledger.close()
 
-    assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js")]
+    assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js", "sample.webp")]
     routes = [
         Route("/", page), *assets, *openapi.ROUTES, *health.ROUTES, *api.ROUTES, *batches.ROUTES,
         *replicate.ROUTES, *platforms.routes(),

@@ -9,20 +9,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.images.formats import MEDIA_TYPES
-from seesr.images.limits import LARGEST_FILE
+from seesr.images.formats import FORMATS, MEDIA_TYPES
+from seesr.images.limits import LARGEST_FILE, LARGEST_OUTPUT
 from seesr.serving.job import PRIORITIES
 from seesr.serving.requests import LONGEST_WAIT
 from seesr.settings import Settings, cog_schema
 from seesr.settings.presets import PRESETS
+from seesr.settings.view_specs import ALL, VIEWS
 from seesr.version import __version__
 
 KINDS = {float: "float", int: "int", str: "text", bool: "switch"}
 ROUTES_IN_WORDS = {
-    ("get", "/jobs/{id}"): "A job: status, stage, done, total, seconds_left, error, metrics, link to the result",
+    (
+        "get",
+        "/jobs/{id}",
+    ): "A job: status, stage, progress and seconds_left of the whole job, error, metrics, link to the result",
     ("delete", "/jobs/{id}"): "Cancels a job: at once if it waits, at the next tile if it runs",
     ("get", "/jobs/{id}/result"): "The file of a job that is done",
     ("get", "/jobs/{id}/events"): "Server-sent events: progress, then end",
+    ("get", "/events"): "Server-sent events of all jobs of the key: job, for each recent job and each change; ready",
     ("post", "/batches"): "Many files (multipart), or a zip: a job each; a bad file fails alone",
     ("get", "/batches/{id}"): "The jobs of a batch",
     ("get", "/batches/{id}/result"): "A zip of the results, with failed.txt",
@@ -43,6 +48,16 @@ def fields() -> list[dict[str, Any]]:
             about["choices"] = list(about["choices"])
         found.append({"name": field.name, "default": field.default, **about})
     return found
+
+
+def limits() -> dict[str, Any]:
+    """What a result may have: pixels in all, pixels on a side by format, and images side by side by view."""
+    views = {name: view.columns for name, view in VIEWS.items()}
+    return {
+        "pixels": LARGEST_OUTPUT,
+        "longest_side": {name: known.longest_side for name, known in FORMATS.items()},
+        "columns": {**views, ALL: max(views.values())},
+    }
 
 
 def openapi() -> dict[str, Any]:
@@ -91,7 +106,7 @@ def openapi() -> dict[str, Any]:
 
 
 async def show_fields(request: Request) -> Response:
-    return JSONResponse({"fields": fields(), "presets": PRESETS})
+    return JSONResponse({"fields": fields(), "presets": PRESETS, "limits": limits()})
 
 
 async def show_openapi(request: Request) -> Response:

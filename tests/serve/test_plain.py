@@ -48,6 +48,26 @@ def test_all_views_come_as_one_zip(service: Serving, engine: Engine) -> None:
     assert answer.content == engine.run(sharp(), Settings(**QUICK, output_view="all")).data
 
 
+def test_one_stream_has_all_jobs_of_a_key(service: Serving) -> None:
+    """Those from before, then each change, and never another key's; closing it cancels nothing."""
+    earlier = service.upscale().headers["x-job-id"]
+    foreign = service.upscale(token=BOB).headers["x-job-id"]
+    seen: dict[str, list[dict[str, object]]] = {}
+    with service.ask("GET", "/events", stream=True) as stream:
+        lines, later = stream.iter_lines(), ""
+        for line in lines:
+            if line == b"event: ready":
+                assert seen[earlier][-1]["status"] == "succeeded"
+                later = service.begin(num_inference_steps=4)["id"]
+            elif line.startswith(b'data: {"id'):
+                job = json.loads(line[6:])
+                seen.setdefault(job["id"], []).append(job)
+                if job["id"] == later and job["status"] == "processing":
+                    break
+    assert service.until(later, "succeeded", "canceled")["status"] == "succeeded"
+    assert foreign not in seen
+
+
 def test_a_job_tells_its_way_and_then_its_result(service: Serving) -> None:
     job = service.begin(num_inference_steps=4)
     seen = []

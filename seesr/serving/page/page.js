@@ -1,28 +1,84 @@
 "use strict";
-// The page asks for the settings and builds its form from them; it talks to nobody but its own server.
+// Sends images to this server, two at a time, and follows all of them over one event stream.
 const $ = (selector, root = document) => root.querySelector(selector);
-const make = (tag, given = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), given);
+const make = (tag, properties = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
 };
-let fields = [];
+const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+const UPLOADS = 2; // at a time; browsers allow six connections to a server, over all tabs
+const DAYS = 7; // that the list remembers an image
+const ENDED = ["succeeded", "failed", "canceled"];
+const LABELS = {
+  user_prompt: "What the image shows", positive_prompt: "Quality words", negative_prompt: "Words to avoid",
+  num_inference_steps: "Steps", cfg_scale: "Prompt strength", latent_tiled_size: "Tile size",
+  latent_tiled_overlap: "Tile overlap", use_kds: "Average several samples (slower, steadier)",
+  num_particles: "Number of samples", bandwidth: "Sample agreement width", color_fix: "Color correction",
+  output_view: "What the file shows", output_format: "File format", output_quality: "Compression quality",
+  keep_exif: "Keep camera data", seed: "Seed",
+};
+const SIZES = { scale_factor: 4, target_side: 4096, target_megapixels: 12 };
+const entries = new Map(); // key -> entry, oldest first
+const tab = sessionStorage.tab ||= random();
+let fields = [], presets = {}, limits, needsKey = false, sending = 0, language = "Python", stream = null;
 
-function ask(path, options = {}) {
+// Requests
+
+function authorization() {
   const key = sessionStorage.getItem("key");
-  return fetch(path, { ...options, headers: { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) } });
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+const ask = (path, options = {}) => fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
+function detail(status, text) {
+  try { return JSON.parse(text).detail; } catch { return `The server answered ${status}.`; }
+}
+const note = (text) => { $("#note").textContent = text; };
+
+function askForKey(message = "") {
+  needsKey = true;
+  $("#key-form").hidden = false;
+  $("#key-message").textContent = message;
+  if (document.activeElement !== $("#key")) $("#key").focus();
 }
 
-async function words(response) {
-  try { return (await response.json()).detail; } catch { return `the server answered ${response.status}`; }
+async function useKey(event) {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("#key").value.trim());
+  let response;
+  try { response = await ask("status"); } catch { return askForKey("The server does not answer. Try again."); }
+  if (response.status === 401) {
+    sessionStorage.removeItem("key");
+    return askForKey("This key is not accepted. Check it, or ask the person who runs the server.");
+  }
+  needsKey = false;
+  $("#key-form").hidden = true;
+  showStatus(await response.json());
+  pump();
+  listen();
 }
 
-function tell(text) { $("#told").textContent = text; }
+function showStatus(status) { $("#badge").hidden = status.engine?.bundle?.kind !== "pocket"; }
+
+async function watchServer() {
+  let known = false;
+  for (;;) {
+    try {
+      const response = await ask("ready");
+      $("#ready").textContent = response.ok ? "Ready" : detail(response.status, await response.text());
+      if (response.ok && !known && !needsKey) {
+        const status = await ask("status");
+        if (status.status === 401) askForKey(); else { known = true; showStatus(await status.json()); }
+      }
+    } catch { $("#ready").textContent = "The server does not answer"; known = false; }
+    await sleep(5);
+  }
+}
 
 // Settings
 
 function build(field) {
-  const label = make("label", { htmlFor: field.name }, field.name.replaceAll("_", " "));
   const id = field.name, about = make("small", { id: `about-${id}` }, field.description);
   let input;
   if (field.choices) {
@@ -35,96 +91,363 @@ function build(field) {
     input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any", placeholder: field.empty ?? "" });
   }
   input.setAttribute("aria-describedby", about.id);
-  label.append(about);
-  $("#settings").append(label, input);
+  $("#fields").append(make("div", { className: "field" }, make("label", { htmlFor: id }, LABELS[id] ?? id.replaceAll("_", " ")), input, about));
+}
+
+function sizeKind(kind, value = SIZES[kind]) {
+  const { ge, le } = fields.find((field) => field.name === kind);
+  $("#size-kind").value = kind;
+  Object.assign($("#size"), { min: ge, max: le, step: kind === "target_side" ? 1 : "any", value });
 }
 
 function fill(values) {
   for (const field of fields) {
-    const value = field.name in values ? values[field.name] : field.default;
-    const input = document.getElementById(field.name);
+    const value = values[field.name] ?? field.default, input = document.getElementById(field.name);
+    if (!input) continue;
     if (field.kind === "switch") input.checked = value; else input.value = value ?? "";
   }
+  const kind = Object.keys(SIZES).findLast((name) => values[name]) ?? "scale_factor";
+  sizeKind(kind, values[kind] ?? SIZES[kind]);
+  changed();
 }
 
+// The settings that differ from the defaults, and the size.
 function chosen() {
   const values = {};
   for (const field of fields) {
     const input = document.getElementById(field.name);
-    if (!input.checkValidity()) throw new Error(`${field.name}: ${input.validationMessage}`);
-    const value = field.kind === "switch" ? input.checked : input.value;
-    if (value !== "" || field.kind === "text") values[field.name] = value;
+    if (!input) continue;
+    if (!input.checkValidity()) {
+      if ($("#advanced").contains(input)) $("#advanced").open = true;
+      throw new Error(`${LABELS[field.name] ?? field.name}: ${input.validationMessage}`);
+    }
+    const value = field.kind === "switch" ? input.checked : ["int", "float"].includes(field.kind) && input.value !== "" ? Number(input.value) : input.value;
+    if (value !== (field.default ?? "")) values[field.name] = value;
   }
+  if (!$("#size").checkValidity()) throw new Error(`Size: ${$("#size").validationMessage}`);
+  values[$("#size-kind").value] = Number($("#size").value);
   return values;
 }
 
-async function start() {
-  const found = await (await ask("settings")).json();
-  fields = found.fields;
-  $("#settings").replaceChildren();
-  fields.forEach(build);
-  fill({});
-  $("#presets").replaceChildren(...Object.entries(found.presets).map(([name, values]) =>
-    make("button", { type: "button", onclick: () => fill(values) }, name)));
-  showHistory();
-  ready();
-}
-
-async function ready() {
-  try {
-    const response = await ask("ready");
-    $("#ready").textContent = response.ok ? "ready" : await words(response);
-  } catch { $("#ready").textContent = "the server does not answer"; }
-  setTimeout(ready, 5000);
-}
-
-// Jobs
-
-function add(file) {
+function changed() {
   let values;
-  try { values = chosen(); } catch (error) { tell(error.message); return; }
-  tell("");
-  const card = $("#card").content.firstElementChild.cloneNode(true);
-  $("h3", card).textContent = file.name;
+  try { values = chosen(); } catch { return; }
+  localStorage.setItem("settings", JSON.stringify(values));
+  for (const button of $("#presets").children) {
+    const preset = presets[button.name];
+    const names = Object.values(presets).flatMap(Object.keys);
+    button.setAttribute("aria-pressed", names.every((name) => (values[name] ?? null) === (preset[name] ?? null)));
+  }
+  showCode(values);
+}
+
+function usePreset(name) {
+  const values = chosen();
+  for (const known of Object.values(presets).flatMap(Object.keys)) delete values[known];
+  fill({ ...values, ...presets[name] });
+}
+
+function label(values) {
+  return values.target_side ? `${values.target_side}px` : values.target_megapixels ? `${values.target_megapixels}MP` : `x${values.scale_factor ?? 4}`;
+}
+const suffix = (values) => values.output_view === "all" ? "zip" : values.output_view === "uncertainty" ? "png" : values.output_format ?? "png";
+
+function showCode(values) {
+  const url = new URL("upscale", location.href).href, target = `photo-${label(values)}.${suffix(values)}`;
+  const query = { ...values, wait: 600 }, full = `${url}?${new URLSearchParams(query)}`;
+  const keyed = Boolean(sessionStorage.getItem("key"));
+  const python = JSON.stringify(query).replace(/("(?:[^"\\]|\\.)*")|true|false/g, (word, text) => text ?? (word === "true" ? "True" : "False"));
+  const code = {
+    Python: `import os\n\nimport requests\n\nwith open("photo.jpg", "rb") as image:\n    response = requests.post(\n        ${JSON.stringify(url)},\n        params=${python},\n${keyed ? '        headers={"Authorization": "Bearer " + os.environ["SEESR_KEY"]},\n' : ""}        files={"image": image},\n    )\nresponse.raise_for_status()\nwith open(${JSON.stringify(target)}, "wb") as result:\n    result.write(response.content)\n`,
+    JavaScript: `import { readFile, writeFile } from "node:fs/promises";\n\nconst response = await fetch(${JSON.stringify(full)}, {\n  method: "POST",\n  headers: {\n    "Content-Type": "application/octet-stream",\n${keyed ? '    Authorization: `Bearer ${process.env.SEESR_KEY}`,\n' : ""}  },\n  body: await readFile("photo.jpg"),\n});\nif (!response.ok) throw new Error(await response.text());\nawait writeFile(${JSON.stringify(target)}, Buffer.from(await response.arrayBuffer()));\n`,
+    curl: `curl --fail-with-body -o ${target} \\\n  -H 'Content-Type: application/octet-stream' \\\n${keyed ? '  -H "Authorization: Bearer $SEESR_KEY" \\\n' : ""}  --data-binary @photo.jpg \\\n  '${full.replaceAll("'", "%27")}'\n`,
+  };
+  if (!keyed) code.Python = code.Python.replace("import os\n\n", "");
+  $("#code pre").textContent = code[language];
+  $("#languages").replaceChildren(...Object.keys(code).map((name) => {
+    const button = make("button", { type: "button", onclick: () => { language = name; changed(); $(`#languages [name=${name}]`).focus(); }, name }, name);
+    button.setAttribute("aria-pressed", name === language);
+    return button;
+  }));
+}
+
+// The largest scale up to the requested one whose result the server accepts; null: none of 1 or more.
+function fit([width, height], values) {
+  const view = values.output_view ?? "image", side = limits.longest_side[values.output_format ?? "png"];
+  const at = (scale) => [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
+  const fits = ([w, h]) => w * h <= limits.pixels && Math.max(w * limits.columns[view], h) <= side;
+  const wanted = values.target_side ? values.target_side / Math.max(width, height)
+    : values.target_megapixels ? Math.sqrt(values.target_megapixels * 1e6 / (width * height)) : values.scale_factor;
+  let scale = Math.min(8, Math.max(1, wanted));
+  if (!fits(at(scale))) {
+    scale = Math.floor(scale * 100) / 100;
+    while (scale >= 1 && !fits(at(scale))) scale = Math.round(scale * 100 - 1) / 100;
+  }
+  return scale < 1 ? null : { scale, wanted, size: at(scale) };
+}
+
+// (width, height) of an image that this browser can read, else null: the server then checks the size.
+function measure(url) {
+  return new Promise((resolve) => {
+    const image = new Image();
+    image.onload = () => resolve([image.naturalWidth, image.naturalHeight]);
+    image.onerror = () => resolve(null);
+    image.src = url;
+  });
+}
+
+// What a reload needs: entries in localStorage, their files in IndexedDB
+
+const database = new Promise((resolve, reject) => {
+  const request = indexedDB.open("seesr", 1);
+  request.onupgradeneeded = () => request.result.createObjectStore("files");
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+async function files(mode, work) {
+  const store = (await database).transaction("files", mode).objectStore("files");
+  return new Promise((resolve, reject) => {
+    const request = work(store);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+function save(entry) {
+  const { key, name, values, size, output, limited, state, error, job, batch, time, zip } = entry;
+  localStorage.setItem(`job:${key}`, JSON.stringify({ key, name, values, size, output, limited, state, error, job, batch, time, zip, tab: entry.tab }));
+}
+
+function forget(entry) {
+  entries.delete(entry.key);
+  entry.card.remove();
+  localStorage.removeItem(`job:${entry.key}`);
+  files("readwrite", (store) => store.delete(entry.key)).catch(() => {});
+  if (entry.url) URL.revokeObjectURL(entry.url);
+  showAll();
+}
+
+async function restore() {
+  const found = Object.keys(localStorage).filter((name) => name.startsWith("job:")).map((name) => JSON.parse(localStorage[name]));
+  found.sort((a, b) => a.time - b.time);
+  for (const entry of found) {
+    if (Date.now() - entry.time > DAYS * 864e5) {
+      localStorage.removeItem(`job:${entry.key}`);
+      files("readwrite", (store) => store.delete(entry.key)).catch(() => {});
+    } else if (entry.job || entry.tab === tab) add(entry); // another tab sends its own
+  }
+  await Promise.all([...entries.values()].map(async (entry) => {
+    const file = await files("readonly", (store) => store.get(entry.key)).catch(() => null);
+    if (file) attach(entry, file);
+    if (!entry.job && ["queued", "sending"].includes(entry.state)) {
+      entry.state = file ? "queued" : "failed";
+      if (!file) entry.error = "The page was reloaded before this image was sent. Drop it again.";
+    }
+    show(entry);
+  }));
+  pump();
+  listen();
+}
+
+function attach(entry, file) {
+  entry.file = file;
+  if (!entry.zip) entry.url = URL.createObjectURL(file);
+}
+
+// Images
+
+function add(entry) {
+  entry.card = $("#card").content.firstElementChild.cloneNode(true);
+  const card = entry.card;
+  $("h3", card).textContent = entry.name;
+  $("progress", card).setAttribute("aria-label", `Progress of ${entry.name}`);
+  $(".cancel", card).onclick = () => cancel(entry);
+  $(".remove", card).onclick = () => forget(entry);
+  $(".again", card).onclick = () => accept(new File([entry.file], entry.name, { type: entry.file.type }));
+  $(".show", card).onclick = () => toggle(entry);
+  $(".download", card).onclick = (event) => { event.preventDefault(); download(entry); };
+  entries.set(entry.key, entry);
   $("#jobs").prepend(card);
-  run(file, values, card).catch((error) => state(card, String(error.message || error)));
+  show(entry);
+  return entry;
 }
 
-function state(card, text) { $(".state", card).textContent = text; }
-
-async function run(file, values, card) {
-  state(card, "sending");
-  const query = new URLSearchParams({ ...values, wait: 0 });
-  const mask = $("#mask").files[0], form = new FormData();
-  form.append("image", file);
-  if (mask) form.append("mask", mask);
-  const response = await ask(`upscale?${query}`, { method: "POST", body: form });
-  if (response.status === 401) {
-    $("#key-form").hidden = false;
-    $("#key").focus();
+async function accept(file, values) {
+  try { values ??= chosen(); } catch (error) { return note(error.message); }
+  note("");
+  const zip = /\.zip$/i.test(file.name) || file.type === "application/zip";
+  const mask = $("#mask").files[0];
+  const entry = add({ key: random(), name: file.name, values, state: "reading", time: Date.now() + entries.size / 1000, tab, zip, mask });
+  attach(entry, file);
+  files("readwrite", (store) => store.put(file, entry.key)).catch(() => note("This browser stores no files: a reload loses images that are not sent yet."));
+  entry.size = zip ? null : await measure(entry.url);
+  if (entry.state === "canceled") return;
+  entry.state = "queued";
+  if (entry.size) {
+    const found = fit(entry.size, values);
+    if (!found) {
+      Object.assign(entry, { state: "failed", error: `The image is ${entry.size.join("x")}. The result would be too large even at the same size.` });
+    } else {
+      entry.output = found.size;
+      if (found.scale !== found.wanted) {
+        const { target_side, target_megapixels, ...rest } = values;
+        entry.values = { ...rest, scale_factor: found.scale };
+        entry.limited = found.scale < found.wanted ? ", the largest that fits" : ", the smallest possible";
+      }
+    }
   }
-  if (!response.ok) return stopped(card, await words(response));
-  let job = await response.json();
-  $(".cancel", card).onclick = () => ask(`jobs/${job.id}`, { method: "DELETE" });
-  const events = await ask(`jobs/${job.id}/events?cancel_on_close=1`);
-  for await (const event of lines(events.body)) {
-    job = event;
-    const share = job.total ? job.done / job.total : 0;
-    $("progress", card).value = share;
-    const left = job.seconds_left ? `, about ${Math.ceil(job.seconds_left)} s left in this stage` : "";
-    state(card, job.status === "starting" ? "waiting" : job.stage ? `${job.stage} ${job.done} of ${job.total}${left}` : job.status);
+  save(entry);
+  show(entry);
+  pump();
+}
+
+function pump() {
+  for (const entry of entries.values()) {
+    if (needsKey || sending >= UPLOADS) return;
+    if (entry.state === "queued" && entry.file && !(entry.after > Date.now())) send(entry);
   }
-  if (job.status !== "succeeded") return stopped(card, job.error || job.status);
-  const blob = await (await ask(`jobs/${job.id}/result`)).blob();
-  finish(card, file, job, blob);
 }
 
-function stopped(card, text) {
-  state(card, text);
-  $("progress", card).hidden = $(".cancel", card).hidden = true;
+function send(entry) {
+  entry.state = "sending";
+  sending += 1;
+  const request = entry.request = new XMLHttpRequest();
+  const query = new URLSearchParams(entry.zip ? entry.values : { ...entry.values, wait: 0 });
+  request.open("POST", `${entry.zip ? "batches" : "upscale"}?${query}`);
+  for (const [name, value] of Object.entries({ ...authorization(), "Idempotency-Key": entry.key })) request.setRequestHeader(name, value);
+  request.upload.onprogress = ({ loaded, total }) => { entry.sent = loaded / total; show(entry); };
+  request.upload.onload = () => { entry.sent = 1; };
+  request.onloadend = () => {
+    sending -= 1;
+    entry.request = null;
+    answered(entry, request);
+    pump();
+  };
+  if (entry.zip) {
+    request.setRequestHeader("Content-Type", "application/zip");
+    request.send(entry.file);
+  } else {
+    const form = new FormData();
+    form.append("image", entry.file, entry.name);
+    if (entry.mask) form.append("mask", entry.mask);
+    request.send(form);
+  }
+  show(entry);
 }
 
-async function* lines(body) {
+function answered(entry, request) {
+  const { status } = request, canceled = entry.state === "canceled";
+  if (status === 200 || status === 202) {
+    const body = JSON.parse(request.responseText);
+    for (const job of body.jobs ?? [body]) if (canceled) ask(`jobs/${job.id}`, { method: "DELETE" });
+    if (canceled) return;
+    if (entry.zip) unpacked(entry, body); else { entry.job = body; apply(entry, body); }
+    return listen();
+  }
+  if (canceled) return;
+  if (status === 401) {
+    entry.state = "queued";
+    askForKey(sessionStorage.getItem("key") ? "This key is not accepted." : "");
+  } else if (status === 0 || status === 429 || status === 503) {
+    const wait = Number(request.getResponseHeader("Retry-After")) || 2;
+    Object.assign(entry, { state: "queued", after: Date.now() + 1000 * wait - 50 });
+    entry.waiting = status ? detail(status, request.responseText) : "the server does not answer";
+    setTimeout(pump, 1000 * wait);
+  } else {
+    Object.assign(entry, { state: "failed", error: detail(status, request.responseText) });
+    news(`${entry.name} failed: ${entry.error}`);
+  }
+  save(entry);
+  show(entry);
+}
+
+// A zip was sent: its images take the place of its card.
+function unpacked(entry, { id, jobs, refused }) {
+  const common = { values: entry.values, time: entry.time, tab, batch: id };
+  for (const job of jobs) {
+    const part = add({ ...common, key: job.id, name: job.name, job });
+    apply(part, job);
+  }
+  for (const { name, error } of refused) save(add({ ...common, key: random(), name, state: "failed", error }));
+  forget(entry);
+}
+
+async function cancel(entry) {
+  if (!entry.job) {
+    const unsent = entry.request && !(entry.sent >= 1);
+    entry.state = "canceled";
+    if (unsent) entry.request.abort();
+    save(entry);
+    show(entry);
+    return pump();
+  }
+  entry.canceling = true;
+  show(entry);
+  try {
+    const response = await ask(`jobs/${entry.job.id}`, { method: "DELETE" });
+    if (response.ok) return apply(entry, await response.json());
+    throw new Error(detail(response.status, await response.text()));
+  } catch (error) {
+    entry.canceling = false;
+    note(`${entry.name} is not canceled: ${error.message}`);
+    show(entry);
+  }
+}
+
+// Events
+
+const unfinished = (entry) => entry.job && !ENDED.includes(entry.state);
+
+function apply(entry, job) {
+  const before = entry.state, earlier = entry.job?.seconds_left;
+  entry.job = job;
+  entry.state = job.status;
+  entry.error = job.error;
+  if (earlier != null && job.seconds_left != null && job.stage) job.seconds_left = Math.min(earlier, job.seconds_left);
+  if (before !== entry.state) {
+    save(entry);
+    if (ENDED.includes(entry.state)) {
+      news(`${entry.name}: ${entry.state === "succeeded" ? "done" : entry.error ?? "canceled"}`);
+      for (const other of entries.values()) if (other.state === "starting") show(other);
+      if (entry.state === "succeeded" && [...entries.values()].filter((other) => other.opened).length < 3) toggle(entry);
+    }
+  }
+  show(entry);
+}
+
+async function listen() {
+  if (stream || needsKey || ![...entries.values()].some(unfinished)) return;
+  stream = new AbortController();
+  try {
+    const response = await ask("events", { signal: stream.signal });
+    if (response.status === 401) return askForKey("This key is not accepted.");
+    if (!response.ok) throw new Error(detail(response.status, await response.text()));
+    const seen = new Set();
+    for await (const { type, data } of parse(response.body)) {
+      const entry = [...entries.values()].find((entry) => entry.job?.id === data.id);
+      if (type === "job") seen.add(data.id);
+      if (type === "job" && entry) apply(entry, data);
+      if (type === "ready") for (const entry of entries.values()) if (unfinished(entry) && !seen.has(entry.job.id)) await look(entry);
+      if (![...entries.values()].some(unfinished)) return stream.abort();
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") for (const entry of entries.values()) if (unfinished(entry)) show(entry, "Waiting for the server to answer");
+  } finally {
+    stream = null;
+    if (!needsKey && [...entries.values()].some(unfinished)) setTimeout(listen, 1000);
+  }
+}
+
+async function look(entry) {
+  const response = await ask(`jobs/${entry.job.id}`);
+  if (response.ok) return apply(entry, await response.json());
+  if (response.status !== 404) return;
+  Object.assign(entry, { state: "failed", error: "The server does not have this image any more. Run it again." });
+  save(entry);
+  show(entry);
+}
+
+async function* parse(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -133,75 +456,264 @@ async function* lines(body) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      const data = part.split("\n").find((line) => line.startsWith("data: "));
-      if (data) yield JSON.parse(data.slice(6));
+      const found = /^event: (\w+)\ndata: (.*)$/.exec(part);
+      if (found) yield { type: found[1], data: JSON.parse(found[2]) };
     }
   }
 }
 
-function finish(card, file, job, blob) {
-  stopped(card, `done, seed ${job.settings.seed}, ${job.metrics.output_size}, ${job.metrics.bundle} weights`);
-  const { target_side: side, target_megapixels: size, scale_factor: scale } = job.settings;
-  const label = side ? `${side}px` : size ? `${size}MP` : `x${scale}`;
-  const several = blob.type === "application/zip";
-  const name = `${file.name.replace(/\.[^.]*$/, "")}-${label}.${several ? "zip" : job.settings.output_format}`;
-  const url = URL.createObjectURL(blob), view = $(".view", card), zoom = $(".zoom", card), slider = $(".slider", card);
-  Object.assign($(".download", card), { href: url, download: name });
-  for (const part of [view, slider.parentElement, zoom]) part.hidden = several;
-  if (!several) $(".after", card).src = url;
-  $(".before", card).src = URL.createObjectURL(file);
-  slider.oninput = () => $(".stage", card).style.setProperty("--cut", `${slider.value}%`);
-  zoom.onclick = () => zoom.setAttribute("aria-pressed", view.classList.toggle("whole"));
-  pan(view);
-  $(".result", card).hidden = false;
-  const history = JSON.parse(localStorage.getItem("history") || "[]");
-  history.unshift({ name: file.name, settings: job.settings, when: new Date().toLocaleString() });
-  localStorage.setItem("history", JSON.stringify(history.slice(0, 20)));
-  showHistory();
+// The list
+
+const news = (text) => { $("#news").textContent = text; };
+
+function words(entry) {
+  const { state, job } = entry;
+  if (entry.canceling && !ENDED.includes(state)) return "Canceling";
+  if (state === "reading") return "Reading the size";
+  if (state === "queued") return needsKey ? "Waiting for a key" : `Waiting to be sent${entry.waiting ? `: ${entry.waiting}` : ""}`;
+  if (state === "sending") return `Sending, ${Math.floor(100 * (entry.sent ?? 0))} %`;
+  if (state === "starting") {
+    const ahead = [...entries.values()].filter((other) => unfinished(other) && other.job.created < job.created).length;
+    return ahead ? `Waiting, ${ahead} of your images ${ahead > 1 ? "are" : "is"} ahead` : "Waiting";
+  }
+  if (state === "processing") {
+    const left = job.seconds_left == null ? "" : `, about ${Math.ceil(job.seconds_left)} s left`;
+    return `Upscaling${left}`;
+  }
+  if (state === "succeeded") return `Done, seed ${job.settings.seed}${job.metrics.output_size ? `, ${job.metrics.output_size}` : ""}`;
+  return state === "canceled" ? "Canceled" : entry.error ?? "Failed";
 }
 
-function pan(view) {
-  let from = null;
+function show(entry, text) {
+  const { card, state, job } = entry, ended = ENDED.includes(state);
+  $(".state", card).textContent = text ?? words(entry);
+  $(".size", card).textContent = entry.size && entry.output ? `${entry.size.join("x")} → ${entry.output.join("x")}${entry.limited ?? ""}` : "";
+  const bar = $("progress", card);
+  bar.hidden = ended;
+  if (state === "processing") bar.value = job.progress ?? 0; else bar.value = state === "sending" ? entry.sent ?? 0 : 0;
+  card.classList.toggle("failed", state === "failed");
+  $(".cancel", card).hidden = ended;
+  $(".remove", card).hidden = !ended;
+  $(".again", card).hidden = !ended || !entry.file;
+  $(".download", card).hidden = $(".show", card).hidden = state !== "succeeded";
+  if (state === "succeeded") {
+    $(".show", card).hidden = suffix(job.settings) === "zip";
+    Object.assign($(".download", card), { href: link(entry), download: target(entry) });
+  }
+  const thumb = $(".thumb", card);
+  if (entry.url && entry.size && !thumb.src) Object.assign(thumb, { src: entry.url, loading: "lazy", hidden: false });
+  const remedy = state === "failed" && entry.file && /largest scale for this image is ([\d.]+)/.exec(entry.error ?? "");
+  const fix = $(".fix", card);
+  fix.hidden = !remedy;
+  if (remedy) {
+    fix.textContent = `Use ${remedy[1]}x`;
+    fix.onclick = () => {
+      const { target_side, target_megapixels, ...rest } = entry.values;
+      accept(new File([entry.file], entry.name, { type: entry.file.type }), { ...rest, scale_factor: Number(remedy[1]) });
+      forget(entry);
+    };
+  }
+  showAll();
+}
+
+let scheduled = false;
+function showAll() {
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(() => {
+    scheduled = false;
+    const all = [...entries.values()], count = (state) => all.filter((entry) => entry.state === state).length;
+    const ended = all.filter((entry) => ENDED.includes(entry.state)).length;
+    $("#work").classList.toggle("busy", all.length > 0);
+    $("#all").hidden = all.length < 2;
+    $("#summary").textContent = `${count("succeeded")} of ${all.length} done${count("failed") ? `, ${count("failed")} failed` : ""}`;
+    $("#overall").value = all.length ? all.reduce((sum, { state, job }) => sum + (ENDED.includes(state) ? 1 : state === "processing" ? job.progress ?? 0 : 0), 0) / all.length : 0;
+    $("#cancel-all").hidden = $("#overall").hidden = ended === all.length;
+    const batch = all.findLast((entry) => entry.batch)?.batch;
+    $("#zip").hidden = !batch || all.some((entry) => entry.batch === batch && !ENDED.includes(entry.state));
+    $("#zip").onclick = () => fetchFile(`batches/${batch}/result`, "results.zip").catch((error) => note(error.message));
+  });
+}
+
+// The signed link is good without a key; its address is taken from this page, whatever the server calls itself.
+const link = ({ job }) => job.result.slice(job.result.indexOf("/v1/outputs/") + 1);
+const target = ({ name, job }) => `${name.replace(/\.[^.]*$/, "").replace(/.*\//, "")}-${label(job.settings)}.${suffix(job.settings)}`;
+
+async function fetchFile(path, name) {
+  const response = await ask(path);
+  if (!response.ok) throw new Error(detail(response.status, await response.text()));
+  const url = URL.createObjectURL(await response.blob());
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+}
+const download = (entry) => fetchFile(`jobs/${entry.job.id}/result`, target(entry)).catch((error) => note(`${entry.name}: ${error.message}`));
+
+// Comparing
+
+async function toggle(entry) {
+  const result = $(".result", entry.card);
+  result.hidden = !result.hidden;
+  $(".show", entry.card).setAttribute("aria-expanded", !result.hidden);
+  if (entry.opened || suffix(entry.job.settings) === "zip") return (result.hidden ||= suffix(entry.job.settings) === "zip");
+  entry.opened = true;
+  const after = $(".after", entry.card);
+  after.onerror = async () => { // the link is too old: the server makes a new one
+    after.onerror = () => { result.hidden = true; note(`${entry.name}: the server does not keep this result any more.`); };
+    await look(entry);
+    if (entry.state === "succeeded") after.src = link(entry);
+  };
+  after.onload = () => compare(entry, after);
+  after.src = link(entry);
+}
+
+function compare(entry, after) {
+  const view = $(".view", entry.card), stage = $(".stage", view), before = $(".before", view), handle = $(".handle", view);
+  const pair = entry.url && entry.size && entry.job.settings.output_view === "image";
+  const width = after.naturalWidth, height = after.naturalHeight, pixel = 1 / devicePixelRatio;
+  for (const part of [before, handle, $(".left", view), $(".right", view)]) part.hidden = !pair;
+  if (pair) before.src = entry.url;
+  Object.assign(stage.style, { width: `${width}px`, height: `${height}px` });
+  let scale = 1, x = 0, y = 0, cut = 0.5, fitted = true;
+  const smallest = () => Math.min(view.clientWidth / width, view.clientHeight / height);
+
+  function draw() {
+    const [w, h] = [width * scale, height * scale];
+    x = w <= view.clientWidth ? (view.clientWidth - w) / 2 : Math.min(0, Math.max(view.clientWidth - w, x));
+    y = h <= view.clientHeight ? (view.clientHeight - h) / 2 : Math.min(0, Math.max(view.clientHeight - h, y));
+    stage.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
+    stage.classList.toggle("sharp", scale > pixel * 1.5);
+    view.classList.toggle("zoomed", !fitted);
+    const at = cut * view.clientWidth;
+    before.style.clipPath = `inset(0 ${Math.max(0, width - (at - x) / scale)}px 0 0)`;
+    handle.style.left = `${at}px`;
+    handle.setAttribute("aria-valuenow", Math.round(100 * cut));
+    $(".scale", entry.card).textContent = `${Math.round(100 * scale / pixel)} %`;
+  }
+  function fitView() { fitted = true; scale = smallest(); draw(); }
+  function zoom(next, px = view.clientWidth / 2, py = view.clientHeight / 2) {
+    next = Math.min(16, Math.max(smallest(), next));
+    x = px - (px - x) * next / scale;
+    y = py - (py - y) * next / scale;
+    scale = next;
+    fitted = next <= smallest() * 1.001;
+    draw();
+  }
+  const slide = (to) => { cut = Math.min(1, Math.max(0, to)); draw(); };
+  const screen = () => document.fullscreenElement ? document.exitFullscreen() : view.requestFullscreen();
+
+  const points = new Map();
+  let sliding = false;
+  const local = (event) => { const box = view.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   view.onpointerdown = (event) => {
-    if (event.pointerType !== "mouse" || !view.classList.contains("whole")) return;
-    from = { x: event.clientX + view.scrollLeft, y: event.clientY + view.scrollTop };
+    points.set(event.pointerId, local(event));
     view.setPointerCapture(event.pointerId);
+    sliding = pair && points.size === 1 && (event.target === handle || fitted);
+    if (sliding) slide(local(event)[0] / view.clientWidth);
+    (event.target === handle ? handle : view).focus({ preventScroll: true });
     event.preventDefault();
   };
-  view.onpointermove = (event) => { if (from) view.scrollTo(from.x - event.clientX, from.y - event.clientY); };
-  view.onpointerup = view.onpointercancel = () => { from = null; };
-}
-
-function showHistory() {
-  const history = JSON.parse(localStorage.getItem("history") || "[]");
-  $("#history").replaceChildren(...history.map((entry) => make("li", {},
-    `${entry.name}, seed ${entry.settings.seed}, ${entry.when} `,
-    make("button", { type: "button", onclick: () => { fill(entry.settings); tell("the settings are those of that picture"); } },
-      "Same settings again"))));
+  view.onpointermove = (event) => {
+    const from = points.get(event.pointerId);
+    if (!from) return;
+    const to = local(event);
+    points.set(event.pointerId, to);
+    if (points.size === 2) {
+      const other = [...points].find(([id]) => id !== event.pointerId)[1], far = (a) => Math.hypot(a[0] - other[0], a[1] - other[1]);
+      zoom(scale * far(to) / Math.max(1, far(from)), (to[0] + other[0]) / 2, (to[1] + other[1]) / 2);
+    } else if (sliding) slide(to[0] / view.clientWidth);
+    else { x += to[0] - from[0]; y += to[1] - from[1]; draw(); }
+  };
+  view.onpointerup = view.onpointercancel = (event) => { points.delete(event.pointerId); };
+  view.addEventListener("wheel", (event) => {
+    if (fitted && event.deltaY > 0) return; // the page scrolls
+    event.preventDefault();
+    zoom(scale * Math.exp(-event.deltaY / 400), ...local(event));
+  }, { passive: false });
+  view.onkeydown = (event) => {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (event.target === handle && step) slide(cut + (step[0] - step[1]) * (event.shiftKey ? 0.1 : 0.01));
+    else if (event.target === handle && ["Home", "End"].includes(event.key)) slide(event.key === "End" ? 1 : 0);
+    else if (step && !fitted) { x -= 60 * step[0]; y -= 60 * step[1]; draw(); }
+    else if ("+=".includes(event.key)) zoom(scale * 1.25);
+    else if (event.key === "-") zoom(scale / 1.25);
+    else if (event.key === "0") fitView();
+    else if (event.key === "1") zoom(pixel);
+    else if (event.key.toLowerCase() === "f" && !event.ctrlKey && !event.metaKey) screen();
+    else return;
+    event.preventDefault();
+  };
+  const buttons = { fit: fitView, full: () => zoom(pixel), in: () => zoom(scale * 1.25), out: () => zoom(scale / 1.25), screen };
+  for (const [name, work] of Object.entries(buttons)) $(`.${name}`, entry.card).onclick = work;
+  new ResizeObserver(() => { if (fitted) fitView(); else draw(); }).observe(view);
 }
 
 // Ways in
 
-const pictures = (files) => [...files].filter((file) => file.type.startsWith("image/") || !file.type);
+async function dropped(transfer) {
+  const found = [];
+  async function walk(item) {
+    if (item.isFile) return found.push(await new Promise((resolve, reject) => item.file(resolve, reject)));
+    const reader = item.createReader();
+    for (;;) {
+      const children = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!children.length) return;
+      for (const child of children) await walk(child);
+    }
+  }
+  const roots = [...transfer.items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
+  for (const root of roots) if (root instanceof File) found.push(root); else if (root) await walk(root);
+  return found;
+}
+
+function acceptAll(list) {
+  const usable = [...list].filter((file) => !file.type || file.type.startsWith("image/") || /\.zip$/i.test(file.name));
+  usable.filter((file) => !file.name.startsWith(".")).forEach((file) => accept(file));
+  if (usable.length < list.length) note(`${list.length - usable.length} of ${list.length} files are no images and were left out.`);
+}
+
+async function start() {
+  const found = await (await ask("settings")).json();
+  ({ fields, presets, limits } = found);
+  const shown = [...Object.keys(SIZES), "fidelity"];
+  $("#fields").replaceChildren();
+  fields.filter((field) => !shown.includes(field.name)).forEach(build);
+  $("#presets").replaceChildren(...Object.keys(presets).map((name) =>
+    make("button", { type: "button", name, onclick: () => usePreset(name) }, name[0].toUpperCase() + name.slice(1))));
+  fill(JSON.parse(localStorage.getItem("settings") ?? "{}"));
+  await restore();
+}
+
+async function startWhenReached() {
+  for (;;) {
+    try { return await start(); } catch (error) { console.error(error); }
+    await sleep(2);
+  }
+}
+
+const drop = $("#drop");
 addEventListener("paste", (event) => {
-  const files = pictures(event.clipboardData.files);
-  if (files.length) { event.preventDefault(); files.forEach(add); }
+  if (event.clipboardData.files.length) { event.preventDefault(); acceptAll(event.clipboardData.files); }
 });
-addEventListener("DOMContentLoaded", () => {
-  const drop = $("#drop");
-  addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  addEventListener("dragleave", () => drop.classList.remove("over"));
-  addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    pictures(event.dataTransfer.files).forEach(add);
-  });
-  $("#files").onchange = (event) => { [...event.target.files].forEach(add); event.target.value = ""; };
-  $("#settings").onsubmit = (event) => event.preventDefault();
-  $("#key-form").onsubmit = (event) => {
-    event.preventDefault();
-    sessionStorage.setItem("key", $("#key").value);
-    $("#key-form").hidden = true;
-  };
-  start().catch(() => { $("#ready").textContent = "the server does not answer"; });
+addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+addEventListener("drop", async (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  acceptAll(await dropped(event.dataTransfer));
 });
+$("#files").onchange = (event) => { acceptAll([...event.target.files]); event.target.value = ""; };
+$("#sample").onclick = async () => accept(new File([await (await fetch("sample.webp")).blob()], "sample.webp", { type: "image/webp" }));
+$("#key-form").onsubmit = useKey;
+$("#settings").onsubmit = (event) => event.preventDefault();
+$("#settings").oninput = (event) => { if (event.target.id === "size-kind") sizeKind(event.target.value); changed(); };
+$("#reset").onclick = () => fill({});
+$("#copy").onclick = async () => {
+  await navigator.clipboard.writeText($("#code pre").textContent);
+  $("#copy").textContent = "Copied";
+  setTimeout(() => { $("#copy").textContent = "Copy"; }, 2000);
+};
+$("#cancel-all").onclick = () => [...entries.values()].filter((entry) => !ENDED.includes(entry.state)).reverse().forEach(cancel);
+$("#clear").onclick = () => [...entries.values()].filter((entry) => ENDED.includes(entry.state)).forEach(forget);
+$("#badge").onclick = () => $("#how").showModal();
+startWhenReached();
+watchServer();
