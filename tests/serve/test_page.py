@@ -150,7 +150,7 @@ def test_choose_compare_download(page: Page, service: Serving, photo_file: Path)
 
 
 def test_the_sample_takes_one_click(page: Page) -> None:
-    page.get_by_role("spinbutton", name="Size").fill("1")
+    page.get_by_role("spinbutton", name="Size", exact=True).fill("1")
     page.get_by_role("button", name="Try this sample").click()
     expect(page.locator(".state")).to_contain_text("Done, seed 1, 192x128")
     expect(page.locator(".result")).to_be_visible()
