@@ -138,7 +138,9 @@ def test_choose_compare_download(page: Page, service: Serving, photo_file: Path)
     before, after = (view.locator(name).bounding_box() for name in (".before", ".after"))
     assert before and after and after["width"] == 256 and before == after, "both images stay on top of each other"
     view.press("+")
+    view.hover()
     page.mouse.wheel(0, -400)
+    page.wait_for_function("document.querySelector('.after').getBoundingClientRect().width > 256 * 1.5")
     before, after = (view.locator(name).bounding_box() for name in (".before", ".after"))
     assert before and after and after["width"] > 256 * 1.5 and before == after
     view.press("0")

@@ -259,7 +259,7 @@ function attach(entry, file) {
 function add(entry) {
   entry.card = $("#card").content.firstElementChild.cloneNode(true);
   const card = entry.card;
-  $("h3", card).textContent = entry.name;
+  $("h2", card).textContent = entry.name;
   $("progress", card).setAttribute("aria-label", `Progress of ${entry.name}`);
   $(".cancel", card).onclick = () => cancel(entry);
   $(".remove", card).onclick = () => forget(entry);
@@ -591,11 +591,11 @@ function compare(entry, after) {
   }
   function fitView() { fitted = true; scale = smallest(); draw(); }
   function zoom(next, px = view.clientWidth / 2, py = view.clientHeight / 2) {
-    next = Math.min(16, Math.max(smallest(), next));
+    next = Math.min(16, Math.max(Math.min(smallest(), pixel), next)); // a small image may be shown at 100 %, below the view's size
     x = px - (px - x) * next / scale;
     y = py - (py - y) * next / scale;
     scale = next;
-    fitted = next <= smallest() * 1.001;
+    fitted = Math.abs(next / smallest() - 1) < 0.001;
     draw();
   }
   const slide = (to) => { cut = Math.min(1, Math.max(0, to)); draw(); };
