@@ -1,4 +1,4 @@
-"""SeeSR super-resolution: `Engine` for files, `Upscaler` for pictures in memory. Heavy libraries load at first use."""
+"""SeeSR super-resolution: `upscale` for one call, `Engine` for files, `Upscaler` for images. Libraries load lazily."""
 
 from __future__ import annotations
 

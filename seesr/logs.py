@@ -1,4 +1,4 @@
-"""Logs of one line per event, as words or, with LOG_FORMAT=json, as JSON."""
+"""Logs with one line per event, as text or, with LOG_FORMAT=json, as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results in object storage: a folder, S3 and what speaks its protocol (R2, MinIO, Supabase), Google's. By obstore."""
+"""Results in object storage through obstore: a folder, S3 and compatible stores, Google Cloud Storage."""
 
 from __future__ import annotations
 

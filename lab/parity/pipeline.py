@@ -18,7 +18,7 @@ from seesr.images.picture import Picture
 from seesr.networks import models, weights
 from seesr.networks.text_encoder import ClipTokenizer
 from seesr.pipeline import prompt, sampling
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 from seesr.pipeline.tagging import to_floats
 from seesr.vae.autoencoder import Posterior
 
@@ -40,7 +40,7 @@ def refuse(options: dict[str, Any]) -> None:
             raise Refused(f"{name} {options[name]!r} is not offered: the product always uses {only!r}")
 
 
-class Recorded(Upscaling):
+class Recorded(UpscaleRun):
     """One picture, already enlarged, on its way with the noise of a recorded case."""
 
     def __init__(self, case: Case) -> None:

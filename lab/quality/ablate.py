@@ -21,7 +21,7 @@ from lab.quality.metrics import built_in, measure
 from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture
 from seesr.networks import weights
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 
 DEGRADATIONS = ("clean", "realesrgan")
 VARIANTS = (
@@ -39,7 +39,7 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     settings = Settings(num_inference_steps=steps, seed=1, cfg_scale=1.5 if variant == "guidance 1.5" else 1.0)
     if variant == "negative prompt as prompt":
         settings = dataclasses.replace(settings, positive_prompt=settings.negative_prompt)
-    job = Upscaling(upscaler.networks, settings, Picture(low), Progress())
+    job = UpscaleRun(upscaler.networks, settings, Picture(low), Progress())
     tags, image_tokens = job.tag()
     words = job.encode_text([] if variant in ("prompt without tags", "negative prompt as prompt") else tags)
     if variant == "image tokens zeroed":

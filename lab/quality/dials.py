@@ -29,7 +29,7 @@ from lab.quality.metrics import built_in, luma, measure, niqe, psnr
 from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture, resize
 from seesr.networks import weights
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 from seesr.pipeline.postprocess import keep_plain, trust
 from seesr.settings.presets import PRESETS
 
@@ -42,7 +42,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class Pulled(Upscaling):
+class Pulled(UpscaleRun):
     """Mixes the clean latents with those of the input."""
 
     share = 0.0

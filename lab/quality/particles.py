@@ -25,7 +25,7 @@ from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture
 from seesr.networks import weights
 from seesr.pipeline import sampling, steering
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 
 COUNTS = (2, 4, 10)
 SIDE = 256  # pixels of the truth: the middle of every built-in picture
@@ -51,7 +51,7 @@ class Trial:
 
     def __init__(self, upscaler: Upscaler, low: np.ndarray, steps: int, seed: int) -> None:
         settings = Settings(num_inference_steps=steps, seed=seed, use_kds=True, num_particles=max(COUNTS))
-        self.job = Upscaling(upscaler.networks, settings, Picture(low), Progress())
+        self.job = UpscaleRun(upscaler.networks, settings, Picture(low), Progress())
         tags, image_tokens = self.job.tag()
         self.hint = self.job.enlarge()
         self.starts, _ = self.job.start(self.hint)

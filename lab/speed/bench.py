@@ -41,7 +41,7 @@ from seesr.images.picture import Picture  # noqa: E402
 from seesr.networks import hardware, kernels, models  # noqa: E402
 from seesr.networks.graphs import CudaRecorder, Graphs  # noqa: E402
 from seesr.pipeline import sampling  # noqa: E402
-from seesr.pipeline.pipeline import Upscaling  # noqa: E402
+from seesr.pipeline.pipeline import UpscaleRun  # noqa: E402
 from seesr.pipeline.tagging import to_floats  # noqa: E402
 from seesr.runtime import precision  # noqa: E402
 
@@ -63,7 +63,7 @@ if kernels.one_dnn_multiplies(torch.float32):
     COUNTED[torch.ops.mkldnn._linear_pointwise] = linear_flop
 
 
-class Counted(Upscaling):
+class Counted(UpscaleRun):
     """Counts the floating-point operations of every stage: a product and a sum are two."""
 
     @contextlib.contextmanager
@@ -93,7 +93,7 @@ class Plain:
     @torch.no_grad()
     def __call__(self, picture: Picture, settings: Settings) -> dict[str, float]:
         networks, seconds = self.networks, {}
-        job = Upscaling(networks, settings, picture, Progress())
+        job = UpscaleRun(networks, settings, picture, Progress())
 
         @contextlib.contextmanager
         def timed(stage: str) -> Iterator[None]:

@@ -32,7 +32,7 @@ from seesr.networks import models, weights
 from seesr.networks.attention import set_kernel
 from seesr.networks.tagger import Tagger
 from seesr.pipeline.denoiser import Ahead, Denoiser
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime.memory import Budget
 
 CUDA = torch.device("cuda", 0)
@@ -54,7 +54,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
 
-class Counted(Upscaling):
+class Counted(UpscaleRun):
     """One picture on its way through fake networks."""
 
     counter: Counter

@@ -26,7 +26,7 @@ from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.pipeline import sampling
 from seesr.pipeline.denoiser import Denoiser
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime import precision, tiling
 
 TOP = 25
@@ -72,7 +72,7 @@ def main() -> None:
     attention = hardware.tune(networks)
     if args.picture:
         picture, settings = photograph(args.picture // 4), Settings(num_inference_steps=2, seed=1)
-        step = lambda: Upscaling(networks, settings, picture, Progress()).run()  # noqa: E731
+        step = lambda: UpscaleRun(networks, settings, picture, Progress()).run()  # noqa: E731
         args.batch = 1
     else:
         step = build_step(networks, args.batch, args.tile)

@@ -1,4 +1,4 @@
-"""Celery over Redis, so that no job is lost and none runs twice: docs/decisions/0011 says what each line is for."""
+"""The Celery application over Redis; docs/decisions/0011 gives the reason for each setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`seesr fleet`: what the workers do, and words to single ones."""
+"""`seesr fleet`: shows the workers and sends commands to single ones."""
 
 from __future__ import annotations
 

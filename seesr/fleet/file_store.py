@@ -1,4 +1,4 @@
-"""Pictures of the fleet in its object store: what came in, what came out, what was uploaded before."""
+"""The fleet's images in its object store: inputs, results and uploads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`seesr serve` with SEESR_REDIS: the same routes before a fleet."""
+"""The parts that make `seesr serve` with SEESR_REDIS a gateway: the same routes in front of a fleet."""
 
 from __future__ import annotations
 

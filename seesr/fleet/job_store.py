@@ -1,4 +1,4 @@
-"""Jobs in Redis: a hash each, with a field per attribute in JSON, changed field by field or by a script as a whole."""
+"""Jobs in Redis: one hash each, one JSON field per attribute; scripts change several fields atomically."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Records:
         return self.end(id, CANCELED, only_waiting=True)
 
     def count(self, job: Job) -> None:
-        """Adds a picture that was made to what the fleet shows of itself."""
+        """Adds an image that was made to what the fleet shows of itself."""
 
         def work(client: Any) -> None:
             with client.pipeline() as pipe:

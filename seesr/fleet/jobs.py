@@ -1,4 +1,4 @@
-"""The gateway's side of the fleet: the same interface as LocalJobs, with the queue in Redis and pictures in a store."""
+"""`FleetJobs`: the job queue of a gateway, with jobs in Redis and images in an object store."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class FleetJobs:
             raise Away(f"the queue is away: {' '.join(str(error).split())[:160]}") from None
 
     def expected_seconds(self, ahead: int) -> float:
-        """How long that many pictures should take, by the last fifty and the workers that are there."""
+        """How long that many images should take, by the last fifty and the workers that are there."""
         times = [float(words) for words in self.link(lambda client: client.lrange(TIMES, 0, -1))]
         each = statistics.median(times) if times else 5.0
         return max(1.0, ahead * each / max(1, len(self.mine())))

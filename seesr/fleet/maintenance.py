@@ -1,4 +1,4 @@
-"""What gateways do beside answering: bring lost jobs back, remove what has expired, send webhooks."""
+"""Background work of gateways: republishes lost jobs, removes expired ones, sends webhooks."""
 
 from __future__ import annotations
 

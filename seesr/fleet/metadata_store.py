@@ -1,4 +1,4 @@
-"""What callers left with any gateway: uploads, idempotency keys, notes of batches. In Redis and the object store."""
+"""Uploads, idempotency keys and batch notes of a fleet, in Redis and the object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis, and quickly the word that it is away."""
+"""The Redis connection: short timeouts, and a fast error while Redis is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One GPU's worker: a Celery parent that keeps the lease, and a child that has the engine and makes the pictures.
+"""One GPU's worker: a Celery parent that keeps the lease, and a child that has the engine and makes the images.
 
     seesr worker        starts it
 
@@ -213,7 +213,7 @@ def leave(**_: Any) -> None:
 
 @app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)
 def upscale(task: Any, id: str) -> None:
-    """Makes the picture of a job."""
+    """Makes the image of a job."""
     assert child is not None
     child.make(id)
 

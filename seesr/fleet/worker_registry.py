@@ -1,4 +1,4 @@
-"""Who works in the fleet: a hash per worker in Redis that its parent keeps alive, and orders to single workers."""
+"""The registry of workers: one hash per worker in Redis, kept alive by its parent, and commands to workers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Roster:
         return found
 
     def send(self, name: str, order: str) -> None:
-        """ "unload" or "load"; the worker's child obeys between two pictures."""
+        """ "unload" or "load"; the worker's child obeys between two images."""
         self.link(lambda client: client.rpush(f"{PREFIX}orders:{name}", order))
 
     def order(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One prediction of the whole latents: ControlNet and UNet over tiles in batches, guidance, blended."""
+"""Predicts the noise of the whole latents: ControlNet and UNet over batches of tiles, guidance, blending."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Denoiser:
     Args:
         text: text tokens, B = 1, or B = 2 = (negative, positive) with guidance.
         image: the tagger's image tokens, B = 1.
-        hint: takes a tile in latent cells and returns the enlarged input under it, [1, 3, f*h, f*w] in [0, 1].
+        hint: takes a tile in latent pixels and returns the upscaled input under it, [1, 3, f*h, f*w] in [0, 1].
         tiles: the tiles of the latents, all of one shape.
         weight: blending weight of a tile, [h, w].
         guidance: scale; 1 means off.

@@ -1,7 +1,7 @@
-"""The story of one picture.
+"""The pipeline of one image.
 
     bytes -images.read.decode-> RGB [H, W, 3] (+ alpha, ICC, EXIF, kept aside)
-     |- tagger: the original small picture -> tags, image tokens [1, n, width]
+     |- tagger: the original small image -> tags, image tokens [1, n, width]
      |   '- text: tags + prompts -> text tokens [B, 77, width], B = 2 only with guidance
      '- picture.resize, picture.pad -> hint [H', W', 3]
            |- autoencoder.encode -> posterior of the latents z [1, C, H'/f, W'/f]
@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 NO_GRAPHS = "off (not asked for, or no GPU)"
 
 
-class Upscaling:
-    """One picture on its way. The methods are the hops of the road above, in order."""
+class UpscaleRun:
+    """The run of one image. The methods are the stages of the pipeline above, in order."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Upscaling:
         }
 
     def tag(self) -> tuple[list[str], Tensor]:
-        """The original small picture -> tags, image tokens [1, n, width]."""
+        """The original small image -> tags, image tokens [1, n, width]."""
         tags, tokens = tag(self.networks.tagger, self.picture.visible, self.budget)
         return tags, tokens.to(self.networks.dtype)
 
@@ -179,7 +179,7 @@ class Upscaling:
         return torch.from_numpy(padded).to(networks.device)
 
     def start(self, hint: Tensor, denoiser: Denoiser) -> tuple[Tensor, sampling.Update]:
-        """The enlarged picture -> latents at the first step [N, C, h, w], and how a step is taken from there.
+        """The bicubic upscale -> latents at the first step [N, C, h, w], and how a step is taken from there.
 
         Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
         """
@@ -228,7 +228,7 @@ class Upscaling:
         return z, ensemble.uncertainty, {"kds": metrics}
 
     def denoiser(self, hint: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
-        """The networks with all that stays the same for this picture; here the side of the tiles is chosen."""
+        """The networks with all that stays the same for this image; here the side of the tiles is chosen."""
         overlap = self.settings.latent_tiled_overlap
         side = least_work(z_size[0], z_size[1], self.sides, overlap)
         self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
@@ -266,7 +266,7 @@ class Upscaling:
                 denoiser.predict(z, t, features.repeat(size, 1, 1, 1))
 
     def under(self, hint: Tensor) -> Callable[[Tile], Tensor]:
-        """The enlarged picture by tiles: a tile in latent cells -> [1, 3, f*h, f*w] in [0, 1]."""
+        """The bicubic upscale by tiles: a tile in latent pixels -> [1, 3, f*h, f*w] in [0, 1]."""
         planes = hint.permute(2, 0, 1)
         return lambda tile: to_floats(tile.scaled(self.factor).crop(planes).permute(1, 2, 0))
 
@@ -275,7 +275,7 @@ class Upscaling:
         return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part)
 
     def finish(self, restored: Tensor, hint: Tensor, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
-        """[3, H', W'] -> the picture in exact size, colours and depth, with alpha, metadata and record; what it added.
+        """[3, H', W'] -> the image in exact size, colors and depth, with alpha, metadata and record; what it added.
 
         Raises:
             RuntimeError: values that are not finite, or a decoder that gave no picture.

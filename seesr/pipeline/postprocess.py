@@ -1,4 +1,4 @@
-"""The end of the road: is it a picture at all, or only the input's colours; and floats -> integers."""
+"""After the decoder: rejects an image without content, applies fidelity and masks, converts floats to integers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from seesr.images.mask import Grey, at_size
 from seesr.images.picture import Pixels
 from seesr.runtime.precision import check_finite
 
-BLOCK = 8  # pixels; noise averages out within one, and what a picture shows does not
+BLOCK = 8  # pixels; noise averages out within one, and what an image shows does not
 LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
-UNEVEN = 4.0  # how far disagreement bends the share of the plain enlargement
+UNEVEN = 4.0  # how far disagreement bends the share of the bicubic upscale
 DEPTHS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
 CLEAR = 4  # input pixels from a variation in which the model is free, so that a flat block of a JPEG is no flat area
 RAMP = 6  # input pixels over which its detail fades out from there, at 2x and more; more below
@@ -27,15 +27,15 @@ LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
 def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
-    """Refuses a decoder's own output, before any colour correction, that lacks the input's contrast.
+    """Refuses a decoder's own output, before any color correction, that lacks the input's contrast.
 
     Compares the mean differences of neighbouring blocks of BLOCK x BLOCK pixels: a dead decoder, one that is constant
-    in each tile, or one whose contrast collapsed has hardly any, where the enlarged input has some. Of pictures that
+    in each tile, or one whose contrast collapsed has hardly any, where the upscaled input has some. Of images that
     are smaller than two blocks only a flat result is refused.
 
     Args:
         content: rows of the decoder's output, [1, 3, rows, W] nominally in [0, 1].
-        style: the same rows of the enlarged input.
+        style: the same rows of the upscaled input.
         size: (width, height) of the picture.
 
     Raises:
@@ -78,7 +78,7 @@ def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixe
 def at_every_pixel(
     fidelity: float, spread: Tensor | None, factor: int, size: tuple[int, int]
 ) -> float | NDArray[np.float32]:
-    """The dial itself, or where particles ran one for every pixel, [H, W]: 1 - (1 - fidelity)^e.
+    """The fidelity itself, or where particles ran one for every pixel, [H, W]: 1 - (1 - fidelity)^e.
 
     e is their disagreement over its mean, from 1/UNEVEN to UNEVEN: detail on which they agree stays longest.
 
@@ -97,13 +97,13 @@ def at_every_pixel(
 def keep_plain(
     rgb: Pixels, plain: Pixels, dial: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
 ) -> Pixels:
-    """Takes back what was added to the plain enlargement: by the dial its coarse part first, then the fine one.
+    """Takes back what was added to the bicubic upscale: by `fidelity` its coarse part first, then the fine one.
 
-    A dial of 0 leaves the result as it is and 1 gives the plain enlargement, both exactly, as do 255 and 0 of a mask.
+    A fidelity of 0 leaves the result as it is and 1 gives the bicubic upscale, both exactly, as do 255 and 0 of a mask.
 
     Args:
         rgb: the result, [H, W, 3].
-        plain: the plain enlargement, the same shape.
+        plain: the bicubic upscale, the same shape.
         dial: in [0, 1], for all pixels or each, [H, W].
         masks: what may be added at all, each of any size; they multiply.
         sigma: of the Gaussian that parts coarse from fine, pixels.
@@ -154,12 +154,12 @@ def trust(rgb: Pixels, plain: Pixels, source: Pixels) -> dict[str, float]:
     """Two figures of what was added, cheap enough for every picture.
 
     faithful: PSNR of the result, averaged down to the input's size, to the input, dB; at most 100.
-    invented: the share of the result's variance that is finer than the input's pixels, less that of the plain
-    enlargement: 0 is nothing added.
+    invented: the share of the result's variance that is finer than the input's pixels, less that of the
+    bicubic upscale: 0 is nothing added.
 
     Args:
         rgb: the result, [H, W, 3].
-        plain: the plain enlargement, the same size.
+        plain: the bicubic upscale, the same size.
         source: the input.
     """
     size, most = source.shape[1::-1], float(np.iinfo(rgb.dtype).max)

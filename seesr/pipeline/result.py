@@ -1,4 +1,4 @@
-"""What one picture on the road gives."""
+"""`Output`: the result of one image with its settings, metrics and views, and how it is written to a file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Metrics(TypedDict):
 
 
 def record(settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None) -> dict[str, Any]:
-    """All that is needed to make the same picture again from the same input, and mask."""
+    """All that is needed to make the same image again from the same input, and mask."""
     about = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
     if mask is not None:
         about["mask_sha256"] = hashlib.sha256(mask.tobytes()).hexdigest()
@@ -142,7 +142,7 @@ class Output:
         return write.pack(files) if settings.suffix == ZIP else next(iter(files.values()))
 
     def view(self, name: str) -> Picture:
-        """The picture that `output_view=name` shows.
+        """The image that `output_view=name` shows.
 
         Raises:
             ValueError: there is no such view, no uncertainty map without steering, or only a region was made.

@@ -1,4 +1,4 @@
-"""The maths of few-step sampling: LR start, schedule, DDPM and DDIM updates, and the loop over the steps."""
+"""Few-step sampling: low-resolution start, timestep schedule, DDPM and DDIM updates, and the loop over the steps."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def schedule(scheduler: NoiseSchedule, steps: int) -> list[Step]:
 
 
 def noise_stream(seed: int, shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
-    """Endless standard normal tensors of one shape, float32, from a CPU generator: one seed is one picture anywhere.
+    """Endless standard normal tensors of one shape, float32, from a CPU generator: one seed is one image anywhere.
 
-    Drawn for the whole picture, so tiles, batches and the device change nothing.
+    Drawn for the whole image, so tiles, batches and the device change nothing.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     while True:
@@ -44,7 +44,7 @@ def noise_stream(seed: int, shape: tuple[int, ...], device: torch.device) -> Ite
 
 
 def start_latents(z: Tensor, noise: Tensor, scheduler: NoiseSchedule) -> Tensor:
-    """Clean scaled latents of the enlarged input -> latents at t = 999: 7 % picture, the rest noise (LR start)."""
+    """Clean scaled latents of the upscaled input -> latents at t = 999: 7 % image, the rest noise (LR start)."""
     alpha_bar = scheduler.alphas_cumprod[START].item()
     return math.sqrt(alpha_bar) * z + math.sqrt(1 - alpha_bar) * noise
 

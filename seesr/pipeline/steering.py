@@ -1,4 +1,4 @@
-"""Kernel Density Steering: several particles of one picture, pulled towards local agreement, one returned.
+"""Kernel Density Steering: several particles of one image, pulled towards local agreement, one returned.
 
 Method: Hu, Mei, Sahraee-Ardakan, Kamilov, Milanfar, Delbracio, "Kernel Density Steering", arXiv 2507.05604. At every
 step the predicted clean latents of the particles move by a mean shift, patch by patch, on the whole stitched latent.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CELLS = 2**18  # latent cells per strip: what is held at once are a few times particles^2 * CELLS / patch^2 floats
+CELLS = 2**18  # latent pixels per strip: what is held at once are a few times particles^2 * CELLS / patch^2 floats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def choose(z: Tensor, height: int, width: int) -> tuple[int, list[float]]:
 
 
 class Ensemble:
-    """Steers the particles of one picture and remembers what it did.
+    """Steers the particles of one image and remembers what it did.
 
     Attributes:
         uncertainty: spread of the last step's predictions before steering, [H, W].

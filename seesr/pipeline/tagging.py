@@ -1,4 +1,4 @@
-"""What is in the picture: the tagger's look at it."""
+"""Runs the tagger on the original image: tags and image tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from seesr.networks.tagger import Tagger
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32
 
-LARGE = 2**22  # pixels of a picture that is shrunk before it is moved
+LARGE = 2**22  # pixels of an image that is shrunk before it is moved
 
 
 def tag(tagger: Tagger, rgb: Pixels, budget: Budget) -> tuple[list[str], Tensor]:
-    """The original small picture [H, W, 3] -> tags, image tokens [1, n, width].
+    """The original small image [H, W, 3] -> tags, image tokens [1, n, width].
 
     Raises:
         NotFinite: in single precision too.
@@ -45,7 +45,7 @@ def to_floats(rgb: Tensor) -> Tensor:
 def shrunk(rgb: Pixels, size: int) -> Tensor:
     """[H, W, 3] integers -> [1, 3, size, size] in [0, 1]: what `preprocess` makes of them, from four pixels for each.
 
-    A large picture is neither moved to the device for it nor held in floats.
+    A large image is neither moved to the device for it nor held in floats.
     """
 
     def between(side: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any]]:

@@ -31,7 +31,7 @@ def needed(
 ) -> list[list[Tile]]:
     """The tiles of every step where only some are needed; empty: all, always.
 
-    Only where pixels elsewhere stay what they would be: without layers, colours and particles that see the whole.
+    Only where pixels elsewhere stay what they would be: without layers, colors and particles that see the whole.
 
     Args:
         size: (width, height) of the result.

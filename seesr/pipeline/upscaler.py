@@ -1,4 +1,4 @@
-"""Loaded networks, ready for any number of pictures. The story of one picture is in upscaling.py."""
+"""`Upscaler`: loaded networks for any number of images. `pipeline.py` has the stages of one image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seesr.images.picture import Picture
 from seesr.images.source import LoadedImage, Source, load_source
 from seesr.networks import hardware, models
 from seesr.networks.graphs import SPARED, CudaRecorder, Graphs
-from seesr.pipeline.pipeline import NO_GRAPHS, Upscaling
+from seesr.pipeline.pipeline import NO_GRAPHS, UpscaleRun
 from seesr.pipeline.result import Output
 from seesr.runtime import precision
 from seesr.runtime.process import check_process
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class Upscaler:
-    """Loaded networks, ready for any number of pictures, one at a time.
+    """Loaded networks, ready for any number of images, one at a time.
 
-    Not thread-safe: a network may be cast up for a picture's second try while another picture runs. seesr.Engine is.
+    Not thread-safe: a network may be cast up for an image's second try while another image runs. seesr.Engine is.
 
     upscaler = Upscaler.load("weights/pocket", "cpu")
     output = upscaler("photo.jpg", Settings(scale_factor=4, seed=1))
@@ -90,7 +90,7 @@ class Upscaler:
             self.record()
         settings = settings or Settings()
         loaded = load_source(source, settings.output_size)
-        pipeline = Upscaling(self.networks, settings, loaded.picture, progress or Progress(), self.graphs, mask)
+        pipeline = UpscaleRun(self.networks, settings, loaded.picture, progress or Progress(), self.graphs, mask)
         output = dataclasses.replace(pipeline.run(), array_layout=loaded.layout)
         if loaded.sha256 is None:
             return output
@@ -98,7 +98,7 @@ class Upscaler:
         return dataclasses.replace(output, picture=dataclasses.replace(output.picture, record=record))
 
     def warm_up(self) -> None:
-        """Runs one step on a grey picture of one tile, so that the first caller does not pay for lazy initialisation;
+        """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation;
         on a GPU also on one of several tiles, whose batches are another shape, and records graphs.
         """
         one = Settings(num_inference_steps=1, seed=0)
@@ -109,7 +109,7 @@ class Upscaler:
             self.record()
 
     def record(self) -> None:
-        """Records the networks: a picture of one tile, also with guidance, then the denoiser's pass for every batch
+        """Records the networks: an image of one tile, also with guidance, then the denoiser's pass for every batch
         that memory allows, and the hint's embedding, at every tile side of the bundle.
         """
         assert self.graphs is not None
@@ -120,7 +120,7 @@ class Upscaler:
                 self(self.grey(1), dataclasses.replace(one, cfg_scale=scale))
             for side in self.networks.bundle.defaults.latent_tiled_size:
                 settings = dataclasses.replace(one, latent_tiled_size=side)
-                Upscaling(self.networks, settings, self.grey(1), Progress(), self.graphs).record()
+                UpscaleRun(self.networks, settings, self.grey(1), Progress(), self.graphs).record()
         log.info("CUDA graphs: %s, %.1f s", self.graphs.state, time.perf_counter() - started)
 
     @property

@@ -25,13 +25,13 @@ def enlarged(result: Output) -> Picture:
 
 
 def comparison(result: Output) -> Picture:
-    """The plain bicubic enlargement left, the result right; opaque."""
+    """The bicubic upscale left, the result right; opaque."""
     plain = resize(result.source.visible, result.picture.size)
     return dataclasses.replace(result.picture, rgb=np.concatenate([plain, result.picture.rgb], axis=1), alpha=None)
 
 
 def uncertainty(result: Output) -> Picture:
-    """The uncertainty map as a grey picture of 16 bits.
+    """The uncertainty map as a grey image of 16 bits.
 
     Raises:
         ValueError: there is no map without steering.
@@ -42,7 +42,7 @@ def uncertainty(result: Output) -> Picture:
 
 
 def difference(result: Output) -> Picture:
-    """What the model added to the plain enlargement, GAIN times as strong, around grey; opaque."""
+    """What the model added to the bicubic upscale, GAIN times as strong, around grey; opaque."""
     picture = result.picture
     plain, most = resize(result.source.visible, picture.size), int(np.iinfo(picture.rgb.dtype).max)
     added = GAIN * (picture.rgb.astype(np.int32) - plain) + (most + 1) // 2
@@ -50,7 +50,7 @@ def difference(result: Output) -> Picture:
 
 
 def tiles(result: Output) -> Picture:
-    """The result in grey under the denoiser's tiles, each in one of four colours as strong as it counts; opaque."""
+    """The result in grey under the denoiser's tiles, each in one of four colors as strong as it counts; opaque."""
     picture, (cells, factor) = result.picture, result.layout
     height, width = max(tile.bottom for tile in cells), max(tile.right for tile in cells)
     total, colours = (np.zeros((height, width, count), np.float32) for count in (1, 3))

@@ -1,4 +1,4 @@
-"""Who may call which route: keys, routes that need none, the host's platform, and requests that web pages send."""
+"""Access control: which route needs a key, which the platform may call, and requests that web pages send."""
 
 from __future__ import annotations
 

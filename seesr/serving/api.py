@@ -1,4 +1,4 @@
-"""The plain API: a picture in, a picture out; or a job to ask about; or many pictures at once."""
+"""The plain HTTP API: upscale one image, follow a job, cancel it, get its result."""
 
 from __future__ import annotations
 

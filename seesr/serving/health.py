@@ -1,4 +1,4 @@
-"""What a platform, a person and Prometheus may know of this server."""
+"""Health checks, `/status`, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def live(request: Request) -> Response:
 
 
 def ready(request: Request) -> Response:
-    """200 when pictures can be made; 503 and why while the weights load, and once the device has failed."""
+    """200 when images can be made; 503 and why while the weights load, and once the device has failed."""
     reason = service(request).ready()
     return PlainTextResponse("ready") if reason is None else answer(503, reason, {"Retry-After": "5"})
 

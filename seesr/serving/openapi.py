@@ -1,4 +1,4 @@
-"""The inputs and the routes as data, made from Settings: for the page, and as OpenAPI for everybody's tools."""
+"""Inputs and routes as data, made from Settings: for the page, and as an OpenAPI document."""
 
 from __future__ import annotations
 

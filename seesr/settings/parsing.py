@@ -1,4 +1,4 @@
-"""What callers send in JSON, queries and forms -> Settings and bytes. For every door that speaks in words."""
+"""Parses settings and images from JSON, query strings and forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named sets of settings for people who do not want to choose: the command line and the page offer them."""
+"""Presets: named sets of settings, offered by the command line and the page."""
 
 from __future__ import annotations
 

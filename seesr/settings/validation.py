@@ -1,4 +1,4 @@
-"""A value of a setting as its kind, or one line that says why it cannot be that."""
+"""Validates one value of a setting: the value in its type, or a one-line error."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from seesr import Engine, Settings, Upscaler
 from seesr.images.read import decode
 from seesr.images.record import read_record
 from seesr.networks import kernels, weights
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import DeadlineExceeded, Position, Progress
 
@@ -168,8 +168,8 @@ def test_health_is_answered_while_a_picture_is_made(engine: Engine, photo: Image
 
 def test_loading_runs_one_picture_first(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    whole = Upscaling.run
-    monkeypatch.setattr(Upscaling, "run", lambda self: (runs.append(self), whole(self))[1])
+    whole = UpscaleRun.run
+    monkeypatch.setattr(UpscaleRun, "run", lambda self: (runs.append(self), whole(self))[1])
     Engine.load(weights.POCKET, "cpu")
     assert len(runs) == 1
 
@@ -178,7 +178,7 @@ def test_every_stage_is_told_and_counts_up_to_its_total(pocket: Upscaler, photo:
     """The filling of the last batch of tiles is not counted."""
     told: list[Position] = []
     settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=32, latent_tiled_overlap=8)
-    road = Upscaling(pocket.networks, settings, decode(png(photo)), Progress(told.append))
+    road = UpscaleRun(pocket.networks, settings, decode(png(photo)), Progress(told.append))
     road.budget = Budget(4)
     tiles = road.run().metrics["tiles"]
     assert tiles % 4 != 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from seesr import Progress, Settings, Upscaler
 from seesr.images.picture import Picture, Pixels, resize
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=64)
 
@@ -33,7 +33,7 @@ def test_a_thin_image_is_padded_to_an_eighth_of_a_tile(
     width, height = size
     picture = Picture(np.zeros((height, width, 3), np.uint8))
     settings = dataclasses.replace(QUICK, scale_factor=pocket.networks.factor)  # one latent pixel for each pixel
-    hint = Upscaling(pocket.networks, settings, picture, Progress()).enlarge()
+    hint = UpscaleRun(pocket.networks, settings, picture, Progress()).enlarge()
     assert hint.shape[0] * hint.shape[1] // pocket.networks.factor**2 == latent_pixels
 
 

@@ -19,7 +19,7 @@ from seesr.images.read import from_pil
 from seesr.images.write import encode
 from seesr.networks import models
 from seesr.pipeline import denoiser, prompt
-from seesr.pipeline.pipeline import Upscaling
+from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime.memory import Budget, OutOfMemory
 from seesr.runtime.tiling import offsets
 
@@ -250,7 +250,7 @@ TILED = dataclasses.replace(QUICK, num_inference_steps=2, latent_tiled_size=32, 
 
 
 def run(upscaler: Upscaler, picture: Image.Image, budget: Budget) -> tuple[np.ndarray, dict]:
-    job = Upscaling(upscaler.networks, TILED, from_pil(picture), Progress())
+    job = UpscaleRun(upscaler.networks, TILED, from_pil(picture), Progress())
     job.budget = budget
     result = job.run()
     return result.picture.rgb, result.metrics

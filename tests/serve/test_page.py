@@ -203,7 +203,7 @@ def test_a_refused_size_has_its_remedy_as_a_button(slow_page: Page, tmp_path: Pa
 def test_thirty_images_at_once(slow_page: Page, slow: Serving) -> None:
     slow_page.set_input_files("#files", names(30))
     expect(slow_page.locator(".card")).to_have_count(30)
-    expect(slow_page.locator(".state").filter(has_text="Upscaling")).to_have_count(1)
+    expect(slow_page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
     other = slow_page.context.new_page()
     started = time.monotonic()
     other.goto(slow.url)
@@ -234,7 +234,7 @@ def test_cancel_while_an_image_is_sent(slow_page: Page) -> None:
 
 def test_a_reload_loses_nothing(slow_page: Page) -> None:
     slow_page.set_input_files("#files", names(3))
-    expect(slow_page.locator(".state").filter(has_text="Upscaling")).to_have_count(1)
+    expect(slow_page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
     slow_page.reload()
     expect(slow_page.locator(".state").filter(has_text="Done")).to_have_count(3)
     slow_page.reload()
@@ -261,7 +261,7 @@ def test_a_killed_server_and_its_successor(new_context: Callable[..., BrowserCon
         page = new_context().new_page()
         page.goto(first.url)
         page.set_input_files("#files", names(2))
-        expect(page.locator(".state").filter(has_text="Upscaling")).to_have_count(1)
+        expect(page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
         first.process.kill()
         expect(page.locator(".state").filter(has_text="Waiting for the server")).to_have_count(2)
     successor = Echo(tmp_path, 0.1, "--port", first.url.rpartition(":")[2])

@@ -478,7 +478,7 @@ function words(entry) {
   }
   if (state === "processing") {
     const left = job.seconds_left == null ? "" : `, about ${Math.ceil(job.seconds_left)} s left`;
-    return `Upscaling${left}`;
+    return `UpscaleRun${left}`;
   }
   if (state === "succeeded") return `Done, seed ${job.settings.seed}${job.metrics.output_size ? `, ${job.metrics.output_size}` : ""}`;
   return state === "canceled" ? "Canceled" : entry.error ?? "Failed";
