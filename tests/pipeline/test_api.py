@@ -101,7 +101,6 @@ def test_an_opaque_alpha_stays_in_the_array() -> None:
         (b"", ValueError, "empty"),
         ("missing.png", FileNotFoundError, "missing.png"),
     ],
-    ids=str,
 )
 def test_other_sources_are_refused_in_a_sentence(source: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

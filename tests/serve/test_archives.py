@@ -80,7 +80,9 @@ def test_an_entry_that_declares_less_than_it_holds_is_damaged(tmp_path: Path) ->
     assert not files and refused == [{"name": "a", "error": "it is damaged (BadZipFile)"}]
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\3\4", b"no zip", archive(a=b"x" * 99)[:-30]])
+@pytest.mark.parametrize(
+    "data", [b"", b"PK\3\4", b"no zip", archive(a=b"x" * 99)[:-30]], ids=["empty", "signature", "text", "cut"]
+)
 def test_what_is_no_zip_is_one_line(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the archive cannot be read"):
         unpacked(data, tmp_path)
