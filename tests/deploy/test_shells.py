@@ -332,4 +332,6 @@ def test_a_full_disk_leaves_no_half_repository(tmp_path: Path) -> None:
 
 def test_no_shell_is_long() -> None:
     shells = [ROOT / "predict.py", *(ROOT / "deploy").rglob("*.py")]
-    assert all(len(path.read_text().splitlines()) <= 60 for path in shells)
+    for path in shells:  # an input of Cog is one line and no logic
+        lines = [line for line in path.read_text().splitlines() if " = Input(" not in line]
+        assert len(lines) <= 60, (path, len(lines))

@@ -11,6 +11,7 @@ import yaml
 from seesr.cli.commands import parser
 from seesr.config import Configuration, variable
 from seesr.serving.health import Numbers
+from seesr.serving.supervisor import Supervisor
 
 FOLDER = Path("deploy/fleet")
 VARIABLES = {variable(name) for name in Configuration.model_fields}
@@ -35,7 +36,7 @@ def test_redis_is_told_to_lose_and_to_evict_nothing() -> None:
 
 def test_alerts_and_dashboard_ask_for_metrics_that_are_served() -> None:
     now = {"ended": {}, "seconds_per_stage": {}, "queue_seconds": 0, "tiles": 0, "retries": 0}
-    served = {f"{family.name}_total" for family in Numbers(now).collect()}
+    served = {f"{family.name}_total" for family in Numbers(now, Supervisor()).collect()}
     served |= {"seesr_ready", "seesr_queue_length", "seesr_oldest_wait_seconds", "seesr_workers"}
     words = (FOLDER / "alerts.yaml").read_text() + (FOLDER / "dashboard.json").read_text()
     assert set(re.findall(r"seesr_\w+", words)) <= served
