@@ -20,6 +20,7 @@ from seesr.networks.text_encoder import ClipTokenizer
 from seesr.pipeline import prompt, sampling
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.pipeline.tagging import to_floats
+from seesr.runtime.tiling import Tile
 from seesr.vae.autoencoder import Posterior
 
 if TYPE_CHECKING:
@@ -80,10 +81,10 @@ class Recorded(UpscaleRun):
         steps = [i[f"noise.step{n}"] for n in range(self.settings.num_inference_steps)]
         return [iter([i["noise.init0"], i["noise.vae0"][:1], *steps])]
 
-    def encode(self, hint: Tensor, size: tuple[int, int]) -> Posterior:
+    def encode(self, hint: Tensor, size: tuple[int, int], part: Tile | None) -> Posterior:
         tile, vae = self.case.options["vae_encoder_tile"], self.networks.vae
         if tile is None:
-            return super().encode(hint, size)
+            return super().encode(hint, size, part)
         x = (2 * to_floats(hint) - 1).to(vae.dtype)
         mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)
         return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp(), vae.config["scaling_factor"])
@@ -121,8 +122,9 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
 
     run.networks.unet.register_forward_hook(keep_first)
     hint = torch.from_numpy(run.picture.rgb).to(case.device)
-    start, update = run.start(hint)
-    denoiser = run.denoiser(hint, *run.contexts(), start.shape[2:])
+    size = hint.shape[0] // run.factor, hint.shape[1] // run.factor
+    denoiser = run.denoiser(hint, *run.contexts(), size)
+    start, update = run.start(hint, denoiser)
     tile = case.options["latent_tile"]
     if tile:
         tiles = reference.latent_tiles(*start.shape[2:], tile, case.options["latent_overlap"])

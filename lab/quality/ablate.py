@@ -45,8 +45,9 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     if variant == "image tokens zeroed":
         image_tokens = torch.zeros_like(image_tokens)
     hint = job.enlarge()
-    z, update = job.start(hint)
-    denoiser = job.denoiser(hint, words, image_tokens, z.shape[2:])
+    size = hint.shape[0] // job.factor, hint.shape[1] // job.factor
+    denoiser = job.denoiser(hint, words, image_tokens, size)
+    z, update = job.start(hint, denoiser)
     if variant == "no ControlNet":
         denoiser = dataclasses.replace(denoiser, conditioning=0.0)
     z, _, _ = job.denoise(denoiser, z, update)

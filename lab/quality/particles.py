@@ -54,8 +54,9 @@ class Trial:
         self.job = UpscaleRun(upscaler.networks, settings, Picture(low), Progress())
         tags, image_tokens = self.job.tag()
         self.hint = self.job.enlarge()
-        self.starts, _ = self.job.start(self.hint)
-        self.denoiser = self.job.denoiser(self.hint, self.job.encode_text(tags), image_tokens, self.starts.shape[2:])
+        size = self.hint.shape[0] // self.job.factor, self.hint.shape[1] // self.job.factor
+        self.denoiser = self.job.denoiser(self.hint, self.job.encode_text(tags), image_tokens, size)
+        self.starts, _ = self.job.start(self.hint, self.denoiser)
         self.steps = sampling.schedule(upscaler.networks.scheduler, steps)
 
     def sample(self, count: int, steer: sampling.Steer = sampling.unsteered) -> Tensor:

@@ -53,7 +53,8 @@ def tune(networks: Any, attention: str = "auto", fused: bool = False) -> str:
 @functools.cache
 def strips_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, bool], Tensor] | None:
     """`fused.scaled` where FUSED has "strips" for this card, for the norms of the autoencoder's row strips."""
-    if device.type != "cuda" or "strips" not in FUSED.get(torch.cuda.get_device_capability(device), ()):
+    cards = [card for card, kinds in FUSED.items() if "strips" in kinds]
+    if device.type != "cuda" or not cards or torch.cuda.get_device_capability(device) not in cards:
         return None
     from seesr.networks import fused
 

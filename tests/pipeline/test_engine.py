@@ -67,7 +67,8 @@ def test_what_is_loaded_is_told(engine: Engine) -> None:
     told = engine.about()
     assert told["loaded"] is True and told["device"] == "cpu"
     assert told["attention"] in kernels.KERNELS
-    assert told["bundle"] == {**engine.loaded._asdict(), "path": str(weights.POCKET)}
+    defaults = {"num_inference_steps": 1, "latent_tiled_size": (64, 72)}
+    assert told["bundle"] == {**engine.loaded._asdict(), "path": str(weights.POCKET), "defaults": defaults}
     assert engine.loaded.kind == "pocket"
 
 
