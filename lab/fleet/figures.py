@@ -249,7 +249,7 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
         # full: what is queued stays, what comes is refused
         of.processes["worker0"].send_signal(signal.SIGSTOP)
         queued = caller.send_many(20)
-        of.redis.config_set("maxmemory", of.redis.info("memory")["used_memory"])
+        of.redis.config_set("maxmemory", of.redis.info("memory")["used_memory"] * 9 // 10)
         time.sleep(1.2)
         full = caller.ask("POST", "/upscale", content=PICTURE, headers=PNG)
         of.redis.config_set("maxmemory", 0)

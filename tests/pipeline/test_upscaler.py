@@ -70,6 +70,7 @@ CHANGES: dict[str, tuple[dict[str, object], object]] = {  # setting -> (what it 
     "bandwidth": ({"use_kds": True, "num_particles": 2}, 5.0),
     "color_fix": ({}, "adain"),
     "output_view": ({}, "comparison"),
+    "region": ({}, "0,0,64,64"),
     "output_format": ({}, "webp"),
     "output_quality": ({"output_format": "jpg"}, 30),
     "keep_exif": ({}, False),
