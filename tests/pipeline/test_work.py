@@ -47,7 +47,7 @@ def test_what_is_constant_is_computed_once(
     networks = pocket.networks
     watched: dict[str, nn.Module] = {
         "tagger": networks.tagger.visual_encoder.patch_embed,
-        "text": networks.text_encoder,
+        "text": networks.text_encoder.final_layer_norm,
         "hint": networks.controlnet.controlnet_cond_embedding.conv_in,
         "unet": networks.unet.conv_in,
     }
