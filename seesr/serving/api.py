@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -181,7 +182,8 @@ async def events(request: Request) -> Response:
                         break
         finally:
             if attached and not job.ended and not of.jobs.closing:
-                await run_in_threadpool(of.jobs.cancel, job.id)
+                with anyio.CancelScope(shield=True):  # the caller that hung up has ended this task
+                    await run_in_threadpool(of.jobs.cancel, job.id)
 
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -33,7 +33,7 @@ class Settings:
 
     scale_factor: float = _field(
         4.0,
-        "UpscaleRun factor. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 per side.",
+        "Upscaling factor. The output is exactly round(width * scale) x round(height * scale) pixels, at most 67.1 megapixels (8192 x 8192) and 32768 per side.",
         float,
         ge=1,
         le=8,

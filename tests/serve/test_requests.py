@@ -49,7 +49,7 @@ def nothing_is_left(folder: Path, client: TestClient) -> Iterator[None]:
 
 def refused(answer: Any, *statuses: int) -> str:
     """The one line of a refused request."""
-    assert answer.status_code in (statuses or (400, 422)), (answer.status_code, answer.text[:300])
+    assert answer.status_code in (statuses or (400, 413, 422)), (answer.status_code, answer.text[:300])
     detail = answer.json()["detail"]
     assert "\n" not in detail and len(detail) < 500, detail
     return detail
