@@ -134,9 +134,9 @@ def find(
         except Unavailable as error:
             reasons[name] = str(error)
             log.warning("%s: not from %s: %s", part.name, name, error)
-    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    tried = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise WeightsError(
-        f"{part.name} was found nowhere ({told}). Name another source with "
+        f"{part.name} was found nowhere ({tried}). Name another source with "
         f"--source {part.name}=FOLDER, =OWNER/REPOSITORY of the hub or =URL, or a mirror of the hub in HF_ENDPOINT"
     )
 

@@ -294,8 +294,8 @@ class UpscaleRun:
         rgb = postprocess.to_integers(strips, self.size, self.picture.rgb.dtype)
         masks = [m for m in (mask, postprocess.textured(self.picture.visible, self.scale)) if m is not None]
         if settings.fidelity > 0 or masks:
-            dial = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.keep_plain(rgb, self.plain, dial, masks, self.scale / 2)
+            share = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
+            rgb = postprocess.keep_plain(rgb, self.plain, share, masks, self.scale / 2)
         if self.picture.colorless:
             rgb = to_grey(rgb)
         made = record(settings, self.networks.bundle, mask)

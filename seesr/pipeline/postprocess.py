@@ -95,7 +95,7 @@ def at_every_pixel(
 
 
 def keep_plain(
-    rgb: Pixels, plain: Pixels, dial: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
+    rgb: Pixels, plain: Pixels, share: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
 ) -> Pixels:
     """Takes back what was added to the bicubic upscale: by `fidelity` its coarse part first, then the fine one.
 
@@ -104,7 +104,7 @@ def keep_plain(
     Args:
         rgb: the result, [H, W, 3].
         plain: the bicubic upscale, the same shape.
-        dial: in [0, 1], for all pixels or each, [H, W].
+        share: in [0, 1], for all pixels or each, [H, W].
         masks: what may be added at all, each of any size; they multiply.
         sigma: of the Gaussian that parts coarse from fine, pixels.
     """
@@ -114,8 +114,8 @@ def keep_plain(
         inner = slice(top - first, bottom - first)
         added = rgb[first:last].astype(np.float32) - plain[first:last]
         kept = added[inner]
-        if np.any(dial):
-            here = np.atleast_2d(dial)[top:bottom, :, None] if np.ndim(dial) else np.float32(dial)
+        if np.any(share):
+            here = np.atleast_2d(share)[top:bottom, :, None] if np.ndim(share) else np.float32(share)
             coarse = cv2.GaussianBlur(added, (0, 0), sigma)[inner]
             kept = np.clip(1 - 2 * here, 0, 1) * coarse + np.clip(2 - 2 * here, 0, 1) * (kept - coarse)
         for mask in whole:

@@ -22,10 +22,11 @@ JSON = {"Content-Type": "application/json"}
 IMAGE = sharp()
 WORDS = base64.b64encode(IMAGE).decode()
 URI = f"data:image/png;base64,{WORDS}"
+DEEP = "[" * 100_000
 ODD = [  # JSON texts that are no good value of any number, choice or list
     "9" * 400, "-" + "9" * 400, "1e999", "-1e999", "NaN", "Infinity", '"nan"', '"1e999"', '"' + "9" * 400 + '"', "[]",
     "[1]", "{}", '{"a": 1}', '"x"', '"\\u0000"', '"\\ud800"', "[[[[1]]]]", "-1", "1" + "0" * 5000, '"\u00b2"',
-    "[" * 100_000, '{"a":' * 5000, '"' + "x" * 100_000 + '"',
+    DEEP, '{"a":' * 5000, '"' + "x" * 100_000 + '"',
 ]  # fmt: skip
 SETTINGS = ("seed", "bandwidth", "scale_factor", "target_side", "num_inference_steps", "use_kds", "color_fix")
 
@@ -49,7 +50,7 @@ def nothing_is_left(folder: Path, client: TestClient) -> Iterator[None]:
 
 def refused(answer: Any, *statuses: int) -> str:
     """The one line of a refused request."""
-    assert answer.status_code in (statuses or (400, 413, 422)), (answer.status_code, answer.text[:300])
+    assert answer.status_code in (statuses or (400, 422)), (answer.status_code, answer.text[:300])
     detail = answer.json()["detail"]
     assert "\n" not in detail and len(detail) < 500, detail
     return detail
@@ -62,26 +63,35 @@ def post(client: TestClient, path: str, text: str) -> Any:
 @pytest.mark.parametrize("number", range(len(ODD)))
 def test_odd_values_are_refused_in_one_line_on_every_route(client: TestClient, number: int) -> None:
     odd = ODD[number]
+    statuses = (400, 413, 422) if odd == DEEP else ()  # 413: more values than a JSON body may hold
     image, quick = f'"image": "{URI}"', '"num_inference_steps": 1, "seed": 1'
     for name in ("wait", "deadline", "priority", "answer", *SETTINGS):
         if (name == "deadline" and odd == "-1") or (name == "color_fix" and odd == "x"):
             continue
-        refused(post(client, "/upscale", f'{{{image}, "{name}": {odd}}}'))
+        refused(post(client, "/upscale", f'{{{image}, "{name}": {odd}}}'), *statuses)
     for name in SETTINGS:
-        refused(post(client, "/v1/models/x/seesr/predictions", f'{{"input": {{{image}, "{name}": {odd}}}}}'))
-        refused(post(client, "/", f'{{"inputs": "{WORDS}", "parameters": {{"{name}": {odd}}}}}'))
-        refused(post(client, "/invocations", f'{{"instances": [{{{image}}}], "parameters": {{"{name}": {odd}}}}}'))
+        refused(post(client, "/v1/models/x/seesr/predictions", f'{{"input": {{{image}, "{name}": {odd}}}}}'), *statuses)
+        refused(post(client, "/", f'{{"inputs": "{WORDS}", "parameters": {{"{name}": {odd}}}}}'), *statuses)
+        refused(
+            post(client, "/invocations", f'{{"instances": [{{{image}}}], "parameters": {{"{name}": {odd}}}}}'),
+            *statuses,
+        )
     for name in ("image", "mask"):
-        refused(post(client, "/upscale", f'{{{image}, {quick}, "{name}": {odd}}}'))
-        refused(post(client, "/v1/models/x/seesr/predictions", f'{{"input": {{{image}, {quick}, "{name}": {odd}}}}}'))
+        refused(post(client, "/upscale", f'{{{image}, {quick}, "{name}": {odd}}}'), *statuses)
+        refused(
+            post(client, "/v1/models/x/seesr/predictions", f'{{"input": {{{image}, {quick}, "{name}": {odd}}}}}'),
+            *statuses,
+        )
     for name in ("webhook", "webhook_events_filter", "input", "version"):
         if name == "webhook_events_filter" and odd == "[]":
             continue
-        refused(post(client, "/v1/predictions", f'{{"version": "x", "input": {{{image}}}, "{name}": {odd}}}'))
+        refused(
+            post(client, "/v1/predictions", f'{{"version": "x", "input": {{{image}}}, "{name}": {odd}}}'), *statuses
+        )
     for text in (f'{{"inputs": {odd}}}', f'{{"inputs": "{WORDS}", "parameters": [{odd}]}}', f'{{"instances": {odd}}}',
                  f'{{"instances": [{odd}]}}', f'{{"instances": [{{"image": {odd}}}]}}', odd):  # fmt: skip
-        refused(post(client, "/invocations", text))
-        refused(post(client, "/upscale", text))
+        refused(post(client, "/invocations", text), *statuses)
+        refused(post(client, "/upscale", text), *statuses)
     files = {"content": ("a.png", IMAGE, "image/png")}
     answer = client.post("/v1/files", files=files, data={"metadata": odd})
     assert answer.status_code in (201, 400, 413, 422), answer.text
