@@ -112,7 +112,10 @@ def test_after_a_kill_nothing_is_lost(tmp_path: Path) -> None:
             server.until(job["id"], "succeeded")
         again = server.ask("GET", f"/jobs/{waiting[3]['id']}/result").content
         assert again == server.upscale(seed=3).content
-        assert not list((tmp_path / "data/parts").iterdir()) and not list((tmp_path / "data/inputs").iterdir())
+        deadline = time.monotonic() + 10  # inputs are removed after the result is reported
+        while left := [path for name in ("parts", "inputs") for path in (tmp_path / "data" / name).iterdir()]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
 
 
 def test_a_picture_that_kills_the_server_is_given_up(tmp_path: Path) -> None:
