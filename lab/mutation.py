@@ -31,7 +31,7 @@ TESTS = {  # module -> the tests that are asked, and those that are asked of wha
     "checked": ([UNIT + "settings.py"], []),
     "tiling": ([UNIT + "tiling.py", UNIT + "autoencoder.py"], []),
     "color": ([UNIT + "color.py"], []),
-    "images/picture": IMAGES,
+    "images/image_data": IMAGES,
     "images/deep": IMAGES,
     "images/read": ([UNIT + "images.py", UNIT + "fuzz.py"], []),
     "images/write": IMAGES,

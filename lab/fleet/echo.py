@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seesr.fleet import worker
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.networks.weights import Bundle
 from seesr.pipeline.result import Output
 from seesr.runtime.progress import Progress, Watcher
@@ -44,7 +44,7 @@ class Echo:
             runs.write(f"{data.name}\n")
         metrics: Any = {"seed": settings.seed or 0, "seconds": {"denoise": seconds}, "tiles": TILES, "steps": 1}
         metrics |= {"out_of_memory_retries": 0, "float32_retries": 0}
-        nothing = Picture(np.zeros((1, 1, 3), np.uint8))
+        nothing = ImageData(np.zeros((1, 1, 3), np.uint8))
         output = Output(nothing, None, settings.replace(seed=metrics["seed"]), metrics, nothing, ([], 1))
         output.__dict__["data"] = content  # the value of the cached property
         return output

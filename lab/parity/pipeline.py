@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lab.parity import reference
 from seesr import Progress, Settings
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.networks import models, weights
 from seesr.networks.text_encoder import ClipTokenizer
 from seesr.pipeline import prompt, sampling
@@ -72,7 +72,7 @@ class Recorded(UpscaleRun):
             latent_tiled_overlap=options["latent_overlap"] or 0,
             seed=0,
         )
-        super().__init__(networks, settings, Picture(pixels), Progress())
+        super().__init__(networks, settings, ImageData(pixels), Progress())
         self.case = case
 
     def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
@@ -81,11 +81,11 @@ class Recorded(UpscaleRun):
         steps = [i[f"noise.step{n}"] for n in range(self.settings.num_inference_steps)]
         return [iter([i["noise.init0"], i["noise.vae0"][:1], *steps])]
 
-    def encode(self, hint: Tensor, size: tuple[int, int], part: Tile | None) -> Posterior:
+    def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> Posterior:
         tile, vae = self.case.options["vae_encoder_tile"], self.networks.vae
         if tile is None:
-            return super().encode(hint, size, part)
-        x = (2 * to_floats(hint) - 1).to(vae.dtype)
+            return super().encode(conditioning, size, part)
+        x = (2 * to_floats(conditioning) - 1).to(vae.dtype)
         mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)
         return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp(), vae.config["scaling_factor"])
 
@@ -121,10 +121,10 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
         reached.setdefault("first_noise_pred", made)
 
     run.networks.unet.register_forward_hook(keep_first)
-    hint = torch.from_numpy(run.picture.rgb).to(case.device)
-    size = hint.shape[0] // run.factor, hint.shape[1] // run.factor
-    denoiser = run.denoiser(hint, *run.contexts(), size)
-    start, update = run.start(hint, denoiser)
+    conditioning = torch.from_numpy(run.source.rgb).to(case.device)
+    size = conditioning.shape[0] // run.factor, conditioning.shape[1] // run.factor
+    denoiser = run.denoiser(conditioning, *run.contexts(), size)
+    start, update = run.start(conditioning, denoiser)
     tile = case.options["latent_tile"]
     if tile:
         tiles = reference.latent_tiles(*start.shape[2:], tile, case.options["latent_overlap"])

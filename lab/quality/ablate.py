@@ -19,7 +19,7 @@ from lab import report
 from lab.quality import degradations
 from lab.quality.metrics import built_in, measure
 from seesr import Progress, Settings, Upscaler
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.networks import weights
 from seesr.pipeline.pipeline import UpscaleRun
 
@@ -39,19 +39,19 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     settings = Settings(num_inference_steps=steps, seed=1, cfg_scale=1.5 if variant == "guidance 1.5" else 1.0)
     if variant == "negative prompt as prompt":
         settings = dataclasses.replace(settings, positive_prompt=settings.negative_prompt)
-    job = UpscaleRun(upscaler.networks, settings, Picture(low), Progress())
+    job = UpscaleRun(upscaler.networks, settings, ImageData(low), Progress())
     tags, image_tokens = job.tag()
     words = job.encode_text([] if variant in ("prompt without tags", "negative prompt as prompt") else tags)
     if variant == "image tokens zeroed":
         image_tokens = torch.zeros_like(image_tokens)
-    hint = job.enlarge()
-    size = hint.shape[0] // job.factor, hint.shape[1] // job.factor
-    denoiser = job.denoiser(hint, words, image_tokens, size)
-    z, update = job.start(hint, denoiser)
+    conditioning = job.enlarge()
+    size = conditioning.shape[0] // job.factor, conditioning.shape[1] // job.factor
+    denoiser = job.denoiser(conditioning, words, image_tokens, size)
+    z, update = job.start(conditioning, denoiser)
     if variant == "no ControlNet":
-        denoiser = dataclasses.replace(denoiser, conditioning=0.0)
+        denoiser = dataclasses.replace(denoiser, conditioning_scale=0.0)
     z, _, _ = job.denoise(denoiser, z, update)
-    return job.finish(job.decode(z), hint, None)[0].rgb
+    return job.finish(job.decode(z), conditioning, None)[0].rgb
 
 
 def main() -> None:

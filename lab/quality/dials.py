@@ -27,10 +27,10 @@ from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.metrics import built_in, luma, measure, niqe, psnr
 from seesr import Progress, Settings, Upscaler
-from seesr.images.picture import Picture, resize
+from seesr.images.image_data import ImageData, resize
 from seesr.networks import weights
 from seesr.pipeline.pipeline import UpscaleRun
-from seesr.pipeline.postprocess import keep_plain, trust
+from seesr.pipeline.postprocess import blend_bicubic, trust
 from seesr.settings.presets import PRESETS
 
 DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -51,36 +51,36 @@ class Pulled(UpscaleRun):
         return super().decode(z + self.share * (self.clean - z))
 
 
-def of_latents(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
+def of_latents(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     job = Pulled(upscaler.networks, Settings(seed=1, num_inference_steps=STEPS), low, Progress())
     job.share = value
-    return job.run().picture.rgb
+    return job.run().image_data.rgb
 
 
-def of_product(upscaler: Upscaler, low: Picture, value: float, **given: Any) -> Rgb:
+def of_product(upscaler: Upscaler, low: ImageData, value: float, **given: Any) -> Rgb:
     settings = Settings(seed=1, fidelity=value, num_inference_steps=STEPS, **given)
-    return upscaler(low, settings).picture.rgb
+    return upscaler(low, settings).image_data.rgb
 
 
 @functools.lru_cache(maxsize=4)
 def model_of(upscaler: Upscaler, data: bytes, shape: tuple[int, ...], particles: bool) -> Rgb:
     """The model's own picture of an input, made once."""
-    low = Picture(np.frombuffer(data, np.uint8).reshape(shape))
+    low = ImageData(np.frombuffer(data, np.uint8).reshape(shape))
     return of_product(upscaler, low, 0.0, use_kds=particles)
 
 
-def of_pixels(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
+def of_pixels(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, False).astype(np.float32)
     plain = resize(low.rgb, (model.shape[1], model.shape[0])).astype(np.float32)
     return (model + value * (plain - model)).round().astype(np.uint8)
 
 
-def flat_particles(upscaler: Upscaler, low: Picture, value: float) -> Rgb:
+def flat_particles(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, True)
-    return keep_plain(model, resize(low.rgb, (model.shape[1], model.shape[0])), value, (), SCALE / 2)
+    return blend_bicubic(model, resize(low.rgb, (model.shape[1], model.shape[0])), value, (), SCALE / 2)
 
 
-WAYS: dict[str, Callable[[Upscaler, Picture, float], Rgb]] = {
+WAYS: dict[str, Callable[[Upscaler, ImageData, float], Rgb]] = {
     "ours": of_product,
     "pixels": of_pixels,
     "latents": of_latents,
@@ -101,7 +101,7 @@ def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
         for value in DIAL:
             found = []
             for _, high in built_in():
-                low = Picture(degradations.clean(high, 0))
+                low = ImageData(degradations.clean(high, 0))
                 ours, plain = work(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
                 found.append({
                     "psnr to plain": min(99.0, psnr(luma(ours), luma(plain))),
@@ -121,9 +121,9 @@ def presets(upscaler: Upscaler) -> list[dict[str, Any]]:
     for name, given in PRESETS.items():
         found, seconds = [], []
         for _, high in built_in():
-            result = upscaler(Picture(degradations.clean(high, 0)), Settings(seed=1, **given))
+            result = upscaler(ImageData(degradations.clean(high, 0)), Settings(seed=1, **given))
             trusted = {key: result.metrics[key] for key in ("invented", "faithful")}
-            found.append({**measure(result.picture.rgb, high), **trusted})
+            found.append({**measure(result.image_data.rgb, high), **trusted})
             seconds.append(sum(result.metrics["seconds"].values()))
         means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
         rows.append({"preset": name, **means, "seconds": float(np.mean(seconds))})
@@ -149,7 +149,7 @@ def sheet(upscaler: Upscaler, path: Path) -> None:
     places = {"astronaut": (60, 150), "chelsea": (60, 130), "coffee": (110, 260)}
     rows = []
     for name, high in built_in():
-        low, (top, left) = Picture(degradations.clean(high, 0)), places[name]
+        low, (top, left) = ImageData(degradations.clean(high, 0)), places[name]
         crops = [of_product(upscaler, low, value)[top : top + 200, left : left + 200] for value in SHOWN]
         rows.append(np.concatenate(crops, axis=1))
     Image.fromarray(np.concatenate(rows)).save(path)

@@ -26,7 +26,7 @@ from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.metrics import built_in, colour_shift, cut, interval, measure, seam
 from seesr import Settings, Upscaler
-from seesr.images.picture import resize, to_uint8
+from seesr.images.image_data import resize, to_uint8
 from seesr.images.read import decode, read_file
 from seesr.networks import weights
 from seesr.settings.settings import TRAINED_SIDE

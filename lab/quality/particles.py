@@ -22,7 +22,7 @@ from lab import report
 from lab.quality import degradations
 from lab.quality.metrics import BUILT_IN, luma, measure, psnr
 from seesr import Progress, Settings, Upscaler
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.networks import weights
 from seesr.pipeline import sampling, steering
 from seesr.pipeline.pipeline import UpscaleRun
@@ -51,12 +51,12 @@ class Trial:
 
     def __init__(self, upscaler: Upscaler, low: np.ndarray, steps: int, seed: int) -> None:
         settings = Settings(num_inference_steps=steps, seed=seed, use_kds=True, num_particles=max(COUNTS))
-        self.job = UpscaleRun(upscaler.networks, settings, Picture(low), Progress())
+        self.job = UpscaleRun(upscaler.networks, settings, ImageData(low), Progress())
         tags, image_tokens = self.job.tag()
-        self.hint = self.job.enlarge()
-        size = self.hint.shape[0] // self.job.factor, self.hint.shape[1] // self.job.factor
-        self.denoiser = self.job.denoiser(self.hint, self.job.encode_text(tags), image_tokens, size)
-        self.starts, _ = self.job.start(self.hint, self.denoiser)
+        self.conditioning = self.job.enlarge()
+        size = self.conditioning.shape[0] // self.job.factor, self.conditioning.shape[1] // self.job.factor
+        self.denoiser = self.job.denoiser(self.conditioning, self.job.encode_text(tags), image_tokens, size)
+        self.starts, _ = self.job.start(self.conditioning, self.denoiser)
         self.steps = sampling.schedule(upscaler.networks.scheduler, steps)
 
     def sample(self, count: int, steer: sampling.Steer = sampling.unsteered) -> Tensor:
@@ -64,7 +64,7 @@ class Trial:
 
     def picture(self, z: Tensor) -> np.ndarray:
         """Latents [1, C, h, w] -> [H, W, 3]."""
-        return self.job.finish(self.job.decode(z), self.hint, None)[0].rgb
+        return self.job.finish(self.job.decode(z), self.conditioning, None)[0].rgb
 
 
 def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, seed: int) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from lab.quality import degradations, metrics
 from lab.quality.degradations import Rgb
 from lab.quality.evaluate import held_out
 from seesr import Settings, Upscaler
-from seesr.images.picture import resize
+from seesr.images.image_data import resize
 from seesr.networks import weights
 
 SIDE = 160  # of a piece, pixels

@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E
 from lab import report  # noqa: E402
 from lab.speed.timing import least_seconds  # noqa: E402
 from seesr import Progress, Settings, Upscaler  # noqa: E402
-from seesr.images.picture import Picture  # noqa: E402
+from seesr.images.image_data import ImageData  # noqa: E402
 from seesr.networks import hardware, kernels, models  # noqa: E402
 from seesr.networks.graphs import CudaRecorder, Graphs  # noqa: E402
 from seesr.pipeline import sampling  # noqa: E402
@@ -91,7 +91,7 @@ class Plain:
         self.networks = networks
 
     @torch.no_grad()
-    def __call__(self, picture: Picture, settings: Settings) -> dict[str, float]:
+    def __call__(self, picture: ImageData, settings: Settings) -> dict[str, float]:
         networks, seconds = self.networks, {}
         job = UpscaleRun(networks, settings, picture, Progress())
 
@@ -111,16 +111,16 @@ class Plain:
             ids = networks.tokenizer.encode_batch([settings.positive_prompt]).to(networks.device)
             words = networks.text_encoder.hidden(ids)
         with timed("enlarge"):
-            hint = to_floats(job.enlarge()).to(networks.dtype)
+            conditioning = to_floats(job.enlarge()).to(networks.dtype)
         scaling = networks.vae.config["scaling_factor"]
         with timed("encode"):
-            z = networks.vae.encoder(2 * hint - 1)[:, : networks.unet.config["in_channels"]] * scaling
+            z = networks.vae.encoder(2 * conditioning - 1)[:, : networks.unet.config["in_channels"]] * scaling
         steps = sampling.schedule(networks.scheduler, job.steps)
         with timed("denoise"):
             z = sampling.start_latents(z.float(), torch.randn(z.shape, device=z.device), networks.scheduler)
             for step in steps:
                 x, t = z.to(networks.dtype), torch.full((1,), step.t, device=z.device)
-                down, mid = networks.controlnet(x, t, (words, image_tokens), hint, 1.0)
+                down, mid = networks.controlnet(x, t, (words, image_tokens), conditioning, 1.0)
                 noise = networks.unet(x, t, (words, image_tokens), down, mid).float()
                 x0 = sampling.predicted_x0(noise, z, step)
                 z = sampling.ddpm_step(z, x0, step, torch.randn_like(z))
@@ -143,14 +143,14 @@ def copies(networks: models.Models) -> models.Models:
     return dataclasses.replace(networks, vae=copied(networks.vae, share=False), **others)
 
 
-def photograph(side: int) -> Picture:
+def photograph(side: int) -> ImageData:
     import skimage.data
 
     found = Image.fromarray(skimage.data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
-    return Picture(np.asarray(found))
+    return ImageData(np.asarray(found))
 
 
-def predict(upscaler: Upscaler, picture: Picture, settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+def predict(upscaler: Upscaler, picture: ImageData, settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds per stage, the PNG file among them, and the metrics."""
     result = upscaler(picture, settings)
     started = time.perf_counter()
@@ -158,13 +158,13 @@ def predict(upscaler: Upscaler, picture: Picture, settings: Settings) -> tuple[d
     return {**result.metrics["seconds"], "file": time.perf_counter() - started}, result.metrics
 
 
-def replayed(upscaler: Upscaler, picture: Picture, settings: Settings) -> dict[str, int]:
+def replayed(upscaler: Upscaler, picture: ImageData, settings: Settings) -> dict[str, int]:
     """How many graphs there are, and by how many levels of 255 a picture through them is off one without, at most."""
     graphs = upscaler.graphs
     assert graphs is not None
-    through, kept = upscaler(picture, settings).picture.rgb, graphs.recordings
+    through, kept = upscaler(picture, settings).image_data.rgb, graphs.recordings
     graphs.recordings = {}
-    without = upscaler(picture, settings).picture.rgb
+    without = upscaler(picture, settings).image_data.rgb
     graphs.recordings = kept
     return {"graphs": len(kept), "levels_off": int(np.abs(through.astype(int) - without).max())}
 

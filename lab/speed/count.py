@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lab import report, sizes
 from lab.speed.counter import Counter, Stage
 from seesr import Progress, Settings
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.networks import models, weights
 from seesr.networks.attention import set_kernel
 from seesr.networks.tagger import Tagger
@@ -77,14 +77,14 @@ class Repeated:
         self.times: collections.Counter[torch.Size] = collections.Counter()
         self.cost: dict[torch.Size, Stage] = {}
 
-    def predict(self, denoiser: Denoiser, z: Tensor, t: Tensor, hint: Tensor) -> Tensor:
+    def predict(self, denoiser: Denoiser, z: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         stage = self.counter.stage
         self.times[z.shape] += 1
         if self.times[z.shape] > 2:
             stage.add(self.cost[z.shape])
             return torch.empty_like(z)
         before = copy.deepcopy(stage)
-        found = PREDICT(denoiser, z, t, hint)
+        found = PREDICT(denoiser, z, t, conditioning)
         self.cost[z.shape] = stage.less(before)
         return found
 
@@ -94,7 +94,7 @@ PREDICT = Denoiser.predict
 
 def count(size: int, free: int, settings: Settings) -> dict[str, Stage]:
     """The stages of a picture of `size` x `size` pixels on a GPU with `free` bytes beside the weights."""
-    picture = Picture(np.zeros((round(size / settings.scale_factor),) * 2 + (3,), np.uint8))
+    picture = ImageData(np.zeros((round(size / settings.scale_factor),) * 2 + (3,), np.uint8))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     networks = sizes.build(CUDA, torch.float16, functools.partial(empty, mode))
     parts = (networks.unet, networks.controlnet, networks.vae, networks.text_encoder, networks.tagger)

@@ -339,7 +339,7 @@ class Check:
                             started = time.perf_counter()
                             result = self.ours(picture, settings)
                             runs.append((time.perf_counter() - started, result.metrics["seconds"]))
-                        found.append(result.picture.rgb)
+                        found.append(result.image_data.rgb)
                     seconds = [wall for wall, _ in runs[1:]]
                     self.keep(
                         output=output, side=side, graphs=not off, seconds=statistics.median(seconds),
@@ -419,7 +419,7 @@ class Check:
             started = time.perf_counter()
             result = self.ours(picture, Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.side))
             seconds = time.perf_counter() - started
-        self.images["largest"] = result.picture.rgb
+        self.images["largest"] = result.image_data.rgb
         self.keep(output=self.plan.largest, seconds=seconds, metrics=result.metrics)
 
     def ladder(self) -> None:
@@ -431,7 +431,7 @@ class Check:
         started = time.perf_counter()
         result = self.ours(picture, Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.side))
         seconds = time.perf_counter() - started
-        apart = np.abs(self.images["largest"].astype(int) - result.picture.rgb) if "largest" in self.images else None
+        apart = np.abs(self.images["largest"].astype(int) - result.image_data.rgb) if "largest" in self.images else None
         self.keep(output=self.plan.largest, seconds=seconds, metrics=result.metrics,
                   levels_apart=None if apart is None else int(apart.max()),
                   share_apart=None if apart is None else float((apart > 0).mean()))  # fmt: skip

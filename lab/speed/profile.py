@@ -46,15 +46,15 @@ def build_step(networks: models.Models, batch: int, side: int, graphs: Graphs | 
         controlnet=networks.controlnet,
         text=Tokens(torch.randn(1, 77, text, device=device, dtype=dtype)),
         image=Tokens(torch.randn(1, 145, image, device=device, dtype=dtype)),
-        hint=lambda tile: torch.rand(1, 3, side * networks.factor, side * networks.factor, device=device),
+        conditioning=lambda tile: torch.rand(1, 3, side * networks.factor, side * networks.factor, device=device),
         tiles=[],
         weight=torch.ones(side, side),
         graphs=graphs,
     )
     z = torch.randn(batch, channels, side, side, device=device)
     t = torch.full((batch,), sampling.START, device=device)
-    hint = denoiser.hint_features(tiling.Tile(0, 0, side, side)).repeat(batch, 1, 1, 1)
-    return lambda: denoiser.predict(z, t, hint)
+    conditioning = denoiser.conditioning_features(tiling.Tile(0, 0, side, side)).repeat(batch, 1, 1, 1)
+    return lambda: denoiser.predict(z, t, conditioning)
 
 
 def main() -> None:

@@ -218,7 +218,7 @@ def upscale(upscaler: Upscaler, source: Source, settings: Settings, progress: Pr
     started = time.perf_counter()
     progress.start("read")
     image = load_source(source, settings.output_size)
-    shape = None if mask is None else read_mask(mask, image.picture.size)
+    shape = None if mask is None else read_mask(mask, image.image_data.size)
     progress.finish()
     read = time.perf_counter()
     output = upscaler(image, settings, progress, shape)

@@ -68,7 +68,7 @@ def check(machine: Machine, kind: str, size: int) -> None:
         if kind != "pocket" and not machine.chosen:
             raise CannotServe(f"no GPU is visible; SEESR_DEVICE=cpu allows the processor{expected()}")
         if kind != "pocket":
-            log.warning("on the processor a picture takes minutes%s", expected())
+            log.warning("on the processor an image takes minutes%s", expected())
         if machine.host < 2 * size + HOST:  # single precision
             message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the processor"
             raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")

@@ -31,7 +31,7 @@ class Link:
 
     Args:
         url: redis://[:password@]host:port/db, or rediss://.
-        patient: a worker has nothing better to do than to wait until Redis is back, and must not lose its picture.
+        patient: a worker has nothing better to do than to wait until Redis is back, and must not lose its image.
     """
 
     def __init__(self, url: str, patient: bool = False) -> None:

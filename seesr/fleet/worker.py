@@ -99,7 +99,7 @@ class Child:
         if job.cancel:
             self.end(job, CANCELED)
         elif int(begun) > ATTEMPTS:
-            self.end(job, FAILED, error=f"the worker died {ATTEMPTS} times on this picture")
+            self.end(job, FAILED, error=f"the worker died {ATTEMPTS} times on this image")
         else:
             self.say("busy", job=id)
             self.records.hook(job, "start")

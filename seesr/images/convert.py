@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from seesr.images.exif import TURNED
-from seesr.images.picture import Pixels
+from seesr.images.image_data import Pixels
 
 PLAIN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that need no profile to be RGB(A)
 CONVERTED = {"CMYK", "YCbCr", "LAB", "HSV"}  # modes that `to_srgb` converts

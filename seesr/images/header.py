@@ -20,9 +20,9 @@ from PIL import Image
 from seesr.images import convert, exif, isobmff, jpeg, jxl, png_chunks, tiff
 from seesr.images.color_tags import Encoding
 from seesr.images.deep import deep_grey, deep_png
+from seesr.images.image_data import Pixels
 from seesr.images.kinds import AVIF, HEIC, READABLE, brands, refusal
 from seesr.images.metadata_limits import check_metadata
-from seesr.images.picture import Pixels
 
 GREY = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}  # modes with one colour
 log = logging.getLogger(__name__)

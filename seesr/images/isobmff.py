@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seesr.images.color_tags import Encoding, from_numbers
-from seesr.images.picture import Pixels
+from seesr.images.image_data import Pixels
 
 
 class Crop(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seesr.images.picture import Pixels, resize, to_uint8
+from seesr.images.image_data import Pixels, resize, to_uint8
 from seesr.images.source import Source, load_source
 
 SAME_ASPECT = 0.01  # relative difference of the aspects of mask and image that is taken for rounding
@@ -23,13 +23,13 @@ def read_mask(source: Source, size: tuple[int, int]) -> Grey:
         ValueError: no image, animated, too large, or of another aspect; one line.
     """
     try:
-        picture = load_source(source).picture
+        image = load_source(source).image_data
     except ValueError as error:
         raise ValueError(f"the mask cannot be used: {error}") from None
-    check_aspect(picture.size, size)
-    grey: Grey = cv2.cvtColor(to_uint8(picture.rgb), cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
-    if picture.alpha is not None:
-        grey = (grey.astype(np.uint16) * to_uint8(picture.alpha) // 255).astype(np.uint8)
+    check_aspect(image.size, size)
+    grey: Grey = cv2.cvtColor(to_uint8(image.rgb), cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
+    if image.alpha is not None:
+        grey = (grey.astype(np.uint16) * to_uint8(image.alpha) // 255).astype(np.uint8)
     return grey
 
 

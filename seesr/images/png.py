@@ -12,18 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.images.record import KEY
 
 STRIP = 256  # rows that are compressed together
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def encode_png(picture: Picture) -> bytes:
+def encode_png(image: ImageData) -> bytes:
     """A PNG file of 8 or 16 bits with profile, resolution, EXIF and record; grey or RGB, with or without alpha."""
-    pixels = picture.rgb[..., :1] if picture.written_grey else picture.rgb
-    if picture.alpha is not None:
-        pixels = np.dstack([pixels, picture.alpha])
+    pixels = image.rgb[..., :1] if image.written_grey else image.rgb
+    if image.alpha is not None:
+        pixels = np.dstack([pixels, image.alpha])
     height, width, channels = pixels.shape
     depth = 8 * pixels.itemsize
     rows = pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).reshape(height, -1).view(np.uint8)
@@ -44,14 +44,14 @@ def encode_png(picture: Picture) -> bytes:
     parts = [SIGNATURE]
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     parts.append(chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)))
-    if picture.icc is not None:
-        parts.append(chunk(b"iCCP", b"profile\0\0" + zlib.compress(picture.icc)))
-    if picture.dpi is not None:
-        parts.append(chunk(b"pHYs", struct.pack(">IIB", *(max(1, round(d / 0.0254)) for d in picture.dpi), 1)))
-    if picture.exif is not None:
-        parts.append(chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
-    if picture.record is not None:
-        parts.append(chunk(b"iTXt", KEY.encode() + b"\0\0\0\0\0" + json.dumps(picture.record).encode()))
+    if image.icc is not None:
+        parts.append(chunk(b"iCCP", b"profile\0\0" + zlib.compress(image.icc)))
+    if image.dpi is not None:
+        parts.append(chunk(b"pHYs", struct.pack(">IIB", *(max(1, round(d / 0.0254)) for d in image.dpi), 1)))
+    if image.exif is not None:
+        parts.append(chunk(b"eXIf", image.exif.removeprefix(b"Exif\0\0")))
+    if image.record is not None:
+        parts.append(chunk(b"iTXt", KEY.encode() + b"\0\0\0\0\0" + json.dumps(image.record).encode()))
     checksum = 1
     with ThreadPoolExecutor() as pool:
         for number, (raw, packed) in enumerate(pool.map(compress, strips)):

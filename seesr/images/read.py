@@ -1,4 +1,4 @@
-"""Decodes untrusted image bytes to a `Picture`: limits, orientation, alpha, colour profile, EXIF, 16 bits."""
+"""Decodes untrusted image bytes to a `ImageData`: limits, orientation, alpha, colour profile, EXIF, 16 bits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image
 from seesr.images import color_tags, convert, isobmff
 from seesr.images.color_tags import Primaries
 from seesr.images.header import Colours, Header, colours_of, of_pillow, open_file
+from seesr.images.image_data import ImageData
 from seesr.images.limits import LARGEST_FILE, LARGEST_INPUT, check_input
 from seesr.images.metadata_limits import check_metadata
-from seesr.images.picture import Picture
 
 NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def open_header(data: bytes, check_size: Callable[[int, int], object] = check_in
     return header
 
 
-def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) -> Picture:
+def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) -> ImageData:
     """Decodes the bytes of an image file after checking its header.
 
     Args:
@@ -80,11 +80,11 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
             path.
     """
     header = open_header(data, check_size)
-    return to_picture(header, header.decode())
+    return to_image_data(header, header.decode())
 
 
-def from_pil(opened: Image.Image) -> Picture:
-    """A Pillow image -> Picture.
+def from_pil(opened: Image.Image) -> ImageData:
+    """A Pillow image -> ImageData.
 
     Raises:
         ValueError: a mode that has no defined colours (floating point, 32-bit integers).
@@ -95,11 +95,11 @@ def from_pil(opened: Image.Image) -> Picture:
     if header.icc is None and "srgb" not in info and ("gamma" in info or places):  # of a PNG
         primaries = Primaries(*zip(places[::2], places[1::2], strict=True)) if places else None
         header.encoding = color_tags.from_gamma(info.get("gamma"), primaries, header.warnings)
-    return to_picture(header, header.decode())
+    return to_image_data(header, header.decode())
 
 
-def to_picture(header: Header, colours: Colours) -> Picture:
-    """Decoded colours with all that the file says about them -> an upright Picture."""
+def to_image_data(header: Header, colours: Colours) -> ImageData:
+    """Decoded colours with all that the file says about them -> an upright ImageData."""
     warnings = header.warnings
     pixels = isobmff.apply(header.transforms, convert.upright(colours.pixels, header.orientation))
     rgb, alpha = convert.split(pixels)
@@ -117,4 +117,4 @@ def to_picture(header: Header, colours: Colours) -> Picture:
     for warning in warnings:
         log.warning("%s", warning)
     grey = colours.grey or convert.equal_channels(rgb)
-    return Picture(rgb, alpha, icc, block, dpi, grey=grey, warnings=tuple(warnings), one_channel=colours.grey)
+    return ImageData(rgb, alpha, icc, block, dpi, grey=grey, warnings=tuple(warnings), one_channel=colours.grey)

@@ -1,4 +1,4 @@
-"""Converts paths, bytes, file objects, PIL images and NumPy arrays to a `Picture`, and results back to arrays."""
+"""Converts paths, bytes, file objects, PIL images and NumPy arrays to a `ImageData`, and results back to arrays."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seesr.images.convert import equal_channels
+from seesr.images.image_data import ImageData
 from seesr.images.limits import LARGEST_FILE, check_input
-from seesr.images.picture import Picture
 from seesr.images.read import decode, from_pil, read_file
 
 Array = NDArray[np.uint8 | np.uint16 | np.floating[Any]]
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | Array | Picture
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | Array | ImageData
 ACCEPTED = (
     "a path, the bytes of an image file, a binary file object, a PIL image, a NumPy array or an iterable of these"
 )
@@ -43,12 +43,12 @@ class LoadedImage(NamedTuple):
     """A source that has been read.
 
     Attributes:
-        picture: its pixels and metadata.
+        image: its pixels and metadata.
         sha256: of the file's bytes; None for images in memory.
         layout: of an array; None for everything else.
     """
 
-    picture: Picture
+    image_data: ImageData
     sha256: str | None = None
     layout: Layout | None = None
 
@@ -57,7 +57,7 @@ def load_source(source: Source | LoadedImage, check_size: CheckSize = check_inpu
     """Reads an image of any accepted kind.
 
     Args:
-        source: path, bytes of an image file, binary file object, PIL image, NumPy array, or Picture. Arrays are
+        source: path, bytes of an image file, binary file object, PIL image, NumPy array, or ImageData. Arrays are
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, uint16, or floats from 0 to 1, as sRGB without
             premultiplied alpha.
         check_size: takes width and height before pixels are decoded, and raises ValueError to refuse.
@@ -69,7 +69,7 @@ def load_source(source: Source | LoadedImage, check_size: CheckSize = check_inpu
     """
     if isinstance(source, LoadedImage):
         return source
-    if isinstance(source, (Picture, Image.Image)):
+    if isinstance(source, (ImageData, Image.Image)):
         if isinstance(source, Image.Image):
             check_size(*source.size)
             source = from_pil(source)
@@ -82,7 +82,7 @@ def load_source(source: Source | LoadedImage, check_size: CheckSize = check_inpu
 
 def is_many(source: object) -> bool:
     """Whether this is an iterable of sources, rather than a source."""
-    one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Picture, LoadedImage, dict)
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, ImageData, LoadedImage, dict)
     return isinstance(source, Iterable) and not isinstance(source, one) and not hasattr(source, "read")
 
 
@@ -131,18 +131,18 @@ def from_array(array: NDArray[Any], check_size: CheckSize = check_input) -> Load
     if alpha is not None and (alpha == np.iinfo(alpha.dtype).max).all():
         alpha = None
     rgb = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels[..., :3])
-    return LoadedImage(Picture(rgb, alpha, grey=equal_channels(rgb)), None, layout)
+    return LoadedImage(ImageData(rgb, alpha, grey=equal_channels(rgb)), None, layout)
 
 
-def to_array(picture: Picture, layout: Layout | None) -> Array:
+def to_array(image: ImageData, layout: Layout | None) -> Array:
     """The pixels as the caller's array was laid out; without a layout (H, W, 3), or (H, W, 4) with alpha."""
-    channels = (3 if picture.alpha is None else 4) if layout is None else layout.channels
-    pixels = picture.rgb
+    channels = (3 if image.alpha is None else 4) if layout is None else layout.channels
+    pixels = image.rgb
     if channels is None:
         pixels = pixels[..., 0]
     elif channels == 4:
         opaque = np.full(pixels.shape[:2], np.iinfo(pixels.dtype).max, pixels.dtype)
-        pixels = np.dstack([pixels, opaque if picture.alpha is None else picture.alpha])
+        pixels = np.dstack([pixels, opaque if image.alpha is None else image.alpha])
     else:
         pixels = pixels[..., :channels]
     if layout is not None and layout.floating:

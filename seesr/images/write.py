@@ -1,4 +1,4 @@
-"""Encodes a `Picture` to the bytes of a file, and saves files atomically."""
+"""Encodes a `ImageData` to the bytes of a file, and saves files atomically."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from PIL import Image
 
 from seesr.images.formats import FORMATS
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.images.png import encode_png
 from seesr.images.record import as_xmp
 
 log = logging.getLogger(__name__)
 
 
-def encode(picture: Picture, file_format: str, quality: int) -> bytes:
+def encode(image_data: ImageData, file_format: str, quality: int) -> bytes:
     """The bytes of a file with profile, EXIF, resolution and record, reopened to check its size.
 
     Args:
@@ -30,25 +30,25 @@ def encode(picture: Picture, file_format: str, quality: int) -> bytes:
         RuntimeError: the file does not open at its size.
     """
     chosen = FORMATS[file_format]
-    if picture.exif is not None and len(picture.exif) > chosen.most_exif:
+    if image_data.exif is not None and len(image_data.exif) > chosen.most_exif:
         log.warning("the EXIF data are too long for %s and are left out", chosen.name)
-        picture = dataclasses.replace(picture, exif=None)
-    data = encode_png(picture) if chosen.deep else encode_with_pillow(picture, file_format, quality)
+        image_data = dataclasses.replace(image_data, exif=None)
+    data = encode_png(image_data) if chosen.deep else encode_with_pillow(image_data, file_format, quality)
     with Image.open(io.BytesIO(data)) as check:
-        if check.size != picture.size:
-            raise RuntimeError(f"the written file has {check.size} pixels instead of {picture.size}")
+        if check.size != image_data.size:
+            raise RuntimeError(f"the written file has {check.size} pixels instead of {image_data.size}")
     return data
 
 
-def encode_with_pillow(picture: Picture, file_format: str, quality: int) -> bytes:
+def encode_with_pillow(image_data: ImageData, file_format: str, quality: int) -> bytes:
     """8 bits per colour."""
-    chosen, image = FORMATS[file_format], picture.pil()
-    if not chosen.alpha and picture.alpha is not None:
+    chosen, image = FORMATS[file_format], image_data.pil()
+    if not chosen.alpha and image_data.alpha is not None:
         white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA")).convert("L" if picture.written_grey else "RGB")
-    options = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi, **chosen.options}
-    if picture.record is not None:
-        options["xmp"] = as_xmp(picture.record)
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("L" if image_data.written_grey else "RGB")
+    options = {"icc_profile": image_data.icc, "exif": image_data.exif, "dpi": image_data.dpi, **chosen.options}
+    if image_data.record is not None:
+        options["xmp"] = as_xmp(image_data.record)
     buffer = io.BytesIO()
     arguments = {key: value for key, value in options.items() if value is not None}
     image.save(buffer, chosen.name, quality=quality, **arguments)

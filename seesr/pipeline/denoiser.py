@@ -18,53 +18,53 @@ from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Place, Tile, blend, grid, window
 
-FEATURE_BYTES = 2**28  # hint features kept over steps and particles; more where there is more memory
-BATCHES_AHEAD = 1  # that may wait on a GPU behind the one that runs
+FEATURE_BYTES = 2**28  # of cached conditioning features; more where there is more memory
+BATCHES_AHEAD = 1  # batches queued on a GPU behind the running one
 
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """One forward pass of a batch of tiles, without memory of any picture.
+    """One forward pass of a batch of tiles, without memory of any image.
 
     Args:
-        conditioning: weight of the ControlNet's residuals.
+        conditioning_scale: weight of the ControlNet's residuals.
     """
 
     unet: UNet2DConditionModel
     controlnet: ControlNetModel
-    conditioning: float
+    conditioning_scale: float
 
     @torch.no_grad()
-    def __call__(self, z: Tensor, t: Tensor, hint: Tensor, text: Tokens, image: Tokens) -> Tensor:
+    def __call__(self, z: Tensor, t: Tensor, conditioning: Tensor, text: Tokens, image: Tokens) -> Tensor:
         """Predictions [B, C, h, w], float32; [2B, C, h, w] = (negative, positive) with guidance.
 
         Args:
             z: latents [B, C, h, w].
             t: timesteps [B].
-            hint: [B, 3, f*h, f*w] in [0, 1], or its features [B, C', h, w].
+            conditioning: [B, 3, f*h, f*w] in [0, 1], or its features [B, C', h, w].
         """
         dtype = text.values.dtype
         branches = len(text.values)
         x = z.to(dtype).repeat(branches, 1, 1, 1)
-        hint = hint.to(dtype).repeat(branches, 1, 1, 1)
+        conditioning = conditioning.to(dtype).repeat(branches, 1, 1, 1)
         time = t.repeat(branches)
         context = (text, image)
-        down, mid = self.controlnet(x, time, context, hint, self.conditioning)
+        down, mid = self.controlnet(x, time, context, conditioning, self.conditioning_scale)
         return self.unet(x, time, context, down, mid).float()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """UNet and ControlNet with everything that stays the same for all tiles and steps of one picture.
+    """UNet and ControlNet with everything that stays the same for all tiles and steps of one image.
 
     Args:
         text: text tokens, B = 1, or B = 2 = (negative, positive) with guidance.
         image: the tagger's image tokens, B = 1.
-        hint: takes a tile in latent pixels and returns the upscaled input under it, [1, 3, f*h, f*w] in [0, 1].
+        conditioning: takes a tile in latent pixels, returns the bicubic upscale under it, [1, 3, f*h, f*w] in [0, 1].
         tiles: the tiles of the latents, all of one shape.
         weight: blending weight of a tile, [h, w].
         guidance: scale; 1 means off.
-        conditioning: weight of the ControlNet's residuals.
+        conditioning_scale: weight of the ControlNet's residuals.
         budget: tiles per forward pass, fewer when memory runs out.
         progress: counts finished tiles.
         graphs: records and replays the forward pass; None: it is run.
@@ -75,11 +75,11 @@ class Denoiser:
     controlnet: ControlNetModel
     text: Tokens
     image: Tokens
-    hint: Callable[[Tile], Tensor]
+    conditioning: Callable[[Tile], Tensor]
     tiles: list[Tile]
     weight: Tensor
     guidance: float = 1.0
-    conditioning: float = 1.0
+    conditioning_scale: float = 1.0
     budget: Budget = dataclasses.field(default_factory=Budget)
     progress: Progress = dataclasses.field(default_factory=Progress)
     graphs: Graphs | None = None
@@ -100,7 +100,7 @@ class Denoiser:
             time = torch.full((len(parts),), t, device=parts.device)
 
             own = self if self.unet.dtype == self.text.values.dtype else self.in_float32
-            return own.predict(parts, time, torch.cat([own.hint_features(tile) for _, tile in places]))
+            return own.predict(parts, time, torch.cat([own.conditioning_features(tile) for _, tile in places]))
 
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
@@ -127,20 +127,22 @@ class Denoiser:
         return dataclasses.replace(self, text=text, image=image, features={}, graphs=None)
 
     @torch.no_grad()
-    def hint_features(self, tile: Tile) -> Tensor:
-        """What the ControlNet makes of the hint under a tile, [1, C, h, w]: computed once, while there is room."""
+    def conditioning_features(self, tile: Tile) -> Tensor:
+        """The ControlNet's embedding of the conditioning image under a tile, [1, C, h, w]; cached while memory allows."""
         if tile in self.features:
             return self.features[tile]
-        embed, hint = self.controlnet.controlnet_cond_embedding, self.hint(tile).to(self.text.values.dtype)
-        features = embed(hint) if self.graphs is None else self.graphs.run(embed, (hint,), networks=(self.controlnet,))
+        embed, image = self.controlnet.controlnet_cond_embedding, self.conditioning(tile).to(self.text.values.dtype)
+        features = (
+            embed(image) if self.graphs is None else self.graphs.run(embed, (image,), networks=(self.controlnet,))
+        )
         if len(self.features) * features.nbytes < max(FEATURE_BYTES, self.budget.hold.amount // 8):
             self.features[tile] = features
         return features
 
-    def predict(self, z: Tensor, t: Tensor, hint: Tensor) -> Tensor:
+    def predict(self, z: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
         """Predictions of tiles, see Forward, guided; replayed as a graph where there are graphs."""
-        forward = Forward(self.unet, self.controlnet, self.conditioning)
-        inputs, contexts = (z, t, hint), (self.text, self.image)
+        forward = Forward(self.unet, self.controlnet, self.conditioning_scale)
+        inputs, contexts = (z, t, conditioning), (self.text, self.image)
         if self.graphs is None:
             prediction = forward(*inputs, *contexts)
         else:

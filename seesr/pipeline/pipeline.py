@@ -3,10 +3,10 @@
     bytes -images.read.decode-> RGB [H, W, 3] (+ alpha, ICC, EXIF, kept aside)
      |- tagger: the original small image -> tags, image tokens [1, n, width]
      |   '- text: tags + prompts -> text tokens [B, 77, width], B = 2 only with guidance
-     '- picture.resize, picture.pad -> hint [H', W', 3]
+     '- image_data.resize, image_data.pad -> conditioning image [H', W', 3]
            |- autoencoder.encode -> posterior of the latents z [1, C, H'/f, W'/f]
            |- sampling: noise at t = 999, then every step over tiles (denoiser) -> clean latents
-           '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the hint
+           '- autoencoder.decode -> [3, H', W'] -> color.match_by_strips with the conditioning image
                  '- crop to round(w * scale) x round(h * scale) -> alpha, ICC, EXIF back -> Output.data -> bytes
 
 The factor f, the channel count C and the token widths come from the bundle's configs.
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from seesr.images import color
+from seesr.images.image_data import ImageData, pad, resize, to_grey
 from seesr.images.mask import Grey
-from seesr.images.picture import Picture, pad, resize, to_grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
@@ -52,19 +52,19 @@ class UpscaleRun:
         self,
         networks: models.Models,
         settings: Settings,
-        picture: Picture,
+        image: ImageData,
         progress: Progress,
         graphs: Graphs | None = None,
         mask: Grey | None = None,
     ) -> None:
-        self.networks, self.picture, self.progress, self.graphs, self.mask = networks, picture, progress, graphs, mask
+        self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
         defaults, steps, side = networks.bundle.defaults, settings.num_inference_steps, settings.latent_tiled_size
         self.steps = defaults.num_inference_steps if steps is None else steps
         self.sides = defaults.latent_tiled_size if side is None else (side,)
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
-        self.size = settings.output_size(*picture.size)
-        self.scale = self.size[0] / picture.size[0]
+        self.size = settings.output_size(*image.size)
+        self.scale = self.size[0] / image.size[0]
         self.part: Tile | None = None  # latent pixels whose image the region needs; None: all
         self.seconds: dict[str, float] = {}
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
@@ -83,23 +83,23 @@ class UpscaleRun:
         with self.timed("text"):
             text_tokens = self.encode_text(tags)
         with self.timed("enlarge"):
-            hint = self.enlarge()
+            conditioning = self.enlarge()
         with self.timed("encode"):
-            z_size = hint.shape[0] // self.factor, hint.shape[1] // self.factor
+            z_size = conditioning.shape[0] // self.factor, conditioning.shape[1] // self.factor
             self.part = visible_part(self.settings, self.scale, self.factor, z_size)
-            denoiser = self.denoiser(hint, text_tokens, image_tokens, z_size)
-            start, update = self.start(hint, denoiser)
+            denoiser = self.denoiser(conditioning, text_tokens, image_tokens, z_size)
+            start, update = self.start(conditioning, denoiser)
         with self.timed("denoise"):
             z, spread, kds = self.denoise(denoiser, start, update)
         with self.timed("decode"):
             restored = self.decode(z)
         with self.timed("finish"):
-            picture, trust = self.finish(restored, hint, spread)
+            image, trust = self.finish(restored, conditioning, spread)
         shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
-        metrics = self.metrics(picture, denoiser) | trust | kds | shown
+        metrics = self.metrics(image, denoiser) | trust | kds | shown
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         uncertainty, layout = postprocess.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
-        return Output(picture, uncertainty, self.settings, cast(Metrics, metrics), self.picture, layout)
+        return Output(image, uncertainty, self.settings, cast(Metrics, metrics), self.source, layout)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -127,15 +127,15 @@ class UpscaleRun:
             self.seconds[stage] = first.elapsed_time(last) / 1000
         return {stage: round(value, 3) for stage, value in self.seconds.items()}
 
-    def metrics(self, picture: Picture, denoiser: Denoiser) -> dict[str, Any]:
+    def metrics(self, image: ImageData, denoiser: Denoiser) -> dict[str, Any]:
         return {
             "seed": self.settings.seed,
             "tags": ", ".join(self.prompt.tags),
             "tags_left_out": ", ".join(self.prompt.left_out),
             "prompt_cut": self.prompt.cut,
-            "input_size": "x".join(map(str, self.picture.size)),
-            "output_size": "x".join(map(str, picture.size)),
-            "warnings": "; ".join(self.picture.warnings),
+            "input_size": "x".join(map(str, self.source.size)),
+            "output_size": "x".join(map(str, image.size)),
+            "warnings": "; ".join(self.source.warnings),
             "steps": self.steps,
             "tile_size": self.settings.latent_tiled_size,
             "tiles": len(denoiser.tiles),
@@ -154,7 +154,7 @@ class UpscaleRun:
 
     def tag(self) -> tuple[list[str], Tensor]:
         """The original small image -> tags, image tokens [1, n, width]."""
-        tags, tokens = tag(self.networks.tagger, self.picture.visible, self.budget)
+        tags, tokens = tag(self.networks.tagger, self.source.visible, self.budget)
         return tags, tokens.to(self.networks.dtype)
 
     def encode_text(self, tags: list[str]) -> Tensor:
@@ -174,21 +174,21 @@ class UpscaleRun:
         cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
         tile = min(networks.tile, *self.sides) * networks.factor
         thin = min(self.size) <= tile // 4 and max(self.size) > tile  # a whole tile would multiply its cost
-        padded = pad(resize(self.picture.visible, self.size), cell, tile // 8 if thin else tile)
-        self.plain = padded[: self.size[1], : self.size[0]]
+        padded = pad(resize(self.source.visible, self.size), cell, tile // 8 if thin else tile)
+        self.bicubic = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
-    def start(self, hint: Tensor, denoiser: Denoiser) -> tuple[Tensor, sampling.Update]:
+    def start(self, conditioning: Tensor, denoiser: Denoiser) -> tuple[Tensor, sampling.Update]:
         """The bicubic upscale -> latents at the first step [N, C, h, w], and how a step is taken from there.
 
         Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
         """
         networks, settings = self.networks, self.settings
-        size = hint.shape[0] // self.factor, hint.shape[1] // self.factor
+        size = conditioning.shape[0] // self.factor, conditioning.shape[1] // self.factor
         streams = self.noise((1, networks.unet.config["in_channels"], *size))
         first = torch.cat([next(stream) for stream in streams])
         part = None if self.part is None else bounds([self.part, *(denoiser.needed or [denoiser.tiles])[0]])
-        posterior = self.encode(hint, size, part)
+        posterior = self.encode(conditioning, size, part)
         self.clean = posterior.mean()
         if settings.steered:
             return sampling.start_latents(self.clean, first, networks.scheduler), sampling.ddim_step
@@ -201,9 +201,11 @@ class UpscaleRun:
         seeds = steering.particle_seeds(self.settings.seed or 0, count)
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
-    def encode(self, hint: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:
+    def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:
         """The upscaled image -> the posterior of its latents, (h, w) = size; only `part` is needed."""
-        return autoencoder.encode(self.networks.vae, self.under(hint), size, self.budget, self.progress, part)
+        return autoencoder.encode(
+            self.networks.vae, self.conditioning_tiles(conditioning), size, self.budget, self.progress, part
+        )
 
     def denoise(
         self, denoiser: Denoiser, start: Tensor, update: sampling.Update
@@ -227,9 +229,11 @@ class UpscaleRun:
             log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
         return z, ensemble.uncertainty, {"kds": metrics}
 
-    def denoiser(self, hint: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]) -> Denoiser:
+    def denoiser(
+        self, conditioning: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]
+    ) -> Denoiser:
         """The networks with all that stays the same for this image; here the side of the tiles is chosen."""
-        overlap = self.settings.latent_tiled_overlap
+        overlap, padded_size = self.settings.latent_tiled_overlap, conditioning.shape[:2]
         side = least_work(z_size[0], z_size[1], self.sides, overlap)
         self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
         tiles, weight = layout(z_size[0], z_size[1], side, overlap, self.networks.device)
@@ -238,7 +242,7 @@ class UpscaleRun:
             controlnet=self.networks.controlnet,
             text=Tokens(text_tokens),
             image=Tokens(image_tokens),
-            hint=self.under(hint),
+            conditioning=self.conditioning_tiles(conditioning),
             tiles=tiles,
             weight=weight,
             guidance=self.settings.cfg_scale,
@@ -246,63 +250,63 @@ class UpscaleRun:
             progress=self.progress,
             graphs=self.graphs,
             needed=needed(
-                self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, hint.shape[:2], self.scale
+                self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, padded_size, self.scale
             ),
         )
 
     def record(self) -> None:
-        """Sends zeros through the hint's embedding and the denoiser's pass, in every batch that fits, for graphs to
-        record.
-        """
+        """Records graphs of the conditioning embedding and of the denoiser at every batch size that fits, on zeros."""
         tags, image_tokens = self.tag()
         text_tokens, device, side = self.encode_text(tags), self.networks.device, self.sides[0]
-        hint = torch.zeros(side * self.factor, side * self.factor, 3, dtype=torch.uint8, device=device)
-        denoiser = self.denoiser(hint, text_tokens, image_tokens, (side, side))
-        features = denoiser.hint_features(denoiser.tiles[0])
+        conditioning = torch.zeros(side * self.factor, side * self.factor, 3, dtype=torch.uint8, device=device)
+        denoiser = self.denoiser(conditioning, text_tokens, image_tokens, (side, side))
+        features = denoiser.conditioning_features(denoiser.tiles[0])
         for size in BATCHES:
             if size <= self.budget.batch.amount:
                 z = torch.zeros(size, self.networks.unet.config["in_channels"], side, side, device=device)
                 t = torch.full((size,), sampling.START, device=device)
                 denoiser.predict(z, t, features.repeat(size, 1, 1, 1))
 
-    def under(self, hint: Tensor) -> Callable[[Tile], Tensor]:
+    def conditioning_tiles(self, conditioning: Tensor) -> Callable[[Tile], Tensor]:
         """The bicubic upscale by tiles: a tile in latent pixels -> [1, 3, f*h, f*w] in [0, 1]."""
-        planes = hint.permute(2, 0, 1)
+        planes = conditioning.permute(2, 0, 1)
         return lambda tile: to_floats(tile.scaled(self.factor).crop(planes).permute(1, 2, 0))
 
     def decode(self, z: Tensor) -> Tensor:
         """Clean latents [1, C, h, w] -> [3, H', W'], of which only the region is needed."""
         return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part)
 
-    def finish(self, restored: Tensor, hint: Tensor, spread: Tensor | None) -> tuple[Picture, dict[str, float]]:
+    def finish(
+        self, restored: Tensor, conditioning: Tensor, spread: Tensor | None
+    ) -> tuple[ImageData, dict[str, float]]:
         """[3, H', W'] -> the image in exact size, colors and depth, with alpha, metadata and record; what it added.
 
         Raises:
-            RuntimeError: values that are not finite, or a decoder that gave no picture.
+            RuntimeError: values that are not finite, or a decoder that gave no image.
         """
 
         def content(top: int, bottom: int) -> Tensor:
             return restored[None, :, top:bottom]
 
         def style(top: int, bottom: int) -> Tensor:
-            return to_floats(hint[top:bottom])
+            return to_floats(conditioning[top:bottom])
 
         settings, mask = self.settings, self.mask
         if settings.fidelity < 1 and (mask is None or mask.any()):
             self.check_alive(content, style)
-        strips = color.match_by_strips(content, style, len(hint), settings.color_fix)
-        rgb = postprocess.to_integers(strips, self.size, self.picture.rgb.dtype)
-        masks = [m for m in (mask, postprocess.textured(self.picture.visible, self.scale)) if m is not None]
+        strips = color.match_by_strips(content, style, len(conditioning), settings.color_fix)
+        rgb = postprocess.to_integers(strips, self.size, self.source.rgb.dtype)
+        masks = [m for m in (mask, postprocess.textured(self.source.visible, self.scale)) if m is not None]
         if settings.fidelity > 0 or masks:
             share = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.keep_plain(rgb, self.plain, share, masks, self.scale / 2)
-        if self.picture.colorless:
+            rgb = postprocess.blend_bicubic(rgb, self.bicubic, share, masks, self.scale / 2)
+        if self.source.colorless:
             rgb = to_grey(rgb)
-        made = record(settings, self.networks.bundle, mask)
-        picture = self.picture.with_pixels(rgb, made, settings.keep_exif)
+        provenance = record(settings, self.networks.bundle, mask)
+        image = self.source.with_pixels(rgb, provenance, settings.keep_exif)
         if settings.rectangle is not None:
-            return picture.cropped(*settings.rectangle), {}
-        return picture, postprocess.trust(rgb, self.plain, self.picture.visible)
+            return image.cropped(*settings.rectangle), {}
+        return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
 
     def check_alive(self, content: color.Rows, style: color.Rows) -> None:
         """Refuses a decoder that gave no image, see `postprocess.check_alive`; of a region only what was decoded."""

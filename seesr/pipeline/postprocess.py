@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from seesr.images.color import Rows, Strips, spans
+from seesr.images.image_data import Pixels
 from seesr.images.mask import Grey, at_size
-from seesr.images.picture import Pixels
 from seesr.runtime.precision import check_finite
 
 BLOCK = 8  # pixels; noise averages out within one, and what an image shows does not
@@ -36,7 +36,7 @@ def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
     Args:
         content: rows of the decoder's output, [1, 3, rows, W] nominally in [0, 1].
         style: the same rows of the upscaled input.
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
 
     Raises:
         RuntimeError: one line with the figures.
@@ -53,7 +53,7 @@ def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
     ours, asked = (torch.stack(found).sum(0) / count).tolist() if found else (0.0, 0.0)
     if asked >= LEAST_SLOPE and not ours > share * asked:
         words = f"{ours / asked:.0%} of the input's contrast"
-        raise RuntimeError(f"the decoder gave no picture: {words}; nothing is returned")
+        raise RuntimeError(f"the decoder gave no image: {words}; nothing is returned")
 
 
 def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixels:
@@ -63,14 +63,14 @@ def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixe
         NotFinite: a value is NaN or infinite.
     """
     width, height = size
-    rgb, most = torch.empty(0), np.iinfo(depth).max  # type: ignore[type-var]
+    rgb, maximum = torch.empty(0), np.iinfo(depth).max  # type: ignore[type-var]
     sums = []
     for top, rows in strips:
         if top == 0:
             rgb = torch.empty((height, width, 3), dtype=DEPTHS[np.dtype(depth)], device=rows.device)
         pixels = rows[0, :, : max(0, height - top), :width].permute(1, 2, 0)
         sums.append(pixels.sum())  # not finite where one of them is not
-        rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * most).round()
+        rgb[top : top + len(pixels)] = (pixels.clamp(0, 1) * maximum).round()
     check_finite(torch.stack(sums), "color")
     return rgb.cpu().numpy()
 
@@ -94,8 +94,8 @@ def at_every_pixel(
     return (1 - (1 - fidelity) ** exponent).numpy()
 
 
-def keep_plain(
-    rgb: Pixels, plain: Pixels, share: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
+def blend_bicubic(
+    rgb: Pixels, bicubic: Pixels, share: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
 ) -> Pixels:
     """Takes back what was added to the bicubic upscale: by `fidelity` its coarse part first, then the fine one.
 
@@ -103,25 +103,26 @@ def keep_plain(
 
     Args:
         rgb: the result, [H, W, 3].
-        plain: the bicubic upscale, the same shape.
+        bicubic: the bicubic upscale, the same shape.
         share: in [0, 1], for all pixels or each, [H, W].
         masks: what may be added at all, each of any size; they multiply.
         sigma: of the Gaussian that parts coarse from fine, pixels.
     """
-    found, most = np.empty_like(rgb), np.iinfo(rgb.dtype).max
+    blended, maximum = np.empty_like(rgb), np.iinfo(rgb.dtype).max
     whole = [at_size(mask, (rgb.shape[1], rgb.shape[0])) for mask in masks]
     for top, bottom, first, last in spans(len(rgb), math.ceil(4 * sigma) + 1):
         inner = slice(top - first, bottom - first)
-        added = rgb[first:last].astype(np.float32) - plain[first:last]
-        kept = added[inner]
+        added = rgb[first:last].astype(np.float32) - bicubic[first:last]
+        added_here = added[inner]
         if np.any(share):
             here = np.atleast_2d(share)[top:bottom, :, None] if np.ndim(share) else np.float32(share)
             coarse = cv2.GaussianBlur(added, (0, 0), sigma)[inner]
-            kept = np.clip(1 - 2 * here, 0, 1) * coarse + np.clip(2 - 2 * here, 0, 1) * (kept - coarse)
+            fine = added_here - coarse
+            added_here = np.clip(1 - 2 * here, 0, 1) * coarse + np.clip(2 - 2 * here, 0, 1) * fine
         for mask in whole:
-            kept = kept * (mask[top:bottom, :, None] / np.float32(255))
-        found[top:bottom] = (plain[top:bottom] + kept).round().clip(0, most)
-    return found
+            added_here = added_here * (mask[top:bottom, :, None] / np.float32(255))
+        blended[top:bottom] = (bicubic[top:bottom] + added_here).round().clip(0, maximum)
+    return blended
 
 
 def textured(source: Pixels, scale: float) -> Grey | None:
@@ -139,19 +140,19 @@ def textured(source: Pixels, scale: float) -> Grey | None:
     """
     half = math.ceil(RAMP / 2 * max(1, 2 / scale))
     near, ramp = 2 * (CLEAR + half) + 1, 2 * half + 1
-    found = np.empty(source.shape[:2], np.uint8)
+    allowed = np.empty(source.shape[:2], np.uint8)
     for top, bottom, first, last in spans(len(source), 1 + CLEAR + 2 * half):
         pixels = source[first:last]
         varied = cv2.dilate(pixels, np.ones((3, 3))) != cv2.erode(pixels, np.ones((3, 3)))
         open_ = cv2.dilate(255 * varied.any(2).astype(np.uint8), np.ones((near, near)))
-        found[top:bottom] = cv2.blur(open_, (ramp, ramp), borderType=cv2.BORDER_REPLICATE)[top - first :][
+        allowed[top:bottom] = cv2.blur(open_, (ramp, ramp), borderType=cv2.BORDER_REPLICATE)[top - first :][
             : bottom - top
         ]
-    return None if found.min() == 255 else found
+    return None if allowed.min() == 255 else allowed
 
 
-def trust(rgb: Pixels, plain: Pixels, source: Pixels) -> dict[str, float]:
-    """Two figures of what was added, cheap enough for every picture.
+def trust(rgb: Pixels, bicubic: Pixels, source: Pixels) -> dict[str, float]:
+    """Two figures of what was added, cheap enough for every image.
 
     faithful: PSNR of the result, averaged down to the input's size, to the input, dB; at most 100.
     invented: the share of the result's variance that is finer than the input's pixels, less that of the
@@ -159,16 +160,16 @@ def trust(rgb: Pixels, plain: Pixels, source: Pixels) -> dict[str, float]:
 
     Args:
         rgb: the result, [H, W, 3].
-        plain: the bicubic upscale, the same size.
+        bicubic: the bicubic upscale, the same size.
         source: the input.
     """
-    size, most = source.shape[1::-1], float(np.iinfo(rgb.dtype).max)
-    small, small_plain = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, plain))
-    error = cv2.norm(small, source, cv2.NORM_L2SQR) / source.size / most**2
-    whole, held, whole_plain, held_plain = (
-        float(np.square(cv2.meanStdDev(pixels)[1]).sum()) for pixels in (rgb, small, plain, small_plain)
+    size, maximum = source.shape[1::-1], float(np.iinfo(rgb.dtype).max)
+    small, small_bicubic = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, bicubic))
+    error = cv2.norm(small, source, cv2.NORM_L2SQR) / source.size / maximum**2
+    whole, held, whole_bicubic, held_bicubic = (
+        float(np.square(cv2.meanStdDev(pixels)[1]).sum()) for pixels in (rgb, small, bicubic, small_bicubic)
     )
-    finer = (whole - held) - (whole_plain - held_plain)
+    finer = (whole - held) - (whole_bicubic - held_bicubic)
     return {
         "faithful": round(float(-10 * np.log10(max(error, 1e-10))), 2),
         "invented": round(finer / whole, 4) if whole > 0 else 0.0,

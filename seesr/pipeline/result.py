@@ -16,7 +16,7 @@ from PIL import Image
 
 from seesr.images import write
 from seesr.images.formats import FORMATS, ZIP
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.images.source import Array, Layout, to_array
 from seesr.networks.weights import Bundle
 from seesr.pipeline.views import DRAW
@@ -80,7 +80,7 @@ class Output:
     """The result for one image, and everything that is known about it.
 
     Attributes:
-        picture: the pixels with alpha, profile and EXIF of the input, and the settings record.
+        image_data: the pixels with alpha, profile and EXIF of the input, and the settings record.
         uncertainty: where the particles of Kernel Density Steering disagreed, uint16 [H, W]; 65535 is a spread of 1
             or more latent units. Relative and uncalibrated. None without steering.
         settings: the settings, with the seed that was used.
@@ -90,17 +90,17 @@ class Output:
         array_layout: how the input was laid out if it was a NumPy array.
     """
 
-    picture: Picture
+    image_data: ImageData
     uncertainty: NDArray[np.uint16] | None
     settings: Settings
     metrics: Metrics
-    source: Picture
+    source: ImageData
     layout: tuple[list[Tile], int]
     array_layout: Layout | None = None
 
     def __repr__(self) -> str:
-        size, seconds = "x".join(map(str, self.picture.size)), sum(self.metrics.get("seconds", {}).values())
-        return f"<Output {size}, {8 * self.picture.rgb.itemsize} bit, seed {self.seed}, {seconds:.1f} s>"
+        size, seconds = "x".join(map(str, self.image_data.size)), sum(self.metrics.get("seconds", {}).values())
+        return f"<Output {size}, {8 * self.image_data.rgb.itemsize} bit, seed {self.seed}, {seconds:.1f} s>"
 
     def _repr_png_(self) -> bytes:
         """The image for a notebook, at most PREVIEW pixels on a side."""
@@ -118,7 +118,7 @@ class Output:
     @property
     def image(self) -> Image.Image:
         """The upscaled image as an 8-bit Pillow image, without profile, EXIF and record, which `save` keeps."""
-        return self.picture.pil()
+        return self.image_data.pil()
 
     @property
     def array(self) -> Array:
@@ -126,7 +126,7 @@ class Output:
 
         Of an array the result has the same number of dimensions and channels; floats from 0 to 1 give float32.
         """
-        return to_array(self.picture, self.array_layout)
+        return to_array(self.image_data, self.array_layout)
 
     @functools.cached_property
     def data(self) -> bytes:
@@ -141,7 +141,7 @@ class Output:
             files[f"{name}.{file_format}"] = write.encode(self.view(name), file_format, settings.output_quality)
         return write.pack(files) if settings.suffix == ZIP else next(iter(files.values()))
 
-    def view(self, name: str) -> Picture:
+    def view(self, name: str) -> ImageData:
         """The image that `output_view=name` shows.
 
         Raises:
@@ -176,9 +176,9 @@ class Output:
         settings = self.settings if name == ZIP else dataclasses.replace(self.settings, output_format=name)
         if settings == self.settings:
             return write.save(self.data, path)
-        record = {**(self.picture.record or {}), "settings": dataclasses.asdict(settings)}
-        picture = dataclasses.replace(self.picture, record=record)
-        return write.save(dataclasses.replace(self, settings=settings, picture=picture).data, path)
+        record = {**(self.image_data.record or {}), "settings": dataclasses.asdict(settings)}
+        image_data = dataclasses.replace(self.image_data, record=record)
+        return write.save(dataclasses.replace(self, settings=settings, image_data=image_data).data, path)
 
     def check_loss(self, name: str) -> None:
         """Refuses a format that would lose something of the view that the settings ask for.
@@ -186,10 +186,10 @@ class Output:
         Raises:
             ValueError: what would be lost, and what keeps it.
         """
-        chosen, picture = FORMATS[name], self.view(self.settings.output_view)
+        chosen, image_data = FORMATS[name], self.view(self.settings.output_view)
         for has, keeps, what in (
-            (picture.alpha is not None, chosen.alpha, "transparency"),
-            (picture.rgb.dtype == np.uint16, chosen.deep, "16 bits per colour"),
+            (image_data.alpha is not None, chosen.alpha, "transparency"),
+            (image_data.rgb.dtype == np.uint16, chosen.deep, "16 bits per colour"),
         ):
             if has and not keeps:
                 raise ValueError(f"a {name} file loses the result's {what}: save a .png, or pass allow_loss=True")

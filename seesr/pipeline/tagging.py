@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seesr.images.picture import Pixels
+from seesr.images.image_data import Pixels
 from seesr.networks.tagger import Tagger
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32

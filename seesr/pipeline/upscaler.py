@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seesr.images.image_data import ImageData
 from seesr.images.mask import Grey
-from seesr.images.picture import Picture
 from seesr.images.source import LoadedImage, Source, load_source
 from seesr.networks import hardware, models
 from seesr.networks.graphs import SPARED, CudaRecorder, Graphs
@@ -90,12 +90,12 @@ class Upscaler:
             self.record()
         settings = settings or Settings()
         loaded = load_source(source, settings.output_size)
-        pipeline = UpscaleRun(self.networks, settings, loaded.picture, progress or Progress(), self.graphs, mask)
+        pipeline = UpscaleRun(self.networks, settings, loaded.image_data, progress or Progress(), self.graphs, mask)
         output = dataclasses.replace(pipeline.run(), array_layout=loaded.layout)
         if loaded.sha256 is None:
             return output
-        record = {**(output.picture.record or {}), "source_sha256": loaded.sha256}
-        return dataclasses.replace(output, picture=dataclasses.replace(output.picture, record=record))
+        record = {**(output.image_data.record or {}), "source_sha256": loaded.sha256}
+        return dataclasses.replace(output, image_data=dataclasses.replace(output.image_data, record=record))
 
     def warm_up(self) -> None:
         """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation;
@@ -110,7 +110,7 @@ class Upscaler:
 
     def record(self) -> None:
         """Records the networks: an image of one tile, also with guidance, then the denoiser's pass for every batch
-        that memory allows, and the hint's embedding, at every tile side of the bundle.
+        that memory allows, and the conditioning embedding, at every tile side of the bundle.
         """
         assert self.graphs is not None
         started = time.perf_counter()
@@ -128,10 +128,10 @@ class Upscaler:
         """Whether CUDA graphs are used, and if not, why."""
         return NO_GRAPHS if self.graphs is None else self.graphs.state
 
-    def grey(self, tiles: int) -> Picture:
+    def grey(self, tiles: int) -> ImageData:
         """A ramp that is enlarged to `tiles` times the side of one."""
         side = tiles * self.networks.tile * self.networks.factor // 4
-        return Picture(np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8))
+        return ImageData(np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8))
 
     def healthy(self) -> bool:
         """Whether the device still computes; a GPU does not after an illegal access."""

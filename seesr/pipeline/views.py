@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seesr.images.picture import Picture, resize, to_uint8
+from seesr.images.image_data import ImageData, resize, to_uint8
 from seesr.runtime.tiling import window
 from seesr.settings.view_specs import GAIN
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 COLOURS = np.array([[1, 0.3, 0.2], [0.2, 0.7, 1], [0.3, 0.9, 0.3], [1, 0.9, 0.2]], np.float32)
 
 
-def enlarged(result: Output) -> Picture:
+def enlarged(result: Output) -> ImageData:
     """The result itself."""
-    return result.picture
+    return result.image_data
 
 
-def comparison(result: Output) -> Picture:
+def comparison(result: Output) -> ImageData:
     """The bicubic upscale left, the result right; opaque."""
-    plain = resize(result.source.visible, result.picture.size)
-    return dataclasses.replace(result.picture, rgb=np.concatenate([plain, result.picture.rgb], axis=1), alpha=None)
+    image = result.image_data
+    bicubic = resize(result.source.visible, image.size)
+    return dataclasses.replace(image, rgb=np.concatenate([bicubic, image.rgb], axis=1), alpha=None)
 
 
-def uncertainty(result: Output) -> Picture:
+def uncertainty(result: Output) -> ImageData:
     """The uncertainty map as a grey image of 16 bits.
 
     Raises:
@@ -38,20 +39,21 @@ def uncertainty(result: Output) -> Picture:
     """
     if result.uncertainty is None:
         raise ValueError("there is no uncertainty map without steering")
-    return Picture(np.repeat(result.uncertainty[..., None], 3, axis=2), record=result.picture.record, one_channel=True)
+    rgb = np.repeat(result.uncertainty[..., None], 3, axis=2)
+    return ImageData(rgb, record=result.image_data.record, one_channel=True)
 
 
-def difference(result: Output) -> Picture:
+def difference(result: Output) -> ImageData:
     """What the model added to the bicubic upscale, GAIN times as strong, around grey; opaque."""
-    picture = result.picture
-    plain, most = resize(result.source.visible, picture.size), int(np.iinfo(picture.rgb.dtype).max)
-    added = GAIN * (picture.rgb.astype(np.int32) - plain) + (most + 1) // 2
-    return dataclasses.replace(picture, rgb=added.clip(0, most).astype(picture.rgb.dtype), alpha=None)
+    image = result.image_data
+    bicubic, maximum = resize(result.source.visible, image.size), int(np.iinfo(image.rgb.dtype).max)
+    added = GAIN * (image.rgb.astype(np.int32) - bicubic) + (maximum + 1) // 2
+    return dataclasses.replace(image, rgb=added.clip(0, maximum).astype(image.rgb.dtype), alpha=None)
 
 
-def tiles(result: Output) -> Picture:
+def tiles(result: Output) -> ImageData:
     """The result in grey under the denoiser's tiles, each in one of four colors as strong as it counts; opaque."""
-    picture, (cells, factor) = result.picture, result.layout
+    image, (cells, factor) = result.image_data, result.layout
     height, width = max(tile.bottom for tile in cells), max(tile.right for tile in cells)
     total, colours = (np.zeros((height, width, count), np.float32) for count in (1, 3))
     rows, columns = (sorted({tile[side] for tile in cells}) for side in (0, 1))
@@ -61,13 +63,13 @@ def tiles(result: Output) -> Picture:
         total[place] += weight[..., None]
         colours[place] += weight[..., None] * COLOURS[2 * (rows.index(tile.top) % 2) + columns.index(tile.left) % 2]
     painted = (255 * colours / total).round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
-    rgb = to_uint8(picture.rgb)
+    rgb = to_uint8(image.rgb)
     grey = rgb.mean(2, keepdims=True) / 2
     shown = (grey + painted[: rgb.shape[0], : rgb.shape[1]] / 2.0).round().astype(np.uint8)
-    return dataclasses.replace(picture, rgb=shown, alpha=None, icc=None, one_channel=False)
+    return dataclasses.replace(image, rgb=shown, alpha=None, icc=None, one_channel=False)
 
 
-DRAW: dict[str, Callable[[Output], Picture]] = {
+DRAW: dict[str, Callable[[Output], ImageData]] = {
     "image": enlarged,
     "comparison": comparison,
     "difference": difference,

@@ -99,7 +99,7 @@ async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, S
 
 
 async def upscale(request: Request) -> Response:
-    """POST of one picture: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
+    """POST of one image: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
     of = service(request)
     try:
         asked = await take(request)

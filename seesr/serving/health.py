@@ -103,10 +103,10 @@ def metrics(request: Request) -> Response:
         for kind, value in (worker.get("gpu") or {}).items():
             memory.labels(name, kind).set(value)
     for name, words, value in (
-        ("seesr_ready", "1 when pictures can be made", of.ready() is None),
+        ("seesr_ready", "1 when images can be upscaled", of.ready() is None),
         ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
         ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
-        ("seesr_running", "1 while a picture is made", now["running"] is not None),
+        ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
         ("seesr_memory_bytes", "Resident memory of this process", resident()),
     ):
         Gauge(name, words, registry=registry).set(value)

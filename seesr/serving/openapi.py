@@ -32,7 +32,7 @@ ROUTES_IN_WORDS = {
     ("get", "/batches/{id}"): "The jobs of a batch",
     ("get", "/batches/{id}/result"): "A zip of the results, with failed.txt",
     ("get", "/live"): "The process answers",
-    ("get", "/ready"): "200 when pictures can be made, else 503 and why",
+    ("get", "/ready"): "200 when images can be upscaled, else 503 and the reason",
     ("get", "/status"): "Versions, bundle, device, queue",
     ("get", "/metrics"): "For Prometheus",
 }
@@ -73,7 +73,7 @@ def openapi() -> dict[str, Any]:
         "wait": ("seconds to wait for the result before 202 is answered", {"type": "number", "maximum": LONGEST_WAIT}),
         "priority": ("who comes first", {"type": "string", "enum": list(PRIORITIES)}),
         "answer": ("the file, or {file_key, public_url} of it", {"type": "string", "enum": ["file", "link"]}),
-        "deadline": ("seconds that the picture may take once it runs", {"type": "number"}),
+        "deadline": ("longest run, seconds; the time in the queue does not count", {"type": "number"}),
     }
     query += [
         {"name": name, "in": "query", "description": words, "schema": kind} for name, (words, kind) in own.items()
@@ -82,7 +82,7 @@ def openapi() -> dict[str, Any]:
     files = {name: {"type": "string", "format": "binary"} for name in ("image", "mask")}
     form = {"schema": {"type": "object", "properties": files, "required": ["image"]}}
     upscale = {
-        "summary": "A picture in, a picture out",
+        "summary": "Upscale an image",
         "parameters": query,
         "requestBody": {"content": {"image/*": binary, "multipart/form-data": form}},
         "responses": {

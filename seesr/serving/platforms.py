@@ -39,7 +39,7 @@ async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> t
     job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask)
     job = await of.wait(job, LONGEST_WAIT, request)
     if job.status != DONE:
-        raise Refused(422 if job.error else 503, job.error or "the picture was not made in time")
+        raise Refused(422 if job.error else 503, job.error or "the image was not finished in time")
     return job, await run_in_threadpool(lambda: of.result(job).read_bytes())
 
 

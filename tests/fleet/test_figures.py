@@ -35,10 +35,10 @@ def test_a_killed_child_is_replaced_and_a_canceled_job_costs_no_child() -> None:
     assert found["cancel_seconds"] < 2 and found["served_after_seconds"] < 30
 
 
-def test_a_picture_that_kills_its_worker_fails_after_three_runs() -> None:
+def test_an_image_that_kills_its_worker_fails_after_three_runs() -> None:
     found = measure("poison")
     assert (found["status"], found["other"]) == ("failed", "succeeded")
-    assert found["error"] == "the worker died 3 times on this picture"
+    assert found["error"] == "the worker died 3 times on this image"
 
 
 def test_the_urgent_one_is_next() -> None:

@@ -116,7 +116,7 @@ def test_iterables_give_a_generator(small: Path) -> None:
 
 def test_changes_are_fields_of_settings_and_numpy_numbers_count(small: Path) -> None:
     output = upscale(small, QUICK, scale_factor=np.float32(1.5), seed=np.int64(7), keep_exif=np.bool_(False))
-    assert output.picture.size == (30, 24) and output.seed == 7 and type(output.settings.seed) is int
+    assert output.image_data.size == (30, 24) and output.seed == 7 and type(output.settings.seed) is int
     with pytest.raises(TypeError, match="there is no setting 'scale'; there are scale_factor, "):
         upscale(small, scale=2)
     with pytest.raises(ValueError, match="scale_factor is 9"):
@@ -154,9 +154,9 @@ def test_save_takes_the_format_of_the_suffix_and_refuses_to_lose_alpha_or_depth(
 def test_the_record_has_the_sha256_of_a_file(small: Path) -> None:
     import hashlib
 
-    record = upscale(small, QUICK).picture.record
+    record = upscale(small, QUICK).image_data.record
     assert record is not None and record["source_sha256"] == hashlib.sha256(small.read_bytes()).hexdigest()
-    record = upscale(np.zeros((16, 16), np.uint8), QUICK).picture.record
+    record = upscale(np.zeros((16, 16), np.uint8), QUICK).image_data.record
     assert record is not None and "source_sha256" not in record
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from lab.quality.metrics import luma, psnr
 from seesr import Engine, Settings, Upscaler
 from seesr.images import mask
-from seesr.images.picture import Picture, resize
+from seesr.images.image_data import ImageData, resize
 from seesr.images.png import encode_png
 from seesr.images.read import decode
 from seesr.images.record import read_record
@@ -27,16 +27,16 @@ DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @pytest.fixture(scope="module")
-def small() -> Picture:
+def small() -> ImageData:
     """A piece of a photograph that takes several tiles."""
-    return Picture(np.asarray(Image.fromarray(skimage.data.chelsea()[40:168, 110:270]).reduce(2)))
+    return ImageData(np.asarray(Image.fromarray(skimage.data.chelsea()[40:168, 110:270]).reduce(2)))
 
 
-def made(pocket: Upscaler, source: Picture, shape: np.ndarray | None = None, **given: object) -> np.ndarray:
-    return pocket(source, dataclasses.replace(QUICK, **given), mask=shape).picture.rgb
+def made(pocket: Upscaler, source: ImageData, shape: np.ndarray | None = None, **given: object) -> np.ndarray:
+    return pocket(source, dataclasses.replace(QUICK, **given), mask=shape).image_data.rgb
 
 
-def plain(source: Picture, scale: float = 4) -> np.ndarray:
+def plain(source: ImageData, scale: float = 4) -> np.ndarray:
     return resize(source.visible, tuple(round(side * scale) for side in source.size))
 
 
@@ -48,7 +48,7 @@ SLOW_DIAL = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
 
 
 @pytest.mark.parametrize("more", [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW_DIAL)])
-def test_the_dial_goes_from_the_model_to_the_plain_enlargement(pocket: Upscaler, small: Picture, more: dict) -> None:
+def test_the_dial_goes_from_the_model_to_the_plain_enlargement(pocket: Upscaler, small: ImageData, more: dict) -> None:
     pictures = [made(pocket, small, fidelity=value, **more) for value in DIAL]
     np.testing.assert_array_equal(pictures[0], made(pocket, small, **more))
     np.testing.assert_array_equal(pictures[-1], plain(small))
@@ -61,22 +61,22 @@ def test_full_fidelity_is_the_plain_enlargement_in_every_depth_and_format(
     engine: Engine, tiny_upscaler: Upscaler
 ) -> None:
     rng = np.random.default_rng(1)
-    deep = Picture(rng.integers(0, 65536, (20, 30, 3)).astype(np.uint16))
+    deep = ImageData(rng.integers(0, 65536, (20, 30, 3)).astype(np.uint16))
     for upscaler in (engine.upscaler, tiny_upscaler):
         assert upscaler is not None
         result = upscaler(deep, dataclasses.replace(QUICK, fidelity=1.0, scale_factor=3))
-        np.testing.assert_array_equal(result.picture.rgb, resize(deep.rgb, (90, 60)))
+        np.testing.assert_array_equal(result.image_data.rgb, resize(deep.rgb, (90, 60)))
         assert result.metrics["tiles_skipped"] == result.metrics["tiles"]
         assert result.metrics["invented"] == 0
 
 
 @pytest.mark.slow
-def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: Picture) -> None:
+def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, use_kds=True, num_particles=4, fidelity=0.0)
     model, kept = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
     assert model.uncertainty is not None
-    moved = np.abs(kept.picture.rgb.astype(int) - model.picture.rgb).sum(2)
-    possible = np.abs(plain(small).astype(int) - model.picture.rgb).sum(2)
+    moved = np.abs(kept.image_data.rgb.astype(int) - model.image_data.rgb).sum(2)
+    possible = np.abs(plain(small).astype(int) - model.image_data.rgb).sum(2)
     share = moved / np.maximum(possible, 1)
     unsure = model.uncertainty > np.quantile(model.uncertainty, 0.8)
     sure = model.uncertainty < np.quantile(model.uncertainty, 0.2)
@@ -84,7 +84,7 @@ def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: Picture) 
     assert share[unsure & seen].mean() > share[sure & seen].mean() + 0.02  # the pocket model disagrees nearly alike
 
 
-def left_half(source: Picture, scale: int = 1) -> np.ndarray:
+def left_half(source: ImageData, scale: int = 1) -> np.ndarray:
     """White left, black right."""
     width, height = source.size[0] * scale, source.size[1] * scale
     shape = np.zeros((height, width), np.uint8)
@@ -94,21 +94,21 @@ def left_half(source: Picture, scale: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_black_stays_plain_and_white_is_the_model_without_the_black_tiles(
-    pocket: Upscaler, small: Picture, steps: int
+    pocket: Upscaler, small: ImageData, steps: int
 ) -> None:
-    wide = Picture(np.concatenate([small.rgb] * 3, axis=1))
+    wide = ImageData(np.concatenate([small.rgb] * 3, axis=1))
     shape = np.zeros((wide.size[1], wide.size[0]), np.uint8)
     shape[:, : wide.size[0] // 6] = 255
     settings = dataclasses.replace(QUICK, num_inference_steps=steps)
     whole, part = pocket(wide, settings), pocket(wide, settings, mask=shape)
     edge = 4 * wide.size[0] // 6
-    np.testing.assert_array_equal(part.picture.rgb[:, : edge - 4], whole.picture.rgb[:, : edge - 4])
-    np.testing.assert_array_equal(part.picture.rgb[:, edge + 4 :], plain(wide)[:, edge + 4 :])
+    np.testing.assert_array_equal(part.image_data.rgb[:, : edge - 4], whole.image_data.rgb[:, : edge - 4])
+    np.testing.assert_array_equal(part.image_data.rgb[:, edge + 4 :], plain(wide)[:, edge + 4 :])
     assert 0 < part.metrics["tiles_skipped"] < part.metrics["tiles"] == whole.metrics["tiles"]
     assert whole.metrics["tiles_skipped"] == 0
 
 
-def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: Picture) -> None:
+def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: ImageData) -> None:
     """Between the two pictures, pixel by pixel, also at the edge of a mask of another resolution."""
     shape = left_half(small, 2)
     model, found = made(pocket, small), made(pocket, small, shape)
@@ -116,23 +116,23 @@ def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: Picture) -> No
     assert (found.astype(int) >= low.astype(int) - 1).all() and (found.astype(int) <= high.astype(int) + 1).all()
 
 
-def test_grey_blends_and_a_wholly_black_mask_denoises_nothing(pocket: Upscaler, small: Picture) -> None:
+def test_grey_blends_and_a_wholly_black_mask_denoises_nothing(pocket: Upscaler, small: ImageData) -> None:
     grey = np.full((10, round(10 * small.size[0] / small.size[1])), 128, np.uint8)
     model, half = made(pocket, small).astype(float), made(pocket, small, grey).astype(float)
     np.testing.assert_allclose(half, (model * 128 + plain(small) * 127.0) / 255, atol=1)
     black = pocket(small, QUICK, mask=np.zeros_like(grey))
-    np.testing.assert_array_equal(black.picture.rgb, plain(small))
+    np.testing.assert_array_equal(black.image_data.rgb, plain(small))
     assert black.metrics["tiles_skipped"] == black.metrics["tiles"]
 
 
-def test_networks_that_see_the_whole_picture_skip_nothing(tiny_upscaler: Upscaler, small: Picture) -> None:
+def test_networks_that_see_the_whole_picture_skip_nothing(tiny_upscaler: Upscaler, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, scale_factor=2)
     result = tiny_upscaler(small, settings, mask=left_half(small))
     assert result.metrics["tiles_skipped"] == 0
     half = small.size[0]
-    np.testing.assert_array_equal(result.picture.rgb[:, half + 2 :], plain(small, 2)[:, half + 2 :])
+    np.testing.assert_array_equal(result.image_data.rgb[:, half + 2 :], plain(small, 2)[:, half + 2 :])
     np.testing.assert_array_equal(
-        result.picture.rgb[:, : half - 2], tiny_upscaler(small, settings).picture.rgb[:, : half - 2]
+        result.image_data.rgb[:, : half - 2], tiny_upscaler(small, settings).image_data.rgb[:, : half - 2]
     )
 
 
@@ -170,7 +170,7 @@ def test_a_mask_that_cannot_be_used_is_refused(engine: Engine, data: bytes, word
         engine.run(file(Image.new("RGB", (40, 30))), QUICK, mask=data)
 
 
-def test_the_engine_takes_a_mask_and_the_record_names_it(engine: Engine, small: Picture) -> None:
+def test_the_engine_takes_a_mask_and_the_record_names_it(engine: Engine, small: ImageData) -> None:
     source = file(small.pil())
     output = engine.run(source, QUICK, mask=file(Image.fromarray(left_half(small))))
     assert output.data != engine.run(source, QUICK).data
@@ -216,18 +216,18 @@ def test_targets_that_cannot_be_are_refused(given: dict, words: str) -> None:
         Settings(**given).output_size(200, 150)
 
 
-def test_a_target_replaces_the_scale(pocket: Upscaler, small: Picture) -> None:
+def test_a_target_replaces_the_scale(pocket: Upscaler, small: ImageData) -> None:
     result = pocket(small, dataclasses.replace(QUICK, target_side=300, scale_factor=8.0))
-    assert max(result.picture.size) == 300
+    assert max(result.image_data.size) == 300
     assert result.metrics["output_size"] == f"300x{round(300 * small.size[1] / small.size[0])}"
 
 
-def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: Picture) -> None:
+def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: ImageData) -> None:
     icc = b"a profile"
     source = dataclasses.replace(small, icc=icc)
     result = pocket(source, QUICK)
     added = result.view("difference")
-    expected = 2 * (result.picture.rgb.astype(int) - plain(small)) + 128
+    expected = 2 * (result.image_data.rgb.astype(int) - plain(small)) + 128
     np.testing.assert_array_equal(added.rgb, expected.clip(0, 255))
     shown = pocket(source, dataclasses.replace(QUICK, output_view="difference"))
     assert shown.metrics["difference_gain"] == 2 and "difference_gain" not in result.metrics
@@ -235,16 +235,16 @@ def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: Picture) -> 
     nothing = pocket(source, dataclasses.replace(QUICK, fidelity=1.0)).view("difference")
     assert (nothing.rgb == 128).all()
     shown = result.view("tiles")
-    assert shown.size == result.picture.size and result.metrics["tiles"] > 1
+    assert shown.size == result.image_data.size and result.metrics["tiles"] > 1
     assert len(np.unique(shown.rgb.reshape(-1, 3).argmax(1))) > 1  # colours of several tiles
 
 
 @pytest.mark.slow
 def test_all_views_come_from_one_run_and_are_those_of_single_runs(
-    engine: Engine, small: Picture, tmp_path: Path
+    engine: Engine, small: ImageData, tmp_path: Path
 ) -> None:
     asked = dataclasses.replace(QUICK, use_kds=True, num_particles=2, output_format="jpg", output_view="all")
-    data = encode_png(Picture(small.rgb[:40]))
+    data = encode_png(ImageData(small.rgb[:40]))
     output = engine.run(data, asked)
     assert output.metrics["difference_gain"] == 2
     with zipfile.ZipFile(io.BytesIO(output.data)) as archive:
@@ -264,8 +264,8 @@ def test_all_views_come_from_one_run_and_are_those_of_single_runs(
         assert archive.namelist() == [f"{view}.jpg" for view in views]  # one sample has no uncertainty
 
 
-def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: Picture, tmp_path: Path) -> None:
-    small = Picture(small.rgb[:40])
+def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: ImageData, tmp_path: Path) -> None:
+    small = ImageData(small.rgb[:40])
     result = pocket(small, dataclasses.replace(QUICK, output_view="all"))
     with pytest.raises(ValueError, match=r"must end in \.zip"):
         result.save(tmp_path / "x.png")
@@ -278,14 +278,14 @@ def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: Picture, tm
         read_record(tmp_path / "x.zip")
 
 
-def test_figures_of_trust_follow_what_was_added(pocket: Upscaler, small: Picture) -> None:
+def test_figures_of_trust_follow_what_was_added(pocket: Upscaler, small: ImageData) -> None:
     found = [pocket(small, dataclasses.replace(QUICK, fidelity=value)).metrics for value in (0.0, 0.5, 1.0)]
     invented = [metrics["invented"] for metrics in found]
     assert invented == sorted(invented, reverse=True) and invented[0] > 0.001 and invented[2] == 0
     assert all(25 < metrics["faithful"] <= 100 for metrics in found)
 
 
-def test_a_record_with_dials_is_replayed(engine: Engine, small: Picture) -> None:
+def test_a_record_with_dials_is_replayed(engine: Engine, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, fidelity=0.3, target_side=300)
     data = engine.run(file(small.pil()), settings).data
     kept = decode(data)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from seesr import Settings, Upscaler
-from seesr.images.picture import Picture, Pixels, resize
+from seesr.images.image_data import ImageData, Pixels, resize
 from seesr.pipeline import postprocess
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=32)
@@ -29,7 +29,7 @@ def product(photo: Image.Image) -> Pixels:
 
 
 def upscaled(pocket: Upscaler, rgb: Pixels, **changes: Any) -> Pixels:
-    return pocket(Picture(rgb), dataclasses.replace(QUICK, **changes)).picture.rgb
+    return pocket(ImageData(rgb), dataclasses.replace(QUICK, **changes)).image_data.rgb
 
 
 def at_distance(rgb: Pixels, pixels: int, size: tuple[int, int]) -> np.ndarray:

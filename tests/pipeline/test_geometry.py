@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from seesr import Progress, Settings, Upscaler
-from seesr.images.picture import Picture, Pixels, resize
+from seesr.images.image_data import ImageData, Pixels, resize
 from seesr.pipeline.pipeline import UpscaleRun
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=64)
@@ -31,18 +31,18 @@ def test_a_thin_image_is_padded_to_an_eighth_of_a_tile(
     pocket: Upscaler, size: tuple[int, int], latent_pixels: int
 ) -> None:
     width, height = size
-    picture = Picture(np.zeros((height, width, 3), np.uint8))
+    picture = ImageData(np.zeros((height, width, 3), np.uint8))
     settings = dataclasses.replace(QUICK, scale_factor=pocket.networks.factor)  # one latent pixel for each pixel
-    hint = UpscaleRun(pocket.networks, settings, picture, Progress()).enlarge()
-    assert hint.shape[0] * hint.shape[1] // pocket.networks.factor**2 == latent_pixels
+    conditioning = UpscaleRun(pocket.networks, settings, picture, Progress()).enlarge()
+    assert conditioning.shape[0] * conditioning.shape[1] // pocket.networks.factor**2 == latent_pixels
 
 
 def test_a_thin_image_comes_out_at_its_size_and_like_its_upscale(pocket: Upscaler) -> None:
     ramp = np.linspace(20, 230, 150).astype(np.uint8)[None, :, None].repeat(2, 0).repeat(3, 2)
-    result = pocket(Picture(ramp), QUICK)
-    assert result.picture.size == (600, 8) and result.metrics["tiles"] == 3
+    result = pocket(ImageData(ramp), QUICK)
+    assert result.image_data.size == (600, 8) and result.metrics["tiles"] == 3
     plain = resize(ramp, (600, 8)).astype(float)
-    assert np.abs(result.picture.rgb - plain).mean() < 4
+    assert np.abs(result.image_data.rgb - plain).mean() < 4
 
 
 def rectangles(height: int, width: int, scale: float, seed: int) -> NDArray[np.uint8]:
@@ -78,6 +78,6 @@ def test_a_shift_is_measured() -> None:
 @pytest.mark.parametrize("scale", [1, 1.5, 2, 3, 4, 8])
 def test_edges_stay_where_they_are_at_every_scale(pocket: Upscaler, scale: float) -> None:
     low, high = (rectangles(40, 48, factor, 1) for factor in (1, scale))
-    result = pocket(Picture(low), dataclasses.replace(QUICK, scale_factor=scale))
+    result = pocket(ImageData(low), dataclasses.replace(QUICK, scale_factor=scale))
     assert np.abs(shift(resize(low, high.shape[1::-1]), high)).max() < 0.1
-    assert np.abs(shift(result.picture.rgb, high)).max() < 0.1
+    assert np.abs(shift(result.image_data.rgb, high)).max() < 0.1

@@ -14,7 +14,7 @@ from PIL import Image
 
 from seesr import Engine, Settings, Upscaler
 from seesr.cli import commands
-from seesr.images.picture import Picture, to_grey
+from seesr.images.image_data import ImageData, to_grey
 from seesr.images.png import encode_png
 
 QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2, latent_tiled_size=16)
@@ -59,7 +59,7 @@ def test_the_mode_of_the_file_is_kept(engine: Engine, grey: Image.Image, mode: s
 @pytest.mark.parametrize("one_channel", [False, True])
 def test_sixteen_bits_stay_grey(engine: Engine, grey: Image.Image, alpha: bool, one_channel: bool) -> None:
     values = np.asarray(grey).astype(np.uint16) * 257
-    deep = encode_png(Picture(np.dstack([values] * 3), values if alpha else None, one_channel=one_channel))
+    deep = encode_png(ImageData(np.dstack([values] * 3), values if alpha else None, one_channel=one_channel))
     data = engine.run(deep, QUICK).data
     assert (
         data[24] == 16
@@ -104,9 +104,9 @@ def test_a_grey_result_is_the_luma_of_the_color_result(
     pocket: Upscaler, grey: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.asarray(grey.convert("RGB"))
-    found = pocket(Picture(pixels), QUICK).picture.rgb
-    monkeypatch.setattr(Picture, "colorless", False)
-    color = pocket(Picture(pixels), QUICK).picture.rgb
+    found = pocket(ImageData(pixels), QUICK).image_data.rgb
+    monkeypatch.setattr(ImageData, "colorless", False)
+    color = pocket(ImageData(pixels), QUICK).image_data.rgb
     assert np.ptp(color, axis=2).max() > 2  # the networks do add colors
     luma = color @ np.array([0.299, 0.587, 0.114])
     assert np.abs(found - luma[..., None]).max() <= 0.51

@@ -15,13 +15,13 @@ import resource, sys
 import numpy as np
 from seesr import Settings, Upscaler
 from seesr.networks import weights
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 side = int(sys.argv[1])
 rgb = np.random.default_rng(0).integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
 upscaler = Upscaler.load(weights.POCKET, "cpu")
-result = upscaler(Picture(rgb), Settings(num_inference_steps=1, seed=1))
+result = upscaler(ImageData(rgb), Settings(num_inference_steps=1, seed=1))
 _ = result.data
-assert result.picture.size == (side, side)
+assert result.image_data.size == (side, side)
 config = upscaler.networks.unet.config
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, config["in_channels"], upscaler.networks.factor)
 """

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from seesr import Settings, Upscaler
-from seesr.images.picture import Picture, resize
+from seesr.images.image_data import ImageData, resize
 from seesr.networks.tagger import preprocess
 from seesr.pipeline import tagging
 from seesr.runtime.memory import Budget
@@ -47,17 +47,17 @@ def test_saturated_colours_of_a_wide_profile_come_back(pocket: Upscaler) -> None
     """The networks take the values as they are, the colours come from the input, and its profile goes with them."""
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 240, 10), (10, 220, 230), (230, 20, 200), (128, 128, 128)]
     rgb = np.repeat(np.repeat(np.array(colours, np.uint8)[None], 24, axis=0), 24, axis=1)
-    result = pocket(Picture(rgb, icc=b"wide"), Settings(num_inference_steps=2, seed=1))
-    assert result.picture.icc == b"wide"
+    result = pocket(ImageData(rgb, icc=b"wide"), Settings(num_inference_steps=2, seed=1))
+    assert result.image_data.icc == b"wide"
     for number, colour in enumerate(colours):
-        patch = result.picture.rgb[24:-24, 96 * number + 32 : 96 * number + 64]
+        patch = result.image_data.rgb[24:-24, 96 * number + 32 : 96 * number + 64]
         assert np.abs(patch.mean((0, 1)) - colour).max() <= 1, (colour, patch.mean((0, 1)))
 
 
 def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
     rng = np.random.default_rng(5)
-    source = Picture(rng.integers(0, 256, (20, 24, 3), np.uint8), alpha=rng.integers(0, 256, (20, 24), np.uint8))
-    found = pocket(source, QUICK).picture.alpha
+    source = ImageData(rng.integers(0, 256, (20, 24, 3), np.uint8), alpha=rng.integers(0, 256, (20, 24), np.uint8))
+    found = pocket(source, QUICK).image_data.alpha
     assert source.alpha is not None and found is not None
     np.testing.assert_array_equal(found, resize(source.alpha, (48, 40), Image.Resampling.LANCZOS))
     assert (found != resize(source.alpha, (48, 40))).any()

@@ -11,7 +11,7 @@ import skimage.data
 
 from seesr import Output, Settings, Upscaler
 from seesr.images.color import REACH
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.pipeline.tile_skipping import needed
 from seesr.runtime.tiling import grid
 from seesr.settings.parsing import settings_of
@@ -28,25 +28,25 @@ REGIONS = {
 RGB = skimage.data.chelsea()[60:100, 100:160]
 
 
-def deep() -> Picture:
+def deep() -> ImageData:
     noise = np.random.default_rng(0).integers(0, 200, RGB.shape)
-    return Picture((RGB.astype(np.uint16) * 257) // 2 + noise.astype(np.uint16))
+    return ImageData((RGB.astype(np.uint16) * 257) // 2 + noise.astype(np.uint16))
 
 
-def with_alpha() -> Picture:
-    return Picture(RGB, alpha=np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1)))
+def with_alpha() -> ImageData:
+    return ImageData(RGB, alpha=np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1)))
 
 
-def flat() -> Picture:
+def flat() -> ImageData:
     rgb = RGB.copy()
     rgb[:, 20:] = 250
-    return Picture(rgb)
+    return ImageData(rgb)
 
 
 SOURCES = {
-    "rgb": Picture(RGB),
+    "rgb": ImageData(RGB),
     "16 bits": deep(),
-    "grey": Picture(np.repeat(RGB[..., :1], 3, axis=2)),
+    "grey": ImageData(np.repeat(RGB[..., :1], 3, axis=2)),
     "alpha": with_alpha(),
     "flat": flat(),
 }
@@ -71,10 +71,10 @@ def check(pocket: Upscaler, whole: Output, region: tuple[int, int, int, int], ma
     part = pocket(whole.source, whole.settings.replace(region=text), mask=mask)
     left, top, width, height = region
     place = slice(top, top + height), slice(left, left + width)
-    np.testing.assert_array_equal(part.picture.rgb, whole.picture.rgb[place])
-    if whole.picture.alpha is not None:
-        np.testing.assert_array_equal(part.picture.alpha, whole.picture.alpha[place])
-    assert part.picture.size == (width, height) and part.metrics["output_size"] == f"{width}x{height}"
+    np.testing.assert_array_equal(part.image_data.rgb, whole.image_data.rgb[place])
+    if whole.image_data.alpha is not None:
+        np.testing.assert_array_equal(part.image_data.alpha, whole.image_data.alpha[place])
+    assert part.image_data.size == (width, height) and part.metrics["output_size"] == f"{width}x{height}"
     assert part.metrics["region"] == text and part.metrics["tiles"] == whole.metrics["tiles"]
 
 
@@ -120,7 +120,7 @@ def test_with_networks_that_see_the_whole_image_every_tile_is_made(tiny_upscaler
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_networks_run_only_for_what_the_region_needs(pocket: Upscaler, steps: int) -> None:
     """An input of 160x40 pixels: 4 tiles of 15; encoder and decoder see what these can depend on."""
-    wide = Picture(np.concatenate([RGB, RGB[:, ::-1], RGB], axis=1)[:, :160])
+    wide = ImageData(np.concatenate([RGB, RGB[:, ::-1], RGB], axis=1)[:, :160])
     seen: dict[str, int] = {}
     networks = pocket.networks.vae
     hooks = [

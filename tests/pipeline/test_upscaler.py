@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from seesr import Output, Progress, Settings, Upscaler
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.images.read import from_pil
 from seesr.images.write import encode
 from seesr.networks import models
@@ -117,7 +117,7 @@ def test_views(pocket: Upscaler, photo: Image.Image) -> None:
     result = pocket(photo, QUICK)
     comparison = result.view("comparison")
     assert comparison.size == (512, 192)
-    np.testing.assert_array_equal(comparison.rgb[:, 256:], result.picture.rgb)
+    np.testing.assert_array_equal(comparison.rgb[:, 256:], result.image_data.rgb)
     with pytest.raises(ValueError, match="without steering"):
         result.view("uncertainty")
 
@@ -151,8 +151,8 @@ def test_metrics_say_what_happened(pocket: Upscaler, photo: Image.Image) -> None
 def test_alpha_and_depth_and_metadata_survive(pocket: Upscaler, rng: np.random.Generator) -> None:
     alpha = np.zeros((24, 30), np.uint16)
     alpha[:, 10:] = 65535
-    source = Picture(rng.integers(0, 65536, (24, 30, 3), dtype=np.uint16), alpha, b"profile", b"exif", (72, 72))
-    result = pocket(source, QUICK).picture
+    source = ImageData(rng.integers(0, 65536, (24, 30, 3), dtype=np.uint16), alpha, b"profile", b"exif", (72, 72))
+    result = pocket(source, QUICK).image_data
     assert result.rgb.dtype == np.uint16 and result.rgb.shape == (96, 120, 3)
     assert result.alpha is not None and result.alpha.shape == (96, 120)
     assert (result.alpha[:, :30] == 0).all() and (result.alpha[:, 50:] == 65535).all()
@@ -183,9 +183,9 @@ def test_what_nobody_sees_changes_nothing_that_is_seen(pocket: Upscaler, photo: 
     for hidden in (0, 255):
         pixels = rgb.copy()
         pixels[:, 32:] = hidden
-        results.append(pocket(Picture(pixels, alpha), QUICK))
+        results.append(pocket(ImageData(pixels, alpha), QUICK))
     assert results[0].metrics["tags"] == results[1].metrics["tags"]
-    np.testing.assert_array_equal(results[0].picture.rgb, results[1].picture.rgb)
+    np.testing.assert_array_equal(results[0].image_data.rgb, results[1].image_data.rgb)
     np.testing.assert_array_equal(results[0].view("comparison").rgb, results[1].view("comparison").rgb)
 
 
@@ -229,7 +229,7 @@ def test_a_decoder_that_gives_no_picture_fails(
     """Whatever the colour fix pastes into it afterwards."""
     hook = pocket.networks.vae.decoder.register_forward_hook(lambda module, given, made: fault(made))
     try:
-        with pytest.raises(RuntimeError, match="the decoder gave no picture"):
+        with pytest.raises(RuntimeError, match="the decoder gave no image"):
             pocket(photo, dataclasses.replace(QUICK, color_fix=color_fix))
     finally:
         hook.remove()
@@ -254,7 +254,7 @@ def run(upscaler: Upscaler, picture: Image.Image, budget: Budget) -> tuple[np.nd
     job = UpscaleRun(upscaler.networks, TILED, from_pil(picture), Progress())
     job.budget = budget
     result = job.run()
-    return result.picture.rgb, result.metrics
+    return result.image_data.rgb, result.metrics
 
 
 @pytest.mark.parametrize("batch", [2, 4, 8])
@@ -315,7 +315,7 @@ def test_an_overflow_in_half_precision_is_done_again(tiny_bundle: Path, photo: I
     layer.register_forward_hook(overflow)
     result = upscaler(photo, dataclasses.replace(QUICK, num_inference_steps=2))
     assert result.metrics["float32_retries"] == 1
-    assert np.ptp(result.picture.rgb) > 0
+    assert np.ptp(result.image_data.rgb) > 0
     for value, (place, own) in zip(network.parameters(), before, strict=True):
         assert value.dtype == torch.bfloat16 and value.data_ptr() == place and torch.equal(value, own)
 
@@ -331,7 +331,7 @@ def hard_blend(fn, tiles, shape, batch, weight, finished=lambda count: None):
 
 def seam(tiled: Output, whole: Output, factor: int) -> float:
     """How the difference to the picture made from one tile jumps across tile borders, over its slope beside them."""
-    difference = tiled.picture.rgb.astype(float) - whole.picture.rgb
+    difference = tiled.image_data.rgb.astype(float) - whole.image_data.rgb
     settings, across, beside = tiled.settings, [], []
     side = settings.latent_tiled_size
     assert side is not None
@@ -368,7 +368,7 @@ def test_exif_is_kept_or_gone(pocket: Upscaler, photo: Image.Image) -> None:
     exif.get_ifd(0x8825)[1] = "N"  # GPS
     source = dataclasses.replace(from_pil(photo), exif=exif.tobytes())
     for kept in (True, False):
-        found = pocket(source, dataclasses.replace(QUICK, keep_exif=kept)).picture
+        found = pocket(source, dataclasses.replace(QUICK, keep_exif=kept)).image_data
         for kind in ("png", "webp", "jpg"):
             with Image.open(io.BytesIO(encode(found, kind, 90))) as opened:
                 assert (opened.getexif().get(0x0110) == "a camera") == kept

@@ -48,7 +48,7 @@ def test_what_is_constant_is_computed_once(
     watched: dict[str, nn.Module] = {
         "tagger": networks.tagger.visual_encoder.patch_embed,
         "text": networks.text_encoder.final_layer_norm,
-        "hint": networks.controlnet.controlnet_cond_embedding.conv_in,
+        "conditioning": networks.controlnet.controlnet_cond_embedding.conv_in,
         "unet": networks.unet.conv_in,
     }
     own = set()
@@ -70,7 +70,7 @@ def test_what_is_constant_is_computed_once(
     found = calls(watched, lambda: tiles.append(pocket(photo, settings).metrics["tiles"]))
     assert tiles[0] > 1
     assert found["tagger"] == found["text"] == 1
-    assert found["hint"] == tiles[0]  # once per place, over all steps and particles
+    assert found["conditioning"] == tiles[0]  # once per place, over all steps and particles
     assert found["unet"] == steps * particles * tiles[0]  # batches of one on a CPU, guidance within the batch
     assert own and all(found[name] == 1 for name in own)
 
@@ -127,7 +127,7 @@ def test_a_recorded_pass_gives_the_same_pictures(pocket: Upscaler, photo: Image.
     for picture in (photo, other, photo):  # the second must not be made with the first one's tokens
         for given in (settings, dataclasses.replace(settings, cfg_scale=1.3, user_prompt="red")):
             assert recorded(picture, given).image.tobytes() == pocket(picture, given).image.tobytes()
-    assert len(recorded.graphs.recordings) == 3  # with guidance of any scale, without, and the hint's embedding
+    assert len(recorded.graphs.recordings) == 3  # with guidance of any scale, without, and the conditioning's embedding
     assert bench.replayed(recorded, from_pil(photo), settings) == {"graphs": 3, "levels_off": 0}
     for recording in recorded.graphs.recordings.values():
         recording.replay = lambda: None  # what it gives is stale then
@@ -141,5 +141,5 @@ def test_every_network_is_recorded(photo: Image.Image) -> None:
     assert recorded.graphs is not None
     with recorded.graphs.setup():
         recorded(photo, Settings(num_inference_steps=1, seed=1))
-    assert len(recorded.graphs.recordings) == 7  # encoder, decoder, tokens, tags, text, hint, step
+    assert len(recorded.graphs.recordings) == 7  # encoder, decoder, tokens, tags, text, conditioning, step
     assert recorded(photo, Settings(num_inference_steps=1, seed=1)).image.tobytes() == plain

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from corpus import Case
 
+from seesr.images.image_data import to_uint8
 from seesr.images.mask import read_mask
-from seesr.images.picture import to_uint8
 from seesr.images.read import decode
 from seesr.settings.parsing import mask_of, settings_of
 

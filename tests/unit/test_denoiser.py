@@ -13,20 +13,20 @@ from seesr.runtime.tiling import Tile
 
 
 class ControlNet(nn.Module):
-    """Its hint features are the hint's every eighth value; its residual is their mean times its weight."""
+    """The features are every eighth conditioning pixel; the residual is their mean times the weight."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.looked: list[Tensor] = []
 
-    def controlnet_cond_embedding(self, hint: Tensor) -> Tensor:
-        self.looked.append(hint)
-        return hint[..., ::8, ::8] * self.weight
+    def controlnet_cond_embedding(self, conditioning: Tensor) -> Tensor:
+        self.looked.append(conditioning)
+        return conditioning[..., ::8, ::8] * self.weight
 
-    def forward(self, x: Tensor, t: Tensor, context: object, hint: Tensor, scale: float) -> tuple:
-        assert len(hint) == len(x) == len(t)
-        return (), scale * hint.mean((1, 2, 3), keepdim=True) * self.weight
+    def forward(self, x: Tensor, t: Tensor, context: object, conditioning: Tensor, scale: float) -> tuple:
+        assert len(conditioning) == len(x) == len(t)
+        return (), scale * conditioning.mean((1, 2, 3), keepdim=True) * self.weight
 
 
 class UNet(nn.Module):
@@ -39,25 +39,25 @@ class UNet(nn.Module):
         return x + text[:, :1, :1, None] + middle
 
 
-HINT = torch.arange(128.0 * 128).view(1, 1, 128, 128).expand(1, 3, -1, -1) / 128**2
+CONDITIONING = torch.arange(128.0 * 128).view(1, 1, 128, 128).expand(1, 3, -1, -1) / 128**2
 
 
 def build(words: Tensor, side: int = 16, tile: int = 16, **options: float) -> Denoiser:
     tiles, weight = layout(side, side, tile, 0, torch.device("cpu"))
     return Denoiser(
         unet=UNet(), controlnet=ControlNet(), text=Tokens(words), image=Tokens(torch.zeros(1, 5, 24)),
-        hint=lambda tile: tile.scaled(8).crop(HINT), tiles=tiles, weight=weight, **options,
+        conditioning=lambda tile: tile.scaled(8).crop(CONDITIONING), tiles=tiles, weight=weight, **options,
     )  # fmt: skip
 
 
 def test_guidance_and_weight_of_the_controlnet() -> None:
     z, words = torch.zeros(1, 4, 16, 16), torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
-    residual = float(HINT[..., ::8, ::8].mean())
+    residual = float(CONDITIONING[..., ::8, ::8].mean())
     for given, expected in (
         (build(words[:1]), 2 + residual),
         (build(words), 5 + residual),  # guidance 1 is the positive branch
         (build(words, guidance=2.0), 2 + 2 * 3 + residual),
-        (build(words[:1], conditioning=0.5), 2 + residual / 2),
+        (build(words[:1], conditioning_scale=0.5), 2 + residual / 2),
     ):
         prediction = given(z, 999, 0)
         torch.testing.assert_close(prediction, torch.full_like(z, expected))
@@ -74,14 +74,14 @@ def test_every_branch_of_a_batch_has_its_own_tile_and_words() -> None:
     torch.testing.assert_close(several(z, 999, 0), one(z, 999, 0))
 
 
-def test_hint_features_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditioning_features_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     given = build(torch.zeros(1, 77, 16), tile=8)
     size = 3 * 8 * 8 * 4
     monkeypatch.setattr(denoiser, "FEATURE_BYTES", 2 * size)
     for _ in range(2):
         for tile in given.tiles:
-            features = given.hint_features(tile)
-            torch.testing.assert_close(features, tile.scaled(8).crop(HINT)[..., ::8, ::8])
+            features = given.conditioning_features(tile)
+            torch.testing.assert_close(features, tile.scaled(8).crop(CONDITIONING)[..., ::8, ::8])
             assert not features.requires_grad
     assert list(given.features) == given.tiles[:2]
     assert len(given.controlnet.looked) == 4 + 2

@@ -21,8 +21,8 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from seesr.images import png, write
+from seesr.images.image_data import STRIP, ImageData, fill_hidden, pad, resize, to_uint8
 from seesr.images.kinds import brands, recognise
-from seesr.images.picture import STRIP, Picture, fill_hidden, pad, resize, to_uint8
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
@@ -296,7 +296,7 @@ def test_profile_resolution_and_alpha_come_back(rng: np.random.Generator, kind: 
 def test_a_sixteen_bit_png_is_written_and_read_back(rng: np.random.Generator, tmp_path: Path) -> None:
     deep = rng.integers(0, 65536, (9, 11, 3), dtype=np.uint16)
     alpha = rng.integers(0, 65536, (9, 11), dtype=np.uint16)
-    save(encode(Picture(deep, alpha), "png", 95), tmp_path / "x.png")
+    save(encode(ImageData(deep, alpha), "png", 95), tmp_path / "x.png")
     read = decode(read_file(tmp_path / "x.png"))
     np.testing.assert_array_equal(read.rgb, deep)
     np.testing.assert_array_equal(read.alpha, alpha)
@@ -304,7 +304,7 @@ def test_a_sixteen_bit_png_is_written_and_read_back(rng: np.random.Generator, tm
 
 
 def test_quality_moves_the_size(rng: np.random.Generator) -> None:
-    picture = Picture(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    picture = ImageData(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for kind in ("jpg", "webp"):
         assert len(encode(picture, kind, 30)) < len(encode(picture, kind, 95))
 
@@ -326,8 +326,8 @@ def test_hidden_pixels_take_the_nearest_colour_a_strip_at_a_time(
     at_once = fill_hidden(rgb, alpha)
     asked = []
     whole = scipy.ndimage.distance_transform_edt
-    monkeypatch.setattr("seesr.images.picture.STRIP", 16 * 90)
-    monkeypatch.setattr("seesr.images.picture.NEAR", 24)
+    monkeypatch.setattr("seesr.images.image_data.STRIP", 16 * 90)
+    monkeypatch.setattr("seesr.images.image_data.NEAR", 24)
     monkeypatch.setattr(
         scipy.ndimage, "distance_transform_edt", lambda a, **k: (asked.append(len(a)), whole(a, **k))[1]
     )
@@ -366,9 +366,9 @@ def test_what_is_hidden_has_a_64th_of_full_opacity_at_most(dtype: type, most: in
     rgb = np.array([[[9, 9, 9], [5, 6, 7], [1, 2, 3]]], dtype)
     full = np.iinfo(dtype).max
     for alpha, hidden in ((most, True), (most + 1, False)):
-        filled = Picture(rgb, np.array([[full, full, alpha]], dtype)).visible
+        filled = ImageData(rgb, np.array([[full, full, alpha]], dtype)).visible
         assert (filled[0, 2] == (rgb[0, 1] if hidden else rgb[0, 2])).all()
-    nothing = Picture(rgb, np.zeros((1, 3), dtype))
+    nothing = ImageData(rgb, np.zeros((1, 3), dtype))
     assert nothing.visible is rgb  # nobody sees any
 
 
@@ -393,14 +393,14 @@ def test_sixteen_bits_are_enlarged_without_loss_or_wrapping(rng: np.random.Gener
 
 def test_what_came_with_a_picture_goes_with_the_enlarged_one(rng: np.random.Generator) -> None:
     alpha = rng.integers(0, 256, (4, 5), dtype=np.uint8)
-    source = Picture(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), alpha, b"icc", b"exif", (72.0, 72.0))
+    source = ImageData(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), alpha, b"icc", b"exif", (72.0, 72.0))
     rgb = np.zeros((8, 10, 3), np.uint8)
     made = source.with_pixels(rgb, {"seed": 1}, keep_exif=True)
     assert (made.icc, made.exif, made.dpi, made.record) == (b"icc", b"exif", (72.0, 72.0), {"seed": 1})
     assert made.rgb is rgb and made.size == (10, 8)
     np.testing.assert_array_equal(made.alpha, resize(alpha, (10, 8), Image.Resampling.LANCZOS))
     assert source.with_pixels(rgb, {}, keep_exif=False).exif is None
-    assert Picture(source.rgb).with_pixels(rgb, {}, keep_exif=True).alpha is None
+    assert ImageData(source.rgb).with_pixels(rgb, {}, keep_exif=True).alpha is None
 
 
 def test_padding_mirrors_and_keeps_the_picture() -> None:
@@ -413,7 +413,7 @@ def test_padding_mirrors_and_keeps_the_picture() -> None:
 
 
 def test_a_full_or_read_only_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
-    picture = Picture(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    picture = ImageData(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
@@ -430,16 +430,16 @@ def test_a_full_or_read_only_disk_is_a_clear_error_and_leaves_nothing(tmp_path: 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
 def test_the_record_is_in_the_file(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
     record = {"version": "1", "settings": {"seed": 5, "user_prompt": '<a> & \u00fc \U0001f600 "x"\n'}}
-    picture = Picture(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record=record)
+    picture = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record=record)
     save(encode(picture, kind, 90), tmp_path / "a")
     assert read_record(tmp_path / "a") == record
-    save(encode(Picture(picture.rgb), kind, 90), tmp_path / "b")
+    save(encode(ImageData(picture.rgb), kind, 90), tmp_path / "b")
     with pytest.raises(ValueError, match="no settings record"):
         read_record(tmp_path / "b")
 
 
 def test_several_files_are_one_zip_with_the_record_of_the_first(tmp_path: Path, rng: np.random.Generator) -> None:
-    picture = Picture(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record={"settings": {"seed": 5}})
+    picture = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record={"settings": {"seed": 5}})
     files = {"b.png": encode(picture, "png", 90), "a.png": b"another"}
     path = tmp_path / "x.ZIP"
     save(pack(files), path)
@@ -461,7 +461,7 @@ def test_png_strips_join(dtype: type, channels: int, rng: np.random.Generator, m
     pixels = rng.integers(0, np.iinfo(dtype).max, (70, 41, 4)).astype(dtype)
     rgb = np.repeat(pixels[..., :1], 3, axis=2) if channels < 3 else pixels[..., :3]
     alpha = pixels[..., 3] if channels in (2, 4) else None
-    data = png.encode_png(Picture(np.ascontiguousarray(rgb), alpha, one_channel=channels < 3))
+    data = png.encode_png(ImageData(np.ascontiguousarray(rgb), alpha, one_channel=channels < 3))
     assert data[25] == {1: 0, 2: 4, 3: 2, 4: 6}[channels]  # the color type in IHDR
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert found.dtype == dtype
@@ -551,7 +551,7 @@ def test_a_cmyk_profile_is_applied(kind: str) -> None:
 
 
 def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = Picture(np.zeros((4, 6, 3), np.uint8))
+    picture = ImageData(np.zeros((4, 6, 3), np.uint8))
     monkeypatch.setattr(write, "encode_png", lambda given: file(Image.new("RGB", (6, 5))))
     with pytest.raises(RuntimeError, match=r"the written file has \(6, 5\) pixels instead of \(6, 4\)"):
         encode(picture, "png", 95)
@@ -630,7 +630,7 @@ def test_exif_that_is_too_long_for_a_jpeg_is_left_out_with_a_word(caplog: pytest
     exif[ExifTags.Base.Make] = "maker"
     block = exif.tobytes()
     for length, kept in ((65533, True), (65534, False)):
-        read = Picture(np.zeros((6, 8, 3), np.uint8), exif=block.ljust(length, b"\0"))
+        read = ImageData(np.zeros((6, 8, 3), np.uint8), exif=block.ljust(length, b"\0"))
         assert (ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "jpg", 95))).getexif()) == kept
         assert ("too long for JPEG" in caplog.text) != kept
         assert ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "png", 95))).getexif()

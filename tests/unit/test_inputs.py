@@ -20,7 +20,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 
 from seesr.images import color_tags, convert, isobmff, jpeg
-from seesr.images.picture import Picture
+from seesr.images.image_data import ImageData
 from seesr.images.read import decode, from_pil, open_header
 from seesr.images.record import read_record
 
@@ -37,7 +37,7 @@ def arrays() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def shown(picture: Picture) -> np.ndarray:
+def shown(picture: ImageData) -> np.ndarray:
     """[H, W, 3] as sRGB, floats from 0 to 255."""
     rgb = picture.rgb / (257 if picture.rgb.dtype == np.uint16 else 1)
     if picture.icc is None:

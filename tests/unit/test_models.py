@@ -61,23 +61,23 @@ def test_norm_epsilons_that_no_recorded_number_can_see() -> None:
 
 def test_both_kinds_of_tokens_reach_the_prediction(tiny_upscaler: Upscaler) -> None:
     networks = tiny_upscaler.networks
-    z, hint = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
+    z, conditioning = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
     words, tokens = torch.randn(1, 77, 16), torch.randn(1, 5, 24)
 
-    def predict(words: torch.Tensor, tokens: torch.Tensor, hint: torch.Tensor, t: int = 999) -> torch.Tensor:
+    def predict(words: torch.Tensor, tokens: torch.Tensor, conditioning: torch.Tensor, t: int = 999) -> torch.Tensor:
         denoiser = Denoiser(
             unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
-            hint=lambda tile: hint, tiles=[], weight=z,
+            conditioning=lambda tile: conditioning, tiles=[], weight=z,
         )  # fmt: skip
-        return denoiser.predict(z, torch.tensor([t]), hint)
+        return denoiser.predict(z, torch.tensor([t]), conditioning)
 
-    base = predict(words, tokens, hint)
-    assert torch.equal(base, predict(words, tokens, hint))
+    base = predict(words, tokens, conditioning)
+    assert torch.equal(base, predict(words, tokens, conditioning))
     for changed in (
-        predict(-words, tokens, hint),
-        predict(words, -tokens, hint),
-        predict(words, tokens, 1 - hint),
-        predict(words, tokens, hint, 499),
+        predict(-words, tokens, conditioning),
+        predict(words, -tokens, conditioning),
+        predict(words, tokens, 1 - conditioning),
+        predict(words, tokens, conditioning, 499),
     ):
         assert (changed - base).abs().max() > 1e-3
 
@@ -119,14 +119,14 @@ def test_networks_that_predict_something_else_are_refused(tmp_path: Path) -> Non
 
 def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_upscaler: Upscaler) -> None:
     networks = tiny_upscaler.networks
-    z, hint = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
+    z, conditioning = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
     words, tokens = torch.randn(2, 77, 16), torch.randn(1, 5, 24)
     tiles, weight = layout(16, 16, 16, 4, z.device)
 
     def run(words: torch.Tensor, guidance: float) -> torch.Tensor:
         denoiser = Denoiser(
             unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
-            hint=lambda tile: tile.scaled(8).crop(hint), tiles=tiles, weight=weight, guidance=guidance,
+            conditioning=lambda tile: tile.scaled(8).crop(conditioning), tiles=tiles, weight=weight, guidance=guidance,
         )  # fmt: skip
         return denoiser(z, 999, 0)
 
@@ -137,7 +137,7 @@ def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_u
 
 
 def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
-    """Keys and values once per cross-attention, hint features once per tile, tagger and encoder once per picture."""
+    """Keys and values once per cross-attention, conditioning features once per tile, tagger and encoder once."""
     networks = tiny_upscaler.networks
     calls: dict[str, int] = {}
     handles = []
@@ -153,7 +153,7 @@ def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Ups
     for number, pair in enumerate(pairs):
         count(pair.text.transformer_blocks[0].attn2.to_k, f"text {number}")
         count(pair.image.transformer_blocks[0].attn2.to_v, f"image {number}")
-    count(networks.controlnet.controlnet_cond_embedding.conv_in, "hint")
+    count(networks.controlnet.controlnet_cond_embedding.conv_in, "conditioning")
     count(networks.tagger.visual_encoder.norm, "tagger")
     count(networks.vae.encoder.conv_in, "encoder")
     count(networks.vae.decoder.conv_in, "decoder")
@@ -165,7 +165,7 @@ def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Ups
     for handle in handles:
         handle.remove()
     assert tiles > 1
-    assert calls.pop("hint") == tiles
+    assert calls.pop("conditioning") == tiles
     assert calls.pop("unet") == tiles * 3 * 2
     assert set(calls.values()) == {1}
     assert len(calls) == 2 * len(pairs) + 3

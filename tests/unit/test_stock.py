@@ -67,11 +67,11 @@ def test_unet_and_controlnet(config: dict[str, Any], size: tuple[int, int]) -> N
     controlnet, their_controlnet = same(
         ControlNetModel(**side), stock.diffusion_network(diffusers.ControlNetModel, side)
     )
-    x, hint = torch.randn(2, 4, *size), torch.rand(2, 3, 8 * size[0], 8 * size[1])
+    x, conditioning = torch.randn(2, 4, *size), torch.rand(2, 3, 8 * size[0], 8 * size[1])
     context = torch.randn(2, 7, config["cross_attention_dim"]), torch.randn(2, 5, config["image_cross_attention_dim"])
     times = torch.tensor([999, 249])
-    sides, middle = controlnet(x, times, context, hint, 0.5)
-    their_sides, their_middle = their_controlnet(x, times, context, hint, 0.5, return_dict=False)
+    sides, middle = controlnet(x, times, context, conditioning, 0.5)
+    their_sides, their_middle = their_controlnet(x, times, context, conditioning, 0.5, return_dict=False)
     for mine, theirs in zip([*sides, middle], [*their_sides, their_middle], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     expected = their_unet(

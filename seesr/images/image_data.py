@@ -1,4 +1,4 @@
-"""The in-memory image (`Picture`) and operations on its pixels: resizing, padding, filling under transparency."""
+"""The in-memory image (`ImageData`) and operations on its pixels: resizing, padding, filling under transparency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8 | np.uint16]
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class ImageData:
     """An upright image with its metadata.
 
     Attributes:
@@ -64,14 +64,14 @@ class Picture:
         """(width, height), pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
-    def with_pixels(self, rgb: Pixels, record: dict[str, Any], keep_exif: bool) -> Picture:
+    def with_pixels(self, rgb: Pixels, record: dict[str, Any], keep_exif: bool) -> ImageData:
         """The image with the larger pixels `rgb`; alpha is resized with Lanczos, the rest is unchanged."""
         size = rgb.shape[1], rgb.shape[0]
         alpha = None if self.alpha is None else resize(self.alpha, size, Image.Resampling.LANCZOS)
         return dataclasses.replace(self, rgb=rgb, alpha=alpha, exif=self.exif if keep_exif else None, record=record)
 
-    def cropped(self, left: int, top: int, width: int, height: int) -> Picture:
-        """A rectangle of the same picture, in pixels."""
+    def cropped(self, left: int, top: int, width: int, height: int) -> ImageData:
+        """A rectangle of the same image, in pixels."""
         place = slice(top, top + height), slice(left, left + width)
         alpha = None if self.alpha is None else self.alpha[place].copy()
         return dataclasses.replace(self, rgb=self.rgb[place].copy(), alpha=alpha)
