@@ -128,13 +128,12 @@ class Denoiser:
 
     @torch.no_grad()
     def conditioning_features(self, tile: Tile) -> Tensor:
-        """The ControlNet's embedding of the conditioning image under a tile, [1, C, h, w]; cached while memory allows."""
+        """The ControlNet's embedding of the conditioning image at a tile, [1, C, h, w]; cached while there is room."""
         if tile in self.features:
             return self.features[tile]
-        embed, image = self.controlnet.controlnet_cond_embedding, self.conditioning(tile).to(self.text.values.dtype)
-        features = (
-            embed(image) if self.graphs is None else self.graphs.run(embed, (image,), networks=(self.controlnet,))
-        )
+        embed, own = self.controlnet.controlnet_cond_embedding, (self.controlnet,)
+        inputs = (self.conditioning(tile).to(self.text.values.dtype),)
+        features = embed(*inputs) if self.graphs is None else self.graphs.run(embed, inputs, networks=own)
         if len(self.features) * features.nbytes < max(FEATURE_BYTES, self.budget.hold.amount // 8):
             self.features[tile] = features
         return features

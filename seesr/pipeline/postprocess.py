@@ -43,17 +43,19 @@ def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
     """
     width, height = size
     side, share = (BLOCK, LEAST_SHARE) if min(size) >= 2 * BLOCK else (1, 0.0)
-    found, count = [], 0
+    sums, count = [], 0
     for top, bottom, *_ in spans(height):
         if bottom - top < side:
             continue
         both = [F.avg_pool2d(rows(top, bottom)[..., :width].clamp(0, 1), side) for rows in (content, style)]
-        found.append(torch.stack([x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum() for x in both]).double())
+        sums.append(torch.stack([x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum() for x in both]).double())
         count += 2 * both[0].numel()
-    ours, asked = (torch.stack(found).sum(0) / count).tolist() if found else (0.0, 0.0)
-    if asked >= LEAST_SLOPE and not ours > share * asked:
-        words = f"{ours / asked:.0%} of the input's contrast"
-        raise RuntimeError(f"the decoder gave no image: {words}; nothing is returned")
+    decoded, expected = (torch.stack(sums).sum(0) / count).tolist() if sums else (0.0, 0.0)
+    if expected >= LEAST_SLOPE and not decoded > share * expected:
+        raise RuntimeError(
+            f"the decoder produced no image: {decoded / expected:.0%} of the input's contrast, the minimum is "
+            f"{share:.0%}. Check the weights with `seesr doctor`"
+        )
 
 
 def to_integers(strips: Strips, size: tuple[int, int], depth: DTypeLike) -> Pixels:

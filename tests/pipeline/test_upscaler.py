@@ -229,7 +229,7 @@ def test_a_decoder_that_gives_no_picture_fails(
     """Whatever the colour fix pastes into it afterwards."""
     hook = pocket.networks.vae.decoder.register_forward_hook(lambda module, given, made: fault(made))
     try:
-        with pytest.raises(RuntimeError, match="the decoder gave no image"):
+        with pytest.raises(RuntimeError, match="the decoder produced no image"):
             pocket(photo, dataclasses.replace(QUICK, color_fix=color_fix))
     finally:
         hook.remove()
