@@ -38,6 +38,12 @@ class Configuration(BaseSettings):
         description="Replays the networks as CUDA graphs after a self-check at the start, which is "
         "faster. 0 turns it off.",
     )
+    cache_mb: int = Field(
+        default=512,
+        ge=0,
+        description="Megabytes of host memory for results of stages. A second run of an image computes only what its "
+        "settings change. At most a quarter of the free memory is used. 0 turns it off.",
+    )
     deadline: float | None = Field(
         default=None, gt=0, description="Seconds that one image may take, checked at every tile. Unset: no limit."
     )

@@ -91,7 +91,13 @@ class Engine:
     def _loaded(self) -> Upscaler:
         started = time.perf_counter()
         configuration = self.configuration
-        upscaler = Upscaler.load(self.bundle, self.device, configuration.attention, configuration.cuda_graphs)
+        upscaler = Upscaler.load(
+            self.bundle,
+            self.device,
+            configuration.attention,
+            configuration.cuda_graphs,
+            cache=configuration.cache_mb * 10**6,
+        )
         loaded = time.perf_counter()
         upscaler.warm_up()
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)

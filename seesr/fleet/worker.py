@@ -28,6 +28,7 @@ from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
 from seesr.networks import weights
 from seesr.object_store import Store
+from seesr.runtime.owner import image_of
 from seesr.serving.identity import make_private, version_of
 from seesr.serving.job import CANCELED, DONE, FAILED, Away, Job
 from seesr.serving.reporter import Canceled, Reporter
@@ -121,7 +122,8 @@ class Child:
             report()
             source = self.until_stored(lambda: self.objects.get(f"in/{job.id}"))
             mask = self.until_stored(lambda: self.objects.get(f"in/{job.id}-mask")) if job.masked else None
-            output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),), mask)
+            with image_of(job.owner):
+                output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),), mask)
             self.until_stored(lambda: self.objects.put(f"out/{name}", output.data, once=True))
             self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
         except Canceled:

@@ -13,6 +13,7 @@ from torch import Tensor
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
+from seesr.pipeline.stages import Tiles
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
@@ -69,6 +70,7 @@ class Denoiser:
         progress: counts finished tiles.
         graphs: records and replays the forward pass; None: it is run.
         needed: for every step the tiles that are denoised; empty: all of them, always.
+        finished: tiles of an earlier run of the same job, which are not computed again; None: there are none.
     """
 
     unet: UNet2DConditionModel
@@ -84,6 +86,7 @@ class Denoiser:
     progress: Progress = dataclasses.field(default_factory=Progress)
     graphs: Graphs | None = None
     needed: list[list[Tile]] = dataclasses.field(default_factory=list)
+    finished: Tiles | None = None
     features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, z: Tensor, t: int, s: int) -> Tensor:
@@ -105,7 +108,8 @@ class Denoiser:
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
             ahead = Ahead(self.progress, z.device)
-            prediction = blend(run, tiles, z.shape, self.budget.batch.amount, self.weight, ahead.launched)
+            reuse = functools.partial(self.reuse, run, s)
+            prediction = blend(reuse, tiles, z.shape, self.budget.batch.amount, self.weight, ahead.launched)
             ahead.wait(0)
             return prediction
 
@@ -115,6 +119,21 @@ class Denoiser:
             return prediction
 
         return retry_in_float32(work, self.budget, self.unet, self.controlnet)
+
+    def reuse(self, run: Callable[[list[Place]], Tensor], s: int, places: list[Place]) -> Tensor:
+        """run(places), or the same from an earlier run of the job. A run of some tiles leaves them to later runs."""
+        if self.finished is None:
+            return run(places)
+        known = [self.finished.get(s, tile) for _, tile in places]
+        found = [prediction for prediction in known if prediction is not None]
+        if len(found) == len(places):
+            self.finished.reused += len(places)
+            return torch.stack(found)
+        predictions = run(places)
+        if self.needed:
+            for (_, tile), prediction in zip(places, predictions, strict=True):
+                self.finished.put(s, tile, prediction)
+        return predictions
 
     def release(self) -> None:
         self.features.clear()

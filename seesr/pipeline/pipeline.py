@@ -33,6 +33,7 @@ from seesr.networks.graphs import Graphs
 from seesr.pipeline import postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
 from seesr.pipeline.result import Metrics, Output, record
+from seesr.pipeline.stages import JobStages, Scope, StageCache
 from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import bounds, covered, needed, visible_part
 from seesr.runtime.memory import Budget
@@ -56,6 +57,7 @@ class UpscaleRun:
         progress: Progress,
         graphs: Graphs | None = None,
         mask: Grey | None = None,
+        cache: StageCache | None = None,
     ) -> None:
         self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
@@ -65,7 +67,8 @@ class UpscaleRun:
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*image.size)
         self.scale = self.size[0] / image.size[0]
-        self.part: Tile | None = None  # latent pixels whose image the region needs; None: all
+        self.part: Tile | None = None  # latent pixels whose image the region needs; None: all, or a global VAE
+        self.stages = JobStages.of(cache or StageCache(), self.settings, image, networks.device)
         self.seconds: dict[str, float] = {}
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         pool, spare = (graphs.held, graphs.spare) if graphs is not None else (0, bool)
@@ -79,20 +82,24 @@ class UpscaleRun:
 
     def upscale(self) -> Output:
         with self.timed("tags"):
-            tags, image_tokens = self.tag()
+            tags, image_tokens = self.cached("tags", None, self.tag)
         with self.timed("text"):
-            text_tokens = self.encode_text(tags)
+            self.prompt, text_tokens = self.cached("text", None, lambda: self.encode_text(tags))
         with self.timed("enlarge"):
             conditioning = self.enlarge()
         with self.timed("encode"):
             z_size = conditioning.shape[0] // self.factor, conditioning.shape[1] // self.factor
-            self.part = visible_part(self.settings, self.scale, self.factor, z_size)
+            if autoencoder.is_local(self.networks.vae):
+                self.part = visible_part(self.settings, self.scale, self.factor, z_size)
             denoiser = self.denoiser(conditioning, text_tokens, image_tokens, z_size)
-            start, update = self.start(conditioning, denoiser)
+            first = (denoiser.needed or [denoiser.tiles])[0]
+            part = None if self.part is None else bounds([self.part, *first])
+            posterior = self.cached("encode", part, lambda: self.encode(conditioning, z_size, part))
+        scope = (self.part, tuple(map(tuple, denoiser.needed))) if denoiser.needed else None
         with self.timed("denoise"):
-            z, spread, kds = self.denoise(denoiser, start, update)
+            z, spread, kds = self.cached("denoise", scope, lambda: self.denoise(denoiser, *self.start(posterior)))
         with self.timed("decode"):
-            restored = self.decode(z)
+            restored = self.cached("decode", scope, lambda: self.decode(z))
         with self.timed("finish"):
             image, trust = self.finish(restored, conditioning, spread)
         shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
@@ -100,6 +107,10 @@ class UpscaleRun:
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         uncertainty, layout = postprocess.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
         return Output(image, uncertainty, self.settings, cast(Metrics, metrics), self.source, layout)
+
+    def cached(self, stage: str, scope: Scope, compute: Callable[[], Any]) -> Any:
+        """A stage's result, of an earlier run where one computed it; see `JobStages.result`."""
+        return self.stages.result(stage, scope, compute, lambda: not self.budget.redone)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -142,6 +153,8 @@ class UpscaleRun:
             "tiles_skipped": len(denoiser.tiles) - len(denoiser.needed[-1]) if denoiser.needed else 0,
             "region": self.settings.region or "",
             "tile_batch": self.budget.batch.amount,
+            "reused": ", ".join(self.stages.reused),
+            "tiles_reused": 0 if denoiser.finished is None else denoiser.finished.reused,
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
             "seconds": self.finished_seconds(),
@@ -157,16 +170,17 @@ class UpscaleRun:
         tags, tokens = tag(self.networks.tagger, self.source.visible, self.budget)
         return tags, tokens.to(self.networks.dtype)
 
-    def encode_text(self, tags: list[str]) -> Tensor:
-        """Tags and prompts -> text tokens [1, 77, width], or [2, 77, width] = (negative, positive) with guidance."""
+    def encode_text(self, tags: list[str]) -> tuple[prompt.Prompt, Tensor]:
+        """Tags and prompts -> the prompt, text tokens [B, 77, width]; B = 2, (negative, positive), with guidance."""
         settings, tokenizer = self.settings, self.networks.tokenizer
-        self.prompt = prompt.fit(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
-        if self.prompt.cut:
+        fitted = prompt.fit(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
+        if fitted.cut:
             log.warning("the prompt is too long: its end has no effect")
-        prompts = [self.prompt.words]
+        prompts = [fitted.words]
         if settings.cfg_scale > 1:
             prompts.insert(0, settings.negative_prompt)
-        return prompt.encode(self.networks.text_encoder, tokenizer, prompts, self.budget).to(self.networks.dtype)
+        tokens = prompt.encode(self.networks.text_encoder, tokenizer, prompts, self.budget)
+        return fitted, tokens.to(self.networks.dtype)
 
     def enlarge(self) -> Tensor:
         """The upscaled image, mirrored to at least a tile, or less where it is thin: [H', W', 3], on the device."""
@@ -178,17 +192,14 @@ class UpscaleRun:
         self.bicubic = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
-    def start(self, conditioning: Tensor, denoiser: Denoiser) -> tuple[Tensor, sampling.Update]:
-        """The bicubic upscale -> latents at the first step [N, C, h, w], and how a step is taken from there.
+    def start(self, posterior: autoencoder.Posterior) -> tuple[Tensor, sampling.Update]:
+        """The input's latents -> those at the first step [N, C, h, w], and how a step is taken from there.
 
         Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
         """
         networks, settings = self.networks, self.settings
-        size = conditioning.shape[0] // self.factor, conditioning.shape[1] // self.factor
-        streams = self.noise((1, networks.unet.config["in_channels"], *size))
+        streams = self.noise(tuple(posterior.centre.shape))
         first = torch.cat([next(stream) for stream in streams])
-        part = None if self.part is None else bounds([self.part, *(denoiser.needed or [denoiser.tiles])[0]])
-        posterior = self.encode(conditioning, size, part)
         self.clean = posterior.mean()
         if settings.steered:
             return sampling.start_latents(self.clean, first, networks.scheduler), sampling.ddim_step
@@ -249,6 +260,7 @@ class UpscaleRun:
             budget=self.budget,
             progress=self.progress,
             graphs=self.graphs,
+            finished=self.stages.tiles(),
             needed=needed(
                 self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, padded_size, self.scale
             ),
@@ -257,7 +269,7 @@ class UpscaleRun:
     def record(self) -> None:
         """Records graphs of the conditioning embedding and of the denoiser at every batch size that fits, on zeros."""
         tags, image_tokens = self.tag()
-        text_tokens, device, side = self.encode_text(tags), self.networks.device, self.sides[0]
+        (_, text_tokens), device, side = self.encode_text(tags), self.networks.device, self.sides[0]
         conditioning = torch.zeros(side * self.factor, side * self.factor, 3, dtype=torch.uint8, device=device)
         denoiser = self.denoiser(conditioning, text_tokens, image_tokens, (side, side))
         features = denoiser.conditioning_features(denoiser.tiles[0])
@@ -310,7 +322,7 @@ class UpscaleRun:
 
     def check_alive(self, content: color.Rows, style: color.Rows) -> None:
         """Refuses a decoder that gave no image, see `postprocess.check_alive`; of a region only what was decoded."""
-        if self.part is None or not autoencoder.is_local(self.networks.vae):
+        if self.part is None:
             return postprocess.check_alive(content, style, self.size)
         (width, height), part = self.size, self.part.scaled(self.factor)
         bottom, right = min(part.bottom, height), min(part.right, width)

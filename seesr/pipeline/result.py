@@ -40,6 +40,7 @@ class Metrics(TypedDict):
         input_size, output_size: WIDTHxHEIGHT, pixels.
         steps, tiles, tiles_skipped, tile_batch: denoising steps; tiles of a step, those that nobody can see, and how
             many ran at once.
+        reused, tiles_reused: stages, separated by commas, and tiles that an earlier run of the image had computed.
         region: the rectangle of the output that was returned; empty: the whole output.
         out_of_memory_retries, float32_retries: parts that were computed again.
         seconds: of every stage.
@@ -58,6 +59,8 @@ class Metrics(TypedDict):
     tiles_skipped: int
     region: str
     tile_batch: int
+    reused: str
+    tiles_reused: int
     out_of_memory_retries: int
     float32_retries: int
     seconds: dict[str, float]

@@ -18,6 +18,7 @@ from seesr.networks import hardware, models
 from seesr.networks.graphs import SPARED, CudaRecorder, Graphs
 from seesr.pipeline.pipeline import NO_GRAPHS, UpscaleRun
 from seesr.pipeline.result import Output
+from seesr.pipeline.stages import StageCache
 from seesr.runtime import precision
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Progress
@@ -35,16 +36,23 @@ class Upscaler:
     output = upscaler("photo.jpg", Settings(scale_factor=4, seed=1))
     """
 
-    def __init__(self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None) -> None:
+    def __init__(
+        self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None, cache: int = 0
+    ) -> None:
         self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention, graphs is not None))
-        self.graphs, self.process = graphs, os.getpid()
+        self.graphs, self.process, self.cache = graphs, os.getpid(), StageCache(cache)
         if graphs is not None:
             for owner, method in networks.parts():
                 graphs.attach(owner, method)
 
     @classmethod
     def load(
-        cls, bundle: str | Path, device: str | None = None, attention: str = "auto", cuda_graphs: bool = True
+        cls,
+        bundle: str | Path,
+        device: str | None = None,
+        attention: str = "auto",
+        cuda_graphs: bool = True,
+        cache: int = 0,
     ) -> Upscaler:
         """Loads a bundle: half precision on a GPU, single precision on a CPU.
 
@@ -53,6 +61,7 @@ class Upscaler:
             device: a torch device; None: the GPU if there is one.
             attention: name of a kernel, see hardware.choose.
             cuda_graphs: replay the networks as CUDA graphs (see networks.graphs); a CPU has none.
+            cache: bytes of host memory for results of stages, which later runs of an image reuse; 0: none.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
@@ -60,7 +69,8 @@ class Upscaler:
         """
         target = hardware.usable(device)
         networks = models.load(Path(bundle), target, precision.working_dtype(target))
-        upscaler = cls(networks, attention, Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None)
+        graphs = Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None
+        upscaler = cls(networks, attention, graphs, cache)
         kernel = upscaler.networks.attention
         log.info("bundle %s on %s in %s, %s attention", networks.bundle.name, target, networks.dtype, kernel)
         return upscaler
@@ -90,8 +100,9 @@ class Upscaler:
             self.record()
         settings = settings or Settings()
         loaded = load_source(source, settings.output_size)
-        pipeline = UpscaleRun(self.networks, settings, loaded.image_data, progress or Progress(), self.graphs, mask)
-        output = dataclasses.replace(pipeline.run(), array_layout=loaded.layout)
+        progress = progress or Progress()
+        run = UpscaleRun(self.networks, settings, loaded.image_data, progress, self.graphs, mask, self.cache)
+        output = dataclasses.replace(run.run(), array_layout=loaded.layout)
         if loaded.sha256 is None:
             return output
         record = {**(output.image_data.record or {}), "source_sha256": loaded.sha256}
@@ -101,10 +112,9 @@ class Upscaler:
         """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation;
         on a GPU also on one of several tiles, whose batches are another shape, and records graphs.
         """
-        one = Settings(num_inference_steps=1, seed=0)
-        self(self.grey(1), one)
+        self.run_grey(1)
         if self.networks.device.type == "cuda":
-            self(self.grey(2), one)
+            self.run_grey(2)
         if self.graphs is not None:
             self.record()
 
@@ -114,12 +124,11 @@ class Upscaler:
         """
         assert self.graphs is not None
         started = time.perf_counter()
-        one = Settings(num_inference_steps=1, seed=0)
         with self.graphs.setup():
             for scale in (1.0, 1.5):
-                self(self.grey(1), dataclasses.replace(one, cfg_scale=scale))
+                self.run_grey(1, scale)
             for side in self.networks.bundle.defaults.latent_tiled_size:
-                settings = dataclasses.replace(one, latent_tiled_size=side)
+                settings = Settings(num_inference_steps=1, seed=0, latent_tiled_size=side)
                 UpscaleRun(self.networks, settings, self.grey(1), Progress(), self.graphs).record()
         log.info("CUDA graphs: %s, %.1f s", self.graphs.state, time.perf_counter() - started)
 
@@ -127,6 +136,11 @@ class Upscaler:
     def graphs_state(self) -> str:
         """Whether CUDA graphs are used, and if not, why."""
         return NO_GRAPHS if self.graphs is None else self.graphs.state
+
+    def run_grey(self, tiles: int, cfg_scale: float = 1.0) -> None:
+        """Runs one step on a grey image, without cached stages: networks that do not run record no graph."""
+        settings = Settings(num_inference_steps=1, seed=0, cfg_scale=cfg_scale)
+        UpscaleRun(self.networks, settings, self.grey(tiles), Progress(), self.graphs).run()
 
     def grey(self, tiles: int) -> ImageData:
         """A ramp that is enlarged to `tiles` times the side of one."""

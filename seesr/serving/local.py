@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seesr.images import write
+from seesr.runtime.owner import image_of
 from seesr.serving.fairness import Turns, has_room
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job, storage_failure
 from seesr.serving.listeners import Listeners
@@ -273,7 +274,8 @@ class LocalJobs:
         try:
             settings = Settings(**job.settings)
             mask = self.input(job, "-mask") if job.masked else None
-            output = self.engine.run(self.input(job), settings, job.deadline, (self.reporter(job),), mask)
+            with image_of(job.owner):
+                output = self.engine.run(self.input(job), settings, job.deadline, (self.reporter(job),), mask)
             name = f"{job.id}.{settings.suffix}"
             self.until_stored(lambda: self.save(output.data, name))
             ended: dict[str, Any] = {"status": DONE, "output": name, "metrics": output.metrics}

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from lab.serve.echo import Echo
 from seesr.config import Configuration
 from seesr.networks import weights
+from seesr.runtime.owner import current_owner
 from seesr.serving import app
 from seesr.serving.fairness import Turns, has_room
 from seesr.serving.job import LATER, NORMAL, URGENT, Job
@@ -59,11 +60,12 @@ class Held(Echo):
 
     def __init__(self) -> None:
         super().__init__()
-        self.go, self.names = threading.Event(), []  # type: ignore[var-annotated]
+        self.go, self.names, self.owners = threading.Event(), [], []  # type: ignore[var-annotated]
 
     def run(self, data: Path, *more: Any) -> Any:
         assert self.go.wait(20)
         self.names.append(data.name)
+        self.owners.append(current_owner.get())
         return super().run(data, *more)
 
 
@@ -93,3 +95,4 @@ def test_a_key_that_fills_the_queue_delays_another_by_one_image(tmp_path: Path) 
         while jobs.waiting or jobs.running:
             pass
     assert [engine.names.index(id) for id in ids] == [1, 3, 5]
+    assert engine.owners[:6] == ["ann", "bob", "ann", "bob", "ann", "bob"]  # whose cached stages each job may use

@@ -1,0 +1,163 @@
+"""Cached results of pipeline stages: a second run of an image computes only what its settings change.
+
+A stage's key is a hash of the image's pixels and of the settings that the stage and those before it read. `READS` has
+every setting, so a new one must be added there; a test compares it with `Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from seesr.images.image_data import ImageData
+from seesr.runtime.memory import free
+from seesr.runtime.owner import current_owner
+from seesr.runtime.tiling import Tile
+from seesr.settings import Settings
+
+READS: dict[str, tuple[str, ...]] = {  # stage -> the settings that it reads and no stage before it
+    "tags": (),
+    "text": ("user_prompt", "positive_prompt", "negative_prompt", "cfg_scale"),
+    "encode": ("scale_factor", "target_side", "target_megapixels", "latent_tiled_size"),
+    "denoise": ("num_inference_steps", "latent_tiled_overlap", "use_kds", "num_particles", "bandwidth", "seed"),
+    "decode": (),
+}
+AFTER = {"tags": (), "text": ("tags",), "encode": (), "denoise": ("text", "encode"), "decode": ("denoise",)}
+NOT_CACHED = (  # settings that are read after the last cached stage; fidelity and region also choose tiles, see `scope`
+    "fidelity", "color_fix", "output_view", "region", "output_format", "output_quality", "keep_exif",
+)  # fmt: skip
+ENTRY = 1000  # bytes counted for an entry beside its tensors
+FREE_SHARE = 4  # the cache holds at most one part in so many of the host memory that is free
+Scope = Hashable  # what of the image a result is for: needed tiles and latent pixels; None: all of it
+CPU = torch.device("cpu")
+
+
+class StageCache:
+    """Results of stages in host memory, the least recently used of which are dropped. Thread-safe.
+
+    Attributes:
+        limit: bytes that may be held; 0: nothing is cached.
+        held: bytes that are held.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit, self.held = limit, 0
+        self.entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, key: Hashable, device: torch.device = CPU) -> Any:
+        """The result of this key with its tensors on `device`; None: it is not cached. It must not be changed."""
+        with self.lock:
+            if key not in self.entries:
+                return None
+            self.entries.move_to_end(key)
+            result, _ = self.entries[key]
+        return moved(result, device)
+
+    def put(self, key: Hashable, result: Any) -> None:
+        """Caches a result, unless it is larger than the cache may be."""
+        size = ENTRY + sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        if size > self.limit:
+            return
+        result = moved(result, CPU)
+        unused = free(CPU)
+        with self.lock:
+            if key in self.entries:
+                self.held -= self.entries.pop(key)[1]
+            self.entries[key] = result, size
+            self.held += size
+            most = min(self.limit, (unused + self.held) // FREE_SHARE)
+            while self.held > most:
+                self.held -= self.entries.popitem(last=False)[1][1]
+
+
+class JobStages(NamedTuple):
+    """The cached stages of one job.
+
+    Attributes:
+        keys: of the stages; empty: nothing is cached.
+    """
+
+    cache: StageCache
+    keys: Mapping[str, str]
+    device: torch.device
+    reused: list[str]
+
+    @classmethod
+    def of(cls, cache: StageCache, settings: Settings, image: ImageData, device: torch.device) -> JobStages:
+        return cls(cache, keys(settings, image) if cache.limit else {}, device, [])
+
+    def result(self, stage: str, scope: Scope, compute: Callable[[], Any], exact: Callable[[], bool]) -> Any:
+        """A stage's result: the cached one, or that of `compute`, which is cached then.
+
+        A result for the whole image serves every part of it.
+
+        Args:
+            exact: whether another run computes the same now; a run that went on in float32 might not.
+        """
+        if stage not in self.keys:
+            return compute()
+        for known in dict.fromkeys((None, scope)):
+            found = self.cache.get((stage, self.keys[stage], known), self.device)
+            if found is not None:
+                self.reused.append(stage)
+                return found
+        found = compute()
+        if exact():
+            self.cache.put((stage, self.keys[stage], scope), found)
+        return found
+
+    def tiles(self) -> Tiles | None:
+        """The denoiser's tiles of this job; None on a GPU, where the batch of a tile can change its last bits."""
+        return Tiles(self.cache, self.keys["denoise"]) if self.keys and self.device == CPU else None
+
+
+class Tiles:
+    """Predictions of single tiles, which a run of a region leaves to later runs of the same job.
+
+    Attributes:
+        reused: tiles that were not computed again.
+    """
+
+    def __init__(self, cache: StageCache, key: str) -> None:
+        self.cache, self.key, self.reused = cache, key, 0
+
+    def get(self, step: int, tile: Tile) -> Tensor | None:
+        """The prediction at a step, [C, h, w]."""
+        return self.cache.get(("tile", self.key, step, tile))
+
+    def put(self, step: int, tile: Tile, prediction: Tensor) -> None:
+        self.cache.put(("tile", self.key, step, tile), prediction.clone())
+
+
+def keys(settings: Settings, image: ImageData) -> dict[str, str]:
+    """The key of every stage: the pixels, their owner, and the settings that have an effect up to there."""
+    pixels, values = image.visible, dict(effective(settings))
+    digest = hashlib.sha256(f"{current_owner.get()!r} {pixels.shape} {pixels.dtype}".encode())
+    digest.update(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
+    found: dict[str, str] = {}
+    for stage, names in READS.items():
+        parts = [digest.hexdigest(), *(found[before] for before in AFTER[stage]), *(values[name] for name in names)]
+        found[stage] = hashlib.sha256(repr((stage, parts)).encode()).hexdigest()
+    return found
+
+
+def effective(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """The settings, without the values of those that others turn off."""
+    off = () if settings.cfg_scale > 1 else ("negative_prompt",)
+    off += () if settings.steered else ("use_kds", "num_particles", "bandwidth")
+    for name, value in dataclasses.asdict(settings).items():
+        yield name, None if name in off else value
+
+
+def moved(result: Any, device: torch.device) -> Any:
+    """The result with its tensors on `device`."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, result)
