@@ -38,6 +38,7 @@ PAGES = (
     "docs/fleet.md",
     "docs/architecture.md",
     "docs/decisions/0015-mutation-testing.md",
+    "docs/decisions/0028-cached-stages.md",
 )
 
 
@@ -187,6 +188,12 @@ def peers() -> str:
     return table(read(RESULTS / "peers.json", "means"), PEERS)
 
 
+def stages() -> str:
+    """What `python -m lab.speed.stages` measured."""
+    columns = {"after": "", "change": "", "cold": ".2f", "warm": ".2f", "reused": "", "tiles_reused": "d"}
+    return table(read(RESULTS / "stages.json"), columns)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "effects": effects,
@@ -200,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cards": cards,
     "packages": packages,
     "mutation": mutation,
+    "stages": stages,
 }
 
 
