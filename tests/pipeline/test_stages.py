@@ -156,9 +156,9 @@ def test_other_pixels_and_owners_share_nothing(cached: Upscaler, pocket: Upscale
     cached(photo(), BASE)
     assert cached(dataclasses.replace(photo(), exif=None), BASE).metrics["reused"].endswith("decode")
     other = ImageData(np.ascontiguousarray(RGB[::-1]))
-    for picture in (other, ImageData(RGB.astype(np.uint16)), ImageData(RGB.reshape(40, 30, 3))):
-        found = cached(picture, BASE)
-        assert found.metrics["reused"] == "" and data_of(found) == data_of(pocket(picture, BASE))
+    for image in (other, ImageData(RGB.astype(np.uint16)), ImageData(RGB.reshape(40, 30, 3))):
+        found = cached(image, BASE)
+        assert found.metrics["reused"] == "" and data_of(found) == data_of(pocket(image, BASE))
     with image_of("somebody else"):
         assert cached(photo(), BASE).metrics["reused"] == ""
     assert cached(photo(), BASE).metrics["reused"].endswith("decode")
