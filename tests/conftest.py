@@ -25,17 +25,22 @@ SERVERS = ("server", "service", "echo", "pocket_fleet")  # fixtures that start a
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="also run the tests marked slow: minutes, and up to 12 GB")
+    parser.addoption("--all", action="store_true", help="also run the tests marked long or slow")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what cannot run here, and keeps the tests of one server, or else of one file, in one process."""
-    absent = {"slow": not config.getoption("--all"), "full": not (weights.FULL / weights.MANIFEST).exists()}
+    everything = config.getoption("--all")
+    absent = {"slow": not everything, "long": not everything, "full": not (weights.FULL / weights.MANIFEST).exists()}
     for item in items:
         for mark, missing in absent.items():
             if missing and mark in item.keywords:
-                item.add_marker(pytest.mark.skip(reason={"slow": "needs --all", "full": "needs weights/full"}[mark]))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason={"slow": "needs --all", "long": "needs --all", "full": "needs weights/full"}[mark]
+                    )
+                )
         shared = [name for name in SERVERS if name in getattr(item, "fixturenames", ())]
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
 

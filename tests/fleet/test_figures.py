@@ -7,6 +7,7 @@ import pytest
 from lab.fleet.figures import measure
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_a_worker_and_redis_are_killed() -> None:
     found = measure("kill")
     assert (found["results"], found["lost"], found["duplicates"]) == (200, 0, 0)
@@ -29,12 +30,14 @@ def test_a_job_longer_than_its_lease_runs_once_through_sigterm_too() -> None:
     assert (found["runs"], found["runs_with_sigterm"], found["exit_code"], found["results"]) == (1, 1, 0, 2)
 
 
+@pytest.mark.long
 def test_a_killed_child_is_replaced_and_a_canceled_job_costs_no_child() -> None:
     found = measure("child")
     assert found["results"] == 2 and found["new_child"] and found["same_child_after_cancel"]
     assert found["cancel_seconds"] < 2 and found["served_after_seconds"] < 30
 
 
+@pytest.mark.long
 def test_an_image_that_kills_its_worker_fails_after_three_runs() -> None:
     found = measure("poison")
     assert (found["status"], found["other"]) == ("failed", "succeeded")
@@ -46,6 +49,7 @@ def test_the_urgent_one_is_next() -> None:
     assert found["others_before_the_urgent"] <= 1 and found["ended"] == 101  # the one that ran already
 
 
+@pytest.mark.long
 def test_redis_frozen_or_full_is_said_and_loses_nothing() -> None:
     found = measure("freeze")
     assert all(status == 503 and seconds < 5 for status, seconds in found["frozen"])
@@ -59,6 +63,7 @@ def test_warm_restarts_under_load_run_nothing_twice() -> None:
     assert (found["results"], found["runs"], found["exit_codes"]) == (200, 200, [0] * 6)
 
 
+@pytest.mark.long
 def test_a_message_that_the_broker_lost_comes_back() -> None:
     found = measure("lost")
     assert found["removed"] and (found["results"], found["runs"]) == (3, 3)

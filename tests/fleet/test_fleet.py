@@ -68,6 +68,7 @@ def test_replicates_client_runs(pocket_fleet: Fleet, engine: Engine, monkeypatch
     client._client.close()
 
 
+@pytest.mark.long
 def test_the_corpus_is_answered_as_by_one_server(pocket_fleet: Fleet) -> None:
     from serve.test_corpus import OTHERWISE, OURS, SMALL  # type: ignore[import-not-found]
 
@@ -211,6 +212,7 @@ def test_a_worker_of_another_version_takes_no_job_of_this_one(echo: Fleet, tmp_p
         del echo.addresses["stranger"]
 
 
+@pytest.mark.long
 def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
     def fleet(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "seesr.cli", "fleet", *words]

@@ -11,6 +11,7 @@ from lab.fleet.figures import PICTURE, PNG
 from lab.fleet.servers import fleet
 
 
+@pytest.mark.long
 def test_a_worker_logs_job_worker_and_attempt(tmp_path: Path) -> None:
     with fleet(tmp_path, ECHO_SECONDS="0.1", LOG_FORMAT="json") as found:
         address = found.addresses["gateway"]

@@ -16,6 +16,7 @@ def at_2048() -> dict[str, Stage]:
     return count.count(2048, int(75e9), TWO_STEPS)
 
 
+@pytest.mark.long
 def test_the_host_waits_a_fixed_number_of_times_and_moves_each_pixel_once_each_way(at_2048: dict[str, Stage]) -> None:
     small = count.count(512, int(75e9), TWO_STEPS)
     for stages, side in ((small, 512), (at_2048, 2048)):
@@ -26,6 +27,7 @@ def test_the_host_waits_a_fixed_number_of_times_and_moves_each_pixel_once_each_w
     assert sum(stage.launches for stage in small.values()) <= 6100
 
 
+@pytest.mark.long
 def test_the_autoencoder_computes_nothing_twice_and_holds_little(at_2048: dict[str, Stage]) -> None:
     """An un-tiled decoder takes 39.5 TFLOP of convolutions at 2048 pixels, 8.8 of attention, and 6.45 GB."""
     decode = at_2048["decode"]

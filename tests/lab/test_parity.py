@@ -12,9 +12,9 @@ import torch
 from lab.parity import cases, pipeline
 
 GOLDEN = Path(__file__).parent.parent / "data/golden"
-LARGE = {"full", "ram_full"}
+MARKS = {"full": pytest.mark.slow, "ram_full": pytest.mark.slow, "vae_tiled": pytest.mark.long}
 CASES = [
-    pytest.param(path, marks=pytest.mark.slow if path.name in LARGE else (), id=path.name)
+    pytest.param(path, marks=MARKS.get(path.name, ()), id=path.name)
     for path in sorted(GOLDEN.iterdir())
     if (path / "case.json").exists()
 ]

@@ -36,6 +36,7 @@ def restored(
     return result, [ours, plain, truth], metrics.psnr(ours, truth) - metrics.psnr(plain, truth)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (2, 4))])
 def test_held_out_pictures_beat_bicubic_and_keep_their_colours(pocket: Upscaler, steps: int) -> None:
     gains, similarity, shifts = [], [], []

@@ -271,6 +271,7 @@ def test_missing_files_are_told_before_anything_is_loaded_and_the_others_done(
     assert "a-x2.png" in files(folder)
 
 
+@pytest.mark.long
 def test_names_that_are_not_utf_8(folder: Path) -> None:
     for name in (b"a1.png", b"caf\xe9.png", b"zz.png"):
         image(os.fsdecode(b"names/" + name))
@@ -316,6 +317,7 @@ def test_parallel_starts_do_not_disturb_one_another(folder: Path) -> None:
     assert files(folder) == []
 
 
+@pytest.mark.long
 def test_standard_input_and_output(folder: Path) -> None:
     data = image("a.png").read_bytes()
     done = process("-", *QUICK, input=data, cwd=folder)
@@ -462,6 +464,7 @@ def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: Capt
     assert found["configuration"]["SEESR_ATTENTION"] == "auto" and found["limits"]["largest_side"] == 32768
 
 
+@pytest.mark.long
 def test_a_wheel_installs_and_works_outside_the_repository(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     clone = tmp_path / "clone"
@@ -480,6 +483,7 @@ def test_a_wheel_installs_and_works_outside_the_repository(tmp_path: Path) -> No
     assert "ok      weights: pocket" in done.stdout and (target / "seesr/py.typed").exists()
 
 
+@pytest.mark.long
 def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
     for number in range(30):
         image(f"in/{number}.png", number)

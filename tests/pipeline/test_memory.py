@@ -46,6 +46,7 @@ def bounded(small: int, large: int) -> None:
     assert most <= 1.5 * (least - small_buffers) + buffers, figures
 
 
+@pytest.mark.long
 def test_four_times_the_picture_takes_little_more_memory() -> None:
     bounded(512, 1024)
 

@@ -132,6 +132,7 @@ def test_the_size_is_exact(pocket: Upscaler, size: tuple[int, int], scale: float
     assert result.image.size == (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
+@pytest.mark.long
 def test_steps_one_to_eight_work_and_stay_close_to_the_picture(pocket: Upscaler, photo: Image.Image) -> None:
     bicubic = np.asarray(photo.resize((photo.width * 4, photo.height * 4), Image.Resampling.BICUBIC), float)
     for steps in range(1, 9):

@@ -160,6 +160,7 @@ def test_the_sample_takes_one_click(page: Page) -> None:
     expect(page.get_by_role("dialog")).to_contain_text("./scripts/weights")
 
 
+@pytest.mark.long
 def test_all_views_are_a_zip_to_download(page: Page, photo_file: Path) -> None:
     page.select_option("#output_view", "all")
     page.set_input_files("#files", photo_file)
@@ -171,6 +172,7 @@ def test_all_views_are_a_zip_to_download(page: Page, photo_file: Path) -> None:
     assert download.value.suggested_filename == "photo-x4.zip" and zipfile.is_zipfile(download.value.path())
 
 
+@pytest.mark.long
 def test_paste_an_image(page: Page) -> None:
     """By a real Ctrl+V, from the clipboard."""
     page.evaluate("""async () => {
@@ -184,6 +186,7 @@ def test_paste_an_image(page: Page) -> None:
     expect(page.locator(".state")).to_contain_text("96x72")
 
 
+@pytest.mark.long
 def test_a_phone_photo_is_limited_before_it_is_sent(slow_page: Page, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((3000, 4000), np.uint8)).save(tmp_path / "phone.png")
     with slow_page.expect_request("**/upscale?*") as request:
@@ -192,6 +195,7 @@ def test_a_phone_photo_is_limited_before_it_is_sent(slow_page: Page, tmp_path: P
     expect(slow_page.locator(".size")).to_have_text("4000x3000 → 9440x7080, the largest that fits")
 
 
+@pytest.mark.long
 def test_a_refused_size_has_its_remedy_as_a_button(slow_page: Page, tmp_path: Path) -> None:
     """A browser does not read TIFF, so that only the server knows the size."""
     Image.fromarray(np.zeros((3000, 4000), np.uint8)).save(tmp_path / "phone.tif")
@@ -200,6 +204,7 @@ def test_a_refused_size_has_its_remedy_as_a_button(slow_page: Page, tmp_path: Pa
     expect(slow_page.locator(".state")).to_contain_text("Done")
 
 
+@pytest.mark.long
 def test_thirty_images_at_once(slow_page: Page, slow: Serving) -> None:
     slow_page.set_input_files("#files", names(30))
     expect(slow_page.locator(".card")).to_have_count(30)
@@ -222,6 +227,7 @@ def test_thirty_images_at_once(slow_page: Page, slow: Serving) -> None:
     assert slow.ask("GET", "/status").json()["queue_length"] == 0
 
 
+@pytest.mark.long
 def test_cancel_while_an_image_is_sent(slow_page: Page) -> None:
     slow_page.route("**/upscale?*", lambda route: None)  # never answered
     slow_page.set_input_files("#files", names(4))
@@ -232,6 +238,7 @@ def test_cancel_while_an_image_is_sent(slow_page: Page) -> None:
     expect(slow_page.locator(".state").filter(has_text="Canceled")).to_have_count(4, timeout=1000)
 
 
+@pytest.mark.long
 def test_a_reload_loses_nothing(slow_page: Page) -> None:
     slow_page.set_input_files("#files", names(3))
     expect(slow_page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
@@ -247,6 +254,7 @@ def test_a_reload_loses_nothing(slow_page: Page) -> None:
     expect(slow_page.locator(".card")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_images_that_were_not_sent_are_sent_after_a_reload(slow_page: Page) -> None:
     slow_page.route("**/upscale?*", lambda route: None)
     slow_page.set_input_files("#files", names(3))
@@ -256,6 +264,7 @@ def test_images_that_were_not_sent_are_sent_after_a_reload(slow_page: Page) -> N
     expect(slow_page.locator(".state").filter(has_text="Done")).to_have_count(3)
 
 
+@pytest.mark.long
 def test_a_killed_server_and_its_successor(new_context: Callable[..., BrowserContext], tmp_path: Path) -> None:
     with Echo(tmp_path, 2) as first:
         page = new_context().new_page()
@@ -269,6 +278,7 @@ def test_a_killed_server_and_its_successor(new_context: Callable[..., BrowserCon
         expect(page.locator(".state").filter(has_text="Done")).to_have_count(2)
 
 
+@pytest.mark.long
 def test_a_zip(page: Page, service: Serving) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -282,6 +292,7 @@ def test_a_zip(page: Page, service: Serving) -> None:
     assert set(zipfile.ZipFile(download.value.path()).namelist()) == {"a.png", "b.png", "failed.txt"}
 
 
+@pytest.mark.long
 def test_a_bad_file_and_a_bad_setting(page: Page, tmp_path: Path, photo_file: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "text.txt").write_bytes(b"no image")
@@ -294,6 +305,7 @@ def test_a_bad_file_and_a_bad_setting(page: Page, tmp_path: Path, photo_file: Pa
     expect(page.locator("#note")).to_contain_text("Size")
 
 
+@pytest.mark.long
 def test_the_key_is_asked_for_first_and_checked_at_once(
     new_context: Callable[..., BrowserContext], service: Serving
 ) -> None:
@@ -313,6 +325,7 @@ def test_the_key_is_asked_for_first_and_checked_at_once(
     expect(field).to_be_hidden()
 
 
+@pytest.mark.long
 def test_presets_show_which_one_is_chosen(slow_page: Page) -> None:
     pressed = slow_page.locator("#presets [aria-pressed=true]")
     expect(pressed).to_have_text("Balanced")
@@ -323,6 +336,7 @@ def test_presets_show_which_one_is_chosen(slow_page: Page) -> None:
     expect(pressed).to_have_count(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("language", ["Python", "JavaScript", "curl"])
 def test_use_as_code(slow_page: Page, language: str, tmp_path: Path) -> None:
     commands = {"Python": [sys.executable], "JavaScript": ["node"], "curl": ["bash"]}
@@ -337,6 +351,7 @@ def test_use_as_code(slow_page: Page, language: str, tmp_path: Path) -> None:
     assert (tmp_path / "photo-x4.png").read_bytes() == sharp()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_is_accessible(page: Page, photo_file: Path, scheme: str, width: int) -> None:
