@@ -32,15 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what cannot run here, and keeps the tests of one server, or else of one file, in one process."""
     everything = config.getoption("--all")
-    absent = {"slow": not everything, "long": not everything, "full": not (weights.FULL / weights.MANIFEST).exists()}
+    skipped = {"slow": "--all", "long": "--all"} if not everything else {}
+    if not (weights.FULL / weights.MANIFEST).exists():
+        skipped["full"] = "weights/full"
     for item in items:
-        for mark, missing in absent.items():
-            if missing and mark in item.keywords:
-                item.add_marker(
-                    pytest.mark.skip(
-                        reason={"slow": "needs --all", "long": "needs --all", "full": "needs weights/full"}[mark]
-                    )
-                )
+        for mark, needed in skipped.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"needs {needed}"))
         shared = [name for name in SERVERS if name in getattr(item, "fixturenames", ())]
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from lab.fleet.figures import PICTURE, PNG
 from lab.fleet.servers import fleet
