@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seesr.images.formats import FORMATS, ZIP
-from seesr.images.kinds import AVIF, HEIC, SUFFIXES, brands
+from seesr.images.kinds import SUFFIXES, media_type
 from seesr.images.record import read_record
 from seesr.networks.weights import Bundle
 from seesr.settings import Settings
 
 STREAM = "-"  # standard input or output
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # JPEG, PNG, TIFF, BigTIFF
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}  # cameras' own kinds of TIFF
 SIDECARS = {"thumbs.db", "desktop.ini", "__macosx"}  # and all names that begin with a dot
 RESULTS = "results of earlier runs; name a file to upscale it again"
@@ -95,12 +94,6 @@ def is_sidecar(name: str) -> bool:
     return name.startswith(".") or name.lower() in SIDECARS
 
 
-def is_image(head: bytes) -> bool:
-    """Whether the first bytes are those of a kind that is read."""
-    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return head.startswith(MAGIC) or webp or bool(brands(head) & (HEIC | AVIF))
-
-
 def collect(arguments: list[str], recursive: bool) -> Plan:
     """The images that the arguments name, each once, without targets; what is no image in a folder is counted."""
     tasks: list[Task] = []
@@ -132,7 +125,7 @@ def skip_reason(path: Path) -> str | None:
             head = file.read(256)
     except OSError:
         return None
-    if suffix not in SUFFIXES and (suffix in RAW or not is_image(head)):
+    if suffix not in SUFFIXES and (suffix in RAW or media_type(head) is None):
         return f"{suffix or 'no suffix'}: no image that can be read"
     return RESULTS if record_of(path) is not None else None
 

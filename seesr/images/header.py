@@ -262,10 +262,10 @@ def open_avif(data: bytes) -> Header:
         import imagecodecs
 
         with decoding():
-            if image is not None and not hdr:
+            if image is not None and not hdr and properties.bits == 8:
                 image.load()
                 return colours_of(image, header)
-            values = imagecodecs.avif_decode(data)
+            values = imagecodecs.avif_decode(data)  # Pillow reduces it to 8 bits
         if values.dtype == np.uint16:
             values = widened(values, properties.bits)
         return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, header.icc, values.ndim == 2)
@@ -291,11 +291,13 @@ def open_heic(data: bytes) -> Header:
 
     def decode() -> Colours:
         with decoding():
-            if properties.encoding is None or not properties.encoding.hdr:
+            bits = image.info["bit_depth"]
+            if bits == 8:
                 image.load()
                 return colours_of(image, header)
             values = np.asarray(pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False))
-        return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, None, values.ndim == 2)
+            values = widened(values >> (16 - bits), bits)
+        return Colours(np.stack([values] * 3, axis=2) if values.ndim == 2 else values, header.icc, values.ndim == 2)
 
     header = of_pillow(image, decode)
     header.orientation, header.encoding = 1, properties.encoding

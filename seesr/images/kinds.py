@@ -14,6 +14,16 @@ READABLE = {  # Pillow's names and everybody's
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif", ".jxl"}
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 AVIF = {b"avif", b"avis"}
+STARTS = {  # the first bytes: media type
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+    b"II+\0": "image/tiff",  # BigTIFF
+    b"MM\0+": "image/tiff",
+    b"\xff\x0a": "image/jxl",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "image/jxl",
+}
 CONVERT = "convert it to PNG or TIFF first (for example: magick input{} output.png)"
 RAW = "export it from the camera's or a raw developer's program as TIFF or JPEG first"
 PAGE = "export the page or drawing as PNG first"
@@ -60,6 +70,17 @@ def brands(data: bytes) -> set[bytes]:
         return set()
     end = min(int.from_bytes(data[:4], "big"), 256)
     return {data[8:12]} | {data[at : at + 4] for at in range(16, end, 4)}
+
+
+def media_type(data: bytes) -> str | None:
+    """The media type of a file of a kind that is read, by its first bytes; None: it is none."""
+    for start, name in STARTS.items():
+        if data.startswith(start):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    brand_codes = brands(data)
+    return "image/avif" if brand_codes & AVIF else "image/heic" if brand_codes & HEIC else None
 
 
 def recognise(data: bytes) -> tuple[str, str]:

@@ -192,13 +192,14 @@ def test_folders_are_read_by_content(quick: None, folder: Path, capsys: Capture)
     names = ["web.jfif", "a.jpe", "photo", "scan.old"]
     for name in names:
         shutil.copy(image("x.jpg"), image(f"in/{name}"))
+    shutil.copy(ROOT / "tests/data/inputs/cjxl-rgb-8.jxl", "in/render.out")
     for name in ("notes.txt", "clip.mp4", "x.gif", "DSC1.NEF"):
         (folder / "in" / name).write_bytes(b"GIF89a" if name.endswith("gif") else b"II*\0 nothing to see here")
     (folder / "in/notes.txt").write_text("text")
     (folder / "in/clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
     assert run("in", "-o", "o") == 0
     told = capsys.readouterr().out
-    assert files(folder / "o") == ["a-x2.png", "photo-x2.png", "scan-x2.png", "web-x2.png"]
+    assert files(folder / "o") == ["a-x2.png", "photo-x2.png", "render-x2.png", "scan-x2.png", "web-x2.png"]
     assert all(f"1 passed over, {kind}: no image" in told for kind in (".txt", ".mp4", ".gif", ".nef"))
 
 
