@@ -48,7 +48,7 @@ class Predictor(BaseRunner):
         region: Optional[str] = Input(default=None, max_length=60, description="Returns only this rectangle of the output: left,top,width,height in output pixels, such as 0,0,512,512. The pixels are those of the whole output with the same seed; with the bundled pocket weights only the tiles that they need are computed. Not with use_kds, color_fix adain or another output_view. Leave empty for the whole output."),
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the output. png is lossless."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Compression quality of webp and jpg files. Ignored for png."),
-        keep_exif: bool = Input(default=True, description="Keeps the camera's EXIF data (date, location, camera settings). Off removes all of it."),
+        keep_exif: bool = Input(default=True, description="Keeps the EXIF and XMP data of the input (date, location, camera settings, titles, rights). Off removes all except marks of AI."),
         seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Seed of the random noise: the same seed and settings give the same image. Leave empty for a random seed, which is reported."),
     ) -> Path:
         """Upscales one image and returns the file."""

@@ -54,6 +54,7 @@ class Header:
         orientation: 1 to 8, to be applied to what `decode` gives.
         transforms: of the container, to be applied likewise.
         exif: returns the EXIF block for the output, or None.
+        xmp: the packet of the file, or None.
         dpi: (horizontal, vertical), or None.
         warnings: what was left out or repaired; decoding adds to them.
     """
@@ -65,6 +66,7 @@ class Header:
     orientation: int = 1
     transforms: tuple[isobmff.Transform, ...] = ()
     exif: Callable[[], bytes | None] = lambda: None
+    xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
@@ -242,7 +244,7 @@ def open_with_tifffile(data: bytes, number: int, about: tiff.About) -> Header:
 
     width, height = about.size
     header = Header((height, width) if about.orientation in exif.TURNED else about.size, decode, about.icc)
-    header.orientation, header.dpi = about.orientation, about.dpi
+    header.orientation, header.dpi, header.xmp = about.orientation, about.dpi, about.xmp
     header.exif = lambda: exif.writable_block(directory, header.warnings, of_tiff=True)
     return header
 
@@ -335,7 +337,7 @@ def open_jxl(data: bytes) -> Header:
         directory_exif.load(about.exif or b"")
         return directory_exif
 
-    header = Header(about.size, decode, encoding=about.encoding)
+    header = Header(about.size, decode, encoding=about.encoding, xmp=about.xmp)
     header.exif = lambda: exif.writable_block(directory, header.warnings)
     return header
 
@@ -407,8 +409,8 @@ def of_pillow(image: Image.Image, decode: Callable[[], Colours]) -> Header:
     header = Header(size, decode, icc=image.info.get("icc_profile") or None, orientation=turn)
     header.exif = lambda: exif.writable_block(image.getexif, header.warnings, of_tiff)
     header.dpi = image.info.get("dpi")
-    if {"xmp", "XML:com.adobe.xmp"} & set(image.info):
-        log.info("the XMP data are left out")
+    packet = image.info.get("xmp") or None
+    header.xmp = packet.encode() if isinstance(packet, str) else packet
     if image.format == "MPO":
         log.info("of the images in the file the first is taken")
     return header

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from seesr.images import xmp
+
 HIDDEN = 64  # a pixel of at most this part of full opacity is as good as invisible
 NEAR = 64  # pixels that a hidden one looks around for a visible one, at least
 STRIP = 2**22  # pixels of which the hidden ones are filled at a time
@@ -31,6 +33,8 @@ class ImageData:
         grey: the file has one channel of colour, or three that are equal everywhere.
         warnings: what of the file was repaired or left out.
         one_channel: the file has one channel of color; that of its result has one too.
+        xmp: XMP packet without what describes other pixels, or None.
+        source_type: IPTC digital source type as a URI, or None.
     """
 
     rgb: Pixels
@@ -42,6 +46,8 @@ class ImageData:
     grey: bool = False
     warnings: tuple[str, ...] = ()
     one_channel: bool = False
+    xmp: bytes | None = None
+    source_type: str | None = None
 
     @property
     def written_grey(self) -> bool:
@@ -64,11 +70,23 @@ class ImageData:
         """(width, height), pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
-    def with_pixels(self, rgb: Pixels, record: dict[str, Any], keep_exif: bool) -> ImageData:
-        """The image with the larger pixels `rgb`; alpha is resized with Lanczos, the rest is unchanged."""
+    def with_pixels(
+        self, rgb: Pixels, record: dict[str, Any], keep_exif: bool = True, generated: bool = True
+    ) -> ImageData:
+        """The image with the larger pixels `rgb`; alpha is resized with Lanczos, metadata are kept or reduced to marks.
+
+        Args:
+            record: of the settings; a source type of the input that is replaced is added.
+            keep_exif: False: of EXIF nothing stays, of XMP only labels of AI.
+            generated: whether a model made the pixels.
+        """
         size = rgb.shape[1], rgb.shape[0]
         alpha = None if self.alpha is None else resize(self.alpha, size, Image.Resampling.LANCZOS)
-        return dataclasses.replace(self, rgb=rgb, alpha=alpha, exif=self.exif if keep_exif else None, record=record)
+        source_type = xmp.source_type_after(self.source_type, generated)
+        if self.source_type not in (None, source_type):
+            record = {**record, "source_type_before": self.source_type}
+        kept = {"exif": self.exif, "xmp": self.xmp} if keep_exif else {"exif": None, "xmp": xmp.labels(self.xmp)}
+        return dataclasses.replace(self, rgb=rgb, alpha=alpha, record=record, source_type=source_type, **kept)
 
     def cropped(self, left: int, top: int, width: int, height: int) -> ImageData:
         """A rectangle of the same image, in pixels."""

@@ -1,4 +1,4 @@
-"""Parses JPEG XL headers (ISO/IEC 18181-1 and -2): size, bit depth, colour encoding and EXIF."""
+"""Parses JPEG XL headers (ISO/IEC 18181-1 and -2): size, bit depth, colour encoding, EXIF and XMP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CODESTREAM, CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height
 WHITES = {1: (0.3127, 0.329), 10: (1 / 3, 1 / 3), 11: (0.314, 0.351)}
 ENUM = ((0, 0), (1, 0), (2, 4), (18, 6))
-MAX_METADATA = 2**20  # bytes of EXIF once decompressed
+MAX_METADATA = 2**20  # bytes of EXIF or XMP once decompressed
 Choices = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -29,6 +29,7 @@ class JpegXl(NamedTuple):
         premultiplied: the colours are multiplied with alpha.
         encoding: of the colours.
         exif: a TIFF structure, or None.
+        xmp: a packet, or None.
     """
 
     size: tuple[int, int]
@@ -37,6 +38,7 @@ class JpegXl(NamedTuple):
     premultiplied: bool
     encoding: Encoding
     exif: bytes | None
+    xmp: bytes | None
 
 
 class Bits:
@@ -71,7 +73,7 @@ def read_header(data: bytes) -> JpegXl:
         Unreadable: an animation, or a kind that is not read; what it is.
         IndexError: damaged.
     """
-    exif, stream = None, data
+    exif, xmp, stream = None, None, data
     if data.startswith(CONTAINER):
         stream = b""
         for name, body in boxes(data):
@@ -80,12 +82,14 @@ def read_header(data: bytes) -> JpegXl:
             elif name == b"Exif" or name + body[:4] == b"brobExif":
                 body = inflated(body[4:]) if name == b"brob" else body
                 exif = body[4 + int.from_bytes(body[:4], "big") :]
+            elif name == b"xml " or name + body[:4] == b"brobxml ":
+                xmp = inflated(body[4:]) if name == b"brob" else body
     if not stream.startswith(CODESTREAM):
         raise IndexError("there is no codestream")
     bits = Bits(stream[2:4096])
     size = read_size(bits)
     if bits.u(1):  # all is as usual
-        return JpegXl(size, 8, 3, False, Encoding(), exif)
+        return JpegXl(size, 8, 3, False, Encoding(), exif, xmp)
     turn = 1
     if bits.u(1):
         turn = 1 + bits.u(3)
@@ -105,7 +109,7 @@ def read_header(data: bytes) -> JpegXl:
     bits.u(1)  # XYB
     encoding, colours = read_encoding(bits)
     upright = size[::-1] if turn > 4 else size
-    return JpegXl((upright[0], upright[1]), depth, colours + alpha, premultiplied, encoding, exif)
+    return JpegXl((upright[0], upright[1]), depth, colours + alpha, premultiplied, encoding, exif, xmp)
 
 
 def inflated(body: bytes) -> bytes:

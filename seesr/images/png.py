@@ -20,7 +20,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def encode_png(image: ImageData) -> bytes:
-    """A PNG file of 8 or 16 bits with profile, resolution, EXIF and record; grey or RGB, with or without alpha."""
+    """A PNG file of 8 or 16 bits with profile, resolution, EXIF, XMP and record; grey or RGB, with or without alpha."""
     pixels = image.rgb[..., :1] if image.written_grey else image.rgb
     if image.alpha is not None:
         pixels = np.dstack([pixels, image.alpha])
@@ -50,6 +50,8 @@ def encode_png(image: ImageData) -> bytes:
         parts.append(chunk(b"pHYs", struct.pack(">IIB", *(max(1, round(d / 0.0254)) for d in image.dpi), 1)))
     if image.exif is not None:
         parts.append(chunk(b"eXIf", image.exif.removeprefix(b"Exif\0\0")))
+    if image.xmp is not None:
+        parts.append(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + image.xmp))
     if image.record is not None:
         parts.append(chunk(b"iTXt", KEY.encode() + b"\0\0\0\0\0" + json.dumps(image.record).encode()))
     checksum = 1

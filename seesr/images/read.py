@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from seesr.images import color_tags, convert, isobmff
+from seesr.images import color_tags, convert, isobmff, xmp
 from seesr.images.color_tags import Primaries
 from seesr.images.header import Colours, Header, colours_of, of_pillow, open_file
 from seesr.images.image_data import ImageData
@@ -114,7 +114,20 @@ def to_image_data(header: Header, colours: Colours) -> ImageData:
         log.info("the resolution makes no sense and is left out")
         dpi = None
     block = header.exif()
+    packet = None if header.xmp is None else xmp.kept(header.xmp, warnings)
+    source_type = xmp.source_type(packet)
     for warning in warnings:
         log.warning("%s", warning)
     grey = colours.grey or convert.equal_channels(rgb)
-    return ImageData(rgb, alpha, icc, block, dpi, grey=grey, warnings=tuple(warnings), one_channel=colours.grey)
+    return ImageData(
+        rgb,
+        alpha,
+        icc,
+        block,
+        dpi,
+        grey=grey,
+        warnings=tuple(warnings),
+        one_channel=colours.grey,
+        xmp=packet,
+        source_type=source_type,
+    )

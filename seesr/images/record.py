@@ -8,23 +8,20 @@ import re
 import zipfile
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, unescape
+from xml.sax.saxutils import unescape
 
 from PIL import Image
 
+from seesr.images import xmp
 from seesr.images.formats import FORMATS, ZIP
 
 KEY = "seesr"  # of the text chunk in a PNG
-XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description>{}</dc:description>'
-    "</rdf:Description></rdf:RDF></x:xmpmeta>"
-)
+NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")  # characters that XML cannot hold
 
 
-def as_xmp(record: dict[str, Any]) -> bytes:
-    """The record as an XMP packet, for JPEG and WebP."""
-    return XMP.format(escape(json.dumps(record, ensure_ascii=False))).encode()
+def as_json(record: dict[str, Any]) -> str:
+    """The record as text of XMP, for JPEG and WebP."""
+    return NOT_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(record, ensure_ascii=False))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -33,6 +30,26 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file has none.
     """
+    text, packet = texts(path)
+    text = text or xmp.value(packet, xmp.SEESR, "record")
+    if text is None and (description := re.search(rb"<dc:description>(.*?)</dc:description>", packet)):
+        text = unescape(description[1].decode(errors="replace"))  # written before the input's XMP was kept
+    try:
+        record = json.loads(text or "")
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the file has no settings record") from error
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):  # another program's description
+        raise ValueError("the file has no settings record")
+    return record
+
+
+def read_source_type(path: Path) -> str | None:
+    """The IPTC digital source type of a file that this package wrote, or None."""
+    return xmp.source_type(texts(path)[1])
+
+
+def texts(path: Path) -> tuple[str | None, bytes]:
+    """The record's text chunk of a PNG, or None, and the XMP packet; of a zip those of its first image."""
     file: Path | io.BytesIO = path
     if path.suffix.lower() == f".{ZIP}":
         try:
@@ -41,15 +58,4 @@ def read_record(path: Path) -> dict[str, Any]:
         except (zipfile.BadZipFile, IndexError) as error:
             raise ValueError("the file has no settings record") from error
     with Image.open(file, formats=[known.name for known in FORMATS.values()]) as image:
-        text = image.info.get(KEY)
-        packet = image.info.get("xmp", b"").decode(errors="replace")
-    description = re.search(r"<dc:description>(.*?)</dc:description>", packet)
-    if text is None and description is not None:
-        text = unescape(description[1])
-    try:
-        record = json.loads(text or "")
-    except (ValueError, RecursionError) as error:
-        raise ValueError("the file has no settings record") from error
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):  # another program's description
-        raise ValueError("the file has no settings record")
-    return record
+        return image.info.get(KEY), image.info.get("xmp", b"")

@@ -100,6 +100,7 @@ class About(NamedTuple):
         icc: profile, or None.
         dpi: (horizontal, vertical), or None.
         offset: of its directory.
+        xmp: packet, or None.
     """
 
     size: tuple[int, int]
@@ -110,6 +111,7 @@ class About(NamedTuple):
     icc: bytes | None
     dpi: tuple[float, float] | None
     offset: int
+    xmp: bytes | None
 
 
 def about(data: bytes, number: int) -> About:
@@ -131,6 +133,7 @@ def about(data: bytes, number: int) -> About:
             tags.valueof(34675) or None,
             dpi,
             page.offset,
+            packet if isinstance(packet := tags.valueof(700), bytes) else None,
         )
 
 

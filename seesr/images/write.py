@@ -11,16 +11,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from seesr.images import xmp
 from seesr.images.formats import FORMATS
 from seesr.images.image_data import ImageData
 from seesr.images.png import encode_png
-from seesr.images.record import as_xmp
+from seesr.images.record import as_json
 
 log = logging.getLogger(__name__)
 
 
 def encode(image_data: ImageData, file_format: str, quality: int) -> bytes:
-    """The bytes of a file with profile, EXIF, resolution and record, reopened to check its size.
+    """The bytes of a file with profile, EXIF, XMP, resolution and record, reopened to check its size.
 
     Args:
         file_format: a key of FORMATS. Where it has no alpha the image is laid on white.
@@ -33,6 +34,12 @@ def encode(image_data: ImageData, file_format: str, quality: int) -> bytes:
     if image_data.exif is not None and len(image_data.exif) > chosen.most_exif:
         log.warning("the EXIF data are too long for %s and are left out", chosen.name)
         image_data = dataclasses.replace(image_data, exif=None)
+    text = as_json(image_data.record) if chosen.record_in_xmp and image_data.record is not None else None
+    packet = xmp.packet(image_data.xmp, image_data.source_type, text)
+    if packet is not None and len(packet) > chosen.most_xmp:
+        log.warning("the XMP data of the input are too long for %s and are left out", chosen.name)
+        packet = xmp.packet(xmp.labels(image_data.xmp), image_data.source_type, text)
+    image_data = dataclasses.replace(image_data, xmp=packet)
     data = encode_png(image_data) if chosen.deep else encode_with_pillow(image_data, file_format, quality)
     with Image.open(io.BytesIO(data)) as check:
         if check.size != image_data.size:
@@ -46,9 +53,8 @@ def encode_with_pillow(image_data: ImageData, file_format: str, quality: int) ->
     if not chosen.alpha and image_data.alpha is not None:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("L" if image_data.written_grey else "RGB")
-    options = {"icc_profile": image_data.icc, "exif": image_data.exif, "dpi": image_data.dpi, **chosen.options}
-    if image_data.record is not None:
-        options["xmp"] = as_xmp(image_data.record)
+    options = {"icc_profile": image_data.icc, "exif": image_data.exif, "xmp": image_data.xmp, "dpi": image_data.dpi}
+    options |= chosen.options
     buffer = io.BytesIO()
     arguments = {key: value for key, value in options.items() if value is not None}
     image.save(buffer, chosen.name, quality=quality, **arguments)

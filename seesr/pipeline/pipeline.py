@@ -304,7 +304,8 @@ class UpscaleRun:
             return to_floats(conditioning[top:bottom])
 
         settings, mask = self.settings, self.mask
-        if settings.fidelity < 1 and (mask is None or mask.any()):
+        generated = settings.fidelity < 1 and (mask is None or bool(mask.any()))
+        if generated:
             self.check_alive(content, style)
         strips = color.match_by_strips(content, style, len(conditioning), settings.color_fix)
         rgb = postprocess.to_integers(strips, self.size, self.source.rgb.dtype)
@@ -315,7 +316,7 @@ class UpscaleRun:
         if self.source.colorless:
             rgb = to_grey(rgb)
         provenance = record(settings, self.networks.bundle, mask)
-        image = self.source.with_pixels(rgb, provenance, settings.keep_exif)
+        image = self.source.with_pixels(rgb, provenance, settings.keep_exif, generated)
         if settings.rectangle is not None:
             return image.cropped(*settings.rectangle), {}
         return image, postprocess.trust(rgb, self.bicubic, self.source.visible)

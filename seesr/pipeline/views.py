@@ -39,8 +39,12 @@ def uncertainty(result: Output) -> ImageData:
     """
     if result.uncertainty is None:
         raise ValueError("there is no uncertainty map without steering")
-    rgb = np.repeat(result.uncertainty[..., None], 3, axis=2)
-    return ImageData(rgb, record=result.image_data.record, one_channel=True)
+    return ImageData(
+        np.repeat(result.uncertainty[..., None], 3, axis=2),
+        record=result.image_data.record,
+        one_channel=True,
+        source_type=result.image_data.source_type,
+    )
 
 
 def difference(result: Output) -> ImageData:

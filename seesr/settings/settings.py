@@ -141,7 +141,9 @@ class Settings:
     output_format: str = _field("png", "File format of the output. png is lossless.", str, choices=tuple(FORMATS))
     output_quality: int = _field(95, "Compression quality of webp and jpg files. Ignored for png.", int, ge=1, le=100)
     keep_exif: bool = _field(
-        True, "Keeps the camera's EXIF data (date, location, camera settings). Off removes all of it.", bool
+        True,
+        "Keeps the EXIF and XMP data of the input (date, location, camera settings, titles, rights). Off removes all except marks of AI.",
+        bool,
     )
     seed: int | None = _field(
         None,

@@ -681,4 +681,4 @@ def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert decode(buffer.getvalue()).rgb.mean() > 50
         decode(with_xmp.getvalue())
-    assert "the first is taken" in caplog.text and "XMP data are left out" in caplog.text
+    assert "the first is taken" in caplog.text and "XMP data that cannot be read are left out" in caplog.text
