@@ -44,6 +44,18 @@ class Configuration(BaseSettings):
         description="Megabytes of host memory for results of stages. A second run of an image computes only what its "
         "settings change. At most a quarter of the free memory is used. 0 turns it off.",
     )
+    c2pa_certificate: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate chain that signs outputs (C2PA). Unset: outputs are not signed.",
+    )
+    c2pa_key: Path | None = Field(default=None, description="PEM file with the private key of SEESR_C2PA_CERTIFICATE.")
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field(
+        default="es256", description="Algorithm of that key."
+    )
+    c2pa_timestamp_url: str | None = Field(
+        default=None,
+        description="Address of a timestamp authority that is asked at every signature. Unset: none is asked.",
+    )
     deadline: float | None = Field(
         default=None, gt=0, description="Seconds that one image may take, checked at every tile. Unset: no limit."
     )

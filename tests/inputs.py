@@ -44,28 +44,28 @@ def is_deep(name: str) -> bool:
     return any(part in name for part in ("-16", "-10", "12bit", "float", "half", "thumbnail-first"))
 
 
-def shown(picture: ImageData) -> NDArray[np.floating]:
+def shown(image: ImageData) -> NDArray[np.floating]:
     """[H, W, 3] as sRGB, floats from 0 to 255."""
-    rgb = picture.rgb / (257 if picture.rgb.dtype == np.uint16 else 1)
-    if picture.icc is None:
+    rgb = image.rgb / (257 if image.rgb.dtype == np.uint16 else 1)
+    if image.icc is None:
         return rgb
-    profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(picture.icc)), ImageCms.createProfile("sRGB")
+    profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(image.icc)), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(Image.fromarray(rgb.round().astype(np.uint8)), profile, srgb)
     return np.asarray(converted).astype(float)
 
 
-def check_pixels(name: str, picture: ImageData) -> None:
-    """Asserts that the picture has the size, colors and alpha that an independent reader sees in the file `name`."""
+def check_pixels(name: str, image: ImageData) -> None:
+    """Asserts that an image has the size, colors and alpha that an independent reader sees in the file `name`."""
     expected = arrays()[EXPECTED[name]]
     expected = expected / (257 if expected.dtype == np.uint16 else 1)
-    found = shown(picture)
+    found = shown(image)
     assert found.shape[:2] == expected.shape[:2], name
     difference = np.abs(found - expected[..., :3])
     lab = "lab" in name  # D50 or D65: programs do not agree
     lossy = Path(name).suffix in LOSSY or name in JXL_LOSSY or "lossy" in name
     most, mean = (32, 4) if lab else (24, 1) if lossy else (2.1, 0.4)
     assert difference.max() <= most and difference.mean() <= mean, name
-    assert (picture.alpha is not None) == (expected.shape[2] == 4), name
-    if picture.alpha is not None:
-        alpha = picture.alpha / (257 if picture.alpha.dtype == np.uint16 else 1)
+    assert (image.alpha is not None) == (expected.shape[2] == 4), name
+    if image.alpha is not None:
+        alpha = image.alpha / (257 if image.alpha.dtype == np.uint16 else 1)
         assert np.abs(alpha - expected[..., 3]).max() <= 0.01, name

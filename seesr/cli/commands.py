@@ -20,7 +20,7 @@ from seesr.settings import Settings
 from seesr.settings.presets import PRESETS
 from seesr.version import __version__
 
-COMMANDS = ("upscale", "serve", "doctor", "info", "worker", "fleet", "completion")
+COMMANDS = ("upscale", "verify", "serve", "doctor", "info", "worker", "fleet", "completion")
 SHELLS = ("bash", "zsh", "fish")
 OUTPUT_FLAGS = ("-o", "--out")
 ABOUT = """SeeSR super-resolution on this machine.
@@ -32,6 +32,9 @@ ABOUT = """SeeSR super-resolution on this machine.
 `seesr FILE` is short for `seesr upscale FILE`; `seesr upscale --help` lists all settings."""
 CODES = """exit codes: 0 everything was done; 1 an image failed; 2 the arguments, the configuration or the weights
 are wrong; 3 this machine cannot run these weights; 130 interrupted, what is finished stays"""
+VERIFY_CODES = """exit codes: 0 everything that was checked is right; 1 something is not (another source, other bytes,
+no mark, a manifest that is not valid); 2 it cannot be checked (no record, another bundle, a mask that was not
+given); 3 this machine cannot run these weights"""
 
 
 def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
@@ -42,6 +45,13 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"seesr {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     upscale = commands.add_parser("upscale", help="upscale files and folders (the default command)", epilog=CODES)
+    verify = commands.add_parser(
+        "verify", help="say what made a file, check it, and make it again from its source", epilog=VERIFY_CODES
+    )
+    verify.add_argument("file", type=Path, metavar="FILE", help="result of an earlier run")
+    verify.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="run again on it and compare the bytes")
+    verify.add_argument("--mask", type=Path, metavar="FILE", help="mask of the earlier run")
+    verify.add_argument("--json", action="store_true", help="one JSON object on standard output")
     doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
     info.add_argument("--json", action="store_true", help="the format that it always has")
@@ -55,7 +65,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print the lines that make a shell complete this command")
     completion.add_argument("shell", choices=SHELLS, help='for bash and zsh: eval "$(seesr completion bash)"')
     add_upscale(upscale, preset or {})
-    for command in (upscale, doctor, info, serve):
+    for command in (upscale, verify, doctor, info, serve):
         command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")
         command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
     return top
@@ -153,6 +163,12 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
         logs.configure(os.environ.get("LOG_FORMAT", "console"), logging.WARNING)
         return upscale(args, settings)
+    if args.command == "verify":
+        from seesr.cli.upscale import bundle_path
+        from seesr.cli.verify import verify
+
+        logs.configure(os.environ.get("LOG_FORMAT", "console"), logging.WARNING)
+        return verify(args, bundle_path(args.bundle))
     from seesr.config import Configuration
 
     configuration = Configuration.read()

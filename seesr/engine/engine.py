@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -15,8 +16,9 @@ from typing import Any, Self, cast, overload
 from seesr.config import Configuration
 from seesr.engine import preflight
 from seesr.engine.worker_thread import OneThread
+from seesr.images.content_credentials import Signer
 from seesr.images.mask import read_mask
-from seesr.images.source import Source, is_many, load_source
+from seesr.images.source import Source, is_file, is_many, load_source, read_bytes
 from seesr.networks import hardware, weights
 from seesr.pipeline.result import Metrics, Output
 from seesr.pipeline.upscaler import Upscaler
@@ -43,6 +45,7 @@ class Engine:
         self.thread, self.process = OneThread(), os.getpid()
         self.turn = threading.Lock()
         self.upscaler: Upscaler | None = None
+        self.signer = signer_of(configuration)
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Engine:
@@ -172,7 +175,8 @@ class Engine:
                 raise RuntimeError("the engine is unloaded")
             seconds = deadline if deadline is not None else self.configuration.deadline
             called = watchers if seconds is None else (*watchers, Deadline(seconds))
-            return self.thread.run(lambda: upscale(upscaler, source, settings, Progress(*called), mask))
+            progress = Progress(*called)
+            return self.thread.run(lambda: upscale(upscaler, source, settings, progress, mask, self.signer))
 
     async def arun(
         self,
@@ -219,15 +223,45 @@ class Engine:
             self.thread.run(free_memory)
 
 
-def upscale(upscaler: Upscaler, source: Source, settings: Settings, progress: Progress, mask: Source | None) -> Output:
-    """Source -> Output whose file is encoded, with the seconds of both ends."""
+def signer_of(configuration: Configuration) -> Signer | None:
+    """The signer of the configuration, or None.
+
+    Raises:
+        ValueError: it cannot sign; one line that names the variable.
+    """
+    if configuration.c2pa_certificate is None:
+        return None
+    if configuration.c2pa_key is None:
+        raise ValueError("SEESR_C2PA_CERTIFICATE needs SEESR_C2PA_KEY, the file of its private key")
+    return Signer.read(
+        configuration.c2pa_certificate,
+        configuration.c2pa_key,
+        configuration.c2pa_algorithm,
+        configuration.c2pa_timestamp_url,
+    )
+
+
+def upscale(
+    upscaler: Upscaler,
+    source: Source,
+    settings: Settings,
+    progress: Progress,
+    mask: Source | None,
+    signer: Signer | None = None,
+) -> Output:
+    """Source -> Output whose file is encoded, and signed if there is a signer, with the seconds of both ends."""
     started = time.perf_counter()
     progress.start("read")
+    original = None
+    if signer is not None and is_file(source):
+        source = original = read_bytes(source)
     image = load_source(source, settings.output_size)
     shape = None if mask is None else read_mask(mask, image.image_data.size)
     progress.finish()
     read = time.perf_counter()
     output = upscaler(image, settings, progress, shape)
+    if signer is not None:
+        output = dataclasses.replace(output, sign=functools.partial(signer.sign, source=original))
     upscaled = time.perf_counter()
     progress.start("file")
     data = output.data

@@ -80,6 +80,11 @@ def load_source(source: Source | LoadedImage, check_size: CheckSize = check_inpu
     return LoadedImage(decode(data, check_size), hashlib.sha256(data).hexdigest())
 
 
+def is_file(source: object) -> bool:
+    """Whether this is a path, the bytes of a file or a file object, rather than pixels."""
+    return isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(source, "read")
+
+
 def is_many(source: object) -> bool:
     """Whether this is an iterable of sources, rather than a source."""
     one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, ImageData, LoadedImage, dict)

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -91,6 +92,8 @@ class Output:
         source: the input.
         layout: the denoiser's tiles in latent pixels, and the image pixels of a latent pixel's side.
         array_layout: how the input was laid out if it was a NumPy array.
+        sign: takes a file, its media type and the digital source type, and returns the file with a C2PA manifest;
+            None: files are not signed.
     """
 
     image_data: ImageData
@@ -100,6 +103,7 @@ class Output:
     source: ImageData
     layout: tuple[list[Tile], int]
     array_layout: Layout | None = None
+    sign: Callable[[bytes, str, str], bytes] | None = None
 
     def __repr__(self) -> str:
         size, seconds = "x".join(map(str, self.image_data.size)), sum(self.metrics.get("seconds", {}).values())
@@ -133,7 +137,7 @@ class Output:
 
     @functools.cached_property
     def data(self) -> bytes:
-        """The bytes of the file that the settings ask for (view, format, quality), with ICC, EXIF, depth and record.
+        """The bytes of the file that the settings ask for (view, format, quality), with all metadata and record.
 
         Of `output_view=all` a zip; in it is a file for each view, named after it, PNG where another format is too
         shallow.
@@ -141,7 +145,10 @@ class Output:
         settings, files = self.settings, {}
         for name, view in settings.views.items():
             file_format = "png" if view.deep else settings.output_format
-            files[f"{name}.{file_format}"] = write.encode(self.view(name), file_format, settings.output_quality)
+            data = write.encode(self.view(name), file_format, settings.output_quality)
+            if self.sign is not None:
+                data = self.sign(data, FORMATS[file_format].media_type, self.image_data.source_type or "")
+            files[f"{name}.{file_format}"] = data
         return write.pack(files) if settings.suffix == ZIP else next(iter(files.values()))
 
     def view(self, name: str) -> ImageData:

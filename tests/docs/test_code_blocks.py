@@ -140,7 +140,7 @@ def run_line(line: str, reader: Path, request: pytest.FixtureRequest) -> None:
         arguments = with_command(words[1:end])
         if "|" in words or ">" in words or "-" in arguments:
             piped(line, reader)
-        elif arguments[0] == "upscale":
+        elif arguments[0] in ("upscale", "verify"):
             assert cli.main(arguments) == 0, line
         elif "--version" not in arguments and "--help" not in arguments:
             parser().parse_args(arguments)

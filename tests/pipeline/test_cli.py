@@ -22,6 +22,7 @@ from PIL import Image
 from scripts.cog_server import ROOT
 from seesr import Engine, Settings, cli
 from seesr.cli.commands import COMMANDS, SHELLS, parser
+from seesr.images import xmp
 from seesr.images.record import read_record
 from seesr.networks import weights
 
@@ -181,8 +182,9 @@ def test_files_of_others_are_never_replaced(quick: None, folder: Path, capsys: C
 
 
 def test_an_image_whose_description_is_a_number_is_an_image(quick: None, folder: Path, capsys: Capture) -> None:
-    xmp = "<x:xmpmeta xmlns:x='adobe:ns:meta/'><dc:description>1987</dc:description></x:xmpmeta>"
-    Image.new("RGB", (16, 16)).save("n.jpg", xmp=xmp.encode())
+    spaces = f"xmlns:rdf='{xmp.RDF}' xmlns:dc='http://purl.org/dc/elements/1.1/'"
+    about = "<rdf:Description><dc:description>1987</dc:description></rdf:Description>"
+    Image.new("RGB", (16, 16)).save("n.jpg", xmp=f"<rdf:RDF {spaces}>{about}</rdf:RDF>".encode())
     assert run("n.jpg") == 0 and "n-x2.png" in files(folder)
     assert run("n.jpg", "-o", "o", "--like", "n.jpg") == 2
     assert capsys.readouterr().err.strip() == "n.jpg: the file has no settings record"
@@ -438,7 +440,8 @@ def test_the_record_of_a_file_makes_the_same_again(quick: None, folder: Path, ca
     from seesr.images.png import chunk
 
     other = first.replace(b'"bundle_sha256": "', b'"bundle_sha256": "0', 1)
-    start, size = first.index(b"iTXt"), int.from_bytes(first[first.index(b"iTXt") - 4 : first.index(b"iTXt")], "big")
+    start = first.index(b"iTXtseesr")
+    size = int.from_bytes(first[start - 4 : start], "big")
     body = other[start + 4 : start + 5 + size]
     (folder / "other.png").write_bytes(first[: start - 4] + chunk(b"iTXt", body) + first[start + 8 + size :])
     assert cli.main([*base, "-o", "z", "--like", "other.png"]) == 2
