@@ -38,6 +38,7 @@ PAGES = (
     "docs/fleet.md",
     "docs/architecture.md",
     "docs/decisions/0015-mutation-testing.md",
+    "docs/decisions/0020-flat-areas-thin-images-registration.md",
     "docs/decisions/0028-cached-stages.md",
 )
 
@@ -183,6 +184,18 @@ def cards() -> str:
     return table(rows, dict.fromkeys(rows[0], ""))
 
 
+def flat() -> str:
+    """What `python -m lab.quality.flat` measured on a white background."""
+    columns = {"color_fix": "", "not white without": ".0%", "not white": ".0%"}
+    return table(read(RESULTS / "flat-areas.json"), columns)
+
+
+def flat_photographs() -> str:
+    """What `python -m lab.quality.flat` counted in photographs."""
+    rows = read(RESULTS / "flat-areas.json", "photographs")
+    return table(rows, {name: "" if name == "photograph" else ".1%" for name in rows[0]})
+
+
 def peers() -> str:
     """What `python -m lab.quality.peers` measured."""
     return table(read(RESULTS / "peers.json", "means"), PEERS)
@@ -203,6 +216,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": presets,
     "ablation": ablation,
     **{name: functools.partial(evaluated, name) for name in EVALUATED},
+    "flat": flat,
+    "flat-photographs": flat_photographs,
     "peers": peers,
     "cards": cards,
     "packages": packages,
