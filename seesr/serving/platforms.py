@@ -19,19 +19,20 @@ from seesr.serving.api import service, store_both, upscale
 from seesr.serving.job import DONE, Job
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import LONGEST_WAIT, HuggingFace, Parameters, Vertex, is_json, parse, read_json
+from seesr.serving.service import Service
 from seesr.serving.uploads import once
 from seesr.settings.parsing import from_data_uri, settings_of
 
 
-async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> tuple[Job, bytes]:
-    """An image in base64 and its settings -> the job and the bytes of its result.
+async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """An image in base64 and its settings -> its result.
 
     Raises:
         ValueError, Refused: one line.
     """
     of, options = service(request), parse(Parameters, parameters, "parameters.")
     settings = settings_of(options.model_extra or {})
-    source, mask = image and once(from_data_uri(image)), options.mask
+    source, mask = image and once(await run_in_threadpool(from_data_uri, image)), options.mask
     if isinstance(mask, str) and mask and ":" not in mask:
         mask = f"data:;base64,{mask}"
     stored, mask = await store_both(request, source, mask)
@@ -40,13 +41,13 @@ async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> t
     job = await of.wait(job, LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused(422 if job.error else 503, job.error or "the image was not finished in time")
-    return job, await run_in_threadpool(lambda: of.result(job).read_bytes())
+    return await run_in_threadpool(result_of, of, job)
 
 
-def result_of(job: Job, data: bytes) -> dict[str, Any]:
-    encoded = base64.b64encode(data).decode()
+def result_of(of: Service, job: Job) -> dict[str, Any]:
+    """A job that succeeded, with its file in base64."""
     return {
-        "image": encoded,
+        "image": base64.b64encode(of.result(job).read_bytes()).decode(),
         "format": job.suffix,
         "seed": job.settings["seed"],
         "metrics": job.metrics,
@@ -62,7 +63,8 @@ async def hugging_face(request: Request) -> Response:
 
 async def answer_inputs(request: Request, body: dict[str, Any]) -> Response:
     payload = parse(HuggingFace, body)
-    return JSONResponse(result_of(*await run_job(request, payload.inputs, payload.parameters)))
+    result = await run_job(request, payload.inputs, payload.parameters)
+    return await run_in_threadpool(JSONResponse, result)
 
 
 async def vertex(request: Request) -> Response:
@@ -72,8 +74,8 @@ async def vertex(request: Request) -> Response:
 
 async def answer_instances(request: Request, body: dict[str, Any]) -> Response:
     payload = parse(Vertex, body)
-    predictions = [result_of(*await run_job(request, one.image, payload.parameters)) for one in payload.instances]
-    return JSONResponse({"predictions": predictions})
+    predictions = [await run_job(request, one.image, payload.parameters) for one in payload.instances]
+    return await run_in_threadpool(JSONResponse, {"predictions": predictions})
 
 
 async def invocations(request: Request) -> Response:

@@ -77,7 +77,12 @@ async def create(request: Request) -> Response:
     hook = {"webhook": asked.webhook, "events": asked.webhook_events_filter}
     job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **hook)
     job = await of.wait(job, preferred_wait(request))
-    found = await run_in_threadpool(prediction, of, of.base(request), job)
+    return await run_in_threadpool(created, of, of.base(request), job)
+
+
+def created(of: Service, base: str, job: Job) -> Response:
+    """The answer to a new prediction, on a worker thread: the output may be many megabytes of base64."""
+    found = prediction(of, base, job)
     if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end
         found["status"] = WAITING
     return JSONResponse(found, 201)

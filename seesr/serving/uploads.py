@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from seesr.images.limits import LARGEST_FILE
@@ -87,7 +88,7 @@ async def store_image(source: Any, part: Path, allowed: str, name: str = "image"
         return await store(source, part, name)
     scheme = source.strip()[:8].lower() if isinstance(source, str) else ""
     if scheme.startswith("data:"):
-        return await store(once(from_data_uri(source)), part, name)
+        return await store(once(await run_in_threadpool(from_data_uri, source)), part, name)
     if scheme.startswith(("http://", "https://")):
         return await store(fetch(source.strip(), allowed), part, urllib.parse.urlsplit(source).path)
     raise ValueError("image must be a data URI, an upload of this server or an http(s) URL")

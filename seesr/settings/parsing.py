@@ -44,8 +44,8 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
             unknown.append(repr(name[:60]))
             continue
         kind = fields[name]["kind"]
-        if value == "" and (kind is not str or "choices" in fields[name]):
-            continue  # an empty field of a form
+        if value is None or (value == "" and (kind is not str or "choices" in fields[name])):
+            continue  # null, or an empty field of a form
         if isinstance(value, str) and kind is bool and value.lower() in BOOLEANS:
             value = BOOLEANS[value.lower()]
         elif isinstance(value, str) and kind in (int, float):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import dataclasses
+import io
 import json
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from echo_server import PNG, QUICK, serving
+from PIL import Image
 from serving import sharp
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from lab.report import ROOT
+from seesr.settings import Settings
 from seesr.settings.parsing import from_data_uri
 
 CASES = ROOT / "tests" / "data" / "http"
@@ -200,6 +208,64 @@ def test_empty_fields_count_as_not_given(client: TestClient) -> None:
     assert client.post("/", json=face).status_code == 200
     metadata = {"content": ("a.png", IMAGE, "image/png"), "metadata": ("", b"", "application/json")}
     assert client.post("/v1/files", files=metadata).status_code == 201
+
+
+def test_large_images_in_base64_do_not_block_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding, encoding and the JSON around them run on worker threads."""
+    on_loop: list[str] = []
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            result = function(*given, **more)
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop()
+                if len(result) > 10_000:
+                    on_loop.append(name)
+            return result
+
+        return call
+
+    for owner, name in ((base64, "b64encode"), (base64, "b64decode"), (JSONResponse, "render")):
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    words = base64.b64encode(buffer.getvalue()).decode()
+    uri = f"data:image/png;base64,{words}"
+    for path, body in (
+        ("/", {"inputs": words}),
+        ("/invocations", {"instances": [{"image": words}]}),
+        ("/upscale", {"image": uri, "mask": uri}),
+        ("/v1/models/x/seesr/predictions", {"input": {"image": uri}}),
+    ):
+        answer = client.post(path, json=body, headers={"Prefer": "wait=30"})
+        assert answer.status_code in (200, 201) and len(answer.content) > 10_000
+    assert on_loop == []
+
+
+def test_null_counts_as_not_given(client: TestClient) -> None:
+    names = [field.name for field in dataclasses.fields(Settings)]
+    null = dict.fromkeys((*names, "mask"))
+    options = dict.fromkeys(("wait", "deadline", "priority", "answer"))
+    plain = client.post("/upscale", json={**null, **options, "image": URI, "seed": 1})
+    assert plain.status_code == 200, plain.text
+    job = client.get(f"/jobs/{plain.headers['x-job-id']}").json()
+    assert job["settings"] == dataclasses.asdict(Settings(seed=1))
+    prediction = {"input": {**null, "image": URI}, "webhook": None, "webhook_events_filter": None, "version": None}
+    for path in ("/v1/models/x/seesr/predictions", "/v1/deployments/x/seesr/predictions"):
+        assert client.post(path, json=prediction).status_code == 201
+    version = client.get("/status").json()["version"]
+    assert client.post("/v1/predictions", json={**prediction, "version": version}).status_code == 201
+    for path in ("/", "/invocations"):
+        for parameters in (null, None):
+            assert client.post(path, json={"inputs": WORDS, "parameters": parameters}).status_code == 200
+    instances = [{"image": WORDS}]
+    for parameters in (null, None):
+        assert client.post("/invocations", json={"instances": instances, "parameters": parameters}).status_code == 200
+    file = {"content": ("a.png", IMAGE, "image/png")}
+    assert client.post("/v1/files", files=file, data={"metadata": "null"}).status_code == 201
 
 
 @pytest.mark.parametrize("path", ["/upscale", "/", "/invocations"])
