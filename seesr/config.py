@@ -78,7 +78,10 @@ class Configuration(BaseSettings):
         description="Server: images that can wait in the queue. Further requests are answered with 429.",
     )
     queue_share: float = Field(
-        default=0.5, gt=0, le=1, description="Server: largest share of the queue for one key while other keys wait."
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Server and fleet: largest share of the queue for one key while others wait.",
     )
     keep: float = Field(
         default=24,

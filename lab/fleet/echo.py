@@ -1,6 +1,7 @@
 """A worker whose engine sleeps and gives its input back, to load a fleet without computing. See lab.fleet.figures.
 
-A picture whose user_prompt is "poison" kills its worker's child.
+An image whose user_prompt is "poison" kills its worker's child. ECHO_RUNS names a file to which every run appends the
+id of its job and the version of its worker.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Echo:
         if settings.user_prompt == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         with Path(os.environ["ECHO_RUNS"]).open("a") as runs:
-            runs.write(f"{data.name}\n")
+            runs.write(f"{data.name.removeprefix('in-')} {worker.version}\n")
         metrics: Any = {"seed": settings.seed or 0, "seconds": {"denoise": seconds}, "tiles": TILES, "steps": 1}
         metrics |= {"out_of_memory_retries": 0, "float32_retries": 0}
         nothing = ImageData(np.zeros((1, 1, 3), np.uint8))

@@ -13,97 +13,42 @@ freeze    Redis stopped: 503 within five seconds, and all well after; Redis full
 drain     six warm restarts under load: one run each
 lost      a message lost between two commands of the broker: found and published again
 
+Those of lab.fleet.faults also ask /live all the time, and wait until every record and file has expired:
+
+readonly  Redis demoted to a replica for some seconds
+hang      the object store stopped for some seconds, while callers go on
+tail      Redis killed, and the last writes of its append-only file lost
+upgrade   workers and a gateway of a new version beside the old ones, which are stopped one after the other
+chaos     workers, a gateway and Redis killed; Redis stopped; a record lost; uploads, batches, cancellations
+
+lost, misreported  jobs that were taken and did not end; that failed, or whose result is not what was sent
+mixed              runs of a job by a worker of another version
+left               places that name a job or a file after all has expired
+live_ms            how long /live of a gateway took, asked 20 times a second
+
 All with the echo engine (lab.fleet.echo), which sleeps instead of computing.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import io
 import json
 import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
-from PIL import Image
 
 from lab import report
+from lab.fleet import faults
+from lab.fleet.callers import PICTURE, PNG, Caller, Figures
 from lab.fleet.servers import Fleet, fleet
-from seesr.fleet.broker import queue_of
-
-Figures = dict[str, Any]
-
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.arange(48 * 36 * 3, dtype=np.uint8).reshape(36, 48, 3)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PICTURE, PNG = picture(), {"Content-Type": "image/png"}
-
-
-class Caller:
-    """Sends pictures to the gateways in turn, and asks after them."""
-
-    def __init__(self, of: Fleet) -> None:
-        self.fleet, self.bases = of, list(of.addresses.values())
-        self.client = httpx.Client(timeout=15, limits=httpx.Limits(max_connections=32))
-        of.callers.append(self.client)
-        self.seconds: list[float] = []
-
-    def ask(self, method: str, path: str, number: int = 0, **more: Any) -> httpx.Response:
-        started = time.perf_counter()
-        answer = self.client.request(method, self.bases[number % len(self.bases)] + path, **more)
-        self.seconds.append(time.perf_counter() - started)
-        return answer
-
-    def send(self, number: int = 0, **query: Any) -> str:
-        """A picture -> the id of its job."""
-        asked = {"wait": 0, "num_inference_steps": 1, **query}
-        answer = self.ask("POST", "/upscale", number, params=asked, content=PICTURE, headers=PNG)
-        assert answer.status_code == 202, answer.text
-        return answer.json()["id"]
-
-    def send_many(self, count: int, **query: Any) -> list[str]:
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda number: self.send(number, **query), range(count)))
-
-    def job(self, id: str) -> dict[str, Any]:
-        return self.ask("GET", f"/jobs/{id}").json()
-
-    def ended(self, *states: str) -> int:
-        return sum(int(self.fleet.redis.hget("seesr:counts", state) or 0) for state in states)
-
-    def wait_for(self, count: int, seconds: float, *states: str) -> None:
-        self.fleet.until(lambda: self.ended(*(states or ("succeeded",))) >= count, seconds)
-
-    def summary(self, ids: list[str]) -> Figures:
-        """What became of the jobs: results are fetched and compared with what was sent."""
-
-        def result(id: str) -> bytes:
-            return self.ask("GET", f"/jobs/{id}/result").content
-
-        with ThreadPoolExecutor(8) as pool:
-            good = sum(content == PICTURE for content in pool.map(result, ids))
-        runs = collections.Counter(self.fleet.runs())
-        files = list((self.fleet.folder / "store" / "out").glob("*"))
-        return {
-            "jobs": len(ids),
-            "results": good,
-            "lost": len(ids) - good,
-            "duplicates": len(files) - len(ids),
-            "runs": sum(runs.values()),
-            "run_twice": sum(count > 1 for count in runs.values()),
-        }
+from seesr.fleet.broker import queues_of
+from seesr.fleet.transport import list_of
+from seesr.serving.job import NORMAL
 
 
 def kill(folder: Path, jobs: int, workers: int) -> Figures:
@@ -283,8 +228,7 @@ def lost(folder: Path, jobs: int, workers: int) -> Figures:
         of.processes["worker0"].send_signal(signal.SIGSTOP)
         ids = caller.send_many(3)
         version = json.loads(of.redis.hget("seesr:worker:worker0@here", "version"))
-        queue = f"{queue_of(version)}\x06\x165"
-        removed = of.redis.rpop(queue) is not None
+        removed = any(of.redis.rpop(list_of(queue, NORMAL)) for queue in queues_of(version))
         started = time.monotonic()
         of.processes["worker0"].send_signal(signal.SIGCONT)
         caller.wait_for(3, 60)
@@ -293,9 +237,9 @@ def lost(folder: Path, jobs: int, workers: int) -> Figures:
 
 ALL: dict[str, Callable[[Path, int, int], Figures]] = {
     "kill": kill, "load": load, "lease": lease, "child": child, "poison": poison, "priority": priority,
-    "freeze": freeze, "drain": drain, "lost": lost,
+    "freeze": freeze, "drain": drain, "lost": lost, **faults.EXPERIMENTS,
 }  # fmt: skip
-JOBS = {"load": 2000}
+JOBS = {"load": 2000, **dict.fromkeys(faults.EXPERIMENTS, 60)}
 WORKERS = {"load": 4}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import redis
 
+ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")  # of a job, a batch, an upload or a file on its way
 HOW = "redis-server is missing: apt-get install redis-server"
 
 
@@ -98,13 +100,13 @@ class Fleet:
 
     def start_gateway(self, name: str = "gateway", **environment: str) -> str:
         port = free_port()
-        data = str(self.folder / name)
+        address, data = f"http://127.0.0.1:{port}", str(self.folder / name)
         self.spawn(
             name, sys.executable, "-m", "seesr.cli", "serve", "--port", str(port), SEESR_DATA=data, **environment
         )
-        self.addresses[name] = f"http://127.0.0.1:{port}"
-        self.until(lambda: httpx.get(f"{self.addresses[name]}/live").status_code == 200, 30)
-        return self.addresses[name]
+        self.until(lambda: httpx.get(f"{address}/live").status_code == 200, 30)
+        self.addresses[name] = address
+        return address
 
     def start_worker(self, name: str, wait: bool = True, **environment: str) -> None:
         command = ["-m", "seesr.cli", "worker"] if self.worker == "seesr worker" else ["-m", self.worker]
@@ -149,14 +151,52 @@ class Fleet:
         process.send_signal(signal_number)
         return process.wait(90)
 
-    def runs(self) -> list[str]:
-        return self.runs_file.read_text().split() if self.runs_file.exists() else []
+    def runs(self) -> list[tuple[str, str]]:
+        """(job, version of the worker) of every run."""
+        if not self.runs_file.exists():
+            return []
+        pairs = [line.split() for line in self.runs_file.read_text().splitlines()]
+        return [(job, version) for job, version in pairs]
+
+    def stored(self) -> list[str]:
+        """Names of the files in the store."""
+        import obstore.store
+
+        url, options = self.environment["SEESR_STORE"], dict[str, Any]()
+        if url.startswith("s3:"):
+            names = ("AWS_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+            options["config"] = {name: self.environment[name] for name in names}
+            options["client_options"] = {"allow_http": True}
+        place: Any = obstore.store.from_url(url, **options)
+        return [entry["path"] for page in obstore.list(place) for entry in page]
+
+    def left(self) -> list[str]:
+        """Where Redis, the store, or the disk of a gateway or worker that runs still names a job or a file."""
+        texts = {f"store {name}": name for name in self.stored()}
+        texts |= {f"redis {key}": f"{key} {self.value(key)}" for key in self.redis.scan_iter(count=1000)}
+        for name in self.processes:
+            for path in (self.folder / name).rglob("*"):
+                texts[f"{name} {path.name}"] = path.name
+        return sorted(place for place, text in texts.items() if ID.search(text))
+
+    def value(self, key: str) -> str:
+        """Everything under a key, as text."""
+        kind = self.redis.type(key)
+        read: dict[str, Any] = {
+            "string": self.redis.get,
+            "hash": self.redis.hgetall,
+            "set": self.redis.smembers,
+            "list": lambda key: self.redis.lrange(key, 0, -1),
+            "zset": lambda key: self.redis.zrange(key, 0, -1),
+            "none": lambda key: "",  # it expired meanwhile
+        }
+        return str(read[kind](key))
 
     def close(self) -> None:
         """Workers first, Redis last, each in order; one that does not end is killed."""
         for caller in self.callers:
             caller.close()
-        rank = {"worker": 0, "flower": 1, "gateway": 1, "stranger": 1, "weed": 2, "redis": 3}
+        rank = {"worker": 0, "other": 0, "flower": 1, "gateway": 1, "stranger": 1, "weed": 2, "redis": 3}
 
         def place(name: str) -> int:
             return rank[name.rstrip("0123456789")]

@@ -9,28 +9,39 @@ from kombu import Queue
 
 from seesr.config import Configuration
 from seesr.fleet.redis_client import PATIENCE
+from seesr.fleet.transport import SEPARATOR, UNACKED, UNACKED_INDEX
 from seesr.serving.job import LATER, NORMAL, URGENT
 
 TASK = "seesr.upscale"
 LONGEST = 3600  # seconds after which a child that hangs is killed; a job's own deadline ends it politely
 LOADING = 600  # seconds that a new child may take to load the weights
+LANES = 16  # queues of one version; keys beyond that share lanes
+PRIORITIES = [URGENT, NORMAL, LATER]
 
 
-def queue_of(version: str) -> str:
-    """The workers of one bundle and program share a queue: another version never takes its jobs."""
-    return f"seesr-{version[:12]}"
+def queue_of(version: str, lane: int) -> str:
+    """The queue of one lane. The workers of one bundle and program share it: another version never takes its jobs."""
+    return f"seesr-{version[:12]}-{lane}"
+
+
+def queues_of(version: str) -> list[str]:
+    """The queues of every lane. A worker takes from them in turn, so that keys take turns within a priority."""
+    return [queue_of(version, lane) for lane in range(LANES)]
 
 
 def application(configuration: Configuration, version: str, publishes: bool) -> Celery:
     """The same settings on both sides; a gateway also gives up quickly when Redis is away."""
     app = Celery("seesr", broker=configuration.redis)
-    queue = queue_of(version)
+    queues = queues_of(version)
     options: dict[str, Any] = {
         "visibility_timeout": configuration.lease,
         "unacked_restore_interval": max(1, configuration.lease // 12),
         "unacked_restore_throttle": 1,
-        "priority_steps": [URGENT, NORMAL, LATER],
-        "queue_order_strategy": "priority",
+        "priority_steps": PRIORITIES,
+        "queue_order_strategy": "round_robin",
+        "sep": SEPARATOR,
+        "unacked_key": UNACKED,
+        "unacked_index_key": UNACKED_INDEX,
         "socket_keepalive": True,
     }
     if publishes:
@@ -38,8 +49,8 @@ def application(configuration: Configuration, version: str, publishes: bool) -> 
         app.conf.update(task_publish_retry=False)
     app.conf.update(
         broker_transport="seesr.fleet.transport:Transport",
-        task_queues=[Queue(queue)],
-        task_default_queue=queue,
+        task_queues=[Queue(queue) for queue in queues],
+        task_default_queue=queues[0],
         task_default_priority=NORMAL,
         task_ignore_result=True,
         task_acks_late=True,

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from seesr.config import Configuration
-from seesr.fleet.broker import application, queue_of
+from seesr.fleet.broker import application, queues_of
 from seesr.fleet.job_store import RUNNING, WAITING
 from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
@@ -44,15 +44,15 @@ class Fleet:
             time.sleep(LOOK)
 
     def drain(self, name: str) -> None:
-        queue = queue_of(self.worker(name)["version"])
-        self.app.control.cancel_consumer(queue, destination=[name], reply=True, timeout=5)
+        for queue in queues_of(self.worker(name)["version"]):
+            self.app.control.cancel_consumer(queue, destination=[name], reply=True, timeout=5)
         self.wait_for(name, "idle", "unloaded")
         time.sleep(1)  # one that was just taken may not have begun
         self.wait_for(name, "idle", "unloaded")
 
     def resume(self, name: str) -> None:
-        queue = queue_of(self.worker(name)["version"])
-        self.app.control.add_consumer(queue, destination=[name], reply=True, timeout=5)
+        for queue in queues_of(self.worker(name)["version"]):
+            self.app.control.add_consumer(queue, destination=[name], reply=True, timeout=5)
 
     def unload(self, name: str) -> None:
         self.drain(name)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 
@@ -16,11 +20,46 @@ from seesr.serving.metadata_store import remove_older
 log = logging.getLogger(__name__)
 
 LOOK = 5.0  # seconds for which an answer of the store is believed
-MISSING = (FileNotFoundError, obstore.exceptions.NotFoundError)
+FOLDERS = ("in", "out", "uploads")
+MOST_CALLS = 16  # calls of the store at the same time; a gateway's other routes have the rest of its 40 threads
+SLOW = 2.0  # seconds of a call after which further ones do not wait for its place
+
+
+class CallLimit:
+    """Limits the calls of a store that run at the same time, so that a store that hangs does not take every thread."""
+
+    def __init__(self, most: int, slow: float) -> None:
+        self.most, self.slow = most, slow
+        self.started: dict[int, float] = {}  # call -> when it began
+        self.number = 0
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """One call, once there is a place for it.
+
+        Raises:
+            Away: every place is taken, and the oldest call has run for longer than `slow` seconds.
+        """
+        with self.changed:
+            while len(self.started) >= self.most:
+                left = min(self.started.values()) + self.slow - time.monotonic()
+                if left <= 0:
+                    raise Away("the object store is too slow")
+                self.changed.wait(left)
+            self.number += 1
+            number = self.number
+            self.started[number] = time.monotonic()
+        try:
+            yield
+        finally:
+            with self.changed:
+                del self.started[number]
+                self.changed.notify()
 
 
 class Objects:
-    """Files by name, under in/, out/ and uploads/.
+    """Files by name, under the folders in/, out/ and uploads/.
 
     Args:
         store: of the configuration.
@@ -30,6 +69,7 @@ class Objects:
     def __init__(self, store: Store, cache: Path) -> None:
         self.store, self.cache = store.store, cache
         self.looked: tuple[float, str | None] = (0.0, None)
+        self.limit = CallLimit(MOST_CALLS, SLOW)
         cache.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, data: bytes | Path, once: bool = False) -> None:
@@ -38,10 +78,24 @@ class Objects:
         Raises:
             Away: the store does not take it.
         """
-        try:
+        with contextlib.suppress(obstore.exceptions.AlreadyExistsError), self.call():
             obstore.put(self.store, name, data, mode="create" if once else "overwrite")
-        except obstore.exceptions.AlreadyExistsError:
-            return
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """A call of the store.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            Away: the store does not answer, or does not do it.
+        """
+        try:
+            with self.limit.call():
+                yield
+        except obstore.exceptions.NotFoundError as error:
+            raise FileNotFoundError(str(error)) from None
+        except (FileNotFoundError, obstore.exceptions.AlreadyExistsError):
+            raise
         except (obstore.exceptions.BaseError, OSError) as error:
             raise away(error) from None
 
@@ -57,27 +111,20 @@ class Objects:
             return path
         part = path.with_name(f"{path.name}.{time.monotonic_ns()}")
         try:
-            with part.open("wb") as file:
+            with self.call(), part.open("wb") as file:
                 for piece in obstore.get(self.store, name).stream():
                     file.write(piece)
             part.replace(path)
-        except MISSING:
-            part.unlink()
-            raise FileNotFoundError(name) from None
-        except (obstore.exceptions.BaseError, OSError) as error:
+        except BaseException:
             part.unlink(missing_ok=True)
-            raise away(error) from None
+            raise
         return path
 
     def drop(self, name: str) -> None:
         """Removes a file, here and there; one that is gone is no error."""
         (self.cache / name.replace("/", "-")).unlink(missing_ok=True)
-        try:
+        with contextlib.suppress(FileNotFoundError), self.call():
             obstore.delete(self.store, name)
-        except MISSING:
-            return
-        except (obstore.exceptions.BaseError, OSError) as error:
-            raise away(error) from None
 
     def exists(self, name: str) -> bool:
         """Whether the store has a file.
@@ -86,12 +133,27 @@ class Objects:
             Away: the store does not answer.
         """
         try:
-            obstore.head(self.store, name)
-        except MISSING:
+            with self.call():
+                obstore.head(self.store, name)
+        except FileNotFoundError:
             return False
-        except (obstore.exceptions.BaseError, OSError) as error:
-            raise away(error) from None
         return True
+
+    def older(self, seconds: float) -> Iterator[list[str]]:
+        """Names of files that were written longer ago than this, some hundred at a time.
+
+        Raises:
+            Away: the store does not answer.
+        """
+        limit = time.time() - seconds
+        for folder in FOLDERS:
+            pages: Any = obstore.list(self.store, folder, chunk_size=500)
+            while True:
+                with self.call():
+                    page = next(pages, None)
+                if page is None:
+                    break
+                yield [entry["path"] for entry in page if entry["last_modified"].timestamp() < limit]
 
     def forget_inputs(self, job: Job) -> None:
         """Removes this machine's copies."""
@@ -108,11 +170,9 @@ class Objects:
         if time.monotonic() - self.looked[0] > LOOK:
             reason = None
             try:
-                obstore.head(self.store, "out/none")
-            except MISSING:
-                pass
-            except (obstore.exceptions.BaseError, OSError) as error:
-                reason = str(away(error))
+                self.exists("out/none")
+            except Away as error:
+                reason = str(error)
             self.looked = time.monotonic(), reason
         return self.looked[1]
 

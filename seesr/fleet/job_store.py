@@ -7,6 +7,7 @@ import json
 import time
 from typing import Any
 
+from seesr.fleet.broker import LANES
 from seesr.fleet.redis_client import Link
 from seesr.serving.job import CANCELED, Job
 
@@ -14,6 +15,8 @@ PREFIX = "seesr:"
 WAITING, RUNNING = PREFIX + "waiting", PREFIX + "running"  # ids by their creation, and by their latest start
 CHANGES = PREFIX + "changes"  # channel: the id of every job that changed
 EXPIRY, HOOKS = PREFIX + "expiry", PREFIX + "hooks"
+LANE = PREFIX + "lanes"  # hash: the lane of each owner
+PROBE = PREFIX + "probe"
 COUNTS, STAGES, TIMES = PREFIX + "counts", PREFIX + "stage-seconds", PREFIX + "times"
 ATTEMPTS = 3
 
@@ -38,6 +41,28 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('PUBLISH', KEYS[4], ARGV[1])
 return 1
 """
+UPDATE = """
+if redis.call('HEXISTS', KEYS[1], 'owner') == 0 then return 'gone' end
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('HINCRBY', KEYS[1], 'revision', 1)
+redis.call('PUBLISH', KEYS[2], ARGV[1])
+return redis.call('HGET', KEYS[1], 'cancel')
+"""
+OWNERS = """
+local owners = {}
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local owner = redis.call('HGET', ARGV[1] .. id, 'owner')
+    if owner then table.insert(owners, owner) end
+end
+return owners
+"""
+ASSIGN_LANE = """
+local lane = redis.call('HGET', KEYS[1], ARGV[1])
+if lane then return tonumber(lane) end
+lane = redis.call('HLEN', KEYS[1]) % tonumber(ARGV[2])
+redis.call('HSET', KEYS[1], ARGV[1], lane)
+return lane
+"""
 CLAIM = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, 1)
 if due[1] then redis.call('ZADD', KEYS[1], ARGV[2], due[1]) end
@@ -58,15 +83,24 @@ class Records:
 
     def __init__(self, link: Link, keep: float) -> None:
         self.link, self.keep = link, keep
-        self.begin_script, self.end_script, self.claim_script = (
-            link.redis.register_script(words) for words in (BEGIN, END, CLAIM)
-        )
+        script = link.redis.register_script
+        self.begin_script, self.end_script, self.update_script = script(BEGIN), script(END), script(UPDATE)
+        self.claim_script, self.owners_script, self.lane_script = script(CLAIM), script(OWNERS), script(ASSIGN_LANE)
 
-    def add(self, job: Job, most: int) -> int:
-        """Keeps a new job as waiting, unless `most` wait already; returns how many were before it."""
-        ahead = self.link(lambda client: client.zcard(WAITING))
-        if ahead >= most:
-            return ahead
+    def count_waiting(self) -> int:
+        return self.link(lambda client: client.zcard(WAITING))
+
+    def waiting_owners(self) -> list[str]:
+        """The owner of each job that waits."""
+        found = self.link(lambda client: self.owners_script(keys=[WAITING], args=[job_key("")]))
+        return [json.loads(owner) for owner in found]
+
+    def lane(self, owner: str) -> int:
+        """The lane of the queue for an owner's jobs: one of its own, until there are more owners than lanes."""
+        return self.link(lambda client: self.lane_script(keys=[LANE], args=[owner, LANES]))
+
+    def add(self, job: Job) -> None:
+        """Keeps a new job as waiting."""
 
         def work(client: Any) -> None:
             with client.pipeline() as pipe:
@@ -79,7 +113,6 @@ class Records:
                 pipe.execute()
 
         self.link(work)
-        return ahead
 
     def find(self, id: str) -> Job | None:
         return decoded(self.link(lambda client: client.hgetall(job_key(id))))
@@ -108,17 +141,13 @@ class Records:
         return self.link(lambda client: self.begin_script(keys=keys, args=[id, time.time()]))
 
     def report(self, job: Job, **values: Any) -> None:
-        """Writes a running job's fields, and reads whether anybody wants it still."""
+        """Writes a running job's fields, and reads whether it is to stop: it was canceled, or its record is gone."""
+        job.cancel = self.update(job.id, **values) != "false"
 
-        def work(client: Any) -> list[Any]:
-            with client.pipeline() as pipe:
-                pipe.hset(job_key(job.id), mapping=encoded(values))
-                pipe.hincrby(job_key(job.id), "revision", 1)
-                pipe.hget(job_key(job.id), "cancel")
-                pipe.publish(CHANGES, job.id)
-                return pipe.execute()
-
-        job.cancel = self.link(work)[2] == "true"
+    def update(self, id: str, **values: Any) -> str:
+        """Writes fields of a job; its field `cancel` in JSON, or "gone". A record that is gone does not come back."""
+        args = [id, *(word for pair in encoded(values).items() for word in pair)]
+        return self.link(lambda client: self.update_script(keys=[job_key(id), CHANGES], args=args))
 
     def end(self, id: str, status: str, only_waiting: bool = False, **values: Any) -> bool:
         """Ends a job that has not ended; False if it had, or `only_waiting` and it runs."""
@@ -133,7 +162,7 @@ class Records:
 
     def cancel(self, id: str) -> bool:
         """Asks for the end; True if it was still waiting, and so has ended."""
-        self.link(lambda client: client.exists(job_key(id)) and client.hset(job_key(id), "cancel", "true"))
+        self.update(id, cancel=True)
         return self.end(id, CANCELED, only_waiting=True)
 
     def count(self, job: Job) -> None:

@@ -14,11 +14,12 @@ import redis.exceptions
 from kombu.exceptions import OperationalError
 
 from seesr.config import Configuration
-from seesr.fleet.broker import TASK, application
+from seesr.fleet.broker import TASK, application, queue_of
 from seesr.fleet.file_store import Objects
-from seesr.fleet.job_store import CHANGES, COUNTS, RUNNING, STAGES, TIMES, WAITING, Records
+from seesr.fleet.job_store import CHANGES, COUNTS, PROBE, RUNNING, STAGES, TIMES, WAITING, Records
 from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
+from seesr.serving.fairness import has_room, share_of
 from seesr.serving.job import ENDED, Away, Full, Job
 from seesr.serving.listeners import Listeners
 from seesr.serving.supervisor import Supervisor
@@ -35,7 +36,8 @@ class FleetJobs:
     """
 
     def __init__(self, configuration: Configuration, link: Link, objects: Objects, version: str) -> None:
-        self.link, self.objects, self.version, self.most = link, objects, version, configuration.max_queue
+        self.link, self.objects, self.version = link, objects, version
+        self.most, self.share = configuration.max_queue, configuration.queue_share
         self.records, self.roster = Records(link, configuration.keep * 3600), Roster(link)
         self.app = application(configuration, version, publishes=True)
         self.since = time.time()
@@ -64,6 +66,7 @@ class FleetJobs:
         if self.closing:
             return "the server is shutting down"
         try:
+            self.link(lambda client: client.set(PROBE, "1", ex=60))  # a read-only or full Redis takes no job
             states = [worker.get("state") for worker in self.mine().values()]
         except Away as error:
             return str(error)
@@ -81,29 +84,43 @@ class FleetJobs:
         if self.closing:
             raise Away("the server is shutting down")
         job.version = self.version
+        self.check_room(job.owner)
         try:
             self.objects.put(f"in/{job.id}", image)
             if mask is not None:
                 self.objects.put(f"in/{job.id}-mask", mask)
-            ahead = self.records.add(job, self.most)
-            if ahead >= self.most:
-                raise Full(self.expected_seconds(ahead))
+            self.records.add(job)
             self.publish(job)
-        except (Away, Full):
+        except Away:
             with contextlib.suppress(Away):
                 self.objects.drop_inputs(job)
             with contextlib.suppress(Away):
                 self.records.forget(job.id)  # it was not taken, and must not run later
             raise
 
+    def check_room(self, owner: str) -> None:
+        """Refuses a job that would exceed the queue, or its owner's share of it.
+
+        Several gateways may each take one more at the same moment.
+
+        Raises:
+            Full: there is no room.
+        """
+        waiting = self.records.count_waiting()
+        if waiting < share_of(self.most, self.share):
+            return
+        if not has_room(owner, self.records.waiting_owners(), self.most, self.share):
+            raise Full(self.expected_seconds(waiting))
+
     def publish(self, job: Job) -> None:
-        """Hands a job to the workers.
+        """Hands a job to the workers, in the lane of its owner.
 
         Raises:
             Away: Redis does not answer.
         """
         try:
-            self.app.send_task(TASK, [job.id], task_id=job.id, priority=job.priority)
+            queue = queue_of(self.version, self.records.lane(job.owner))
+            self.app.send_task(TASK, [job.id], task_id=job.id, priority=job.priority, queue=queue)
         except (OperationalError, redis.exceptions.RedisError) as error:
             raise Away(f"the queue is away: {' '.join(str(error).split())[:160]}") from None
 
@@ -126,8 +143,9 @@ class FleetJobs:
         if self.records.cancel(id):
             job = self.records.find(id)
             if job is not None:
-                self.objects.drop_inputs(job)
                 self.records.hook(job, "completed")
+                with contextlib.suppress(Away):  # they are removed with the record
+                    self.objects.drop_inputs(job)
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
         return await self.listeners.changed(id, revision, seconds)

@@ -14,17 +14,16 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import bootsteps
-from celery.worker import state
 
 from seesr.config import Configuration
 from seesr.fleet.redis_client import Link
+from seesr.fleet.transport import UNACKED_INDEX, taken_tags
 from seesr.fleet.worker_registry import ALIVE, Roster
 from seesr.networks import weights
 from seesr.serving.identity import version_of
 from seesr.serving.job import Away
 from seesr.serving.supervisor import Supervisor
 
-INDEX = "unacked_index"  # kombu's: delivery tags by the time at which they were taken
 log = logging.getLogger(__name__)
 
 
@@ -68,11 +67,10 @@ def every(seconds: float, stopping: threading.Event, work: Callable[[], None]) -
 
 def renew(link: Link) -> None:
     """Every job that this worker has taken counts as taken just now."""
-    taken = {*state.reserved_requests, *state.active_requests}
-    tags = [request.message.delivery_tag for request in taken]
+    tags = taken_tags()
     if tags:
         now = time.time()
-        link(lambda client: client.zadd(INDEX, dict.fromkeys(tags, now), xx=True))
+        link(lambda client: client.zadd(UNACKED_INDEX, dict.fromkeys(tags, now), xx=True))
 
 
 def gpu_memory() -> dict[str, int] | None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import json
 import logging
 import time
 from typing import Any
 
-from seesr.fleet.broker import queue_of
-from seesr.fleet.job_store import EXPIRY, PREFIX, RUNNING, WAITING
+from seesr.fleet.broker import PRIORITIES, queues_of
+from seesr.fleet.job_store import EXPIRY, PREFIX, RUNNING, WAITING, job_key
 from seesr.fleet.jobs import FleetJobs
+from seesr.fleet.transport import broker_jobs
 from seesr.serving import webhooks
-from seesr.serving.job import Away, Job
+from seesr.serving.job import FAILED, Away, Job
 from seesr.serving.webhooks import Send
 
-SEPARATOR = "\x06\x16"  # kombu's, between a queue's name and a priority
+SWEEP = 3600.0  # seconds between two looks for files without a record
 HOOK_LEASE = 120.0  # seconds after which a message that its gateway does not renew goes to another one
 MOST_HOOKS = 200  # messages that one gateway tries at the same time
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ class Upkeep:
         while True:
             try:
                 if await asyncio.to_thread(self.claim_turn):
-                    await asyncio.to_thread(self.reconcile)
-                    await asyncio.to_thread(self.expire)
+                    for work in (self.reconcile, self.expire, self.sweep):
+                        await asyncio.to_thread(work)
             except Away as error:
                 log.warning("upkeep: %s", error)
             await asyncio.sleep(self.lease / 2)
@@ -73,31 +73,21 @@ class Upkeep:
 
     def known(self) -> set[str]:
         """Ids that the broker has: in a list, or taken and not acknowledged."""
-        queue = queue_of(self.jobs.version)
-
-        def messages(client: Any) -> list[str]:
-            steps = self.jobs.app.conf.broker_transport_options["priority_steps"]
-            lists = [queue if step == 0 else f"{queue}{SEPARATOR}{step}" for step in steps]
-            return [*(words for name in lists for words in client.lrange(name, 0, -1)), *client.hvals("unacked")]
-
-        found = set()
-        for words in self.link(messages):
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a message that is none of ours
-                message = json.loads(words)
-                message = message[0] if isinstance(message, list) else message
-                found.add(message["headers"]["id"])
-        return found
+        return self.link(lambda client: broker_jobs(client, queues_of(self.jobs.version), PRIORITIES))
 
     def expire(self) -> None:
-        """Records and objects whose time is over go together; a job that has not ended stays."""
+        """Removes records and objects whose time is over; a job that has not ended stays if anybody can run it."""
         keep = self.jobs.records.keep
         due = self.link(lambda client: client.zrangebyscore(EXPIRY, "-inf", time.time(), start=0, num=1000))
+        versions = {worker.get("version") for worker in self.jobs.roster.workers().values()} if due else set()
         for name in due:
             kind, _, id = name.partition(":")
             if kind == "job":
                 job = self.jobs.find(id)
                 if job is not None and not job.ended:
                     self.link(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + keep}))
+                    if job.version not in versions:
+                        self.fail_without_worker(job)
                     continue
                 self.jobs.records.forget(id)
                 if job is not None:
@@ -111,6 +101,30 @@ class Upkeep:
                     self.link(lambda client, id=id, owner=owner: client.zrem(f"{PREFIX}uploads:{owner}", id))
                 self.jobs.objects.drop(f"uploads/{id}")
             self.link(lambda client, name=name: client.zrem(EXPIRY, name))
+
+    def fail_without_worker(self, job: Job) -> None:
+        """Ends a job that waited for SEESR_KEEP hours and whose version no worker has."""
+        hours, version = self.jobs.records.keep / 3600, (job.version or "")[:12]
+        message = f"no worker of version {version} has taken the image for {hours:g} hours; send it again"
+        if self.jobs.records.end(job.id, FAILED, error=message):
+            self.jobs.records.hook(job, "completed")
+            self.jobs.objects.drop_inputs(job)
+
+    def sweep(self) -> None:
+        """Removes old files that no record names.
+
+        A gateway that was killed between a file and its record leaves one, and so do a worker whose job has ended
+        meanwhile and a Redis that lost its last writes.
+        """
+        keep = self.jobs.records.keep
+        pause = max(1, int(min(SWEEP, keep / 4)))
+        if not self.link(lambda client: client.set(f"{PREFIX}sweep", "1", nx=True, ex=pause)):
+            return
+        for names in self.jobs.objects.older(keep + self.lease):
+            for name in names:
+                key = record_key(name)
+                if not self.link(lambda client, key=key: client.exists(key)):
+                    self.jobs.objects.drop(name)
 
     async def send_webhooks(self) -> None:
         """Sends the webhooks that no other gateway has: to each receiver in order, to different ones at the same time.
@@ -152,3 +166,10 @@ class Upkeep:
                 await asyncio.to_thread(self.jobs.records.drop_hook, job.id, event)
             except Away as error:  # it is sent again; the receiver recognizes it by its webhook-id
                 log.warning("webhooks: %s", error)
+
+
+def record_key(name: str) -> str:
+    """The record of a file: in/ID, in/ID-mask and out/ID.png belong to a job, uploads/ID to an upload."""
+    folder, _, file = name.partition("/")
+    id = file.partition(".")[0].partition("-")[0]
+    return f"{PREFIX}upload:{id}" if folder == "uploads" else job_key(id)

@@ -20,7 +20,7 @@ from celery import signals
 
 from seesr import logs
 from seesr.config import Configuration
-from seesr.fleet.broker import TASK, application, queue_of
+from seesr.fleet.broker import TASK, application, queues_of
 from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import ATTEMPTS, Records
 from seesr.fleet.lease import Lease
@@ -38,6 +38,7 @@ from seesr.settings import Settings
 T = TypeVar("T")
 LONGEST_PAUSE = 5.0  # seconds between two tries of the store
 OFTEN = 0.5  # seconds between two reports of one stage
+LONGEST_TRIM = 60.0  # seconds between two looks for old files on this machine
 log = logging.getLogger(__name__)
 
 configuration = Configuration.read()
@@ -63,11 +64,12 @@ class Child:
         self.objects = Objects(Store.configured(), configuration.data / "worker")
         self.roster = Roster(link)
         self.name = configuration.worker_name or ""
-        self.say("loading")
+        self.say("loading", job=None)  # of a child before, which was killed
         self.engine = engine_of()
         self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
         self.supervisor = Supervisor()
         self.supervisor.thread("orders", self.obey)
+        self.supervisor.thread("cache", self.trim)
 
     def say(self, state: str, **more: Any) -> None:
         self.roster.tell(self.name, state=state, child=os.getpid(), **more)
@@ -87,6 +89,12 @@ class Child:
                     self.say("failed", error=f"{type(error).__name__}: {error}")
                     raise
                 self.say("idle", error=None)
+
+    def trim(self) -> None:
+        """Removes the inputs of runs that were killed, or whose job had ended meanwhile, after SEESR_KEEP hours."""
+        keep = configuration.keep * 3600
+        while not self.supervisor.stopping.wait(min(LONGEST_TRIM, keep / 2)):
+            self.objects.trim(keep)
 
     def make(self, id: str) -> None:
         """Runs one job to its end, whatever that is."""
@@ -188,7 +196,6 @@ class Child:
             self.objects.drop_inputs(job)
         except Away as error:  # they are removed with the record
             log.warning("job %s: its inputs stay until it expires: %s", job.id, error)
-        self.objects.trim(configuration.keep * 3600)  # of runs that were killed
 
 
 child: Child | None = None
@@ -232,5 +239,5 @@ def run(module: str = __name__) -> None:
     place = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
     name = configuration.worker_name or f"{f'gpu{place}' if place else 'cpu'}-{os.getpid()}@{os.uname()[1]}"
     os.environ["SEESR_WORKER_NAME"] = name  # for the child
-    arguments = ["-A", module, "worker", "-n", name, "-Q", queue_of(version), "--loglevel", "INFO"]
+    arguments = ["-A", module, "worker", "-n", name, "-Q", ",".join(queues_of(version)), "--loglevel", "INFO"]
     os.execv(sys.executable, [sys.executable, "-m", "celery", *arguments, "--without-gossip", "--without-mingle"])

@@ -9,6 +9,7 @@ from seesr.fleet.job_store import PREFIX
 from seesr.fleet.redis_client import PATIENCE, Link
 
 ALIVE = 30  # seconds without a word after which a worker is taken for dead
+LATEST_ORDER = 86400  # seconds after which an order to a worker that does not take it is forgotten
 WORKERS = PREFIX + "workers"
 
 
@@ -45,7 +46,15 @@ class Roster:
 
     def send(self, name: str, order: str) -> None:
         """ "unload" or "load"; the worker's child obeys between two images."""
-        self.link(lambda client: client.rpush(f"{PREFIX}orders:{name}", order))
+        key = f"{PREFIX}orders:{name}"
+
+        def work(client: Any) -> None:
+            with client.pipeline() as pipe:
+                pipe.rpush(key, order)
+                pipe.expire(key, LATEST_ORDER)
+                pipe.execute()
+
+        self.link(work)
 
     def order(self, name: str) -> str | None:
         """The next order to this worker, waited for as long as Redis is patient."""

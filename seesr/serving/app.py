@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from seesr.engine.engine import Engine
 
 PAGE = Path(__file__).parent / "page"
-EXPIRY = 60.0  # seconds between two looks for what has expired
+EXPIRY = 60.0  # seconds between two looks for what has expired, at most
 LAST_WEBHOOKS = 10.0  # seconds that a stopping server goes on sending webhooks
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def build(
     async def housekeeping() -> None:
         while True:
             await asyncio.to_thread(ledger.expire, configuration.keep * 3600)
-            await asyncio.sleep(EXPIRY)
+            await asyncio.sleep(min(EXPIRY, max(1.0, configuration.keep * 1800)))
 
     @contextlib.asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:

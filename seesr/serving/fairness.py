@@ -8,20 +8,26 @@ from collections.abc import Iterable, Sequence
 from seesr.serving.job import Job
 
 
-def has_room(owner: str, waiting: Iterable[Job], most: int, share: float) -> bool:
+def has_room(owner: str, waiting: Iterable[str], most: int, share: float) -> bool:
     """Whether a queue takes one more job of an owner.
 
     Alone, an owner may fill the queue. While others wait, it may have `share` of it. What another owner has beyond its
     share takes no room from this one, so that a queue that one owner filled alone still takes the jobs of the others.
 
     Args:
+        waiting: the owner of each job that waits.
         most: jobs that may wait.
         share: of `most`, from 0 to 1; at least one job.
     """
-    counts = collections.Counter(job.owner for job in waiting)
-    own, limit = counts.pop(owner, 0), max(1, int(share * most))
+    counts, limit = collections.Counter(waiting), share_of(most, share)
+    own = counts.pop(owner, 0)
     others = sum(min(count, limit) for count in counts.values())
     return own + others < most and (not others or own < limit)
+
+
+def share_of(most: int, share: float) -> int:
+    """Jobs that one owner may have in the queue while others wait."""
+    return max(1, int(share * most))
 
 
 class Turns:

@@ -114,7 +114,7 @@ class LocalJobs:
         with self.changes:
             if self.closing:
                 raise Away("the server is shutting down")
-            if not has_room(job.owner, self.waiting, self.most, self.share):
+            if not has_room(job.owner, (other.owner for other in self.waiting), self.most, self.share):
                 raise Full(self.expected_seconds(len(self.waiting)))
             job.version = self.version
             try:

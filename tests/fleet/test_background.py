@@ -178,7 +178,7 @@ def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(
     for host in ("slow", "broken", "good"):
         job = Job.of("ann", Settings(seed=1), webhook=f"https://{host}.test/hook", status=DONE)
         made.append(job)
-        jobs.records.add(job, 100)
+        jobs.records.add(job)
         for event in ("start", "output", "completed"):
             jobs.records.hook(job, event)
             time.sleep(0.002)  # their order is by time

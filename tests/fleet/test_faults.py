@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lab.fleet.figures import PICTURE, PNG
-from lab.fleet.servers import Fleet, fleet
+from lab.fleet.callers import PICTURE, PNG
+from lab.fleet.servers import Fleet, fleet, free_port
+from seesr.fleet.file_store import MOST_CALLS, CallLimit
+from seesr.serving.job import Away
 
 CALLERS = 6
 
@@ -114,6 +117,55 @@ def test_live_answers_while_the_store_hangs(gateway: Fleet, tmp_path: Path) -> N
             del gateway.addresses["stranger"]
 
 
+def test_a_store_that_hangs_takes_a_part_of_the_threads(tmp_path: Path) -> None:
+    """Uploads wait for the store; whoever asks only for a job is answered."""
+    folder, port = tmp_path, free_port()
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
+    environment = {"SEESR_STORE": "s3://seesr", "AWS_ENDPOINT": f"http://127.0.0.1:{port}", **keys}
+    with fleet(folder, workers=0, gateways=0, **environment) as of:
+        store = of.spawn("other", sys.executable, "-m", "moto.server", "-p", str(port))
+        of.until(lambda: httpx.put(f"{environment['AWS_ENDPOINT']}/seesr").status_code == 200, 60)
+        address = of.start_gateway("gateway")
+        job = httpx.post(f"{address}/upscale?wait=0", content=PICTURE, headers=PNG, timeout=30).json()["id"]
+
+        def send(_: int) -> int:
+            url = f"{address}/upscale"
+            return httpx.post(url, content=PICTURE, headers=PNG, params={"wait": 0}, timeout=60).status_code
+
+        with ThreadPoolExecutor(60) as pool:
+            with stopped(store.pid):
+                sending = [pool.submit(send, number) for number in range(60)]  # a gateway has 40 threads
+                time.sleep(2.5)
+                started = time.monotonic()
+                answers = [httpx.get(f"{address}/{path}", timeout=20) for path in (f"jobs/{job}", "live")]
+                assert [answer.status_code for answer in answers] == [200, 200] and time.monotonic() - started < 1
+            statuses = [done.result() for done in sending]
+        assert set(statuses) == {202, 503} and statuses.count(503) > 60 - 2 * MOST_CALLS
+
+
+def test_calls_beyond_the_limit_wait_for_a_place_and_not_for_a_slow_call() -> None:
+    limit, begun = CallLimit(2, slow=0.3), threading.Event()
+
+    def work(seconds: float) -> None:
+        with limit.call():
+            begun.set()
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(3) as pool:
+        quick = [pool.submit(work, 0.1) for _ in range(3)]
+        assert all(call.result() is None for call in quick)
+        slow = [pool.submit(work, 0.8) for _ in range(2)]
+        time.sleep(0.05)
+        for least, most in ((0.2, 0.5), (0.0, 0.05)):  # the second one does not wait at all
+            started = time.monotonic()
+            with pytest.raises(Away, match="too slow"), limit.call():
+                pass
+            assert least <= time.monotonic() - started < most
+        assert all(call.result() is None for call in slow)
+    with limit.call():
+        pass
+
+
 def test_a_waiting_caller_asks_redis_rarely(gateway: Fleet) -> None:
     """One subscription wakes all who wait."""
     address, callers = gateway.addresses["gateway"], 40
@@ -129,4 +181,4 @@ def test_a_waiting_caller_asks_redis_rarely(gateway: Fleet) -> None:
             time.sleep(1.5)
             commands = gateway.redis.info("stats")["total_commands_processed"] - before
             assert all(done.result().status_code == 202 for done in waits)
-    assert commands < callers  # a look each 0.25 s would be six times as many
+    assert commands < 2 * callers  # with maintenance; a look each 0.25 s would be six for each caller

@@ -63,6 +63,30 @@ def test_warm_restarts_under_load_run_nothing_twice() -> None:
     assert (found["results"], found["runs"], found["exit_codes"]) == (200, 200, [0] * 6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["readonly", "hang", "tail", "upgrade"])
+def test_a_fault_loses_mixes_and_leaves_nothing(name: str) -> None:
+    found = measure(name, jobs=40)
+    assert (found["lost"], found["misreported"], found["mixed"], found["left"]) == (0, 0, 0, 0), found
+    assert found["live_ms"]["p99"] < 100
+    if name == "readonly":
+        assert found["while_read_only"] == {"ready": 503, "live": 200, "post": 503}
+    if name == "upgrade":
+        assert found["versions"] == 2 and found["exit_codes"] == [0, 0]
+    if name == "tail":
+        assert found["lost_ends"] > 0
+    if name == "hang":
+        assert found["job_asked_ms"] < 1000
+
+
+@pytest.mark.long
+def test_nothing_is_left_of_any_job_after_a_chaotic_run() -> None:
+    """No key of Redis, object of the store, or file of a gateway or worker names a job once all have expired."""
+    found = measure("chaos", jobs=24, workers=2)
+    assert found["left"] == 0, found["left_at"]
+    assert (found["lost"], found["misreported"], found["mixed"]) == (0, 0, 0), found
+
+
 @pytest.mark.long
 def test_a_message_that_the_broker_lost_comes_back() -> None:
     found = measure("lost")

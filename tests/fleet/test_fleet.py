@@ -22,13 +22,13 @@ from PIL import Image
 from service import data_uri
 from serving import sharp
 
-from lab.fleet.figures import PICTURE, PNG
+from lab.fleet.callers import PICTURE, PNG
 from lab.fleet.servers import Fleet
 from seesr import Engine, Settings
 from seesr.config import Configuration
-from seesr.fleet import broker, redis_client
+from seesr.fleet import broker, redis_client, transport
 from seesr.fleet.job_store import EXPIRY, HOOKS, Records
-from seesr.serving.job import Job
+from seesr.serving.job import NORMAL, Job
 
 QUICK: dict[str, Any] = {"num_inference_steps": 1, "seed": 1}
 
@@ -175,7 +175,7 @@ def test_a_queued_job_is_canceled_at_once_and_its_picture_is_gone(echo: Fleet) -
     assert not (echo.folder / "store" / "in" / waiting).exists()
     ask(echo, "DELETE", f"/jobs/{long}")
     assert ended(echo, long)["status"] == "canceled"
-    assert waiting not in echo.runs()
+    assert waiting not in dict(echo.runs())
 
 
 def test_a_record_deleted_under_way_harms_nobody(echo: Fleet) -> None:
@@ -189,7 +189,7 @@ def test_a_record_deleted_under_way_harms_nobody(echo: Fleet) -> None:
 @pytest.mark.parametrize("words", ["no JSON", "{}", '{"body": "x"}', "\x00\xff"])
 def test_a_poisoned_message_in_redis_stops_nobody(echo: Fleet, words: str) -> None:
     version = ask(echo, "GET", "/status").json()["version"]
-    echo.redis.lpush(f"{broker.queue_of(version)}\x06\x165", words)
+    echo.redis.lpush(transport.list_of(broker.queue_of(version, 0), NORMAL), words)
     assert ended(echo, send(echo).json()["id"])["status"] == "succeeded"
 
 
@@ -299,7 +299,8 @@ def test_celery_is_set_up_against_its_traps(monkeypatch: pytest.MonkeyPatch) -> 
     assert conf.broker_transport_options["priority_steps"] == [0, 5, 9] and conf.task_default_priority == 5
     assert conf.broker_transport_options["socket_timeout"] < 5 and not conf.task_publish_retry
     assert conf.broker_transport_options["unacked_restore_throttle"] == 1
-    assert conf.worker_max_memory_per_child is None and conf.task_default_queue == "seesr-abababababab"
+    assert conf.worker_max_memory_per_child is None and conf.task_default_queue == "seesr-abababababab-0"
+    assert conf.broker_transport_options["queue_order_strategy"] == "round_robin" and len(conf.task_queues) == 16
 
 
 def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lab.fleet.figures import PICTURE, PNG
+from lab.fleet.callers import PICTURE, PNG
 from lab.fleet.servers import fleet
 
 

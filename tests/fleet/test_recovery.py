@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet.test_background import configuration, redis_url  # type: ignore[import-not-found]  # noqa: F401
-from redis.exceptions import ReadOnlyError
+from serve.test_background import until  # type: ignore[import-not-found]
 
 from seesr.config import Configuration
 from seesr.fleet import worker
@@ -17,9 +18,9 @@ from seesr.fleet.job_store import EXPIRY, WAITING, Records
 from seesr.fleet.jobs import FleetJobs
 from seesr.fleet.maintenance import Upkeep
 from seesr.fleet.redis_client import Link
-from seesr.fleet.transport import Transport
 from seesr.object_store import Store
 from seesr.serving.job import DONE, FAILED, Away, Job
+from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
 OLD, NEW = "a" * 64, "b" * 64
@@ -63,6 +64,7 @@ def test_only_ended_jobs_expire(gateways: dict[str, FleetJobs], tmp_path: Path) 
     job = sent(jobs, tmp_path)
     upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]
     jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
+    jobs.roster.tell("w@here", version=OLD, state="unloaded")
     upkeep.expire()
     assert jobs.find(job.id) and jobs.objects.exists(f"in/{job.id}")
     assert jobs.records.end(job.id, FAILED)
@@ -73,10 +75,70 @@ def test_only_ended_jobs_expire(gateways: dict[str, FleetJobs], tmp_path: Path) 
     assert not jobs.link.redis.zcard(EXPIRY)
 
 
+def test_a_job_whose_version_no_worker_has_fails_when_its_time_is_over(
+    gateways: dict[str, FleetJobs], tmp_path: Path
+) -> None:
+    jobs = gateways[OLD]
+    jobs.roster.tell("w@here", version=NEW, state="idle")
+    job = sent(jobs, tmp_path)
+    jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
+    upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]
+    upkeep.expire()
+    found = jobs.find(job.id)
+    assert found and found.status == FAILED and f"no worker of version {OLD[:12]}" in (found.error or "")
+    assert not jobs.objects.exists(f"in/{job.id}") and not jobs.link.redis.zcard(WAITING)
+
+
+def test_files_without_a_record_are_removed_when_they_are_old(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
+    """Of a gateway that was killed, a worker whose job had ended, and a Redis that lost its last writes."""
+    jobs, store = gateways[OLD], tmp_path / "store"
+    job = sent(jobs, tmp_path)
+    kept = [f"in/{job.id}", f"in/{job.id}-mask", f"out/{job.id}.png", "elsewhere/file", f"in/{'2' * 32}"]
+    gone = [f"in/{'0' * 32}", f"in/{'0' * 32}-mask", f"out/{'1' * 32}.png", f"uploads/{'3' * 32}"]
+    for name in [*kept, *gone]:
+        jobs.objects.put(name, b"file")
+        old = time.time() - jobs.records.keep - 60
+        os.utime(store / name, None if name == kept[-1] else (old, old))
+    Upkeep(jobs, 2, None).sweep()  # type: ignore[arg-type]
+    found = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+    assert found == set(kept)
+    jobs.objects.put(gone[0], b"file")
+    os.utime(store / gone[0], (1, 1))
+    Upkeep(jobs, 2, None).sweep()  # type: ignore[arg-type]
+    assert (store / gone[0]).exists()  # another gateway looked a moment ago
+
+
+def test_a_late_worker_brings_no_record_back(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
+    jobs = gateways[OLD]
+    job = sent(jobs, tmp_path)
+    jobs.records.forget(job.id)
+    jobs.records.report(job, stage="denoise")
+    assert job.cancel and not jobs.link.redis.exists(f"seesr:job:{job.id}")
+    jobs.cancel(job.id)
+    assert not jobs.link.redis.exists(f"seesr:job:{job.id}")
+
+
+def test_files_of_killed_runs_are_removed_from_a_workers_disk(
+    gateways: dict[str, FleetJobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = object.__new__(worker.Child)
+    child.objects, child.supervisor = gateways[OLD].objects, Supervisor()
+    monkeypatch.setattr(worker, "configuration", worker.configuration.model_copy(update={"keep": 0.2 / 3600}))
+    (child.objects.cache / "in-abc").write_bytes(b"of a killed run")
+    child.supervisor.thread("cache", child.trim)
+    until(lambda: not list(child.objects.cache.iterdir()))
+    child.supervisor.stop()
+
+
+def test_an_order_that_no_worker_takes_is_forgotten(gateways: dict[str, FleetJobs]) -> None:
+    gateways[OLD].roster.send("nobody@here", "load")
+    assert 0 < gateways[OLD].link.redis.ttl("seesr:orders:nobody@here") <= 86400
+
+
 def test_a_job_that_redis_did_not_take_leaves_no_file(
     gateways: dict[str, FleetJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*given: Any) -> int:
+    def away(*given: Any) -> None:
         raise Away("the queue is away")
 
     monkeypatch.setattr(Records, "add", away)
@@ -129,7 +191,3 @@ def test_a_worker_retries_the_store_and_then_names_it(
     child.run(job)
     found = jobs.find(job.id)
     assert found and found.error and "s3://images" in found.error and "SEESR_STORE_RETRY" in found.error
-
-
-def test_a_worker_connects_again_after_a_read_only_redis() -> None:
-    assert ReadOnlyError in Transport.connection_errors

@@ -20,8 +20,8 @@ from seesr.serving.fairness import Turns, has_room
 from seesr.serving.job import LATER, NORMAL, URGENT, Job
 
 
-def jobs(**counts: int) -> list[Job]:
-    return [Job(owner, {}) for owner, count in counts.items() for _ in range(count)]
+def owners(**counts: int) -> list[str]:
+    return [owner for owner, count in counts.items() for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def jobs(**counts: int) -> list[Job]:
     ],
 )  # fmt: skip
 def test_the_share_of_a_key(waiting: dict[str, int], room: bool) -> None:
-    assert has_room("ann", jobs(**waiting), 10, 0.5) is room
+    assert has_room("ann", owners(**waiting), 10, 0.5) is room
 
 
 def test_the_smallest_queue_takes_a_job_of_each() -> None:
-    assert has_room("ann", [], 1, 0.5) and not has_room("ann", jobs(ann=1), 1, 0.5)
+    assert has_room("ann", [], 1, 0.5) and not has_room("ann", owners(ann=1), 1, 0.5)
 
 
 def test_keys_take_turns_within_a_priority() -> None:
