@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -36,6 +37,8 @@ PAGES = (
     "docs/inputs.md",
     "docs/configuration.md",
     "docs/fleet.md",
+    "docs/http-api.md",
+    "docs/openapi.json",
     "docs/architecture.md",
     "docs/decisions/0015-mutation-testing.md",
     "docs/decisions/0020-flat-areas-thin-images-registration.md",
@@ -207,6 +210,37 @@ def stages() -> str:
     return table(read(RESULTS / "stages.json"), columns)
 
 
+def openapi() -> str:
+    """docs/openapi.json."""
+    from seesr.serving import app
+    from seesr.serving.openapi import document, operations_of
+
+    return json.dumps(document(operations_of(app.all_routes())), indent=1) + "\n"
+
+
+def routes() -> str:
+    """Every route with its methods."""
+    rows = [
+        {"route": f"`{method.upper()} {path}`", "what it does": about["summary"]}
+        for path, methods in json.loads(openapi())["paths"].items()
+        for method, about in methods.items()
+        if about["tags"] != ["Page"]
+    ]
+    return table(rows, {"route": "", "what it does": ""})
+
+
+def errors() -> str:
+    """The error codes of the HTTP API."""
+    from seesr.serving.refusal import ERRORS
+
+    rows = [
+        {"code": f"`{code}`", "status": about.status, "when": about.meaning, "what to do": about.remedy,
+         "setting": f"`{about.setting}`" if about.setting else ""}
+        for code, about in ERRORS.items()
+    ]  # fmt: skip
+    return table(rows, {"code": "", "status": "", "when": "", "what to do": "", "setting": ""})
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "effects": effects,
@@ -221,6 +255,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": peers,
     "cards": cards,
     "packages": packages,
+    "routes": routes,
+    "errors": errors,
     "mutation": mutation,
     "stages": stages,
 }
@@ -228,6 +264,8 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def filled(page: Path) -> str:
     """The page with its tables as they should be."""
+    if page.name == "openapi.json":
+        return openapi()
     words = page.read_text()
     for name, make in TABLES.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"

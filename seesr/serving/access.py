@@ -20,6 +20,8 @@ OPEN = {  # (method, route) that need no key; every other one does
     ("GET", "/"),
     ("GET", "/page.css"),
     ("GET", "/page.js"),
+    ("GET", "/docs.css"),
+    ("GET", "/docs"),
     ("GET", "/sample.webp"),
     ("GET", "/live"),
     ("GET", "/ready"),
@@ -126,7 +128,7 @@ class Access:
             return self.platform
         if owner is None and route not in OPEN:
             detail = "You did not pass a valid authentication token"
-            raise Refused(401, detail, **{"WWW-Authenticate": "Bearer"})
+            raise Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
         return owner
 
     def check_host(self, host: str) -> None:
@@ -138,14 +140,14 @@ class Access:
             detail = (
                 f"the Host {host[:100]!r} is not this server's: call localhost, or set SEESR_PUBLIC_URL to allow it"
             )
-            raise Refused(421, detail)
+            raise Refused("wrong_host", detail)
 
     def check_origin(self, origin: str, host: str) -> None:
         """Refuses what a browser sends for a page of another site."""
         netloc = origin.lower().partition("://")[2]
         if not netloc or netloc not in (host, self.public.netloc.lower()):
             detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if it is its address"
-            raise Refused(403, detail)
+            raise Refused("forbidden_origin", detail)
 
     def owner(self, header: str) -> str | None:
         """The owner of the key in an Authorization header; None: there is no valid key."""

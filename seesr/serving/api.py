@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from seesr.serving import estimate
+from seesr.serving import estimate, responses
 from seesr.serving.job import DONE, WAITING, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
-from seesr.serving.requests import Upscale, is_empty, is_json, parse, read_json
+from seesr.serving.requests import UpscaleRequest, is_empty, is_json, parse, read_json
 from seesr.serving.service import Service, media_type
 from seesr.serving.uploads import Stored, store_image
 from seesr.settings import Settings
@@ -33,7 +33,7 @@ def service(request: Request) -> Service:
     return request.app.state.service
 
 
-def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
+def shown(of: Service, base: str, job: Job) -> responses.Job:
     """A job for people and programs."""
     progress = 1.0 if job.status == DONE else estimate.progress(job.stage, job.done, job.total)
     running = job.started and not job.ended
@@ -59,7 +59,7 @@ def shown(of: Service, base: str, job: Job) -> dict[str, Any]:
     }
 
 
-async def take(request: Request) -> Upscale:
+async def take(request: Request) -> UpscaleRequest:
     """What a request says, in its query and its body: a form, JSON, or the image itself.
 
     Raises:
@@ -76,8 +76,8 @@ async def take(request: Request) -> Upscale:
     elif kind.startswith(IMAGES) or not kind:
         values["image"] = request.stream()
     else:
-        raise Refused(415, "send an image body, a multipart form with a file named image, or JSON")
-    return parse(Upscale, values)
+        raise Refused("unsupported_media_type", "send an image body, a multipart form with a file named image, or JSON")
+    return parse(UpscaleRequest, values)
 
 
 async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, Stored | None]:
@@ -88,14 +88,14 @@ async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, S
     """
     of = service(request)
     if is_empty(image):
-        raise Refused(422, "image is required")
+        raise Refused("invalid_input", "image is required", "image")
     stored = await store_image(image, of.part(request), of.configuration.allow_urls)
     if is_empty(mask):
         return stored, None
     try:
         return stored, await store_image(mask, of.part(request), of.configuration.allow_urls, "mask")
     except (ValueError, Refused) as error:
-        raise ValueError(f"the mask cannot be used: {error}") from None
+        raise Refused(getattr(error, "code", "invalid_input"), f"the mask cannot be used: {error}", "mask") from None
 
 
 async def upscale(request: Request) -> Response:
@@ -120,7 +120,8 @@ async def finished(request: Request, job: Job, wait: float, link: bool = False) 
         base = of.base(request)
         return JSONResponse(shown(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
     if link and job.status == DONE:
-        return JSONResponse({"file_key": job.output, "public_url": of.link(of.base(request), job)})
+        link_to: responses.ResultLink = {"file_key": job.output, "public_url": of.link(of.base(request), job)}
+        return JSONResponse(link_to)
     return await run_in_threadpool(file_of, of, job)
 
 
@@ -131,7 +132,7 @@ def file_of(of: Service, job: Job) -> Response:
         Refused: it failed, or was canceled.
     """
     if job.status != DONE:
-        raise Refused(422 if job.error else 409, job.error or "the job was canceled")
+        raise Refused("job_failed" if job.error else "canceled", job.error or "the job was canceled")
     stem = job.name.rpartition(".")[0] or job.name
     settings = Settings(**job.settings)
     name = f"{stem}-{settings.label}.{settings.suffix}"
@@ -148,7 +149,7 @@ def result(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     if not job.ended:
-        raise Refused(409, f"the job is not done ({job.status})")
+        raise Refused("not_finished", f"the job is not done ({job.status})")
     return file_of(of, job)
 
 

@@ -19,12 +19,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from seesr.config import Configuration
 from seesr.networks import weights
-from seesr.serving import api, batches, health, openapi, platforms, replicate, webhooks
+from seesr.serving import api, batches, health, openapi, pages, platforms, replicate, webhooks
 from seesr.serving.access import Access, is_loopback, read_keys
 from seesr.serving.identity import make_private, read_secret, version_of
 from seesr.serving.job import Job, Jobs
@@ -32,6 +32,7 @@ from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Gate, answer
 from seesr.serving.protocol import LimitedProtocol
+from seesr.serving.refusal import CODE_OF_STATUS
 from seesr.serving.service import Service
 from seesr.serving.sqlite_store import Journal
 from seesr.serving.supervisor import Supervisor
@@ -39,7 +40,6 @@ from seesr.serving.supervisor import Supervisor
 if TYPE_CHECKING:
     from seesr.engine.engine import Engine
 
-PAGE = Path(__file__).parent / "page"
 EXPIRY = 60.0  # seconds between two looks for what has expired, at most
 LAST_WEBHOOKS = 10.0  # seconds that a stopping server goes on sending webhooks
 log = logging.getLogger(__name__)
@@ -59,20 +59,10 @@ class WebhookSender:
         return await webhooks.send_once(secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
 
 
-async def page(request: Request) -> Response:
-    return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})
-
-
-async def asset(request: Request) -> Response:
-    return FileResponse(PAGE / request.url.path.removeprefix("/"), headers={"Content-Security-Policy": POLICY})
-
-
-POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"
-
-
 async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return answer(error.status_code, error.detail or "there is nothing here", dict(error.headers or {}))
+    code = CODE_OF_STATUS.get(error.status_code, "internal_error")
+    return answer(code, error.detail or "there is nothing here", dict(error.headers or {}))
 
 
 class Parts(NamedTuple):
@@ -108,6 +98,14 @@ def local(configuration: Configuration, load: Callable[[], Engine], bundle: Path
     except BaseException:
         journal.close()
         raise
+
+
+def all_routes() -> list[Route]:
+    """The routes of the server."""
+    return [
+        *pages.ROUTES, *openapi.ROUTES, *health.ROUTES, *api.ROUTES, *batches.ROUTES, *replicate.ROUTES,
+        *platforms.routes(),
+    ]  # fmt: skip
 
 
 def build(
@@ -147,11 +145,7 @@ def build(
         await asyncio.wait(tasks, timeout=10)
         ledger.close()
 
-    assets = [Route(f"/{name}", asset) for name in ("page.css", "page.js", "sample.webp")]
-    routes = [
-        Route("/", page), *assets, *openapi.ROUTES, *health.ROUTES, *api.ROUTES, *batches.ROUTES,
-        *replicate.ROUTES, *platforms.routes(),
-    ]  # fmt: skip
+    routes = all_routes()
     keys = read_keys(configuration.api_keys.get_secret_value())
     access = Access(keys, routes, configuration.platform, configuration.public_url, os.environ)
     gate = Middleware(Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing)

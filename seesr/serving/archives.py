@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 from seesr.images.limits import LARGEST_FILE
+from seesr.serving.responses import RefusedFile
 from seesr.serving.uploads import TOO_LARGE, Stored, clean_name
 
 LARGEST_UNPACKED = 20 * LARGEST_FILE  # bytes of all files of an archive
@@ -18,7 +19,7 @@ ENTRY = b"PK\1\2"  # begins every entry of a zip's directory
 DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError)
 
 
-def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list[dict[str, str]]]:
+def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list[RefusedFile]]:
     """Every file of a zip, each to a name of ours below `folder`; its own name is for people only.
 
     Returns:
@@ -28,7 +29,7 @@ def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list
         ValueError: no zip, too many files, or more bytes than it may hold; one line. Nothing is left in the folder.
     """
     files: list[Stored] = []
-    refused: list[dict[str, str]] = []
+    refused: list[RefusedFile] = []
     try:
         with open_archive(archive) as opened:
             entries = [entry for entry in opened.infolist() if not entry.is_dir()]

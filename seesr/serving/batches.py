@@ -20,7 +20,8 @@ from seesr.serving.archives import MOST_FILES, unpack
 from seesr.serving.job import DONE, Full, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
-from seesr.serving.requests import Batch, parse
+from seesr.serving.requests import BatchRequest, parse
+from seesr.serving.responses import Batch, NewBatch, RefusedFile
 from seesr.serving.service import Service, is_id
 from seesr.serving.uploads import Stored, pieces, store
 from seesr.settings import Settings
@@ -31,7 +32,7 @@ async def create_batch(request: Request) -> Response:
     of, kind = service(request), request.headers.get("content-type", "").lower()
     given: dict[str, Any] = dict(request.query_params)
     files: list[Stored] = []
-    refused: list[dict[str, str]] = []  # entries of a zip that cannot be unpacked
+    refused: list[RefusedFile] = []  # entries of a zip that cannot be unpacked
     try:
         if kind.startswith("multipart/form-data"):
             async with request.form(max_files=MOST_FILES, max_fields=100) as form:
@@ -48,10 +49,10 @@ async def create_batch(request: Request) -> Response:
             finally:
                 archive.path.unlink()
         else:
-            raise Refused(415, "send a multipart form of files, or a zip")
+            raise Refused("unsupported_media_type", "send a multipart form of files, or a zip")
         if not files and not refused:
-            raise Refused(422, "the batch has no files")
-        batch_body = parse(Batch, given)
+            raise Refused("invalid_input", "the batch has no files", "image")
+        batch_body = parse(BatchRequest, given)
         return JSONResponse(
             await queue_batch(request, files, refused, batch_body.settings(), batch_body.options()), 202
         )
@@ -61,8 +62,12 @@ async def create_batch(request: Request) -> Response:
 
 
 async def queue_batch(
-    request: Request, files: list[Stored], refused: list[dict[str, str]], settings: Settings, given: dict[str, Any]
-) -> dict[str, Any]:
+    request: Request,
+    files: list[Stored],
+    refused: list[RefusedFile],
+    settings: Settings,
+    given: dict[str, Any],
+) -> NewBatch:
     """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
     of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
     batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), given]
@@ -70,7 +75,9 @@ async def queue_batch(
     if before is not None:
         note = await run_in_threadpool(of.ledger.note, before)
         if note is None:
-            raise Refused(409, "the batch of this Idempotency-Key is still being taken in, or has expired")
+            raise Refused(
+                "idempotency_expired", "the batch of this Idempotency-Key is still being taken in, or has expired"
+            )
         jobs = await run_in_threadpool(of.jobs.batch, owner(request), before)
         return listed(of, base, before, jobs, note["refused"])
     queued = []
@@ -91,13 +98,13 @@ async def queue_batch(
     return listed(of, base, batch, queued, refused)
 
 
-def listed(of: Service, base: str, id: str, jobs: list[Job], refused: list[dict[str, str]]) -> dict[str, Any]:
+def listed(of: Service, base: str, id: str, jobs: list[Job], refused: list[RefusedFile]) -> NewBatch:
     """A batch as its sender sees it."""
     result = [shown(of, base, job) for job in jobs]
     return {"id": id, "jobs": result, "refused": refused, "urls": {"self": f"{base}/batches/{id}"}}
 
 
-def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
+def batch_of(request: Request) -> tuple[list[Job], list[RefusedFile]]:
     """Jobs and refused files of a batch.
 
     Raises:
@@ -106,7 +113,7 @@ def batch_of(request: Request) -> tuple[list[Job], list[dict[str, str]]]:
     of, id = service(request), request.path_params["id"]
     note = of.ledger.note(id) if is_id(id) else None
     if note is None or note["owner"] != owner(request):
-        raise Refused(404, "there is no batch of this id")
+        raise Refused("not_found", "there is no batch of this id")
     return of.jobs.batch(owner(request), id), note["refused"]
 
 
@@ -115,8 +122,14 @@ def show_batch(request: Request) -> Response:
     jobs, refused = batch_of(request)
     done = all(job.ended for job in jobs)
     listed = [shown(of, base, job) for job in jobs]
-    result = {"id": request.path_params["id"], "status": "ended" if done else "processing", "jobs": listed}
-    return JSONResponse({**result, "refused": refused, "result": f"{base}{request.url.path}/result" if done else None})
+    found: Batch = {
+        "id": request.path_params["id"],
+        "status": "ended" if done else "processing",
+        "jobs": listed,
+        "refused": refused,
+        "result": f"{base}{request.url.path}/result" if done else None,
+    }
+    return JSONResponse(found)
 
 
 def batch_result(request: Request) -> Response:
@@ -124,14 +137,14 @@ def batch_result(request: Request) -> Response:
     of = service(request)
     jobs, refused = batch_of(request)
     if not all(job.ended for job in jobs):
-        raise Refused(409, "the batch is not done")
+        raise Refused("not_finished", "the batch is not done")
     path = of.ledger.file("zips", f"{request.path_params['id']}.zip")
     if not path.exists():
         write_zip(of, of.part(request), path, jobs, refused)
     return FileResponse(path, media_type="application/zip", filename="results.zip")
 
 
-def write_zip(of: Service, part: Path, path: Path, jobs: list[Job], refused: list[dict[str, str]]) -> None:
+def write_zip(of: Service, part: Path, path: Path, jobs: list[Job], refused: list[RefusedFile]) -> None:
     used = set()
     failed = [f"{file['name']}: {file['error']}" for file in refused]
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:

@@ -10,6 +10,8 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from seesr.serving.refusal import Refused
+
 REDIRECTS = 5
 SECONDS = 60.0  # for the whole of it
 TRANSLATED = [  # IPv6 networks whose addresses contain an IPv4 address: NAT64, 6to4, IPv4-compatible
@@ -53,7 +55,8 @@ async def fetch(url: str, allowed: str) -> AsyncIterator[bytes]:
     """The bytes at a URL, piece by piece. The address that was checked is the one that is asked.
 
     Raises:
-        ValueError: the host is not allowed or not public, or there is no file; one line.
+        Refused: the host is not allowed.
+        ValueError: it is not public, or there is no file; one line.
     """
     try:
         async with asyncio.timeout(SECONDS), httpx.AsyncClient(timeout=10, trust_env=False) as client:
@@ -63,9 +66,11 @@ async def fetch(url: str, allowed: str) -> AsyncIterator[bytes]:
                 if not port or not host:
                     raise ValueError("image must be an http(s) URL")
                 if not permitted(host, allowed):
-                    raise ValueError(
+                    raise Refused(
+                        "url_not_allowed",
                         f"URLs of {host} are not allowed here: set SEESR_ALLOW_URLS={host} on the server, or send the "
-                        "image itself"
+                        "image itself",
+                        "image",
                     )
                 address = await public_address(host, port)
                 netloc = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from seesr.serving import responses
 from seesr.serving.api import service
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
@@ -27,8 +28,9 @@ from seesr.serving.uploads import pieces, store
 LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
 
 
-def shown(request: Request, record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "urls": {"get": f"{service(request).base(request)}/v1/files/{record['id']}"}}
+def shown(request: Request, record: dict[str, Any]) -> responses.File:
+    address = f"{service(request).base(request)}/v1/files/{record['id']}"
+    return cast(responses.File, {**record, "urls": {"get": address}})
 
 
 def upload(request: Request, id: str) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def upload(request: Request, id: str) -> dict[str, Any]:
     """
     uploads = service(request).ledger.uploads(owner(request), id) if is_id(id) else []
     if not uploads:
-        raise Refused(404, "there is no file of this id")
+        raise Refused("not_found", "there is no file of this id")
     return uploads[0]
 
 
@@ -53,7 +55,7 @@ def upload_file(request: Request, record: dict[str, Any]) -> Path:
         path = service(request).ledger.upload_file(record["id"])
         if path.is_file():
             return path
-    raise Refused(404, "this file was removed; send it again")
+    raise Refused("expired", "this file was removed; send it again")
 
 
 def md5_of(path: Path) -> str:
@@ -67,16 +69,17 @@ async def create_file(request: Request) -> Response:
     async with request.form(max_files=2, max_fields=4, max_part_size=LARGEST_METADATA) as form:
         content, metadata = form.get("content"), form.get("metadata")
         if not isinstance(content, UploadFile):
-            raise Refused(422, "the form has no file named content")
+            raise Refused("invalid_input", "the form has no file named content", "content")
         if isinstance(metadata, UploadFile):  # the JavaScript client sends it as a file
             if (metadata.size or 0) > LARGEST_METADATA:
-                raise Refused(413, f"metadata has {metadata.size} bytes; the limit is {LARGEST_METADATA}")
+                message = f"metadata has {metadata.size} bytes; the limit is {LARGEST_METADATA}"
+                raise Refused("too_large", message, "metadata")
             metadata = await metadata.read()
         try:
             value = parse_json(metadata) if metadata else {}
             json.dumps(value, allow_nan=False)  # 1e999 is no number that an answer could show
         except ValueError as error:
-            raise Refused(422, f"metadata is no JSON ({error})") from None
+            raise Refused("invalid_input", f"metadata is not JSON ({error})", "metadata") from None
         metadata = parse(Upload, {"metadata": value}).metadata
         stored = await store(pieces(content), of.part(request), content.filename or "image")
         kind = content.content_type

@@ -28,7 +28,7 @@ async def live(request: Request) -> Response:
 def ready(request: Request) -> Response:
     """200 when images can be made; 503 and why while the weights load, and once the device has failed."""
     reason = service(request).ready()
-    return PlainTextResponse("ready") if reason is None else answer(503, reason, {"Retry-After": "5"})
+    return PlainTextResponse("ready") if reason is None else answer("not_ready", reason, {"Retry-After": "5"})
 
 
 def status(request: Request) -> Response:

@@ -122,7 +122,15 @@ class Full(Exception):
 
 
 class Away(Exception):
-    """What keeps the jobs cannot be reached; says what."""
+    """What keeps the jobs cannot be reached; says what.
+
+    Args:
+        code: of the error that callers get.
+    """
+
+    def __init__(self, message: str, code: str = "unavailable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -136,7 +144,7 @@ def storage_failure(error: Exception) -> Away | None:
         reason = error.strerror
     else:
         return None
-    return Away(f"the server's disk does not take data ({reason}); free space under SEESR_DATA")
+    return Away(f"the server's disk does not take data ({reason}); free space under SEESR_DATA", "disk_full")
 
 
 class Jobs(Protocol):

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.access import Access
 from seesr.serving.job import Away, Full, storage_failure
-from seesr.serving.refusal import Refused
+from seesr.serving.refusal import ERRORS, Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
 LARGEST_JSON = 16 * 2**20  # bytes: larger images come as a file, not inside of JSON
@@ -34,6 +34,7 @@ SAFE = {  # headers of every answer that has none of its own
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 TITLES = {
+    200: "OK", 201: "Created", 202: "Accepted", 204: "No Content",
     400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     408: "Request Timeout", 409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type",
     421: "Misdirected Request", 422: "Unprocessable Content", 429: "Too Many Requests", 500: "Internal Server Error",
@@ -42,9 +43,11 @@ TITLES = {
 log = logging.getLogger("seesr.serving")
 
 
-def answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as Replicate words it."""
-    return JSONResponse({"title": TITLES.get(status, "Error"), "detail": detail, "status": status}, status, headers)
+def answer(code: str, detail: str, headers: dict[str, str] | None = None, field: str | None = None) -> JSONResponse:
+    """The response of an error: Replicate's members, its code, and the field or setting to change."""
+    status, _, _, setting = ERRORS[code]
+    body = {"code": code, "title": TITLES[status], "detail": detail, "status": status}
+    return JSONResponse({**body, "field": field, "setting": setting}, status, headers)
 
 
 class Rates:
@@ -129,11 +132,11 @@ class Gate:
         encoding = Headers(scope=scope).get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
             detail = f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is"
-            raise Refused(415, detail, **{"Accept-Encoding": "identity"})
+            raise Refused("unsupported_media_type", detail, **{"Accept-Encoding": "identity"})
         if scope["method"] == "POST" and owner is not None:
             wait = self.rates.take(owner)
             if wait:
-                raise Refused(429, "too many requests with this key", **{"Retry-After": str(int(wait) + 1)})
+                raise Refused("rate_limited", "too many requests with this key", **{"Retry-After": str(int(wait) + 1)})
 
     def counted(self, scope: Scope, receive: Receive) -> Receive:
         """The body of any route, refused while it comes once it is too large or too slow."""
@@ -141,7 +144,7 @@ class Gate:
         most, fields = largest_body(headers.get("content-type", ""), scope["path"])
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
-            raise Refused(413, f"the body has {length} bytes: {fields}")
+            raise Refused("too_large", f"the body has {length} bytes: {fields}")
         is_json = headers.get("content-type", "").lower().startswith("application/json")
         received, values, finished, started = 0, 0, False, time.monotonic()
 
@@ -156,19 +159,19 @@ class Gate:
                     break
                 except TimeoutError:
                     if self.closing():
-                        raise Refused(503, "the server is shutting down") from None
+                        raise Refused("unavailable", "the server is shutting down") from None
                     if time.monotonic() >= latest:
                         limits = f"nothing for {SILENCE:.0f} s, or less than {SLOWEST / 2**10:.0f} KiB a second"
-                        raise Refused(408, f"the body is sent too slowly ({limits})") from None
+                        raise Refused("body_too_slow", f"the body is sent too slowly ({limits})") from None
             body = message.get("body", b"")
             received += len(body)
             if is_json:
                 values += body.count(b",") + body.count(b"[") + body.count(b"{")
                 if values > MOST_VALUES:
-                    raise Refused(413, f"a JSON body may hold {MOST_VALUES} values")
+                    raise Refused("too_large", f"a JSON body may hold {MOST_VALUES} values")
             finished = not message.get("more_body", False)
             if received > most:
-                raise Refused(413, fields)
+                raise Refused("too_large", fields)
             return message
 
         return count
@@ -185,15 +188,15 @@ def largest_body(content_type: str, path: str) -> tuple[int, str]:
 def respond(error: Exception) -> Response:
     """An exception of a route as an answer."""
     if isinstance(error, Refused):
-        return answer(error.status, error.detail, error.headers)
+        return answer(error.code, error.detail, error.headers, error.field)
     if isinstance(error, Full):
-        return answer(429, str(error), {"Retry-After": str(int(error.seconds) + 1)})
+        return answer("queue_full", str(error), {"Retry-After": str(int(error.seconds) + 1)})
     error = storage_failure(error) or error
     if isinstance(error, Away):
-        return answer(503, str(error), {"Retry-After": "5"})
+        return answer(error.code, str(error), {"Retry-After": "5"})
     if isinstance(error, ValueError):
-        return answer(422, " ".join(str(error).split()))
-    return answer(500, "an internal error; the log has more")
+        return answer("invalid_input", " ".join(str(error).split()), field=getattr(error, "field", None))
+    return answer("internal_error", "an internal error; the log has more")
 
 
 Route = Callable[[Request], Awaitable[Response]]

@@ -15,16 +15,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from seesr.serving import responses
 from seesr.serving.api import service, store_both, upscale
 from seesr.serving.job import DONE, Job
 from seesr.serving.refusal import Refused
-from seesr.serving.requests import LONGEST_WAIT, HuggingFace, Parameters, Vertex, is_json, parse, read_json
+from seesr.serving.requests import (
+    LONGEST_WAIT,
+    HuggingFaceRequest,
+    Parameters,
+    VertexRequest,
+    is_json,
+    parse,
+    read_json,
+)
 from seesr.serving.service import Service
 from seesr.serving.uploads import once
 from seesr.settings.parsing import from_data_uri, settings_of
 
 
-async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> dict[str, Any]:
+async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> responses.InferenceResult:
     """An image in base64 and its settings -> its result.
 
     Raises:
@@ -40,11 +49,11 @@ async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> d
     job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask)
     job = await of.wait(job, LONGEST_WAIT, request)
     if job.status != DONE:
-        raise Refused(422 if job.error else 503, job.error or "the image was not finished in time")
+        raise Refused("job_failed" if job.error else "unavailable", job.error or "the image was not finished in time")
     return await run_in_threadpool(result_of, of, job)
 
 
-def result_of(of: Service, job: Job) -> dict[str, Any]:
+def result_of(of: Service, job: Job) -> responses.InferenceResult:
     """A job that succeeded, with its file in base64."""
     return {
         "image": base64.b64encode(of.result(job).read_bytes()).decode(),
@@ -62,7 +71,7 @@ async def hugging_face(request: Request) -> Response:
 
 
 async def answer_inputs(request: Request, body: dict[str, Any]) -> Response:
-    payload = parse(HuggingFace, body)
+    payload = parse(HuggingFaceRequest, body)
     result = await run_job(request, payload.inputs, payload.parameters)
     return await run_in_threadpool(JSONResponse, result)
 
@@ -73,7 +82,7 @@ async def vertex(request: Request) -> Response:
 
 
 async def answer_instances(request: Request, body: dict[str, Any]) -> Response:
-    payload = parse(Vertex, body)
+    payload = parse(VertexRequest, body)
     predictions = [await run_job(request, one.image, payload.parameters) for one in payload.instances]
     return await run_in_threadpool(JSONResponse, {"predictions": predictions})
 

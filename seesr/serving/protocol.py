@@ -9,9 +9,14 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from seesr.serving.middleware import answer
+
 HEADER_SECONDS = 10.0  # that the header of a request may take to arrive
 MOST_CONNECTIONS = 2000
-BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%s"
+)
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +45,8 @@ class LimitedProtocol(H11Protocol):
             ]
             if not idle:
                 log.warning("connection refused: all %d are in use", len(self.connections) - 1)
-                transport.write(BUSY)
+                body = answer("unavailable", "all connections of the server are in use; try again later").body
+                transport.write(BUSY % (len(body), body))
                 transport.close()
                 return
             min(idle, key=lambda one: one.opened).transport.abort()

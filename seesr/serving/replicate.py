@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.serving import files
+from seesr.serving import files, responses
 from seesr.serving.api import service, store_both
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
-from seesr.serving.requests import Input, Prediction, parse, read_json
+from seesr.serving.requests import Input, PredictionRequest, parse, read_json
 from seesr.serving.service import Service, when
 from seesr.serving.uploads import Uploaded
 from seesr.serving.webhooks import check_target, whsec
@@ -28,7 +28,7 @@ PAGE = 100
 LONGEST_WAIT = 60.0  # seconds
 
 
-def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str, Any]:
+def prediction(of: Service, base: str, job: Job, whole: bool = True) -> responses.Prediction:
     """A job as Replicate shows it.
 
     Args:
@@ -65,7 +65,7 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> dict[str
 
 async def create(request: Request) -> Response:
     """POST of a prediction: queues it, and waits for it as long as `Prefer: wait` says."""
-    of, asked = service(request), parse(Prediction, await read_json(request))
+    of, asked = service(request), parse(PredictionRequest, await read_json(request))
     check_model(request, asked.version)
     given = parse(Input, asked.input, "input.")
     settings = settings_of(given.model_extra or {})
@@ -96,15 +96,15 @@ def check_model(request: Request, version: Any) -> None:
     """
     name = request.path_params.get("name")
     if name is not None and name != NAME:
-        raise Refused(404, f"there is no model {request.path_params['owner']}/{name} here, only {NAME}")
+        raise Refused("not_found", f"there is no model {request.path_params['owner']}/{name} here, only {NAME}")
     if version is None:
         if name is None:
-            raise Refused(422, "version is required")
+            raise Refused("invalid_input", "version is required", "version")
         return
     asked = str(version).rpartition(":")[2]
     model = str(version).partition(":")[0].rpartition("/")[2]
     if asked != service(request).version and not ("/" in str(version) and ":" not in str(version) and model == NAME):
-        raise Refused(422, "the version does not exist here")
+        raise Refused("version_not_found", "the version does not exist here", "version")
 
 
 def preferred_wait(request: Request) -> float:
@@ -155,14 +155,15 @@ def index(request: Request) -> Response:
     except ValueError:
         before = math.nan
     if before is not None and not math.isfinite(before):
-        raise Refused(400, "the cursor is none of this server")
+        raise Refused("invalid_cursor", "the cursor is none of this server")
     jobs = of.jobs.recent(owner(request), PAGE + 1, before)
     more = f"{base}/v1/predictions?cursor={jobs[PAGE - 1].created!r}" if len(jobs) > PAGE else None
     results = [prediction(of, base, job, whole=False) for job in jobs[:PAGE]]
-    return JSONResponse({"previous": None, "next": more, "results": results})
+    page: responses.Predictions = {"previous": None, "next": more, "results": results}
+    return JSONResponse(page)
 
 
-def model_version(of: Service) -> dict[str, Any]:
+def model_version(of: Service) -> responses.Version:
     return {
         "id": of.version,
         "created_at": when(of.made),
@@ -177,18 +178,29 @@ async def model(request: Request) -> Response:
     if "version" in request.path_params:
         return JSONResponse(found)
     who, here = request.path_params["owner"], service(request).base(request)
-    about = {"owner": who, "name": NAME, "description": "SeeSR super-resolution", "visibility": "private"}
-    links = {"url": f"{here}/", "cover_image_url": None, "default_example": None, "run_count": 0}
-    return JSONResponse({**about, **links, "latest_version": found})
+    about: responses.Model = {
+        "owner": who,
+        "name": NAME,
+        "description": "SeeSR super-resolution",
+        "visibility": "private",
+        "url": f"{here}/",
+        "cover_image_url": None,
+        "default_example": None,
+        "run_count": 0,
+        "latest_version": found,
+    }
+    return JSONResponse(about)
 
 
 async def versions(request: Request) -> Response:
     check_model(request, service(request).version)
-    return JSONResponse({"previous": None, "next": None, "results": [model_version(service(request))]})
+    found: responses.Versions = {"previous": None, "next": None, "results": [model_version(service(request))]}
+    return JSONResponse(found)
 
 
 async def webhook_secret(request: Request) -> Response:
-    return JSONResponse({"key": whsec(service(request).webhook_secret(owner(request)))})
+    secret: responses.WebhookSecret = {"key": whsec(service(request).webhook_secret(owner(request)))}
+    return JSONResponse(secret)
 
 
 ROUTES = [

@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import core_schema, from_json
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from seesr.serving.refusal import Refused
 from seesr.settings import Settings
 from seesr.settings.parsing import settings_of
+from seesr.settings.validation import FieldError
 
 LONGEST_WAIT = 600.0  # seconds
 LONGEST_DEADLINE = 1e6  # seconds
 JSON_TYPES = ("application/json",)
 T = TypeVar("T", bound=BaseModel)
-Image = Any  # a data URI, a URL, an uploaded file or a stream of bytes: uploads.py takes it
+URI = {"type": "string", "format": "uri", "description": "A data URI, an http(s) URL or the URL of an upload."}
+Image = Annotated[Any, WithJsonSchema(URI)]  # or an uploaded file or a stream of bytes: uploads.py takes it
 
 
-def between(least: float, most: float) -> AfterValidator:
-    """Refuses numbers outside a range, which its message has."""
+class Between(NamedTuple):
+    """Refuses numbers outside a range, with the range in the message and in the schema."""
 
-    def check(value: float) -> float:
-        if not least <= value <= most:
-            raise ValueError(f"it must be from {least:g} to {most:g}")
+    least: float
+    most: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+        return {**handler(schema), "minimum": self.least, "maximum": self.most}
+
+    def check(self, value: float) -> float:
+        if not self.least <= value <= self.most:
+            raise ValueError(f"it must be from {self.least:g} to {self.most:g}")
         return value
-
-    return AfterValidator(check)
 
 
 class Body(BaseModel):
@@ -52,7 +70,7 @@ class JobRequest(Body):
     model_config = ConfigDict(extra="allow")
 
     priority: Literal["urgent", "normal", "low"] = "normal"
-    deadline: Annotated[float, between(0.001, LONGEST_DEADLINE)] | None = None
+    deadline: Annotated[float, Between(0.001, LONGEST_DEADLINE)] | None = None
 
     def settings(self) -> Settings:
         """The settings among the values.
@@ -67,16 +85,16 @@ class JobRequest(Body):
         return {"priority": self.priority, "deadline": self.deadline}
 
 
-class Upscale(JobRequest):
+class UpscaleRequest(JobRequest):
     """POST /upscale: query, form or JSON."""
 
     image: Image = None
     mask: Image = None
-    wait: Annotated[float, between(0, LONGEST_WAIT)] = 60.0
+    wait: Annotated[float, Between(0, LONGEST_WAIT)] = 60.0
     answer: Literal["file", "link"] = "file"
 
 
-class Batch(JobRequest):
+class BatchRequest(JobRequest):
     """POST /batches: query and form."""
 
     image: Image = None
@@ -84,7 +102,7 @@ class Batch(JobRequest):
     answer: Any = None
 
 
-class Prediction(Body):
+class PredictionRequest(Body):
     """POST /v1/predictions."""
 
     version: str | None = None
@@ -102,7 +120,7 @@ class Input(Body):
     mask: Image = None
 
 
-class HuggingFace(Body):
+class HuggingFaceRequest(Body):
     """POST / of an inference endpoint."""
 
     inputs: str
@@ -115,7 +133,7 @@ class Instance(BaseModel):
     image: str
 
 
-class Vertex(Body):
+class VertexRequest(Body):
     """POST of Vertex's prediction route."""
 
     instances: list[Instance] = Field(min_length=1, max_length=100)
@@ -148,18 +166,23 @@ def parse(model: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         prefix: of the names in the message, such as "input.".
 
     Raises:
-        ValueError: the first fault: which value, and what it must be; one line.
+        FieldError: the first fault: which value, and what it must be; one line.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ValueError(prefix + sentence(error)) from None
+        raise FieldError(prefix + sentence(error), location(error)) from None
+
+
+def location(error: ValidationError) -> str:
+    """The name of the first faulty value, such as input.image."""
+    return ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
 
 
 def sentence(error: ValidationError) -> str:
     """The first fault of a request in one line."""
     fault = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in fault["loc"])
+    name = location(error)
     if fault["type"] == "missing":
         return f"{name} is required"
     if fault["type"] == "literal_error":
@@ -196,11 +219,11 @@ async def read_json(request: Request) -> dict[str, Any]:
         Refused: it is not sent as JSON, or is no JSON object.
     """
     if not is_json(request):  # a page of another site cannot send this type without asking first
-        raise Refused(415, "send a JSON object with Content-Type: application/json")
+        raise Refused("unsupported_media_type", "send a JSON object with Content-Type: application/json")
     try:
         value = parse_json(await request.body())
     except ValueError as error:
-        raise Refused(400, f"the body is no JSON ({error})") from None
+        raise Refused("invalid_body", f"the body is no JSON ({error})") from None
     if not isinstance(value, dict):
-        raise Refused(400, "the body must be a JSON object")
+        raise Refused("invalid_body", "the body must be a JSON object")
     return value

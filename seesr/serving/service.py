@@ -31,6 +31,7 @@ from seesr.serving.refusal import Refused
 from seesr.serving.supervisor import Supervisor
 from seesr.serving.uploads import Stored
 from seesr.settings import Settings
+from seesr.settings.validation import FieldError
 
 HEADER_SECONDS = 10.0  # that reading the header of an image may take
 HEADER_READERS = ThreadPoolExecutor(4, "image-header")
@@ -110,7 +111,7 @@ class Service:
                 return job
             known = self.jobs.find(before)
             if known is None:
-                raise Refused(409, "the result of this Idempotency-Key has expired")
+                raise Refused("idempotency_expired", "the result of this Idempotency-Key has expired")
             return known
         finally:
             drop(stored, mask)
@@ -138,7 +139,7 @@ class Service:
         if before is None:
             return None
         if before[0] != digest:
-            raise Refused(422, "this Idempotency-Key was used for another request")
+            raise Refused("idempotency_reused", "this Idempotency-Key was used for another request")
         return before[1]
 
     def release(self, request: Request, id: str) -> None:
@@ -196,14 +197,10 @@ class Service:
             size = size_of(stored)
             settings.output_size(*size)
             if mask is not None:
-                try:
-                    masked = size_of(mask)
-                except ValueError as error:
-                    raise ValueError(f"the mask cannot be used: {error}") from None
-                check_aspect(masked, size)
-        except ValueError:
+                check_mask(mask, size)
+        except ValueError as error:
             drop(stored, mask)
-            raise
+            raise FieldError(str(error), getattr(error, "field", "image")) from error
 
     def owned(self, request: Request, id: str) -> Job:
         """The job of this id.
@@ -213,7 +210,7 @@ class Service:
         """
         job = self.jobs.find(id) if is_id(id) else None
         if job is None or job.owner != owner(request):
-            raise Refused(404, "there is no job of this id")
+            raise Refused("not_found", "there is no job of this id")
         return job
 
     def link(self, base: str, job: Job) -> str:
@@ -238,10 +235,10 @@ class Service:
         seconds = int(expires) if expires.isascii() and expires.isdigit() and len(expires) <= 12 else 0
         good = hmac.compare_digest(self.signature(name, seconds).encode(), signature.encode())
         if not good or seconds < time.time():
-            raise Refused(404, "this link is not valid, or no longer")
+            raise Refused("expired", "this link is not valid, or no longer")
         job = self.jobs.find(name.partition(".")[0])
         if job is None or job.output != name:
-            raise Refused(404, "the result has expired")
+            raise Refused("expired", "the result has expired")
         return self.result(job)
 
     def result(self, job: Job) -> Path:
@@ -254,7 +251,7 @@ class Service:
             path = self.jobs.result(job)
             if path.is_file():
                 return path
-        raise Refused(404, "the result was removed; send the image again")
+        raise Refused("expired", "the result was removed; send the image again")
 
     def data_uri(self, job: Job) -> str:
         """The result inside of a data URI."""
@@ -280,6 +277,22 @@ def size_of(stored: Stored) -> tuple[int, int]:
         ValueError: no image of a known kind, or too large; one line.
     """
     return open_header(read_file(stored.path)).size
+
+
+def check_mask(mask: Stored, size: tuple[int, int]) -> None:
+    """Refuses a mask that is no image, or has another aspect ratio than the image.
+
+    Raises:
+        FieldError: one line.
+    """
+    try:
+        masked = size_of(mask)
+    except ValueError as error:
+        raise FieldError(f"the mask cannot be used: {error}", "mask") from None
+    try:
+        check_aspect(masked, size)
+    except ValueError as error:
+        raise FieldError(str(error), "mask") from None
 
 
 def media_type(job: Job) -> str:

@@ -16,6 +16,7 @@ from seesr.images.limits import LARGEST_FILE
 from seesr.serving.fetch import fetch
 from seesr.serving.refusal import Refused
 from seesr.settings.parsing import from_data_uri
+from seesr.settings.validation import FieldError
 
 TOO_LARGE = f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB"
 
@@ -48,7 +49,7 @@ async def store(chunks: AsyncIterator[bytes], part: Path, name: str) -> Stored:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > LARGEST_FILE:
-                    raise Refused(413, TOO_LARGE)
+                    raise Refused("too_large", TOO_LARGE)
                 digest.update(chunk)
                 file.write(chunk)
     except BaseException:
@@ -91,4 +92,4 @@ async def store_image(source: Any, part: Path, allowed: str, name: str = "image"
         return await store(once(await run_in_threadpool(from_data_uri, source)), part, name)
     if scheme.startswith(("http://", "https://")):
         return await store(fetch(source.strip(), allowed), part, urllib.parse.urlsplit(source).path)
-    raise ValueError("image must be a data URI, an upload of this server or an http(s) URL")
+    raise FieldError(f"{name} must be a data URI, an upload of this server or an http(s) URL", name)

@@ -9,7 +9,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ def check_target(url: Any) -> None:
     except ValueError:  # a port over 65535, brackets without an address
         good = False
     if not good:
-        raise Refused(422, "webhook must be an https URL")
+        raise Refused("invalid_input", "webhook must be an https URL", "webhook")
 
 
 def whsec(secret: bytes) -> str:
@@ -58,7 +58,7 @@ def signed(secret: bytes, id: str, body: bytes, now: float) -> dict[str, str]:
     return {"webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature}
 
 
-async def send_once(secret: bytes, url: str, id: str, content: dict[str, Any]) -> bool:
+async def send_once(secret: bytes, url: str, id: str, content: Mapping[str, Any]) -> bool:
     """Posts to a public address; whether the receiver took it."""
     body = json.dumps(content).encode()
     try:

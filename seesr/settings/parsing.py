@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seesr.settings import Settings
+from seesr.settings.validation import FieldError
 
 MASK = frozenset({"mask"})  # beside the settings
 STANDARD = str.maketrans("-_", "+/")  # of the URL-safe base64 alphabet
@@ -28,20 +29,20 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
         others: names that are not settings and are passed over.
 
     Raises:
-        ValueError: unknown names, or values outside their range; one line that names all of them.
+        FieldError: unknown names, or values outside their range; one line that names all of them.
     """
     fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
     unknown: list[str] = []
-    problems: list[str] = []
+    problems: list[FieldError] = []
     for name, value in given.items():
         if name in others:
             continue
         if name in ELSEWHERE:
-            problems.append(f"there is no input {name!r}; {ELSEWHERE[name]}")
+            problems.append(FieldError(f"there is no input {name!r}; {ELSEWHERE[name]}", name))
             continue
         if name not in fields:
-            unknown.append(repr(name[:60]))
+            unknown.append(name[:60])
             continue
         kind = fields[name]["kind"]
         if value is None or (value == "" and (kind is not str or "choices" in fields[name])):
@@ -53,13 +54,14 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
                 value = float(value)
         values[name] = value
     if unknown:
-        problems.append(f"there is no input {', '.join(unknown[:SHOWN])}; there are {', '.join(['image', *fields])}")
+        names = ", ".join(map(repr, unknown[:SHOWN]))
+        problems.append(FieldError(f"there is no input {names}; there are {', '.join(['image', *fields])}", unknown[0]))
     try:
         settings = Settings(**values)
-    except ValueError as error:
-        problems.append(str(error))
+    except FieldError as error:
+        problems.append(error)
     if problems:
-        raise ValueError("; ".join(problems))
+        raise FieldError("; ".join(map(str, problems)), problems[0].field)
     return settings
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from seesr.settings.validation import FieldError
+
 NUMBERS = re.compile(r" *(\d{1,9}) *, *(\d{1,9}) *, *(\d{1,9}) *, *(\d{1,9}) *", re.ASCII)
 
 
@@ -34,9 +36,10 @@ class Region(NamedTuple):
             ValueError: it reaches outside; the message has the output's size.
         """
         if self.right > width or self.bottom > height:
-            raise ValueError(
+            raise FieldError(
                 f"region {self} ends at pixel {self.right},{self.bottom}, outside the output of {width}x{height} "
-                "pixels; choose a region inside the output"
+                "pixels; choose a region inside the output",
+                "region",
             )
 
 
@@ -48,10 +51,11 @@ def parse_region(text: str) -> Region:
     """
     numbers = NUMBERS.fullmatch(text)
     if numbers is None:
-        raise ValueError(
-            f"region is {text!r}; it must be left,top,width,height in whole output pixels, such as 0,0,512,512"
+        raise FieldError(
+            f"region is {text!r}; it must be left,top,width,height in whole output pixels, such as 0,0,512,512",
+            "region",
         )
     region = Region(*map(int, numbers.groups()))
     if not (region.width and region.height):
-        raise ValueError(f"region {region} has no pixels; its width and height must be at least 1")
+        raise FieldError(f"region {region} has no pixels; its width and height must be at least 1", "region")
     return region

@@ -12,7 +12,7 @@ from seesr.images.color import FIXES
 from seesr.images.formats import FORMATS, ZIP
 from seesr.images.limits import LARGEST_OUTPUT, LARGEST_SIDE, check_input
 from seesr.settings.region import Region, parse_region
-from seesr.settings.validation import checked
+from seesr.settings.validation import FieldError, checked
 from seesr.settings.view_specs import ALL, VIEWS, View
 
 TRAINED_SIDE = 64  # of a tile, latent pixels; no bundle's own sides are smaller
@@ -163,27 +163,31 @@ class Settings:
             if value is not None or field.default is not None:
                 try:
                     object.__setattr__(self, field.name, checked(field.name, value, field.metadata))
-                except ValueError as error:
-                    problems.append(str(error))
+                except FieldError as error:
+                    problems.append(error)
         if problems:
-            raise ValueError("; ".join(problems))
+            raise FieldError("; ".join(map(str, problems)), problems[0].field)
         side = TRAINED_SIDE if self.latent_tiled_size is None else self.latent_tiled_size
         if self.latent_tiled_overlap >= side:
-            raise ValueError(
+            raise FieldError(
                 f"latent_tiled_overlap is {self.latent_tiled_overlap} with latent_tiled_size {side}: "
-                "tiles cannot advance; it must be smaller"
+                "tiles cannot advance; it must be smaller",
+                "latent_tiled_overlap",
             )
         if self.target_side is not None and self.target_megapixels is not None:
-            raise ValueError("target_side and target_megapixels were both given; one of them names the size")
+            message = "target_side and target_megapixels were both given; one of them names the size"
+            raise FieldError(message, "target_side")
         view = VIEWS.get(self.output_view, VIEWS["image"])  # of a zip each has the format that can hold it
         if view.deep and not FORMATS[self.output_format].deep:
-            raise ValueError(
-                f"output_view {self.output_view} is a 16-bit PNG; output_format {self.output_format} cannot hold it"
+            raise FieldError(
+                f"output_view {self.output_view} is a 16-bit PNG; output_format {self.output_format} cannot hold it",
+                "output_format",
             )
         if view.steered and not self.steered:
-            raise ValueError(
+            raise FieldError(
                 f"output_view {self.output_view} needs use_kds and num_particles of at least 2: "
-                "one sample cannot disagree"
+                "one sample cannot disagree",
+                "output_view",
             )
         if self.region is not None:
             object.__setattr__(self, "region", str(parse_region(self.region)))
@@ -205,7 +209,7 @@ class Settings:
             ),
         ):
             if value:
-                raise ValueError(f"region cannot be combined with {value}, which {reason}; set {remedy}")
+                raise FieldError(f"region cannot be combined with {value}, which {reason}; set {remedy}", "region")
 
     def replace(self, **changes: Any) -> Settings:
         """These settings with other values for some fields.
@@ -260,7 +264,9 @@ class Settings:
                 self.rectangle.check_inside(*size)
             return size
         if self.target is not None:
-            raise ValueError(f"{self.target} of a {width}x{height} image asks for {reason}")
+            raise FieldError(
+                f"{self.target} of a {width}x{height} image asks for {reason}", self.target.partition(" ")[0]
+            )
         hundredths = range(100, math.floor(100 * self.scale_factor) + 1)
         fitting = bisect.bisect_left(
             hundredths, True, key=lambda n: self._upscaled(width, height, n / 100)[1] is not None
@@ -268,7 +274,8 @@ class Settings:
         remedy = (
             f"the largest scale for this image is {(99 + fitting) / 100:g}" if fitting else "no scale of 1 or more fits"
         )
-        raise ValueError(f"scale {self.scale_factor:g} of a {width}x{height} image asks for {reason}; {remedy}")
+        message = f"scale {self.scale_factor:g} of a {width}x{height} image asks for {reason}; {remedy}"
+        raise FieldError(message, "scale_factor")
 
     @property
     def label(self) -> str:
@@ -299,8 +306,9 @@ class Settings:
         else:
             scale = math.sqrt((self.target_megapixels or 0) * 1e6 / (width * height))
         if not 1 <= scale <= 8:
-            raise ValueError(
-                f"{self.target} of a {width}x{height} image takes a scale of {scale:.4g}; it must be from 1 to 8"
+            raise FieldError(
+                f"{self.target} of a {width}x{height} image takes a scale of {scale:.4g}; it must be from 1 to 8",
+                self.target.partition(" ")[0],
             )
         return scale
 

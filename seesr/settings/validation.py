@@ -9,18 +9,30 @@ from collections.abc import Mapping
 from typing import Any
 
 
+class FieldError(ValueError):
+    """A field of a request has a value that it cannot have.
+
+    Attributes:
+        field: its name.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
-    """The value as its kind, or a ValueError that names field, value and limit."""
+    """The value as its kind, or a FieldError that names field, value and limit."""
     kind = about["kind"]
     value = typed(name, value, kind)
     if "choices" in about and value not in about["choices"]:
-        raise ValueError(f"{name} is {short(value)}; it must be one of {', '.join(about['choices'])}")
+        raise FieldError(f"{name} is {short(value)}; it must be one of {', '.join(about['choices'])}", name)
     if "ge" in about and not about["ge"] <= value <= about["le"]:
-        raise ValueError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}")
+        raise FieldError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}", name)
     if kind is str and len(value) > about.get("max_length", math.inf):
-        raise ValueError(f"{name} has {len(value)} characters; at most {about['max_length']} are allowed")
+        raise FieldError(f"{name} has {len(value)} characters; at most {about['max_length']} are allowed", name)
     if kind is str and not is_text(value):
-        raise ValueError(f"{name} holds a NUL or half of a surrogate pair, which is not text")
+        raise FieldError(f"{name} holds a NUL or half of a surrogate pair, which is not text", name)
     return value
 
 
@@ -34,7 +46,7 @@ def typed(name: str, value: Any, kind: Any) -> Any:
         good = isinstance(value, numbers.Real) and not isinstance(value, bool) and is_finite(value)
         good = good and (kind is float or float(value) == int(float(value)))
     if not good:
-        raise ValueError(f"{name} is {short(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
+        raise FieldError(f"{name} is {short(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}", name)
     return kind(value)
 
 

@@ -156,7 +156,7 @@ def test_a_url_is_fetched_and_its_redirects_are_checked(answers: Answers) -> Non
     for path, words in {"loop": "more than 5 times", "inside": "not public", "nothing": "answers 404"}.items():
         with pytest.raises(ValueError, match=words):
             fetched(f"{answers.url}/{path}")
-    with pytest.raises(ValueError, match=r"URLs of internal\.test are not allowed"):
+    with pytest.raises(Refused, match=r"URLs of internal\.test are not allowed"):
         fetched(f"{answers.url}/inside", "pictures.test")
     for url in ("ftp://pictures.test/x", "http://", "http://[::1"):
         with pytest.raises(ValueError):
