@@ -22,6 +22,8 @@ from seesr.serving import access, health, identity
 OPEN, KEY, OWN = "open", "key", "own"  # needs nothing; needs a key; shows only what belongs to the key
 ROUTES = {
     ("GET", "/"): OPEN,
+    ("GET", "/docs"): OPEN,
+    ("GET", "/docs.css"): OPEN,
     ("GET", "/page.css"): OPEN,
     ("GET", "/page.js"): OPEN,
     ("GET", "/sample.webp"): OPEN,
