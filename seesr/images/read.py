@@ -80,6 +80,8 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
             path.
     """
     header = open_header(data, check_size)
+    if b"jumb" in data and b"c2pa" in data:
+        header.warnings.append("the file has a C2PA manifest: signed outputs alone keep it (SEESR_C2PA_CERTIFICATE)")
     return to_image_data(header, header.decode())
 
 

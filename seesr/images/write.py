@@ -35,11 +35,11 @@ def encode(image_data: ImageData, file_format: str, quality: int) -> bytes:
         log.warning("the EXIF data are too long for %s and are left out", chosen.name)
         image_data = dataclasses.replace(image_data, exif=None)
     text = as_json(image_data.record) if chosen.record_in_xmp and image_data.record is not None else None
-    packet = xmp.packet(image_data.xmp, image_data.source_type, text)
-    if packet is not None and len(packet) > chosen.most_xmp:
+    packets = [xmp.packet(base, image_data.source_type, text) for base in (image_data.xmp, None)]
+    if packets[0] is not None and len(packets[0]) > chosen.most_xmp:
         log.warning("the XMP data of the input are too long for %s and are left out", chosen.name)
-        packet = xmp.packet(xmp.labels(image_data.xmp), image_data.source_type, text)
-    image_data = dataclasses.replace(image_data, xmp=packet)
+        packets.pop(0)
+    image_data = dataclasses.replace(image_data, xmp=packets[0])
     data = encode_png(image_data) if chosen.deep else encode_with_pillow(image_data, file_format, quality)
     with Image.open(io.BytesIO(data)) as check:
         if check.size != image_data.size:

@@ -36,7 +36,7 @@ OF_THE_OLD_PIXELS = {
     ("http://purl.org/dc/elements/1.1/", "format"),
     ("http://purl.org/dc/terms/", "provenance"),  # the address of a C2PA manifest of the old pixels
 }
-LONGEST, DEEPEST = 2**20, 100  # bytes; levels of elements
+LONGEST, DEEPEST = 2**18, 100  # bytes; levels of elements
 EMPTY = f'<x:xmpmeta xmlns:x="{META}"><rdf:RDF xmlns:rdf="{RDF}"/></x:xmpmeta>'
 Property = tuple[str | None, str | None]  # namespace and local name
 
@@ -45,15 +45,18 @@ class Unreadable(ValueError):
     """A packet that is not well-formed XMP."""
 
 
-def parse(packet: bytes) -> minidom.Document:
+def parse(packet: bytes, longest: int = LONGEST) -> minidom.Document:
     """Parses a packet without its wrapper. Document types, and with them entities, are refused.
 
+    Args:
+        longest: bytes; a packet that `written` returned can be longer than the one that was read.
+
     Raises:
-        Unreadable: it is too long, or no XML with RDF in it.
+        Unreadable: it is too long or too deep, or no XML with RDF in it.
     """
     try:
         text = packet.decode("utf-8-sig").strip("\0 \t\r\n")
-        if len(packet) > LONGEST or "<!DOCTYPE" in text:
+        if len(packet) > longest or "<!DOCTYPE" in text:
             raise Unreadable
         document = minidom.parseString(re.sub(r"<\?xml\s.*?\?>", "", text, flags=re.S).encode())
         nodes, level = [rdf_of(document)], 0
@@ -126,7 +129,7 @@ def labels(packet: bytes | None) -> bytes | None:
     """Of a packet that `kept` returned only labels of AI other than the source type, which is written anew."""
     if packet is None:
         return None
-    document = parse(packet)
+    document = parse(packet, len(packet))
     return written(document) if without(document, lambda name: name[0] != AIGC) else None
 
 
@@ -178,7 +181,8 @@ def packet(base: bytes | None, source_type: str | None, record: str | None) -> b
         new += f"<seesr:record>{escape(record)}</seesr:record>"
     if not new:
         return base
-    document = parse(base or EMPTY.encode())
+    base = base or EMPTY.encode()
+    document = parse(base, len(base))
     without(document, lambda name: name == (IPTC, "DigitalSourceType"))
     abouts = [node.getAttributeNS(RDF, "about") for node in descriptions(document)]
     spaces = f'xmlns:rdf="{RDF}" xmlns:Iptc4xmpExt="{IPTC}" xmlns:seesr="{SEESR}"'

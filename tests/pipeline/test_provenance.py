@@ -199,8 +199,9 @@ def test_a_signed_result_is_valid_and_names_its_source(
     damaged = signed[:place] + b"sEesr" + signed[place + 5 :]
     assert content_credentials.state(damaged) == "Invalid"
 
-    twice = engine.run(signed, settings.replace(scale_factor=1)).data  # the manifest of the input goes along
-    found = manifests(twice)
+    output = engine.run(signed, settings.replace(scale_factor=1))  # the manifest of the input goes along
+    twice, found = output.data, manifests(output.data)
+    assert "the file has a C2PA manifest" in output.metrics["warnings"]
     assert len(found["manifests"]) == 2 and content_credentials.state(twice) in ("Valid", "Trusted")
     (parent,) = found["manifests"][found["active_manifest"]]["ingredients"]
     assert parent["active_manifest"] in found["manifests"]

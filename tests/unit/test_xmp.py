@@ -211,6 +211,24 @@ def test_xmp_that_is_too_long_for_a_jpeg_is_left_out(caplog: pytest.LogCaptureFi
     assert "source" not in found and found["DigitalSourceType"] and "too long for JPEG" in caplog.text
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_packet_that_grows_when_it_is_written_again_fits(kind: str) -> None:
+    """A quotation mark in text becomes six bytes."""
+    read = decode(in_container("WEBP", packet(f"<dc:source>{chr(34) * 200_000}</dc:source>")))
+    assert read.xmp is not None and len(read.xmp) > xmp.LONGEST
+    found = seen(encode(read.with_pixels(read.rgb, {"settings": {"seed": 1}}, keep_exif=True), kind, 90))
+    assert found["DigitalSourceType"] and ("source" in found) == (kind != "jpg")
+    assert read.with_pixels(read.rgb, {}, keep_exif=False).xmp is None
+
+
+def test_the_longest_record_fits_into_a_jpeg(tmp_path: Path) -> None:
+    settings = dict.fromkeys(("user_prompt", "positive_prompt", "negative_prompt"), '"' * 2000)
+    label = f"<TC260:AIGC>{'x' * 60_000}</TC260:AIGC>"
+    read = decode(in_container("WEBP", packet(label)))
+    save(encode(read.with_pixels(read.rgb, {"settings": settings}), "jpg", 90), tmp_path / "a.jpg")
+    assert read_record(tmp_path / "a.jpg") == {"settings": settings}
+
+
 def test_the_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """It was the description."""
     Image.new("RGB", (8, 8)).save(
