@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seesr.runtime.estimate import Forecast, Speed
 from seesr.runtime.progress import Progress, Watcher
 from seesr.settings import Settings
 
@@ -37,7 +38,7 @@ class Echo:
     """
 
     def __init__(self, seconds: float = 0.0, runs: Path | None = None) -> None:
-        self.seconds, self.runs = seconds, runs
+        self.seconds, self.runs, self.speed = seconds, runs, Speed()
 
     def run(
         self,
@@ -48,6 +49,7 @@ class Echo:
         mask: Path | None = None,
     ) -> Output:
         content, progress = data.read_bytes(), Progress(*watchers)
+        progress.forecast = Forecast(self.speed, {"denoise": 1.0})
         if self.runs is not None:
             stored = (data.parents[1] / "outputs" / f"{data.name}.{settings.suffix}").exists()
             with self.runs.open("a") as runs:
@@ -56,6 +58,7 @@ class Echo:
         for _ in range(TILES):
             time.sleep(self.seconds / TILES)
             progress.advance()
+        self.speed.learn({"denoise": 1.0}, {"denoise": self.seconds})
         metrics = {"seed": settings.seed, "seconds": {"denoise": self.seconds}, "tiles": TILES, "steps": 1}
         return Output(content, {**metrics, "out_of_memory_retries": 0, "float32_retries": 0}, settings.seed or 0)
 

@@ -24,10 +24,6 @@ from seesr.settings import Settings
 if TYPE_CHECKING:
     from seesr.engine.engine import Engine
 
-SHARES = {  # of the time that an image takes, roughly
-    "read": 0.01, "tags": 0.02, "text": 0.01, "enlarge": 0.01, "encode": 0.15,
-    "denoise": 0.6, "decode": 0.16, "finish": 0.02, "file": 0.02,
-}  # fmt: skip
 SECONDS = {  # of one megapixel of the result: (all but the steps, one step); results/bench.md
     ("pocket", "cpu"): (3.4, 6.0),  # of one core
     ("full", "cpu"): (96.0, 46.0),
@@ -264,10 +260,7 @@ class RunBar:
         self.show()
 
     def __call__(self, position: Position) -> None:
-        if position.stage in SHARES:
-            names = list(SHARES)
-            before = sum(SHARES[name] for name in names[: names.index(position.stage)])
-            self.share = max(self.share, before + SHARES[position.stage] * position.done / max(1, position.total))
+        self.share = max(self.share, position.progress)
         self.show()
 
     def show(self) -> None:

@@ -22,6 +22,8 @@ from seesr.images.source import Source, is_file, is_many, load_source, read_byte
 from seesr.networks import hardware, weights
 from seesr.pipeline.result import Metrics, Output
 from seesr.pipeline.upscaler import Upscaler
+from seesr.pipeline.work import count
+from seesr.runtime.estimate import Forecast, Speed, stage_of
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Deadline, Position, Progress, Watcher
 from seesr.settings import Settings
@@ -46,6 +48,7 @@ class Engine:
         self.turn = threading.Lock()
         self.upscaler: Upscaler | None = None
         self.signer = signer_of(configuration)
+        self.speed = Speed()
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Engine:
@@ -102,7 +105,8 @@ class Engine:
             cache=configuration.cache_mb * 10**6,
         )
         loaded = time.perf_counter()
-        upscaler.warm_up()
+        first = upscaler.warm_up()
+        self.speed.learn(count(upscaler.networks, first.settings, first.source.size), first.metrics["seconds"])
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
@@ -176,7 +180,26 @@ class Engine:
             seconds = deadline if deadline is not None else self.configuration.deadline
             called = watchers if seconds is None else (*watchers, Deadline(seconds))
             progress = Progress(*called)
-            return self.thread.run(lambda: upscale(upscaler, source, settings, progress, mask, self.signer))
+            return self.thread.run(lambda: upscale(upscaler, source, settings, progress, mask, self.speed, self.signer))
+
+    def work(self, settings: Settings, size: tuple[int, int]) -> dict[str, float]:
+        """Units of work of every stage of an image of `size` = (width, height), see `seesr.pipeline.work.count`.
+
+        Raises:
+            ValueError: the output would be too large.
+            RuntimeError: the engine is unloaded.
+        """
+        if self.upscaler is None:
+            raise RuntimeError("the engine is unloaded")
+        return count(self.upscaler.networks, settings, size)
+
+    def expected(self, settings: Settings, size: tuple[int, int]) -> float:
+        """Seconds that an image of `size` = (width, height) should take, by the images of this process so far.
+
+        Raises:
+            ValueError, RuntimeError: as `work`.
+        """
+        return sum(self.speed.seconds(self.work(settings, size)).values())
 
     async def arun(
         self,
@@ -247,9 +270,14 @@ def upscale(
     settings: Settings,
     progress: Progress,
     mask: Source | None,
+    speed: Speed,
     signer: Signer | None = None,
 ) -> Output:
-    """Source -> Output whose file is encoded, and signed if there is a signer, with the seconds of both ends."""
+    """Source -> Output whose file is encoded, and signed if there is a signer, with the seconds of both ends.
+
+    Args:
+        speed: learns from this image.
+    """
     started = time.perf_counter()
     progress.start("read")
     original = None
@@ -257,6 +285,8 @@ def upscale(
         source = original = read_bytes(source)
     image = load_source(source, settings.output_size)
     shape = None if mask is None else read_mask(mask, image.image_data.size)
+    work = count(upscaler.networks, settings, image.image_data.size, shape)
+    progress.forecast = Forecast(speed, work)
     progress.finish()
     read = time.perf_counter()
     output = upscaler(image, settings, progress, shape)
@@ -267,10 +297,17 @@ def upscale(
     data = output.data
     progress.finish()
     seconds = {"read": read - started, **output.metrics["seconds"], "file": time.perf_counter() - upscaled}
+    speed.learn(computed(work, output.metrics), seconds)
     metrics: Metrics = {**output.metrics, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
     output = dataclasses.replace(output, metrics=metrics)
     output.__dict__["data"] = data  # the value of the cached property
     return output
+
+
+def computed(work: dict[str, float], metrics: Metrics) -> dict[str, float]:
+    """The work of the stages that were computed whole, without results of earlier runs."""
+    reused = {*metrics["reused"].split(", "), "denoise" if metrics["tiles_reused"] else ""}
+    return {name: units for name, units in work.items() if stage_of(name) not in reused}
 
 
 def free_memory() -> None:

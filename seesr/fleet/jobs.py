@@ -139,6 +139,19 @@ class FleetJobs:
     def batch(self, owner: str, id: str) -> list[Job]:
         return [job for job in self.records.batch(id) if job.owner == owner]
 
+    def ahead(self, ids: list[str]) -> dict[str, int]:
+        """By creation, which Celery's priorities can change."""
+
+        def work(client: Any) -> list[Any]:
+            with client.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    pipe.zrank(WAITING, id)
+                pipe.zcard(RUNNING)
+                return pipe.execute()
+
+        *ranks, running = self.link(work)
+        return {id: rank + running for id, rank in zip(ids, ranks, strict=True) if rank is not None}
+
     def cancel(self, id: str) -> None:
         if self.records.cancel(id):
             job = self.records.find(id)

@@ -120,13 +120,15 @@ class Child:
 
     def run(self, job: Job) -> None:
         def report() -> None:
-            values = {"stage": job.stage, "done": job.done, "total": job.total, "logs": job.logs}
+            names = ("stage", "done", "total", "progress", "seconds_left", "logs")
+            values = {name: getattr(job, name) for name in names}
             self.records.report(job, **values)
             self.records.hook(job, "logs")
 
         settings = Settings(**job.settings)
         name = f"{job.id}.{settings.suffix}"
         try:
+            job.progress, job.seconds_left = 0.0, None  # of an earlier attempt
             report()
             source = self.until_stored(lambda: self.objects.get(f"in/{job.id}"))
             mask = self.until_stored(lambda: self.objects.get(f"in/{job.id}-mask")) if job.masked else None

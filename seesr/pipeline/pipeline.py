@@ -36,6 +36,7 @@ from seesr.pipeline.result import Metrics, Output, record
 from seesr.pipeline.stages import JobStages, Scope, StageCache
 from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import bounds, covered, needed, visible_part
+from seesr.pipeline.work import padding, tile_sides
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import BATCHES, Tile, least_work
@@ -61,9 +62,9 @@ class UpscaleRun:
     ) -> None:
         self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
-        defaults, steps, side = networks.bundle.defaults, settings.num_inference_steps, settings.latent_tiled_size
-        self.steps = defaults.num_inference_steps if steps is None else steps
-        self.sides = defaults.latent_tiled_size if side is None else (side,)
+        steps = settings.num_inference_steps
+        self.steps = networks.bundle.defaults.num_inference_steps if steps is None else steps
+        self.sides = tile_sides(networks, settings)
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*image.size)
         self.scale = self.size[0] / image.size[0]
@@ -185,10 +186,7 @@ class UpscaleRun:
     def enlarge(self) -> Tensor:
         """The upscaled image, mirrored to at least a tile, or less where it is thin: [H', W', 3], on the device."""
         networks = self.networks
-        cell = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
-        tile = min(networks.tile, *self.sides) * networks.factor
-        thin = min(self.size) <= tile // 4 and max(self.size) > tile  # a whole tile would multiply its cost
-        padded = pad(resize(self.source.visible, self.size), cell, tile // 8 if thin else tile)
+        padded = pad(resize(self.source.visible, self.size), *padding(networks, self.sides, self.size))
         self.bicubic = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 

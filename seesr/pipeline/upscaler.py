@@ -108,15 +108,19 @@ class Upscaler:
         record = {**(output.image_data.record or {}), "source_sha256": loaded.sha256}
         return dataclasses.replace(output, image_data=dataclasses.replace(output.image_data, record=record))
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> Output:
         """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation;
         on a GPU also on one of several tiles, whose batches are another shape, and records graphs.
+
+        Returns:
+            The result of the last of these images, which says how fast this device is.
         """
-        self.run_grey(1)
+        output = self.run_grey(1)
         if self.networks.device.type == "cuda":
-            self.run_grey(2)
+            output = self.run_grey(2)
         if self.graphs is not None:
             self.record()
+        return output
 
     def record(self) -> None:
         """Records the networks: an image of one tile, also with guidance, then the denoiser's pass for every batch
@@ -137,10 +141,10 @@ class Upscaler:
         """Whether CUDA graphs are used, and if not, why."""
         return NO_GRAPHS if self.graphs is None else self.graphs.state
 
-    def run_grey(self, tiles: int, cfg_scale: float = 1.0) -> None:
+    def run_grey(self, tiles: int, cfg_scale: float = 1.0) -> Output:
         """Runs one step on a grey image, without cached stages: networks that do not run record no graph."""
         settings = Settings(num_inference_steps=1, seed=0, cfg_scale=cfg_scale)
-        UpscaleRun(self.networks, settings, self.grey(tiles), Progress(), self.graphs).run()
+        return UpscaleRun(self.networks, settings, self.grey(tiles), Progress(), self.graphs).run()
 
     def grey(self, tiles: int) -> ImageData:
         """A ramp that is enlarged to `tiles` times the side of one."""

@@ -9,6 +9,8 @@ from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
 
+from seesr.runtime.estimate import Forecast
+
 
 class Position(NamedTuple):
     """The stage of one image, and the tiles done in it.
@@ -17,11 +19,15 @@ class Position(NamedTuple):
         stage: read, tags, text, enlarge, encode, denoise, decode, finish or file.
         done: tiles of the stage that are done; a stage without tiles counts as one.
         total: tiles of the stage.
+        progress: the finished share of the whole image, from 0 to 1; 0 without a forecast.
+        seconds_left: of the whole image; None: not known.
     """
 
     stage: str
     done: int
     total: int
+    progress: float = 0.0
+    seconds_left: float | None = None
 
     def __str__(self) -> str:
         return f"{self.stage}, {self.done} of {self.total}"
@@ -94,6 +100,8 @@ class Progress:
     def __init__(self, *watchers: Watcher) -> None:
         self.watchers = watchers
         self.position = Position("", 0, 0)
+        self.forecast: Forecast | None = None  # set once the work is known
+        self.began = time.monotonic()
 
     def start(self, stage: str, total: int = 1) -> None:
         """Begins a stage of `total` tiles."""
@@ -111,5 +119,9 @@ class Progress:
             self.advance(self.position.total - self.position.done)
 
     def tell(self) -> None:
+        if self.forecast is not None:
+            stage, done, total = self.position[:3]
+            progress, left = self.forecast.at(stage, done, total, time.monotonic() - self.began)
+            self.position = Position(stage, done, total, progress, left)
         for watcher in self.watchers:
             watcher(self.position)

@@ -19,6 +19,9 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = {  # (method, route) that need no key; every other one does
     ("GET", "/"),
     ("GET", "/page.css"),
+    ("GET", "/texts.json"),
+    ("GET", "/blend.js"),
+    ("GET", "/editor.js"),
     ("GET", "/page.js"),
     ("GET", "/docs.css"),
     ("GET", "/docs"),

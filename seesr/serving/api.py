@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from seesr.serving import estimate, responses
+from seesr.serving import responses
 from seesr.serving.job import DONE, WAITING, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
@@ -33,11 +33,8 @@ def service(request: Request) -> Service:
     return request.app.state.service
 
 
-def shown(of: Service, base: str, job: Job) -> responses.Job:
+def shown(of: Service, base: str, job: Job, ahead: int | None = None) -> responses.Job:
     """A job for people and programs."""
-    progress = 1.0 if job.status == DONE else estimate.progress(job.stage, job.done, job.total)
-    running = job.started and not job.ended
-    left = estimate.seconds_left(time.time() - (job.started or 0), progress) if running else None
     here = f"{base}/jobs/{job.id}"
     return {
         "id": job.id,
@@ -46,8 +43,9 @@ def shown(of: Service, base: str, job: Job) -> responses.Job:
         "stage": job.stage,
         "done": job.done,
         "total": job.total,
-        "progress": progress,
-        "seconds_left": left,
+        "progress": 1.0 if job.status == DONE else job.progress,
+        "seconds_left": None if job.ended else job.seconds_left,
+        "ahead": ahead,
         "error": job.error,
         "settings": job.settings,
         "metrics": job.metrics,
@@ -141,8 +139,11 @@ def file_of(of: Service, job: Job) -> Response:
 
 
 def show(request: Request) -> Response:
+    """A job; one that waits also has `ahead`, the number of jobs of all keys before it."""
     of = service(request)
-    return JSONResponse(shown(of, of.base(request), of.owned(request, request.path_params["id"])))
+    job = of.owned(request, request.path_params["id"])
+    ahead = of.jobs.ahead([job.id]) if job.status == WAITING else {}
+    return JSONResponse(shown(of, of.base(request), job, ahead.get(job.id)))
 
 
 def result(request: Request) -> Response:
@@ -193,7 +194,8 @@ async def all_events(request: Request) -> Response:
     """Streams all jobs of the caller's key over one connection, as server-sent events.
 
     It begins with an event "job" for each recent job, then "ready". Each later change of a job is another "job" event.
-    Closing the stream cancels nothing.
+    An event "queue" has, for each waiting job by its id, the number of jobs of all keys before it; it is sent when
+    that changes. Closing the stream cancels nothing.
     """
     of, base, name = service(request), service(request).base(request), owner(request)
 
@@ -201,10 +203,15 @@ async def all_events(request: Request) -> Response:
         revisions: dict[str, int] = {}
         active: dict[str, Job] = {}
         first, latest = True, time.monotonic()
+        places: dict[str, int] = {}
         while True:
             jobs = await asyncio.to_thread(changes, of, name, revisions, active)
+            waiting = [job.id for job in active.values() if job.status == WAITING]
+            before, places = places, await asyncio.to_thread(of.jobs.ahead, waiting) if waiting else {}
             if jobs:
                 yield "".join(f"event: job\ndata: {json.dumps(shown(of, base, job))}\n\n" for job in jobs)
+            if places and places != before:
+                yield f"event: queue\ndata: {json.dumps(places)}\n\n"
             if first:
                 yield "event: ready\ndata: {}\n\n"
             elif not jobs and time.monotonic() - latest > KEEP_ALIVE:

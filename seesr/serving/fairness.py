@@ -36,6 +36,16 @@ class Turns:
     def __init__(self) -> None:
         self.count, self.served = 0, collections.defaultdict[str, int](int)  # owner -> its latest turn
 
+    def order(self, waiting: Sequence[Job]) -> list[Job]:
+        """The jobs in the order in which `next` would give them within each priority."""
+        turns = collections.Counter[tuple[int, str]]()
+        keys = []
+        for job in sorted(waiting, key=lambda job: job.created):
+            keys.append((job.priority, turns[job.priority, job.owner], self.served[job.owner], job.created, job.id))
+            turns[job.priority, job.owner] += 1
+        jobs = {job.id: job for job in waiting}
+        return [jobs[id] for *_, id in sorted(keys)]
+
     def next(self, waiting: Sequence[Job]) -> Job:
         """The job to run now; its owner has had its turn then."""
         job = min(waiting, key=lambda job: (job.priority, self.served[job.owner], job.created))

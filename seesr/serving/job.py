@@ -38,6 +38,8 @@ class Job:
         webhook, events: where to tell, and of what (start, output, logs, completed).
         attempts: how often it was begun; a server that died began it too.
         stage, done, total: how far it came.
+        progress, seconds_left: of the whole image, see seesr.runtime.estimate; seconds_left is None where it is not
+            known.
         output: file name of the result.
         revision: counts the changes.
         created, started, completed: seconds since 1970.
@@ -59,6 +61,8 @@ class Job:
     stage: str = ""
     done: int = 0
     total: int = 0
+    progress: float = 0.0
+    seconds_left: float | None = None
     cancel: bool = False
     error: str | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -84,6 +88,11 @@ class Job:
         if not isinstance(record, dict):
             raise TypeError(f"the record is a {type(record).__name__}, not an object")
         return cls(**known_fields(cls, record))
+
+    def reset(self) -> None:
+        """Makes it wait again from its start."""
+        self.status, self.stage, self.done, self.total = WAITING, "", 0, 0
+        self.progress, self.seconds_left = 0.0, None
 
     @property
     def suffix(self) -> str:
@@ -182,6 +191,10 @@ class Jobs(Protocol):
 
     def cancel(self, id: str) -> None:
         """Asks the job to end: at once if it waits, at the next tile if it runs."""
+        ...
+
+    def ahead(self, ids: list[str]) -> dict[str, int]:
+        """For each of these jobs that waits: how many jobs of all owners run or will run before it."""
         ...
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:

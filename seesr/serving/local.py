@@ -92,7 +92,7 @@ class LocalJobs:
         elif not self.input(job).exists():
             self.end(job, FAILED, error="the server died before the image was stored; send it again")
         else:
-            job.status, job.stage, job.done, job.total = WAITING, "", 0, 0
+            job.reset()
             self.jobs[job.id] = job
             self.waiting.append(job)
             self.journal.keep(job)
@@ -164,6 +164,12 @@ class LocalJobs:
                 except STORAGE_ERRORS as error:
                     raise storage_failure(error) or error from error
                 self.waiting.remove(job)
+
+    def ahead(self, ids: list[str]) -> dict[str, int]:
+        with self.changes:
+            first = int(self.running is not None)
+            places = {job.id: place for place, job in enumerate(self.turns.order(self.waiting), first)}
+        return {id: places[id] for id in ids if id in places}
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
         return await self.listeners.changed(id, revision, seconds)
@@ -259,7 +265,7 @@ class LocalJobs:
             self.until_stored(lambda: self.end(job, FAILED, error="an internal error; the log has more"))
             return
         with self.changes:
-            job.status, job.stage, job.done, job.total = WAITING, "", 0, 0
+            job.reset()
             self.waiting.append(job)
 
     def make(self, job: Job) -> None:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"
-ASSETS = ("page.css", "page.js", "docs.css", "sample.webp")
+ASSETS = ("page.css", "page.js", "blend.js", "editor.js", "texts.json", "docs.css", "sample.webp")
 
 
 async def page(request: Request) -> Response:

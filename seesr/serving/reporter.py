@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 class Reporter:
-    """A watcher that keeps a job's stage, done, total and logs.
+    """A watcher that keeps a job's stage, done, total, progress, time left and logs.
 
     Args:
         tell: called after every report.
@@ -42,7 +42,7 @@ class Reporter:
             raise Interrupted
         if position.stage != job.stage or position.done == position.total or now - self.latest > self.often:
             self.latest = now
-            job.stage, job.done, job.total = position
+            job.stage, job.done, job.total, job.progress, job.seconds_left = position
             job.logs += progress_line(position)
             self.tell()
 

@@ -44,6 +44,7 @@ class Job(TypedDict):
     total: Annotated[int, Field(description="Parts of the stage.")]
     progress: Annotated[float, Field(description="Finished share of the whole job, 0 to 1.")]
     seconds_left: Annotated[float | None, Field(description="Estimate for the rest of the job.")]
+    ahead: Annotated[int | None, Field(description="GET /jobs/{id} of a waiting job: jobs of all keys before it.")]
     error: Annotated[str | None, Field(description="Why the job failed.")]
     settings: Values
     metrics: Metrics

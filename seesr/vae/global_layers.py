@@ -82,15 +82,25 @@ def moments_by_sums(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return variance.clamp(min=0).float(), mean.float()
 
 
+def stride(size: tuple[int, int]) -> int:
+    """Of the keys of an image of `size` = (height, width) latent pixels, each way."""
+    found, latent_pixels = 1, size[0] * size[1]
+    while latent_pixels * (size[0] // found) * (size[1] // found) > PAIRS:
+        found += 1
+    return found
+
+
+def attention_keys(size: tuple[int, int]) -> int:
+    """Number of keys that each latent pixel of an image attends to."""
+    return (size[0] // stride(size)) * (size[1] // stride(size))
+
+
 class GlobalAttention:
     """Single-head self-attention from the latent pixels of a tile to those of the whole image."""
 
     def __init__(self, attention: Any, size: tuple[int, int]) -> None:
         self.module = attention
-        self.stride = 1
-        latent_pixels = size[0] * size[1]
-        while latent_pixels * (size[0] // self.stride) * (size[1] // self.stride) > PAIRS:
-            self.stride += 1
+        self.stride = stride(size)
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def observe(self, values: Tensor, part: Tile) -> None:

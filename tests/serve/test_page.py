@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,12 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
-from serving import ANN, Serving, sharp
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from serving import ANN, QUICK, Serving, sharp
 
-from seesr.serving.app import PAGE
+from seesr.serving.pages import ASSETS, PAGE
+from seesr.settings import Settings
+from seesr.settings.presets import PRESETS
 
+SIZES = {"scale_factor", "target_side", "target_megapixels"}
 CHROMIUM = shutil.which("chromium")
 expect.set_options(timeout=30_000)
 # Dispatches a drop of files on the page: [{name, type, data in base64}].
@@ -31,6 +39,20 @@ DROP = """(files) => {
     document.querySelector('#drop').dispatchEvent(
         new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
 }"""
+
+# Keeps the mask that is sent next.
+KEEP_MASK = """() => {
+    const send = XMLHttpRequest.prototype.send;
+    XMLHttpRequest.prototype.send = function (form) {
+        window.sentMask = form.get('mask');
+        return send.call(this, form);
+    };
+}"""
+# Stands in for the desktop: keeps the title of the latest notification.
+NOTIFICATION = """() => { window.Notification = class {
+    static requestPermission = async () => 'granted';
+    constructor(title) { window.told = title; }
+} }"""
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +217,150 @@ def test_a_phone_photo_is_limited_before_it_is_sent(slow_page: Page, tmp_path: P
     expect(slow_page.locator(".size")).to_have_text("4000x3000 → 9440x7080, the largest that fits")
 
 
+def editor(page: Page) -> Locator:
+    page.get_by_role("button", name="Piece or mask").first.click()
+    expect(page.locator("#editor")).to_be_visible()
+    return page.locator("#paint")
+
+
+def drag(page: Page, canvas: Locator, *points: tuple[float, float]) -> None:
+    """Draws a line through points given as shares of the canvas."""
+    box = canvas.bounding_box()
+    assert box
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place)
+    page.mouse.up()
+
+
+def pixels(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.long
+def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving, tmp_path: Path) -> None:
+    """Also beside a flat area, where the model adds nothing."""
+    photo = pixels(sharp(64, 48)).copy()
+    photo[:, :24] = 200
+    photo[::3, 40:] //= 2
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    data = (tmp_path / "photo.png").read_bytes()
+    page.set_input_files("#files", tmp_path / "photo.png")
+    slider = page.get_by_role("slider", name="Try detail or faithful")
+    for fidelity in (0.2, 0.5, 0.7, 1.0):
+        slider.fill(str(fidelity))
+        page.wait_for_function("!document.querySelector('.live').hidden")
+        shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
+        ours = pixels(base64.b64decode(shown.partition(",")[2])).astype(int)
+        expected = pixels(service.upscale(data, fidelity=fidelity).content)
+        assert abs(ours - expected).max() <= 1, fidelity
+    slider.fill("0.5")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save this").click()
+    assert Path(download.value.path()).read_bytes() == service.upscale(data, fidelity=0.5).content
+
+
+@pytest.mark.long
+def test_a_piece_has_the_pixels_of_the_whole(page: Page, service: Serving, photo_file: Path) -> None:
+    page.get_by_label("Wait before upscaling").check()
+    page.set_input_files("#files", photo_file)
+    expect(page.locator(".state")).to_have_text("Waiting for you to start it")
+    drag(page, editor(page), (0.25, 0.25), (0.5, 0.75))
+    sides = ("left", "top", "width", "height")
+    left, top, width, height = (int(page.locator(f"#piece-{side}").input_value()) for side in sides)
+    assert 60 <= left <= 68 and 44 <= top <= 52 and 60 <= width <= 68 and 92 <= height <= 100
+    page.get_by_role("button", name="Upscale this piece").click()
+    expect(page.locator(".state")).to_contain_text(f"Done, seed 1, {width}x{height}")
+    before, after = (page.locator(name).bounding_box() for name in (".before", ".after"))
+    assert before and after
+    assert abs(before["width"] / after["width"] - 256 / width) < 0.1, "the original is at its place"
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    whole = pixels(service.upscale(photo_file.read_bytes()).content)
+    piece = pixels(Path(download.value.path()).read_bytes())
+    assert np.array_equal(piece, whole[top : top + height, left : left + width])
+
+
+@pytest.mark.long
+def test_the_painted_mask_is_the_file_that_is_sent(page: Page, service: Serving, photo_file: Path) -> None:
+    page.set_input_files("#files", photo_file)
+    canvas = editor(page)
+    page.get_by_role("button", name="Add to mask").click()
+    page.get_by_label("Brush size").fill("20")
+    drag(page, canvas, (0.2, 0.5), (0.8, 0.5))
+    drag(page, canvas, (0.9, 0.1), (0.9, 0.9))
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Erase from mask").click()
+    page.get_by_label("Brush size").fill("10")
+    drag(page, canvas, (0.5, 0.0), (0.5, 1.0))
+    page.get_by_label("Feather").fill("2")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download mask").click()
+    mask = Path(download.value.path()).read_bytes()
+    values = np.asarray(Image.open(io.BytesIO(mask)).convert("L"))
+    assert values.shape == (48, 64) and values[24, 20] == 255 and values[24, 32] < 40 and values[4, 58] == 0
+    assert len(set(values[:, 20])) > 4, "the edge is soft"
+    page.evaluate(KEEP_MASK)
+    page.get_by_role("button", name="Upscale with this mask").click()
+    page.wait_for_function("window.sentMask")
+    assert bytes(page.evaluate("window.sentMask.arrayBuffer().then((data) => [...new Uint8Array(data)])")) == mask
+    expect(page.locator(".state").filter(has_text="Done")).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").first.click()
+    files = {"image": photo_file.read_bytes(), "mask": mask}
+    answer = service.ask("POST", "/upscale", params=QUICK, files=files)
+    assert Path(download.value.path()).read_bytes() == answer.content
+
+
+@pytest.mark.long
+def test_another_seed_and_two_results_on_one_slider(page: Page, photo_file: Path) -> None:
+    page.set_input_files("#files", photo_file)
+    expect(page.locator(".state").filter(has_text="Done")).to_have_count(1)
+    page.get_by_role("button", name="Another seed").click()
+    expect(page.locator(".state").filter(has_text="Done")).to_have_count(2)
+    card = page.locator(".card").filter(has_text="Done, seed 1,")
+    select = card.get_by_label("Compare with")
+    select.select_option(index=1)
+    expect(card.locator(".left")).to_contain_text("Result 2: Seed")
+    sources = [page.locator(name).first for name in (".card >> nth=0 >> .after", ".card >> nth=1 >> .before")]
+    newer, compared = (source.get_attribute("src") for source in sources)
+    assert newer and compared and newer.partition("?")[0] == compared.partition("?")[0]
+
+
+@pytest.mark.long
+def test_a_file_that_only_the_browser_reads_is_converted(page: Page) -> None:
+    shape = b'<rect width="20" height="30" fill="teal"/>'
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30">' + shape + b"</svg>"
+    page.set_input_files("#files", {"name": "drawing.svg", "mimeType": "image/svg+xml", "buffer": drawing})
+    page.get_by_role("button", name="Convert to PNG").click()
+    expect(page.locator(".state")).to_have_text("Done, seed 1, 160x120")
+
+
+@pytest.mark.long
+def test_print_sizes_give_the_target(slow_page: Page) -> None:
+    slow_page.select_option("#size-kind", "cm")
+    slow_page.fill("#size", "2.54")
+    slow_page.fill("#dpi", "100")
+    with slow_page.expect_request("**/upscale?*") as request:
+        slow_page.set_input_files("#files", names(1)[0] | {"buffer": sharp(50, 25)})
+    assert "target_side=100" in request.value.url
+    expect(slow_page.locator(".size")).to_have_text("50x25 → 100x50")
+
+
+def test_the_language_can_be_chosen_and_stays(slow_page: Page) -> None:
+    expect(slow_page.get_by_label("Language", exact=True)).to_have_value("en")
+    slow_page.select_option("#language", "de")
+    expect(slow_page.get_by_text("Bilder auswählen")).to_be_visible()
+    expect(slow_page.get_by_role("button", name="Ausgewogen")).to_have_attribute("aria-pressed", "true")
+    slow_page.reload()
+    expect(slow_page.get_by_text("Einstellungen", exact=True)).to_be_visible()
+    assert slow_page.locator("html").get_attribute("lang") == "de"
+    slow_page.set_input_files("#files", names(1))
+    expect(slow_page.locator(".state")).to_contain_text("Fertig")
+
+
 @pytest.mark.long
 def test_a_refused_size_has_its_remedy_as_a_button(slow_page: Page, tmp_path: Path) -> None:
     """A browser does not read TIFF, so that only the server knows the size."""
@@ -205,25 +371,32 @@ def test_a_refused_size_has_its_remedy_as_a_button(slow_page: Page, tmp_path: Pa
 
 
 @pytest.mark.long
-def test_thirty_images_at_once(slow_page: Page, slow: Serving) -> None:
-    slow_page.set_input_files("#files", names(30))
-    expect(slow_page.locator(".card")).to_have_count(30)
-    expect(slow_page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
+def test_a_hundred_images_at_once(slow_page: Page, slow: Serving) -> None:
+    """The queue takes them all; the page stays usable, and says how many are ahead, also of another tab."""
+    slow_page.evaluate(NOTIFICATION)
+    files = [{**file, "data": base64.b64encode(file["buffer"]).decode(), "type": "image/png"} for file in names(100)]
+    slow_page.evaluate(DROP, [{key: file[key] for key in ("name", "type", "data")} for file in files])
+    expect(slow_page.locator(".card")).to_have_count(100)
+    slow_page.get_by_label("Notify me").check()
+    expect(slow_page.locator(".state").filter(has_text="Upscaling")).to_have_count(1)
     other = slow_page.context.new_page()
     started = time.monotonic()
     other.goto(slow.url)
     expect(other.locator("#presets button")).to_have_count(3)
     assert time.monotonic() - started < 3
     other.close()
-    for name in ("29.png", "15.png"):  # the newest, and one in the middle
+    for name in ("99.png", "50.png"):  # the newest, and one in the middle
         card = slow_page.locator(".card").filter(has=slow_page.get_by_role("heading", name=name, exact=True))
         started = time.monotonic()
         card.get_by_role("button", name="Cancel").click()
         expect(card.locator(".state")).to_have_text("Canceled")
         assert time.monotonic() - started < 1
+    card = slow_page.locator(".card").filter(has=slow_page.get_by_role("heading", name="98.png", exact=True))
+    expect(card.locator(".state")).to_have_text(re.compile(r"Waiting, \d\d ahead in the queue"))
     slow_page.get_by_role("button", name="Cancel all").click()
     expect(slow_page.locator(".state").filter(has_text="ahead")).to_have_count(0)
     expect(slow_page.get_by_role("button", name="Cancel all")).to_be_hidden()
+    slow_page.wait_for_function("window.told === 'All images are done'")
     assert slow.ask("GET", "/status").json()["queue_length"] == 0
 
 
@@ -241,7 +414,7 @@ def test_cancel_while_an_image_is_sent(slow_page: Page) -> None:
 @pytest.mark.long
 def test_a_reload_loses_nothing(slow_page: Page) -> None:
     slow_page.set_input_files("#files", names(3))
-    expect(slow_page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
+    expect(slow_page.locator(".state").filter(has_text="Upscaling")).to_have_count(1)
     slow_page.reload()
     expect(slow_page.locator(".state").filter(has_text="Done")).to_have_count(3)
     slow_page.reload()
@@ -270,7 +443,7 @@ def test_a_killed_server_and_its_successor(new_context: Callable[..., BrowserCon
         page = new_context().new_page()
         page.goto(first.url)
         page.set_input_files("#files", names(2))
-        expect(page.locator(".state").filter(has_text="UpscaleRun")).to_have_count(1)
+        expect(page.locator(".state").filter(has_text="Upscaling")).to_have_count(1)
         first.process.kill()
         expect(page.locator(".state").filter(has_text="Waiting for the server")).to_have_count(2)
     successor = Echo(tmp_path, 0.1, "--port", first.url.rpartition(":")[2])
@@ -353,17 +526,55 @@ def test_use_as_code(slow_page: Page, language: str, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 820, 1280])
 def test_it_is_accessible(page: Page, photo_file: Path, scheme: str, width: int) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": width, "height": 844})
     page.set_input_files("#files", photo_file)
     expect(page.locator(".result")).to_be_visible()
     page.get_by_text("Use as code").click()
+    check_access(page, width)
+    page.get_by_role("button", name="Piece or mask").click()
+    for tool in ("Piece", "Add to mask"):
+        page.get_by_role("button", name=tool, exact=True).click()
+        check_access(page, width)
+
+
+def check_access(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_page_is_small() -> None:
-    assert sum(path.stat().st_size for path in PAGE.iterdir()) < 60_000
+def test_the_page_is_small(slow: Serving) -> None:
+    """What the browser receives, compressed, of all files together."""
+    sizes = {}
+    for name in ("", *ASSETS):
+        answer = slow.ask("GET", f"/{name}", headers={"Accept-Encoding": "gzip"}, stream=True)
+        sizes[name] = len(answer.raw.read(decode_content=False))
+    assert set(ASSETS) | {"index.html"} == {path.name for path in PAGE.iterdir()}
+    assert sum(sizes.values()) < 60_000, sizes
+
+
+def test_every_text_is_in_every_language_and_is_used() -> None:
+    table = json.loads((PAGE / "texts.json").read_text())
+    assert list(table["languages"]) == ["en", "de", "es", "fr", "ja", "zh"]
+    places = re.compile(r"\{\w+\}")
+    for key, texts in table["texts"].items():
+        assert len(texts) == len(table["languages"]) and all(texts), key
+        assert all(set(places.findall(text)) == set(places.findall(texts[0])) for text in texts), key
+    settings = {field.name for field in dataclasses.fields(Settings)} - {"region", *SIZES, "fidelity"}
+    fields = settings | {f"{name}.about" for name in settings}
+    markup = (PAGE / "index.html").read_text()
+    code = "".join(path.read_text() for path in PAGE.glob("*.js"))
+    named = set(re.findall(r'data-(?:t|label)="(\w+)"', markup))
+    assert named | fields | set(PRESETS) | {"fidelity"} <= set(table["texts"]), "a text is missing"
+    unused = [key for key in table["texts"] if key not in named | fields | set(PRESETS) and f'"{key}"' not in code]
+    assert [key for key in unused if key not in ("reading", "held")] == [], "a text is not used"
+
+
+def test_no_text_is_written_in_the_markup() -> None:
+    """Each element takes its text from the table; what stays is the name, signs and commands."""
+    markup = re.sub(r"<[^>]*>", "\n", (PAGE / "index.html").read_text())
+    words = [line.strip() for line in markup.splitlines() if re.search(r"[A-Za-z]", line)]
+    assert set(words) == {"SeeSR", "./scripts/weights", "seesr serve"}

@@ -11,18 +11,41 @@ const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * s
 const UPLOADS = 2; // at a time; browsers allow six connections to a server, over all tabs
 const DAYS = 7; // that the list remembers an image
 const ENDED = ["succeeded", "failed", "canceled"];
-const LABELS = {
-  user_prompt: "What the image shows", positive_prompt: "Quality words", negative_prompt: "Words to avoid",
-  num_inference_steps: "Steps", cfg_scale: "Prompt strength", latent_tiled_size: "Tile size",
-  latent_tiled_overlap: "Tile overlap", use_kds: "Average several samples (slower, steadier)",
-  num_particles: "Number of samples", bandwidth: "Sample agreement width", color_fix: "Color correction",
-  output_view: "What the file shows", output_format: "File format", output_quality: "Compression quality",
-  keep_exif: "Keep camera data", seed: "Seed",
-};
 const SIZES = { scale_factor: 4, target_side: 4096, target_megapixels: 12 };
+const PRINTS = { cm: [30, 2.54], inches: [12, 1] }; // unit -> [default length, units of an inch]
 const entries = new Map(); // key -> entry, oldest first
 const tab = sessionStorage.tab ||= random();
-let fields = [], presets = {}, limits, needsKey = false, sending = 0, language = "Python", stream = null;
+let fields = [], presets = {}, limits, needsKey = false, sending = 0, codeLanguage = "Python", stream = null;
+let texts = {}, languages = [], languageNumber = 0, serverState = "connecting";
+
+// Texts
+
+// The text of a key of texts.json in the chosen language, with {names} replaced.
+const t = (key, values = {}) => texts[key][languageNumber].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
+function translate(root = document) {
+  for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of root.querySelectorAll("[data-label]")) element.setAttribute("aria-label", t(element.dataset.label));
+}
+
+function useLanguage(code) {
+  languageNumber = Math.max(0, languages.indexOf(code));
+  document.documentElement.lang = $("#language").value = languages[languageNumber];
+  document.title = t("title");
+  translate();
+  showServer();
+  if (fields.length) showFields(chosenOr({}));
+  for (const entry of entries.values()) show(entry);
+}
+
+async function loadTexts() {
+  const found = await (await fetch("texts.json")).json();
+  texts = found.texts;
+  languages = Object.keys(found.languages);
+  $("#language").replaceChildren(...Object.entries(found.languages).map(([value, name]) => make("option", { value, lang: value }, name)));
+  const wanted = [localStorage.getItem("language"), ...navigator.languages.map((code) => code.slice(0, 2))];
+  useLanguage(wanted.find((code) => languages.includes(code)) ?? "en");
+}
 
 // Requests
 
@@ -32,7 +55,7 @@ function authorization() {
 }
 const ask = (path, options = {}) => fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
 function detail(status, text) {
-  try { return JSON.parse(text).detail; } catch { return `The server answered ${status}.`; }
+  try { return JSON.parse(text).detail; } catch { return t("answered", { status }); }
 }
 const note = (text) => { $("#note").textContent = text; };
 
@@ -47,10 +70,10 @@ async function useKey(event) {
   event.preventDefault();
   sessionStorage.setItem("key", $("#key").value.trim());
   let response;
-  try { response = await ask("status"); } catch { return askForKey("The server does not answer. Try again."); }
+  try { response = await ask("status"); } catch { return askForKey(t("keyRetry")); }
   if (response.status === 401) {
     sessionStorage.removeItem("key");
-    return askForKey("This key is not accepted. Check it, or ask the person who runs the server.");
+    return askForKey(t("keyWrong"));
   }
   needsKey = false;
   $("#key-form").hidden = true;
@@ -61,25 +84,33 @@ async function useKey(event) {
 
 function showStatus(status) { $("#badge").hidden = status.engine?.bundle?.kind !== "pocket"; }
 
+// state: a key of the texts, or what the server says.
+function showServer(state = serverState) {
+  serverState = state;
+  $("#ready").textContent = state in texts ? t(state) : state;
+}
+
 async function watchServer() {
   let known = false;
   for (;;) {
     try {
       const response = await ask("ready");
-      $("#ready").textContent = response.ok ? "Ready" : detail(response.status, await response.text());
+      showServer(response.ok ? "ready" : detail(response.status, await response.text()));
       if (response.ok && !known && !needsKey) {
         const status = await ask("status");
         if (status.status === 401) askForKey(); else { known = true; showStatus(await status.json()); }
       }
-    } catch { $("#ready").textContent = "The server does not answer"; known = false; }
+    } catch { showServer("noAnswer"); known = false; }
     await sleep(5);
   }
 }
 
 // Settings
 
+const name = (id) => id in texts ? t(id) : id.replaceAll("_", " ");
+
 function build(field) {
-  const id = field.name, about = make("small", { id: `about-${id}` }, field.description);
+  const id = field.name, about = make("small", { id: `about-${id}` }, `${id}.about` in texts ? t(`${id}.about`) : field.description);
   let input;
   if (field.choices) {
     input = make("select", { id }, ...field.choices.map((choice) => make("option", { value: choice }, choice)));
@@ -91,12 +122,13 @@ function build(field) {
     input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any", placeholder: field.empty ?? "" });
   }
   input.setAttribute("aria-describedby", about.id);
-  $("#fields").append(make("div", { className: "field" }, make("label", { htmlFor: id }, LABELS[id] ?? id.replaceAll("_", " ")), input, about));
+  $("#fields").append(make("div", { className: "field" }, make("label", { htmlFor: id }, name(id)), input, about));
 }
 
-function sizeKind(kind, value = SIZES[kind]) {
-  const { ge, le } = fields.find((field) => field.name === kind);
+function sizeKind(kind, value = SIZES[kind] ?? PRINTS[kind][0]) {
+  const { ge, le } = fields.find((field) => field.name === kind) ?? { ge: 1, le: 1000 };
   $("#size-kind").value = kind;
+  $("#print").hidden = !(kind in PRINTS);
   Object.assign($("#size"), { min: ge, max: le, step: kind === "target_side" ? 1 : "any", value });
 }
 
@@ -111,6 +143,21 @@ function fill(values) {
   changed();
 }
 
+// The fields of all settings in the chosen language, with these values.
+function showFields(values) {
+  const shown = [...Object.keys(SIZES), "fidelity", "region"], print = $("#size-kind").value in PRINTS && [$("#size-kind").value, $("#size").value];
+  $("#fields").replaceChildren();
+  fields.filter((field) => !shown.includes(field.name)).forEach(build);
+  $("#presets").replaceChildren(...Object.keys(presets).map((preset) =>
+    make("button", { type: "button", name: preset, onclick: () => usePreset(preset) }, name(preset))));
+  fill(values);
+  if (print) sizeKind(...print);
+}
+
+function chosenOr(otherwise) {
+  try { return chosen(); } catch { return otherwise; }
+}
+
 // The settings that differ from the defaults, and the size.
 function chosen() {
   const values = {};
@@ -119,19 +166,23 @@ function chosen() {
     if (!input) continue;
     if (!input.checkValidity()) {
       if ($("#advanced").contains(input)) $("#advanced").open = true;
-      throw new Error(`${LABELS[field.name] ?? field.name}: ${input.validationMessage}`);
+      throw new Error(t("field", { label: name(field.name), error: input.validationMessage }));
     }
     const value = field.kind === "switch" ? input.checked : ["int", "float"].includes(field.kind) && input.value !== "" ? Number(input.value) : input.value;
     if (value !== (field.default ?? "")) values[field.name] = value;
   }
-  if (!$("#size").checkValidity()) throw new Error(`Size: ${$("#size").validationMessage}`);
-  values[$("#size-kind").value] = Number($("#size").value);
+  const kind = $("#size-kind").value, size = Number($("#size").value);
+  for (const [id, used] of [["size", true], ["dpi", kind in PRINTS]]) {
+    if (used && !$(`#${id}`).checkValidity()) throw new Error(t("field", { label: t(id), error: $(`#${id}`).validationMessage }));
+  }
+  if (kind in PRINTS) values.target_side = Math.round(size / PRINTS[kind][1] * Number($("#dpi").value));
+  else values[kind] = size;
   return values;
 }
 
 function changed() {
-  let values;
-  try { values = chosen(); } catch { return; }
+  const values = chosenOr(null);
+  if (!values) return;
   localStorage.setItem("settings", JSON.stringify(values));
   for (const button of $("#presets").children) {
     const preset = presets[button.name];
@@ -148,6 +199,9 @@ function usePreset(name) {
 }
 
 function label(values) {
+  return sizeLabel(values) + (values.region ? `-region-${values.region.replaceAll(",", "-")}` : "");
+}
+function sizeLabel(values) {
   return values.target_side ? `${values.target_side}px` : values.target_megapixels ? `${values.target_megapixels}MP` : `x${values.scale_factor ?? 4}`;
 }
 const suffix = (values) => values.output_view === "all" ? "zip" : values.output_view === "uncertainty" ? "png" : values.output_format ?? "png";
@@ -163,10 +217,10 @@ function showCode(values) {
     curl: `curl --fail-with-body -o ${target} \\\n  -H 'Content-Type: application/octet-stream' \\\n${keyed ? '  -H "Authorization: Bearer $SEESR_KEY" \\\n' : ""}  --data-binary @photo.jpg \\\n  '${full.replaceAll("'", "%27")}'\n`,
   };
   if (!keyed) code.Python = code.Python.replace("import os\n\n", "");
-  $("#code pre").textContent = code[language];
+  $("#code pre").textContent = code[codeLanguage];
   $("#languages").replaceChildren(...Object.keys(code).map((name) => {
-    const button = make("button", { type: "button", onclick: () => { language = name; changed(); $(`#languages [name=${name}]`).focus(); }, name }, name);
-    button.setAttribute("aria-pressed", name === language);
+    const button = make("button", { type: "button", onclick: () => { codeLanguage = name; changed(); $(`#languages [name=${name}]`).focus(); }, name }, name);
+    button.setAttribute("aria-pressed", name === codeLanguage);
     return button;
   }));
 }
@@ -214,15 +268,19 @@ async function files(mode, work) {
 }
 
 function save(entry) {
-  const { key, name, values, size, output, limited, state, error, job, batch, time, zip } = entry;
-  localStorage.setItem(`job:${key}`, JSON.stringify({ key, name, values, size, output, limited, state, error, job, batch, time, zip, tab: entry.tab }));
+  const { key, name, values, size, output, limited, state, error, job, batch, time, zip, masked, source, saves } = entry;
+  localStorage.setItem(`job:${key}`, JSON.stringify({ key, name, values, size, output, limited, state, error, job, batch, time, zip, masked, source, saves, tab: entry.tab }));
+}
+
+function dropFiles({ key }) {
+  for (const kind of ["", ":mask"]) files("readwrite", (store) => store.delete(key + kind)).catch(() => {});
 }
 
 function forget(entry) {
   entries.delete(entry.key);
   entry.card.remove();
   localStorage.removeItem(`job:${entry.key}`);
-  files("readwrite", (store) => store.delete(entry.key)).catch(() => {});
+  dropFiles(entry);
   if (entry.url) URL.revokeObjectURL(entry.url);
   showAll();
 }
@@ -233,15 +291,17 @@ async function restore() {
   for (const entry of found) {
     if (Date.now() - entry.time > DAYS * 864e5) {
       localStorage.removeItem(`job:${entry.key}`);
-      files("readwrite", (store) => store.delete(entry.key)).catch(() => {});
+      dropFiles(entry);
     } else if (entry.job || entry.tab === tab) add(entry); // another tab sends its own
   }
   await Promise.all([...entries.values()].map(async (entry) => {
-    const file = await files("readonly", (store) => store.get(entry.key)).catch(() => null);
+    const [file, mask] = await Promise.all(["", ":mask"].map((kind) => files("readonly", (store) => store.get(entry.key + kind)).catch(() => null)));
     if (file) attach(entry, file);
-    if (!entry.job && ["queued", "sending"].includes(entry.state)) {
-      entry.state = file ? "queued" : "failed";
-      if (!file) entry.error = "The page was reloaded before this image was sent. Drop it again.";
+    entry.mask = mask;
+    if (!entry.job && ["queued", "sending", "held"].includes(entry.state)) {
+      const found = file && (mask || !entry.masked);
+      if (!found) Object.assign(entry, { state: "failed", error: t("lost") });
+      else if (entry.state === "sending") entry.state = "queued";
     }
     show(entry);
   }));
@@ -257,13 +317,17 @@ function attach(entry, file) {
 // Images
 
 function add(entry) {
+  entry.source ??= entry.key;
   entry.card = $("#card").content.firstElementChild.cloneNode(true);
   const card = entry.card;
+  translate(card);
   $("h2", card).textContent = entry.name;
-  $("progress", card).setAttribute("aria-label", `Progress of ${entry.name}`);
   $(".cancel", card).onclick = () => cancel(entry);
   $(".remove", card).onclick = () => forget(entry);
-  $(".again", card).onclick = () => accept(new File([entry.file], entry.name, { type: entry.file.type }));
+  $(".again", card).onclick = () => rerun(entry);
+  $(".reseed", card).onclick = () => rerun(entry, { ...entry.values, seed: crypto.getRandomValues(new Uint32Array(1))[0] }, { mask: entry.mask });
+  $(".edit", card).onclick = () => edit(entry);
+  $(".start", card).onclick = () => { entry.state = "queued"; save(entry); show(entry); pump(); };
   $(".show", card).onclick = () => toggle(entry);
   $(".download", card).onclick = (event) => { event.preventDefault(); download(entry); };
   entries.set(entry.key, entry);
@@ -272,33 +336,51 @@ function add(entry) {
   return entry;
 }
 
-async function accept(file, values) {
+// Takes a file into the list and sends it. extra: mask, source (which results are of one image), saves (downloads itself).
+async function accept(file, values, { mask, source, saves, now = true } = {}) {
   try { values ??= chosen(); } catch (error) { return note(error.message); }
   note("");
   const zip = /\.zip$/i.test(file.name) || file.type === "application/zip";
-  const mask = $("#mask").files[0];
-  const entry = add({ key: random(), name: file.name, values, state: "reading", time: Date.now() + entries.size / 1000, tab, zip, mask });
+  mask ??= $("#mask").files[0];
+  const key = random();
+  const entry = add({ key, name: file.name, values, state: "reading", time: Date.now() + entries.size / 1000, tab, zip, mask, masked: Boolean(mask), source: source ?? key, saves });
   attach(entry, file);
-  files("readwrite", (store) => store.put(file, entry.key)).catch(() => note("This browser stores no files: a reload loses images that are not sent yet."));
+  for (const [kind, part] of [["", file], [":mask", mask]]) {
+    if (part) files("readwrite", (store) => store.put(part, key + kind)).catch(() => note(t("noStore")));
+  }
   entry.size = zip ? null : await measure(entry.url);
   if (entry.state === "canceled") return;
-  entry.state = "queued";
+  entry.state = now ? "queued" : "held";
   if (entry.size) {
     const found = fit(entry.size, values);
     if (!found) {
-      Object.assign(entry, { state: "failed", error: `The image is ${entry.size.join("x")}. The result would be too large even at the same size.` });
+      Object.assign(entry, { state: "failed", error: t("tooLarge", { size: entry.size.join("x") }) });
     } else {
       entry.output = found.size;
       if (found.scale !== found.wanted) {
         const { target_side, target_megapixels, ...rest } = values;
         entry.values = { ...rest, scale_factor: found.scale };
-        entry.limited = found.scale < found.wanted ? ", the largest that fits" : ", the smallest possible";
+        entry.limited = found.scale < found.wanted ? "largest" : "smallest";
       }
     }
   }
   save(entry);
   show(entry);
   pump();
+}
+
+// Sends the file of an entry again; values: null for those of the form.
+const rerun = (entry, values = null, extra = {}) =>
+  accept(new File([entry.file], entry.name, { type: entry.file.type }), values ?? undefined, { source: entry.source, ...extra });
+
+// The same image as a PNG, made by this browser.
+async function convert(entry) {
+  const image = $(".thumb", entry.card), [width, height] = entry.size;
+  const canvas = make("canvas", { width, height });
+  canvas.getContext("2d").drawImage(image, 0, 0, width, height);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  accept(new File([blob], entry.name.replace(/\.[^.]*$/, "") + ".png", { type: "image/png" }), entry.values, { mask: entry.mask });
+  forget(entry);
 }
 
 function pump() {
@@ -347,15 +429,15 @@ function answered(entry, request) {
   if (canceled) return;
   if (status === 401) {
     entry.state = "queued";
-    askForKey(sessionStorage.getItem("key") ? "This key is not accepted." : "");
+    askForKey(sessionStorage.getItem("key") ? t("keyWrong") : "");
   } else if (status === 0 || status === 429 || status === 503) {
     const wait = Number(request.getResponseHeader("Retry-After")) || 2;
     Object.assign(entry, { state: "queued", after: Date.now() + 1000 * wait - 50 });
-    entry.waiting = status ? detail(status, request.responseText) : "the server does not answer";
+    entry.waiting = status ? detail(status, request.responseText) : t("noAnswer");
     setTimeout(pump, 1000 * wait);
   } else {
-    Object.assign(entry, { state: "failed", error: detail(status, request.responseText) });
-    news(`${entry.name} failed: ${entry.error}`);
+    Object.assign(entry, { state: "failed", error: detail(status, request.responseText), refused: true });
+    news(t("newsFailed", entry));
   }
   save(entry);
   show(entry);
@@ -365,7 +447,7 @@ function answered(entry, request) {
 function unpacked(entry, { id, jobs, refused }) {
   const common = { values: entry.values, time: entry.time, tab, batch: id };
   for (const job of jobs) {
-    const part = add({ ...common, key: job.id, name: job.name, job });
+    const part = add({ ...common, key: job.id, name: job.name, state: "sending", job });
     apply(part, job);
   }
   for (const { name, error } of refused) save(add({ ...common, key: random(), name, state: "failed", error }));
@@ -389,7 +471,7 @@ async function cancel(entry) {
     throw new Error(detail(response.status, await response.text()));
   } catch (error) {
     entry.canceling = false;
-    note(`${entry.name} is not canceled: ${error.message}`);
+    note(t("notCanceled", { name: entry.name, error: error.message }));
     show(entry);
   }
 }
@@ -399,16 +481,15 @@ async function cancel(entry) {
 const unfinished = (entry) => entry.job && !ENDED.includes(entry.state);
 
 function apply(entry, job) {
-  const before = entry.state, earlier = entry.job?.seconds_left;
+  const before = entry.state;
   entry.job = job;
   entry.state = job.status;
   entry.error = job.error;
-  if (earlier != null && job.seconds_left != null && job.stage) job.seconds_left = Math.min(earlier, job.seconds_left);
   if (before !== entry.state) {
     save(entry);
     if (ENDED.includes(entry.state)) {
-      news(`${entry.name}: ${entry.state === "succeeded" ? "done" : entry.error ?? "canceled"}`);
-      for (const other of entries.values()) if (other.state === "starting") show(other);
+      news(entry.state === "succeeded" ? t("newsDone", entry) : t("newsFailed", { name: entry.name, error: entry.error ?? t("canceled") }));
+      if (entry.saves && entry.state === "succeeded") download(entry);
       if (entry.state === "succeeded" && [...entries.values()].filter((other) => other.opened).length < 3) toggle(entry);
     }
   }
@@ -420,18 +501,21 @@ async function listen() {
   stream = new AbortController();
   try {
     const response = await ask("events", { signal: stream.signal });
-    if (response.status === 401) return askForKey("This key is not accepted.");
+    if (response.status === 401) return askForKey(t("keyWrong"));
     if (!response.ok) throw new Error(detail(response.status, await response.text()));
     const seen = new Set();
     for await (const { type, data } of parse(response.body)) {
       const entry = [...entries.values()].find((entry) => entry.job?.id === data.id);
+      if (type === "queue") {
+        for (const waiting of entries.values()) if (waiting.job?.id in data) show(Object.assign(waiting, { ahead: data[waiting.job.id] }));
+      }
       if (type === "job") seen.add(data.id);
       if (type === "job" && entry) apply(entry, data);
       if (type === "ready") for (const entry of entries.values()) if (unfinished(entry) && !seen.has(entry.job.id)) await look(entry);
       if (![...entries.values()].some(unfinished)) return stream.abort();
     }
   } catch (error) {
-    if (error.name !== "AbortError") for (const entry of entries.values()) if (unfinished(entry)) show(entry, "Waiting for the server to answer");
+    if (error.name !== "AbortError") for (const entry of entries.values()) if (unfinished(entry)) show(entry, t("waitServer"));
   } finally {
     stream = null;
     if (!needsKey && [...entries.values()].some(unfinished)) setTimeout(listen, 1000);
@@ -442,7 +526,7 @@ async function look(entry) {
   const response = await ask(`jobs/${entry.job.id}`);
   if (response.ok) return apply(entry, await response.json());
   if (response.status !== 404) return;
-  Object.assign(entry, { state: "failed", error: "The server does not have this image any more. Run it again." });
+  Object.assign(entry, { state: "failed", error: t("gone") });
   save(entry);
   show(entry);
 }
@@ -468,33 +552,38 @@ const news = (text) => { $("#news").textContent = text; };
 
 function words(entry) {
   const { state, job } = entry;
-  if (entry.canceling && !ENDED.includes(state)) return "Canceling";
-  if (state === "reading") return "Reading the size";
-  if (state === "queued") return needsKey ? "Waiting for a key" : `Waiting to be sent${entry.waiting ? `: ${entry.waiting}` : ""}`;
-  if (state === "sending") return `Sending, ${Math.floor(100 * (entry.sent ?? 0))} %`;
-  if (state === "starting") {
-    const ahead = [...entries.values()].filter((other) => unfinished(other) && other.job.created < job.created).length;
-    return ahead ? `Waiting, ${ahead} of your images ${ahead > 1 ? "are" : "is"} ahead` : "Waiting";
+  if (entry.canceling && !ENDED.includes(state)) return t("canceling");
+  if (state === "queued") return needsKey ? t("waitKey") : entry.waiting ? t("waitSendWhy", { reason: entry.waiting }) : t("waitSend");
+  if (state === "sending") return t("sending", { percent: Math.floor(100 * (entry.sent ?? 0)) });
+  if (state === "starting") return entry.ahead ? t("ahead", { count: entry.ahead }) : t("waiting");
+  if (state === "processing") return job.seconds_left == null ? t("upscaling") : t("upscalingLeft", { seconds: Math.ceil(job.seconds_left) });
+  if (state === "succeeded") {
+    const { seed } = job.settings, size = job.metrics.output_size;
+    return size ? t("doneSize", { seed, size }) : t("done", { seed });
   }
-  if (state === "processing") {
-    const left = job.seconds_left == null ? "" : `, about ${Math.ceil(job.seconds_left)} s left`;
-    return `UpscaleRun${left}`;
-  }
-  if (state === "succeeded") return `Done, seed ${job.settings.seed}${job.metrics.output_size ? `, ${job.metrics.output_size}` : ""}`;
-  return state === "canceled" ? "Canceled" : entry.error ?? "Failed";
+  return state === "failed" ? entry.error ?? t("failed") : t(state);
+}
+
+function sizes({ size, output, limited, values }) {
+  if (!size || !output) return "";
+  const [, , width, height] = values.region?.split(",") ?? [];
+  return `${size.join("x")} → ${output.join("x")}${limited ? t(limited) : ""}${width ? t("piece", { width, height }) : ""}`;
 }
 
 function show(entry, text) {
   const { card, state, job } = entry, ended = ENDED.includes(state);
   $(".state", card).textContent = text ?? words(entry);
-  $(".size", card).textContent = entry.size && entry.output ? `${entry.size.join("x")} → ${entry.output.join("x")}${entry.limited ?? ""}` : "";
+  $(".size", card).textContent = sizes(entry);
+  $("progress", card).setAttribute("aria-label", t("progressOf", entry));
   const bar = $("progress", card);
-  bar.hidden = ended;
+  bar.hidden = ended || state === "held";
   if (state === "processing") bar.value = job.progress ?? 0; else bar.value = state === "sending" ? entry.sent ?? 0 : 0;
   card.classList.toggle("failed", state === "failed");
   $(".cancel", card).hidden = ended;
   $(".remove", card).hidden = !ended;
-  $(".again", card).hidden = !ended || !entry.file;
+  $(".start", card).hidden = state !== "held";
+  $(".again", card).hidden = $(".reseed", card).hidden = !ended || !entry.file;
+  $(".edit", card).hidden = !(ended || state === "held") || !entry.url || !entry.size;
   $(".download", card).hidden = $(".show", card).hidden = state !== "succeeded";
   if (state === "succeeded") {
     $(".show", card).hidden = suffix(job.settings) === "zip";
@@ -503,20 +592,23 @@ function show(entry, text) {
   const thumb = $(".thumb", card);
   if (entry.url && entry.size && !thumb.src) Object.assign(thumb, { src: entry.url, loading: "lazy", hidden: false });
   const remedy = state === "failed" && entry.file && /largest scale for this image is ([\d.]+)/.exec(entry.error ?? "");
-  const fix = $(".fix", card);
-  fix.hidden = !remedy;
+  const fix = $(".fix", card), convertible = state === "failed" && entry.refused && entry.file && entry.size && entry.file.type !== "image/png";
+  fix.hidden = !remedy && !convertible;
   if (remedy) {
-    fix.textContent = `Use ${remedy[1]}x`;
+    fix.textContent = t("useScale", { scale: remedy[1] });
     fix.onclick = () => {
       const { target_side, target_megapixels, ...rest } = entry.values;
-      accept(new File([entry.file], entry.name, { type: entry.file.type }), { ...rest, scale_factor: Number(remedy[1]) });
+      rerun(entry, { ...rest, scale_factor: Number(remedy[1]) }, { mask: entry.mask });
       forget(entry);
     };
+  } else if (convertible) {
+    fix.textContent = t("convert");
+    fix.onclick = () => convert(entry);
   }
   showAll();
 }
 
-let scheduled = false;
+let scheduled = false, busy = false; // busy: an image of the list has not ended
 function showAll() {
   if (scheduled) return;
   scheduled = true;
@@ -526,9 +618,12 @@ function showAll() {
     const ended = all.filter((entry) => ENDED.includes(entry.state)).length;
     $("#work").classList.toggle("busy", all.length > 0);
     $("#all").hidden = all.length < 2;
-    $("#summary").textContent = `${count("succeeded")} of ${all.length} done${count("failed") ? `, ${count("failed")} failed` : ""}`;
+    const failed = count("failed");
+    $("#summary").textContent = t(failed ? "summaryFailed" : "summary", { done: count("succeeded"), all: all.length, failed });
     $("#overall").value = all.length ? all.reduce((sum, { state, job }) => sum + (ENDED.includes(state) ? 1 : state === "processing" ? job.progress ?? 0 : 0), 0) / all.length : 0;
     $("#cancel-all").hidden = $("#overall").hidden = ended === all.length;
+    if (busy && ended === all.length && all.length && $("#notify").checked) new Notification(t("allDone"), { body: $("#summary").textContent });
+    busy = ended < all.length;
     const batch = all.findLast((entry) => entry.batch)?.batch;
     $("#zip").hidden = !batch || all.some((entry) => entry.batch === batch && !ENDED.includes(entry.state));
     $("#zip").onclick = () => fetchFile(`batches/${batch}/result`, "results.zip").catch((error) => note(error.message));
@@ -542,7 +637,10 @@ const target = ({ name, job }) => `${name.replace(/\.[^.]*$/, "").replace(/.*\//
 async function fetchFile(path, name) {
   const response = await ask(path);
   if (!response.ok) throw new Error(detail(response.status, await response.text()));
-  const url = URL.createObjectURL(await response.blob());
+  saveFile(await response.blob(), name);
+}
+function saveFile(blob, name) {
+  const url = URL.createObjectURL(blob);
   make("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60000);
 }
@@ -558,7 +656,7 @@ async function toggle(entry) {
   entry.opened = true;
   const after = $(".after", entry.card);
   after.onerror = async () => { // the link is too old: the server makes a new one
-    after.onerror = () => { result.hidden = true; note(`${entry.name}: the server does not keep this result any more.`); };
+    after.onerror = () => { result.hidden = true; note(t("notKept", entry)); };
     await look(entry);
     if (entry.state === "succeeded") after.src = link(entry);
   };
@@ -568,11 +666,21 @@ async function toggle(entry) {
 
 function compare(entry, after) {
   const view = $(".view", entry.card), stage = $(".stage", view), before = $(".before", view), handle = $(".handle", view);
-  const pair = entry.url && entry.size && entry.job.settings.output_view === "image";
+  const { settings } = entry.job, pair = entry.url && entry.size && settings.output_view === "image";
   const width = after.naturalWidth, height = after.naturalHeight, pixel = 1 / devicePixelRatio;
   for (const part of [before, handle, $(".left", view), $(".right", view)]) part.hidden = !pair;
-  if (pair) before.src = entry.url;
   Object.assign(stage.style, { width: `${width}px`, height: `${height}px` });
+  after.alt = t("upscaled");
+  const here = region(settings) ?? [0, 0, width, height], whole = entry.output ?? [width, height];
+  let box = null; // of the image before, in pixels of this result
+  function against(other) {
+    const [left, top, w, h] = other ? region(other.job.settings) ?? [0, 0, ...(other.output ?? whole)] : [0, 0, ...whole];
+    box = [left - here[0], top - here[1], w, h];
+    before.src = other ? link(other) : entry.url;
+    before.alt = $(".left", view).textContent = other ? about(other) : t("original");
+    ["left", "top", "width", "height"].forEach((side, i) => { before.style[side] = `${box[i]}px`; });
+    draw();
+  }
   let scale = 1, x = 0, y = 0, cut = 0.5, fitted = true;
   const smallest = () => Math.min(view.clientWidth / width, view.clientHeight / height);
 
@@ -584,7 +692,10 @@ function compare(entry, after) {
     stage.classList.toggle("sharp", scale > pixel * 1.5);
     view.classList.toggle("zoomed", !fitted);
     const at = cut * view.clientWidth;
-    before.style.clipPath = `inset(0 ${Math.max(0, width - (at - x) / scale)}px 0 0)`;
+    if (box) {
+      const [left, top, w, h] = box, right = Math.min(width, (at - x) / scale);
+      before.style.clipPath = `inset(${Math.max(0, -top)}px ${Math.max(0, left + w - right)}px ${Math.max(0, top + h - height)}px ${Math.max(0, -left)}px)`;
+    }
     handle.style.left = `${at}px`;
     handle.setAttribute("aria-valuenow", Math.round(100 * cut));
     $(".scale", entry.card).textContent = `${Math.round(100 * scale / pixel)} %`;
@@ -644,7 +755,49 @@ function compare(entry, after) {
   };
   const buttons = { fit: fitView, full: () => zoom(pixel), in: () => zoom(scale * 1.25), out: () => zoom(scale / 1.25), screen };
   for (const [name, work] of Object.entries(buttons)) $(`.${name}`, entry.card).onclick = work;
+  const select = $(".against select", entry.card);
+  select.onfocus = select.onpointerdown = () => listOthers(entry);
+  select.onchange = () => against(entries.get(select.value));
+  if (pair) against(null);
+  listOthers(entry);
+  for (const other of entries.values()) if (other.opened && other !== entry) listOthers(other);
+  blendable(entry, after).catch((error) => console.error(error));
   new ResizeObserver(() => { if (fitted) fitView(); else draw(); }).observe(view);
+}
+
+const region = (settings) => settings.region?.split(",").map(Number) ?? null;
+const about = (entry) => t("result", { number: [...entries.keys()].indexOf(entry.key) + 1, about: described(entry.job.settings) });
+const described = (settings) => [`${t("seed")} ${settings.seed}`, ...fields.filter(({ name: id, default: value }) =>
+  id !== "seed" && settings[id] != null && settings[id] !== value).map(({ name: id }) => `${name(id)} ${settings[id]}`)].join(", ");
+
+// Fills the list of what a result can be compared with: the original and every other result of the same image.
+function listOthers(entry) {
+  const select = $(".against select", entry.card), chosen = select.value;
+  const others = [...entries.values()].filter((other) => other !== entry && other.source === entry.source && other.state === "succeeded" && other.job.settings.output_view === "image");
+  select.replaceChildren(make("option", { value: "" }, t("original")), ...others.map((other) => make("option", { value: other.key }, about(other))));
+  select.value = others.some((other) => other.key === chosen) ? chosen : "";
+  $(".against", entry.card).hidden = !others.length || !entry.url;
+}
+
+// Offers the slider between the model's image and the bicubic upscale where this browser can compute it exactly.
+async function blendable(entry, after) {
+  const { settings } = entry.job, canvas = $(".live", entry.card), slider = $(".blend input", entry.card), keep = $(".keep", entry.card);
+  const plain = settings.fidelity === 0 && !settings.use_kds && !settings.region && !entry.masked && settings.output_view === "image";
+  if (!plain || !entry.url || !entry.size || after.naturalWidth * after.naturalHeight > LARGEST_BLEND) return;
+  let blend = null;
+  $(".blend", entry.card).hidden = false;
+  slider.oninput = async () => {
+    if (!blend) {
+      blend = Promise.all([pixelsOf(entry.file), fetch(link(entry)).then((response) => response.blob()).then(pixelsOf)])
+        .then(([source, result]) => source.opaque ? new Blend(source, result) : null);
+    }
+    const ready = await blend;
+    if (!ready) return void ($(".blend", entry.card).hidden = true);
+    ready.draw(Number(slider.value), canvas);
+    canvas.hidden = slider.value === "0";
+    keep.disabled = slider.value === "0";
+  };
+  keep.onclick = () => rerun(entry, { ...entry.values, seed: settings.seed, fidelity: Number(slider.value) }, { saves: true });
 }
 
 // Ways in
@@ -667,19 +820,16 @@ async function dropped(transfer) {
 
 function acceptAll(list) {
   const usable = [...list].filter((file) => !file.type || file.type.startsWith("image/") || /\.zip$/i.test(file.name));
-  usable.filter((file) => !file.name.startsWith(".")).forEach((file) => accept(file));
-  if (usable.length < list.length) note(`${list.length - usable.length} of ${list.length} files are no images and were left out.`);
+  const now = !$("#hold").checked;
+  usable.filter((file) => !file.name.startsWith(".")).forEach((file) => accept(file, undefined, { now }));
+  if (usable.length < list.length) note(t("notImages", { count: list.length - usable.length, all: list.length }));
 }
 
 async function start() {
+  await loadTexts();
   const found = await (await ask("settings")).json();
   ({ fields, presets, limits } = found);
-  const shown = [...Object.keys(SIZES), "fidelity"];
-  $("#fields").replaceChildren();
-  fields.filter((field) => !shown.includes(field.name)).forEach(build);
-  $("#presets").replaceChildren(...Object.keys(presets).map((name) =>
-    make("button", { type: "button", name, onclick: () => usePreset(name) }, name[0].toUpperCase() + name.slice(1))));
-  fill(JSON.parse(localStorage.getItem("settings") ?? "{}"));
+  showFields(JSON.parse(localStorage.getItem("settings") ?? "{}"));
   await restore();
 }
 
@@ -702,18 +852,26 @@ addEventListener("drop", async (event) => {
   acceptAll(await dropped(event.dataTransfer));
 });
 $("#files").onchange = (event) => { acceptAll([...event.target.files]); event.target.value = ""; };
-$("#sample").onclick = async () => accept(new File([await (await fetch("sample.webp")).blob()], "sample.webp", { type: "image/webp" }));
+$("#sample").onclick = async () => accept(new File([await (await fetch("sample.webp")).blob()], "sample.webp", { type: "image/webp" }), undefined, { now: !$("#hold").checked });
 $("#key-form").onsubmit = useKey;
 $("#settings").onsubmit = (event) => event.preventDefault();
 $("#settings").oninput = (event) => { if (event.target.id === "size-kind") sizeKind(event.target.value); changed(); };
 $("#reset").onclick = () => fill({});
 $("#copy").onclick = async () => {
   await navigator.clipboard.writeText($("#code pre").textContent);
-  $("#copy").textContent = "Copied";
-  setTimeout(() => { $("#copy").textContent = "Copy"; }, 2000);
+  $("#copy").textContent = t("copied");
+  setTimeout(() => { $("#copy").textContent = t("copy"); }, 2000);
 };
 $("#cancel-all").onclick = () => [...entries.values()].filter((entry) => !ENDED.includes(entry.state)).reverse().forEach(cancel);
 $("#clear").onclick = () => [...entries.values()].filter((entry) => ENDED.includes(entry.state)).forEach(forget);
+$("#language").onchange = (event) => {
+  localStorage.setItem("language", event.target.value);
+  useLanguage(event.target.value);
+};
+$("#notify").onchange = async (event) => {
+  const allowed = "Notification" in window && await Notification.requestPermission() === "granted";
+  event.target.checked &&= allowed;
+  if (!allowed) note(t("noNotify"));
+};
 $("#badge").onclick = () => $("#how").showModal();
-startWhenReached();
-watchServer();
+startWhenReached().then(watchServer);

@@ -1,0 +1,83 @@
+"""Progress and time left of one image: counted work of every stage times the speed that this process measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Work = Mapping[str, float]  # stage -> units of work, in the order of the stages; "file:png" belongs to the stage "file"
+MEMORY = 0.8  # weight of all earlier images against the latest one
+PRIOR = 0.1  # weight of earlier images in the speed of a running one, as a share of its work
+
+
+class Speed:
+    """Seconds per unit of work of every stage, refined by every image."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, tuple[float, float]] = {}  # name -> (units, seconds), older ones weigh less
+
+    def learn(self, work: Work, seconds: Mapping[str, float]) -> None:
+        """Adds a finished image.
+
+        Args:
+            work: its units by name.
+            seconds: what each stage took; stages without work are left out.
+        """
+        for name, units in work.items():
+            taken = seconds.get(stage_of(name))
+            if units > 0 and taken is not None:
+                before = self.totals.get(name, (0.0, 0.0))
+                self.totals[name] = MEMORY * before[0] + units, MEMORY * before[1] + taken
+
+    def seconds(self, work: Work) -> dict[str, float]:
+        """Expected seconds of every stage; 0 for one that has not been measured yet."""
+        found = {}
+        for name, units in work.items():
+            known, taken = self.totals.get(name, (0.0, 0.0))
+            found[stage_of(name)] = units * taken / known if known else 0.0
+        return found
+
+
+def stage_of(name: str) -> str:
+    """The stage of a name in Work."""
+    return name.partition(":")[0]
+
+
+class Forecast:
+    """Progress and time left of one image. Progress never falls, and the time left never rises.
+
+    Args:
+        speed: measured so far.
+        work: units of the image by name.
+    """
+
+    def __init__(self, speed: Speed, work: Work) -> None:
+        self.expected = speed.seconds(work)
+        self.whole = sum(self.expected.values())
+        self.progress, self.left = 0.0, float("inf")
+        self.stage, self.began = "", 0.0
+
+    def at(self, stage: str, done: int, total: int, elapsed: float) -> tuple[float, float | None]:
+        """(finished share of the whole image from 0 to 1, seconds left or None) at a moment.
+
+        The speed of the image itself counts the more, the more of it is done.
+
+        Args:
+            stage: that runs.
+            done: finished parts of it.
+            total: parts of it.
+            elapsed: seconds since the image began.
+        """
+        names = list(self.expected)
+        if stage not in names or not self.whole:
+            return self.progress, None
+        if stage != self.stage:
+            self.stage, self.began = stage, elapsed
+        at, share = names.index(stage), done / max(1, total)
+        own, prior = self.expected[stage], PRIOR * self.whole
+        finished = sum(self.expected[name] for name in names[:at]) + own * share
+        pace = (elapsed + prior) / (finished + prior)
+        here = (elapsed - self.began + PRIOR * own) / (own * (share + PRIOR)) if own and share else pace
+        left = own * (1 - share) * here + sum(self.expected[name] for name in names[at + 1 :]) * pace
+        self.left = min(self.left, left)
+        self.progress = max(self.progress, elapsed / (elapsed + left) if elapsed + left else 0.0)
+        return round(self.progress, 4), round(self.left, 2)
