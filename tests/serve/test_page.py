@@ -43,15 +43,17 @@ DROP = """(files) => {
 # Keeps the mask that is sent next.
 KEEP_MASK = """() => {
     const send = XMLHttpRequest.prototype.send;
-    XMLHttpRequest.prototype.send = function (form) {
-        window.sentMask = form.get('mask');
-        return send.call(this, form);
-    };
+    window.sentMask = new Promise((resolve) => {
+        XMLHttpRequest.prototype.send = function (form) {
+            resolve(form.get('mask').arrayBuffer());
+            return send.call(this, form);
+        };
+    });
 }"""
 # Stands in for the desktop: keeps the title of the latest notification.
 NOTIFICATION = """() => { window.Notification = class {
     static requestPermission = async () => 'granted';
-    constructor(title) { window.told = title; }
+    constructor(title) { document.body.dataset.told = title; }
 } }"""
 
 
@@ -251,7 +253,7 @@ def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving
     slider = page.get_by_role("slider", name="Try detail or faithful")
     for fidelity in (0.2, 0.5, 0.7, 1.0):
         slider.fill(str(fidelity))
-        page.wait_for_function("!document.querySelector('.live').hidden")
+        expect(page.locator(".live")).to_be_visible()
         shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
         ours = pixels(base64.b64decode(shown.partition(",")[2])).astype(int)
         expected = pixels(service.upscale(data, fidelity=fidelity).content)
@@ -304,8 +306,7 @@ def test_the_painted_mask_is_the_file_that_is_sent(page: Page, service: Serving,
     assert len(set(values[:, 20])) > 4, "the edge is soft"
     page.evaluate(KEEP_MASK)
     page.get_by_role("button", name="Upscale with this mask").click()
-    page.wait_for_function("window.sentMask")
-    assert bytes(page.evaluate("window.sentMask.arrayBuffer().then((data) => [...new Uint8Array(data)])")) == mask
+    assert bytes(page.evaluate("window.sentMask.then((data) => [...new Uint8Array(data)])")) == mask
     expect(page.locator(".state").filter(has_text="Done")).to_have_count(2)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").first.click()
@@ -396,7 +397,7 @@ def test_a_hundred_images_at_once(slow_page: Page, slow: Serving) -> None:
     slow_page.get_by_role("button", name="Cancel all").click()
     expect(slow_page.locator(".state").filter(has_text="ahead")).to_have_count(0)
     expect(slow_page.get_by_role("button", name="Cancel all")).to_be_hidden()
-    slow_page.wait_for_function("window.told === 'All images are done'")
+    expect(slow_page.locator("body")).to_have_attribute("data-told", "All images are done")
     assert slow.ask("GET", "/status").json()["queue_length"] == 0
 
 

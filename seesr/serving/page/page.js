@@ -16,6 +16,8 @@ const PRINTS = { cm: [30, 2.54], inches: [12, 1] }; // unit -> [default length, 
 const entries = new Map(); // key -> entry, oldest first
 const tab = sessionStorage.tab ||= random();
 let fields = [], presets = {}, limits, needsKey = false, sending = 0, codeLanguage = "Python", stream = null;
+let hasStarted; // called once texts and settings are there
+const started = new Promise((resolve) => { hasStarted = resolve; });
 let texts = {}, languages = [], languageNumber = 0, serverState = "connecting";
 
 // Texts
@@ -338,6 +340,7 @@ function add(entry) {
 
 // Takes a file into the list and sends it. extra: mask, source (which results are of one image), saves (downloads itself).
 async function accept(file, values, { mask, source, saves, now = true } = {}) {
+  await started;
   try { values ??= chosen(); } catch (error) { return note(error.message); }
   note("");
   const zip = /\.zip$/i.test(file.name) || file.type === "application/zip";
@@ -835,7 +838,7 @@ async function start() {
 
 async function startWhenReached() {
   for (;;) {
-    try { return await start(); } catch (error) { console.error(error); }
+    try { return hasStarted(await start()); } catch (error) { console.error(error); }
     await sleep(2);
   }
 }
