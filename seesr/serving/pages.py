@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
@@ -85,4 +87,8 @@ def code(value: Any) -> str:
     return f"<pre>{html.escape(json.dumps(value, indent=1))}</pre>"
 
 
-ROUTES = [Route("/", page), *(Route(f"/{name}", asset) for name in ASSETS)]
+SMALL = [Middleware(GZipMiddleware)]
+ROUTES = [
+    Route("/", page, middleware=SMALL),
+    *(Route(f"/{name}", asset, middleware=SMALL) for name in ASSETS),
+]
