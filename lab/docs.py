@@ -42,6 +42,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/decisions/0015-mutation-testing.md",
     "docs/decisions/0020-flat-areas-thin-images-registration.md",
+    "docs/decisions/0023-speed.md",
     "docs/decisions/0028-cached-stages.md",
 )
 
@@ -199,6 +200,13 @@ def flat_photographs() -> str:
     return table(rows, {name: "" if name == "photograph" else ".1%" for name in rows[0]})
 
 
+def ratio() -> str:
+    """What `python -m lab.speed.ratio` computed from measured and counted figures."""
+    from lab.speed.ratio import COLUMNS
+
+    return table(read(RESULTS / "gpu-h200/ratio.json"), {"evidence": "", **COLUMNS})
+
+
 def peers() -> str:
     """What `python -m lab.quality.peers` measured."""
     return table(read(RESULTS / "peers.json", "means"), PEERS)
@@ -254,6 +262,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flat-photographs": flat_photographs,
     "peers": peers,
     "cards": cards,
+    "ratio": ratio,
     "packages": packages,
     "routes": routes,
     "errors": errors,
