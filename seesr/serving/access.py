@@ -33,6 +33,7 @@ OPEN = {  # (method, route) that need no key; every other one does
     ("GET", "/settings"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/outputs/{name}"),  # its link is signed
+    ("GET", "/v1/predictions/{id}/stream"),  # so is this one: Replicate's JavaScript client sends no key here
 }
 
 

@@ -26,6 +26,7 @@ from seesr.settings import Settings
 IMAGES = ("image/", "application/octet-stream")
 EVENTS_INTERVAL = 0.25  # seconds between two looks for changes of an owner's jobs
 KEEP_ALIVE = 10.0  # seconds without a change after which the stream sends a comment
+NO_CHANGE = ": no change\n\n"
 RECENT_JOBS = 200  # with which a stream of all jobs begins
 
 
@@ -162,7 +163,7 @@ def delete(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """The job's way as server-sent events; `cancel_on_close` ends it when nobody listens any more."""
+    """Streams a job as server-sent events; with `cancel_on_close` it ends when the caller hangs up."""
     of, base = service(request), service(request).base(request)
     first = await run_in_threadpool(of.owned, request, request.path_params["id"])
     attached = request.query_params.get("cancel_on_close") in ("1", "true", "on")
@@ -170,24 +171,44 @@ async def events(request: Request) -> Response:
     async def stream() -> AsyncIterator[str]:
         job = first
         try:
-            while True:
+            async for change in changes_of(of, first):
+                job = change or job
                 name = "end" if job.ended else "progress"
-                yield f"event: {name}\ndata: {json.dumps(shown(of, base, job))}\n\n"
-                if job.ended or (of.jobs.closing and job.status == WAITING):
-                    return
-                before = job.revision
-                while job.revision == before and not job.ended:
-                    job = await of.jobs.changed(job.id, before, 10) or job
-                    if job.revision == before:
-                        yield ": still here\n\n"
-                    if of.jobs.closing and job.status == WAITING:
-                        break
+                yield event(name, json.dumps(shown(of, base, job))) if change else NO_CHANGE
         finally:
             if attached and not job.ended and not of.jobs.closing:
                 with anyio.CancelScope(shield=True):  # the caller that hung up has ended this task
                     await run_in_threadpool(of.jobs.cancel, job.id)
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return event_stream(stream())
+
+
+async def changes_of(of: Service, job: Job) -> AsyncIterator[Job | None]:
+    """The job as it is, and again after each change until its end; None after KEEP_ALIVE seconds without a change.
+
+    A job that waits when the server stops is not followed to its end.
+    """
+    while True:
+        yield job
+        if job.ended or (of.jobs.closing and job.status == WAITING):
+            return
+        before = job.revision
+        while job.revision == before and not job.ended:
+            job = await of.jobs.changed(job.id, before, KEEP_ALIVE) or job
+            if of.jobs.closing and job.status == WAITING:
+                break
+            if job.revision == before:
+                yield None
+
+
+def event(name: str, data: str, id: int | None = None) -> str:
+    """One server-sent event."""
+    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
+    return f"event: {name}\n{'' if id is None else f'id: {id}{chr(10)}'}{lines}\n"
+
+
+def event_stream(events: AsyncIterator[str]) -> Response:
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 async def all_events(request: Request) -> Response:
@@ -209,13 +230,13 @@ async def all_events(request: Request) -> Response:
             waiting = [job.id for job in active.values() if job.status == WAITING]
             before, places = places, await asyncio.to_thread(of.jobs.ahead, waiting) if waiting else {}
             if jobs:
-                yield "".join(f"event: job\ndata: {json.dumps(shown(of, base, job))}\n\n" for job in jobs)
+                yield "".join(event("job", json.dumps(shown(of, base, job))) for job in jobs)
             if places and places != before:
-                yield f"event: queue\ndata: {json.dumps(places)}\n\n"
+                yield event("queue", json.dumps(places))
             if first:
-                yield "event: ready\ndata: {}\n\n"
+                yield event("ready", "{}")
             elif not jobs and time.monotonic() - latest > KEEP_ALIVE:
-                yield ": no change\n\n"
+                yield NO_CHANGE
             if jobs or time.monotonic() - latest > KEEP_ALIVE:
                 latest = time.monotonic()
             if of.jobs.closing:
@@ -223,7 +244,7 @@ async def all_events(request: Request) -> Response:
             first = False
             await asyncio.sleep(EVENTS_INTERVAL)
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return event_stream(stream())
 
 
 def changes(of: Service, owner: str, revisions: dict[str, int], active: dict[str, Job]) -> list[Job]:

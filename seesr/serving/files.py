@@ -124,8 +124,7 @@ def list_files(request: Request) -> Response:
 
 def output(request: Request) -> Response:
     """The bytes behind a signed link."""
-    query, name = request.query_params, request.path_params["name"]
-    path = service(request).linked(name, query.get("expires", ""), query.get("signature", ""))
+    path = service(request).linked(request.path_params["name"], request.query_params)
     return FileResponse(path, headers={"Cache-Control": "private, max-age=3600"})
 
 

@@ -191,6 +191,10 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     replicate.show: Operation(
         tag="Replicate", summary="Reads a prediction.", answers={200: {JSON: responses.Prediction}}
     ),
+    replicate.stream: Operation(
+        tag="Replicate", summary="Streams a prediction: `logs`, `output`, `error`, `done`; the link is `urls.stream`.",
+        answers={200: {EVENTS: WORDS}}, query={"expires": WORDS, "signature": WORDS}, errors=("expired",),
+    ),
     replicate.cancel: Operation(
         tag="Replicate", summary="Cancels a prediction.", answers={200: {JSON: responses.Prediction}}
     ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -12,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving import files, responses
-from seesr.serving.api import service, store_both
+from seesr.serving.api import NO_CHANGE, changes_of, event, event_stream, service, store_both
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
@@ -34,12 +36,7 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> response
     Args:
         whole: with the output. Over plain http that is a data URI, since the clients take only https links for files.
     """
-    output, removed = None, False
-    if job.status == DONE and job.output:
-        try:
-            output = of.link(base, job) if base.startswith("https:") or not whole else of.data_uri(job)
-        except Refused:
-            removed = True
+    output, removed = output_of(of, base, job, whole)
     metrics = dict(job.metrics)
     if job.started and job.completed:
         metrics |= {"predict_time": job.completed - job.started, "total_time": job.completed - job.created}
@@ -59,8 +56,28 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> response
         "created_at": when(job.created),
         "started_at": when(job.started),
         "completed_at": when(job.completed),
-        "urls": {"get": here, "cancel": f"{here}/cancel", "stream": f"{base}/jobs/{job.id}/events", "web": f"{base}/"},
+        "urls": {
+            "get": here,
+            "cancel": f"{here}/cancel",
+            "stream": f"{here}/stream?{of.signed_query(stream_name(job.id))}",
+            "web": f"{base}/",
+        },
     }
+
+
+def output_of(of: Service, base: str, job: Job, whole: bool = True) -> tuple[str | None, bool]:
+    """(address of the result, whether it was removed): a link over https, a data URI over http if `whole`."""
+    if job.status != DONE or not job.output:
+        return None, False
+    try:
+        return of.link(base, job) if base.startswith("https:") or not whole else of.data_uri(job), False
+    except Refused:
+        return None, True
+
+
+def stream_name(id: str) -> str:
+    """What the link to a prediction's stream is signed for."""
+    return f"{id}/stream"
 
 
 async def create(request: Request) -> Response:
@@ -136,6 +153,36 @@ def show(request: Request) -> Response:
     return JSONResponse(prediction(of, of.base(request), of.owned(request, request.path_params["id"])))
 
 
+async def stream(request: Request) -> Response:
+    """Streams a prediction as Replicate does, with the events logs, output, error and done. Its link is signed."""
+    of, base, id = service(request), service(request).base(request), request.path_params["id"]
+    of.check_link(stream_name(id), request.query_params)
+    first = await run_in_threadpool(of.jobs.find, id)
+    if first is None:
+        raise Refused("not_found", "there is no prediction of this id")
+
+    async def events() -> AsyncIterator[str]:
+        job, sent = first, 0
+        async for change in changes_of(of, first):
+            job = change or job
+            if change is None:
+                yield NO_CHANGE
+            elif job.logs[sent:]:
+                yield event("logs", job.logs[sent:].rstrip("\n"), job.revision)
+                sent = len(job.logs)
+        output, removed = await run_in_threadpool(output_of, of, base, job)
+        if output is not None:
+            yield event("output", output, job.revision)
+        error = "the result was removed" if removed else job.error
+        if error or not job.ended:
+            yield event("error", error or "the server is shutting down", job.revision)
+        reason = {"reason": "canceled"} if job.status == CANCELED else {"reason": "error"} if error else {}
+        if job.ended:
+            yield event("done", json.dumps(reason), job.revision)
+
+    return event_stream(events())
+
+
 def cancel(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
@@ -207,6 +254,7 @@ ROUTES = [
     Route("/v1/predictions", create, methods=["POST"]),
     Route("/v1/predictions", index),
     Route("/v1/predictions/{id}", show),
+    Route("/v1/predictions/{id}/stream", stream),
     Route("/v1/predictions/{id}/cancel", cancel, methods=["POST"]),
     Route("/v1/models/{owner}/{name}", model),
     Route("/v1/models/{owner}/{name}/predictions", create, methods=["POST"]),

@@ -12,6 +12,7 @@ import hmac
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,7 @@ class Service:
     def link(self, base: str, job: Job) -> str:
         """A link to the result that is good for LINK_SECONDS, for whoever holds it."""
         assert job.output
-        expires = int(time.time()) + LINK_SECONDS
-        return f"{base}/v1/outputs/{job.output}?expires={expires}&signature={self.signature(job.output, expires)}"
+        return f"{base}/v1/outputs/{job.output}?{self.signed_query(job.output)}"
 
     def signature(self, name: str, expires: int) -> str:
         return hmac.new(derived(self.secret, "links"), f"{name}:{expires}".encode(), hashlib.sha256).hexdigest()
@@ -226,16 +226,30 @@ class Service:
         """What an owner's webhooks are signed with."""
         return derived(self.secret, f"webhooks:{owner}")
 
-    def linked(self, name: str, expires: str, signature: str) -> Path:
-        """The file that a link names.
+    def signed_query(self, name: str) -> str:
+        """The query of a link to `name` that is good for LINK_SECONDS, for whoever holds it."""
+        expires = int(time.time()) + LINK_SECONDS
+        return f"expires={expires}&signature={self.signature(name, expires)}"
+
+    def check_link(self, name: str, query: Mapping[str, str]) -> None:
+        """Refuses a link that is forged or has expired.
 
         Raises:
-            Refused: the link is forged or over.
+            Refused: 404.
         """
+        expires, signature = query.get("expires", ""), query.get("signature", "")
         seconds = int(expires) if expires.isascii() and expires.isdigit() and len(expires) <= 12 else 0
         good = hmac.compare_digest(self.signature(name, seconds).encode(), signature.encode())
         if not good or seconds < time.time():
             raise Refused("expired", "this link is not valid, or no longer")
+
+    def linked(self, name: str, query: Mapping[str, str]) -> Path:
+        """The file that a link names.
+
+        Raises:
+            Refused: the link is forged or has expired.
+        """
+        self.check_link(name, query)
         job = self.jobs.find(name.partition(".")[0])
         if job is None or job.output != name:
             raise Refused("expired", "the result has expired")

@@ -27,4 +27,6 @@ const wrong = await status(() => client("wrong").predictions.list());
 const missing = await status(() => replicate.predictions.get("nothing"));
 const file = await replicate.files.create(new Blob([image]), { name: "photo" });
 const uploaded = (await replicate.files.get(file.id)).size === image.length;
-console.log(JSON.stringify({ progress, canceled, listed, wrong, missing, uploaded }));
+const streamed = [];
+for await (const { event } of replicate.stream("you/seesr", { input: quick })) if (event !== "logs") streamed.push(event);
+console.log(JSON.stringify({ progress, canceled, listed, wrong, missing, uploaded, streamed }));

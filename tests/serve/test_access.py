@@ -37,6 +37,7 @@ ROUTES = {
     ("GET", "/health"): OPEN,
     ("GET", "/ping"): OPEN,
     ("GET", "/v1/outputs/{name}"): OPEN,  # to whoever has the signed link
+    ("GET", "/v1/predictions/{id}/stream"): OPEN,  # to whoever has the signed link
     ("GET", "/status"): KEY,
     ("GET", "/metrics"): KEY,
     ("POST", "/"): KEY,

@@ -108,6 +108,7 @@ def test_the_official_javascript_client(service: Serving, tmp_path: Path) -> Non
         "wrong": 401,
         "missing": 404,
         "uploaded": True,
+        "streamed": ["output", "done"],
     }
 
 
@@ -129,6 +130,28 @@ def test_prefer_wait_never_answers_processing(service: Serving) -> None:
     assert service.ask("GET", f"/v1/predictions/{short['id']}").json()["status"] == "processing"
     assert service.ask("POST", f"/v1/predictions/{short['id']}/cancel").json()["status"] == "canceled"
     assert create(service, None)["status"] == "starting"
+
+
+def test_the_python_client_streams_logs_output_and_the_end(client: replicate.Client, engine: Engine) -> None:
+    image = sharp()
+    events = list(client.stream("you/seesr", input={"image": io.BytesIO(image), **QUICK}))
+    kinds = [event.event.value for event in events]
+    assert kinds[-2:] == ["output", "done"] and set(kinds[:-2]) <= {"logs"} and events[-1].data == "{}"
+    assert events[-2].data.read() == engine.run(image, Settings(**QUICK)).data  # type: ignore[attr-defined]
+
+
+def test_a_stream_of_a_failed_and_a_canceled_prediction(service: Serving) -> None:
+    def stream(prediction: dict) -> str:
+        return service.ask("GET", prediction["urls"]["stream"].removeprefix(service.url), None).text
+
+    slow = create(service, None, **LONG)
+    service.ask("POST", f"/v1/predictions/{slow['id']}/cancel")
+    assert stream(slow).endswith('data: {"reason": "canceled"}\n\n')
+    job = service.upscale(deadline=0.001, wait=0, **LONG).json()
+    service.until(job["id"], "failed")
+    text = stream(service.ask("GET", f"/v1/predictions/{job['id']}").json())
+    assert "event: error\n" in text and "deadline" in text and text.endswith('data: {"reason": "error"}\n\n')
+    assert service.ask("GET", f"/v1/predictions/{job['id']}/stream").status_code == 404
 
 
 def test_what_a_prediction_holds(service: Serving) -> None:
