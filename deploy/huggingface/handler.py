@@ -37,9 +37,7 @@ class EndpointHandler:
         if isinstance(inputs, Image.Image):
             if settings.suffix == ZIP:
                 raise ValueError("output_view all makes a zip: send the image in base64")
-            buffer = io.BytesIO()
-            inputs.save(buffer, "PNG", exif=inputs.info.get("exif", b""))
-            return Image.open(io.BytesIO(self.engine.run(buffer.getvalue(), settings, mask=mask).data))
+            return Image.open(io.BytesIO(self.engine.run(inputs, settings, mask=mask).data))
         if not isinstance(inputs, str):
             raise ValueError("inputs must be the image in base64, or a data URI")
         output = self.engine.run(from_data_uri(inputs), settings, mask=mask)

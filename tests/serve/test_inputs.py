@@ -47,6 +47,7 @@ def client(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def check_result(name: str, data: bytes) -> None:
     """Asserts that a result in PNG, read by OpenCV and Pillow, shows what the file `name` shows."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert b"digitalsourcetype/algorithmicallyEnhanced" in data, name
     with Image.open(io.BytesIO(data)) as image:
         icc, one_channel = image.info.get("icc_profile"), data[25] in (0, 4)
     if one_channel:

@@ -5,6 +5,7 @@ tests/data/inputs/README.md says how the files were made.
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -34,6 +35,56 @@ def test_pixels_are_those_of_an_independent_reader(name: str) -> None:
     check_pixels(name, picture)
     assert picture.grey == is_grey(name)
     assert (picture.rgb.dtype == np.uint16) == is_deep(name)
+
+
+def heic(pixels: np.ndarray) -> bytes:
+    channels, buffer = {3: "RGB", 4: "RGBA"}[pixels.shape[2]], io.BytesIO()
+    mode = channels if pixels.dtype == np.uint8 else f"{channels};16"
+    image = pillow_heif.from_bytes(mode, pixels.shape[1::-1], pixels.tobytes())
+    image.save(buffer, quality=-1, chroma=444, matrix_coefficients=0)
+    return buffer.getvalue()
+
+
+def opencv(pixels: np.ndarray, suffix: str) -> bytes:
+    ordered = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    return cv2.imencode(suffix, ordered)[1].tobytes()
+
+
+ENCODERS = {  # beside the programs of tests/data/inputs: function, depths, channels, largest loss in levels of 255
+    "PNG by imagecodecs": (imagecodecs.png_encode, (8, 16), (1, 2, 3, 4), 0),
+    "PNG by OpenCV": (functools.partial(opencv, suffix=".png"), (8, 16), (1, 3, 4), 0),
+    "TIFF by OpenCV": (functools.partial(opencv, suffix=".tiff"), (8, 16), (1, 3, 4), 0),
+    "WebP by imagecodecs": (functools.partial(imagecodecs.webp_encode, lossless=True), (8,), (3, 4), 0),
+    "JPEG by imagecodecs": (functools.partial(imagecodecs.jpeg8_encode, level=100, subsampling="444"), (8,), (1, 3), 4),
+    "AVIF by imagecodecs": (functools.partial(imagecodecs.avif_encode, level=100), (8,), (1, 3, 4), 4),
+    "HEIC by pillow-heif": (heic, (8, 16), (3, 4), 1),  # 16 bits are written as 10
+    "JPEG XL by imagecodecs": (functools.partial(imagecodecs.jpegxl_encode, lossless=True), (8,), (1, 2, 3, 4), 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "depth", "channels"),
+    [
+        (encoder, depth, channels)
+        for encoder, (_, depths, counts, _) in ENCODERS.items()
+        for depth in depths
+        for channels in counts
+    ],
+)
+def test_pixels_are_those_that_another_encoder_wrote(encoder: str, depth: int, channels: int) -> None:
+    encode, *_, most = ENCODERS[encoder]
+    y, x = np.mgrid[:24, :32]
+    ramps = np.stack([x / 31, y / 23, (x + y) / 54, 0.25 + y / 46], axis=2)
+    layers = {1: ramps[..., 0], 2: ramps[..., [0, 3]], 3: ramps[..., :3], 4: ramps}[channels]
+    pixels = np.ascontiguousarray((layers * (2**depth - 1)).round().astype(f"uint{depth}"))
+    image = decode(bytes(encode(pixels)))
+    assert image.rgb.dtype == pixels.dtype and image.grey == (channels < 3)
+    colors = pixels.reshape(24, 32, -1)[..., : 1 if channels < 3 else 3].astype(float)
+    tolerance = most * (257 if depth == 16 else 1)
+    assert np.abs(image.rgb - colors).max() <= tolerance
+    assert (image.alpha is not None) == (channels in (2, 4))
+    if image.alpha is not None:
+        assert np.abs(image.alpha - pixels[..., -1].astype(float)).max() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["vips-lab.tif", "vips-lab-16.tif"])
