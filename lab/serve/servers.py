@@ -21,10 +21,17 @@ class EchoServer:
 
     Args:
         files: that it may open at the same time; None: as many as this process.
+        module: that starts it, with its arguments.
     """
 
-    def __init__(self, folder: Path, files: int | None = None, **environment: str) -> None:
-        self.folder, self.files = folder, files
+    def __init__(
+        self,
+        folder: Path,
+        files: int | None = None,
+        module: tuple[str, ...] = ("lab.serve.echo",),
+        **environment: str,
+    ) -> None:
+        self.folder, self.files, self.module = folder, files, module
         folder.mkdir(parents=True, exist_ok=True)
         self.data = Path(environment.get("SEESR_DATA", folder / "data"))
         defaults = {
@@ -48,7 +55,7 @@ class EchoServer:
 
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lab.serve.echo", "--port", "0"],
+                [sys.executable, "-m", *self.module, "--port", "0"],
                 env=self.environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

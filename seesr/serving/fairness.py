@@ -37,14 +37,19 @@ class Turns:
         self.count, self.served = 0, collections.defaultdict[str, int](int)  # owner -> its latest turn
 
     def order(self, waiting: Sequence[Job]) -> list[Job]:
-        """The jobs in the order in which `next` would give them within each priority."""
-        turns = collections.Counter[tuple[int, str]]()
-        keys = []
-        for job in sorted(waiting, key=lambda job: job.created):
-            keys.append((job.priority, turns[job.priority, job.owner], self.served[job.owner], job.created, job.id))
-            turns[job.priority, job.owner] += 1
-        jobs = {job.id: job for job in waiting}
-        return [jobs[id] for *_, id in sorted(keys)]
+        """The jobs in the order in which `next` would give them if no more came."""
+        found: list[Job] = []
+        served = self.served.copy()
+        for priority in sorted({job.priority for job in waiting}):
+            turns = collections.Counter[str]()
+            keys: dict[str, tuple[int, int, float]] = {}
+            group = sorted((job for job in waiting if job.priority == priority), key=lambda job: job.created)
+            for job in group:
+                keys[job.id] = turns[job.owner], served[job.owner], job.created
+                turns[job.owner] += 1
+            found += sorted(group, key=lambda job: keys[job.id])
+            served |= {job.owner: self.count + place for place, job in enumerate(found, 1)}
+        return found
 
     def next(self, waiting: Sequence[Job]) -> Job:
         """The job to run now; its owner has had its turn then."""

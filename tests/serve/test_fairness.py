@@ -45,6 +45,7 @@ def test_keys_take_turns_within_a_priority() -> None:
     waiting = [Job("ann", {}, created=number) for number in range(4)] + [Job("bob", {}, created=10 + n) for n in (0, 1)]
     waiting += [Job("bob", {}, priority=LATER, created=0), Job("ann", {}, priority=URGENT, created=20)]
     turns, order = Turns(), []
+    expected = [(job.priority, job.owner, job.created) for job in turns.order(waiting)]
     while waiting:
         job = turns.next(waiting)
         waiting.remove(job)
@@ -53,6 +54,7 @@ def test_keys_take_turns_within_a_priority() -> None:
         (URGENT, "ann", 20), (NORMAL, "bob", 10), (NORMAL, "ann", 0), (NORMAL, "bob", 11), (NORMAL, "ann", 1),
         (NORMAL, "ann", 2), (NORMAL, "ann", 3), (LATER, "bob", 0),
     ]  # fmt: skip
+    assert expected == order
 
 
 class Held(Echo):
@@ -89,8 +91,10 @@ def test_a_key_that_fills_the_queue_delays_another_by_one_image(tmp_path: Path) 
         bob = [post(BOB) for _ in range(4)]
         assert [answer.status_code for answer in bob] == [202, 202, 202, 429]
         assert "retry-after" in bob[-1].headers
-        engine.go.set()
         ids = [answer.json()["id"] for answer in bob[:3]]
+        reading = {"Authorization": f"Bearer {BOB}"}
+        assert [client.get(f"/jobs/{id}", headers=reading).json()["ahead"] for id in ids] == [1, 3, 5]
+        engine.go.set()
         jobs = client.app.state.service.jobs  # type: ignore[attr-defined]
         while jobs.waiting or jobs.running:
             pass

@@ -326,6 +326,8 @@ def test_another_seed_and_two_results_on_one_slider(page: Page, photo_file: Path
     select.select_option(index=1)
     expect(card.locator(".left")).to_contain_text("Result 2: Seed")
     sources = [page.locator(name).first for name in (".card >> nth=0 >> .after", ".card >> nth=1 >> .before")]
+    page.select_option("#language", "de")
+    expect(card.locator(".left")).to_contain_text("Ergebnis 2: Startwert")
     newer, compared = (source.get_attribute("src") for source in sources)
     assert newer and compared and newer.partition("?")[0] == compared.partition("?")[0]
 

@@ -10,6 +10,7 @@ function edit(entry) {
   const [width, height] = entry.size;
   Object.assign(editor, { entry, strokes: [], piece: null, output: fit(entry.size, values)?.size ?? entry.size });
   $("#editor img").src = entry.url;
+  $("#easel").style.setProperty("--aspect", width / height);
   Object.assign($("#paint"), { width, height });
   $("#brush").max = Math.max(2, Math.round(Math.max(width, height) / 3));
   $("#brush").value = Math.max(2, Math.round(Math.max(width, height) / 15));

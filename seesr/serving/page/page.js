@@ -37,7 +37,12 @@ function useLanguage(code) {
   translate();
   showServer();
   if (fields.length) showFields(chosenOr({}));
-  for (const entry of entries.values()) show(entry);
+  for (const entry of entries.values()) {
+    show(entry);
+    if (!entry.opened) continue;
+    listOthers(entry);
+    $(".against select", entry.card).onchange?.();
+  }
 }
 
 async function loadTexts() {
@@ -121,7 +126,7 @@ function build(field) {
   } else if (field.kind === "text") {
     input = make("input", { id, type: "text", maxLength: field.max_length });
   } else {
-    input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any", placeholder: field.empty ?? "" });
+    input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any" });
   }
   input.setAttribute("aria-describedby", about.id);
   $("#fields").append(make("div", { className: "field" }, make("label", { htmlFor: id }, name(id)), input, about));
@@ -673,6 +678,7 @@ function compare(entry, after) {
   const width = after.naturalWidth, height = after.naturalHeight, pixel = 1 / devicePixelRatio;
   for (const part of [before, handle, $(".left", view), $(".right", view)]) part.hidden = !pair;
   Object.assign(stage.style, { width: `${width}px`, height: `${height}px` });
+  view.style.aspectRatio = width / height;
   after.alt = t("upscaled");
   const here = region(settings) ?? [0, 0, width, height], whole = entry.output ?? [width, height];
   let box = null; // of the image before, in pixels of this result
@@ -760,8 +766,10 @@ function compare(entry, after) {
   for (const [name, work] of Object.entries(buttons)) $(`.${name}`, entry.card).onclick = work;
   const select = $(".against select", entry.card);
   select.onfocus = select.onpointerdown = () => listOthers(entry);
-  select.onchange = () => against(entries.get(select.value));
-  if (pair) against(null);
+  if (pair) {
+    select.onchange = () => against(entries.get(select.value));
+    against(null);
+  }
   listOthers(entry);
   for (const other of entries.values()) if (other.opened && other !== entry) listOthers(other);
   blendable(entry, after).catch((error) => console.error(error));

@@ -1,0 +1,20 @@
+"""The time left of real images, see lab.speed.estimate."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.speed import estimate
+from seesr import Engine
+from seesr.runtime.estimate import Speed
+
+
+@pytest.mark.slow
+def test_twenty_images_of_mixed_sizes_are_within_20_percent_at_half_time() -> None:
+    """Needs a machine that does nothing else."""
+    with Engine.load(device="cpu") as engine:
+        first = Speed()
+        first.totals = dict(engine.speed.totals)
+        images = [estimate.record(engine, size, settings) for size, settings in estimate.cases()]
+    found = estimate.errors(images, first)
+    assert len(found) >= 12 and max(found) <= 0.2, found
