@@ -321,7 +321,7 @@ def test_another_seed_and_two_results_on_one_slider(page: Page, photo_file: Path
     expect(page.locator(".state").filter(has_text="Done")).to_have_count(1)
     page.get_by_role("button", name="Another seed").click()
     expect(page.locator(".state").filter(has_text="Done")).to_have_count(2)
-    card = page.locator(".card").filter(has_text="Done, seed 1,")
+    card = page.locator(".card").nth(1)  # the newest is first
     select = card.get_by_label("Compare with")
     select.select_option(index=1)
     expect(card.locator(".left")).to_contain_text("Result 2: Seed")
