@@ -55,6 +55,7 @@ class Header:
         transforms: of the container, to be applied likewise.
         exif: returns the EXIF block for the output, or None.
         xmp: the packet of the file, or None.
+        source_type: IPTC digital source type that the file states outside of XMP, a URI, or None.
         dpi: (horizontal, vertical), or None.
         warnings: what was left out or repaired; decoding adds to them.
     """
@@ -67,6 +68,7 @@ class Header:
     transforms: tuple[isobmff.Transform, ...] = ()
     exif: Callable[[], bytes | None] = lambda: None
     xmp: bytes | None = None
+    source_type: str | None = None
     dpi: tuple[float, float] | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 

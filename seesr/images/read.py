@@ -82,6 +82,7 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
     header = open_header(data, check_size)
     if b"jumb" in data and b"c2pa" in data:
         header.warnings.append("the file has a C2PA manifest: signed outputs alone keep it (SEESR_C2PA_CERTIFICATE)")
+        header.source_type = xmp.source_type_in_manifest(data)
     return to_image_data(header, header.decode())
 
 
@@ -117,7 +118,7 @@ def to_image_data(header: Header, colours: Colours) -> ImageData:
         dpi = None
     block = header.exif()
     packet = None if header.xmp is None else xmp.kept(header.xmp, warnings)
-    source_type = xmp.source_type(packet)
+    source_type = xmp.source_type(packet) or header.source_type
     for warning in warnings:
         log.warning("%s", warning)
     grey = colours.grey or convert.equal_channels(rgb)

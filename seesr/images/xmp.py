@@ -16,7 +16,8 @@ EXIF, TIFF = "http://ns.adobe.com/exif/1.0/", "http://ns.adobe.com/tiff/1.0/"
 BASIC, PHOTOSHOP = "http://ns.adobe.com/xap/1.0/", "http://ns.adobe.com/photoshop/1.0/"
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 EDITED_WITH_AI, ALGORITHM = "compositeWithTrainedAlgorithmicMedia", "algorithmicallyEnhanced"
-MADE_WITH_AI = {"trainedAlgorithmicMedia", "compositeSynthetic", EDITED_WITH_AI}
+WHOLLY_AI = "trainedAlgorithmicMedia"
+MADE_WITH_AI = {WHOLLY_AI, "compositeSynthetic", EDITED_WITH_AI}
 OF_THE_OLD_FILE = (  # namespaces that describe its pixels' places, or other images and blocks in it
     "http://ns.google.com/photos/",  # panorama, motion photo, depth, container
     "http://ns.adobe.com/hdr-gain-map/",
@@ -152,6 +153,15 @@ def source_type(packet: bytes | None) -> str | None:
     """The IPTC digital source type that a packet states, as its URI; a QCode or the bare code will do."""
     stated = (value(packet, IPTC, "DigitalSourceType") or "").strip()
     return SOURCE_TYPES + re.split("[/:]", stated)[-1] if stated else None
+
+
+def source_type_in_manifest(data: bytes) -> str | None:
+    """The digital source type of a file with a C2PA manifest if it states no other: an image that AI made as a whole.
+
+    The manifest is not validated: a false statement would only mark an image as made by AI.
+    """
+    stated = set(re.findall(rb"newscodes/digitalsourcetype/([A-Za-z]+)", data))
+    return SOURCE_TYPES + WHOLLY_AI if stated == {WHOLLY_AI.encode()} else None
 
 
 def source_type_after(before: str | None, generated: bool) -> str:

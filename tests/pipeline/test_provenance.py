@@ -207,6 +207,23 @@ def test_a_signed_result_is_valid_and_names_its_source(
     assert parent["active_manifest"] in found["manifests"]
 
 
+def test_what_a_manifest_says_of_ai_survives(
+    engine: Engine, small: Image.Image, signer: content_credentials.Signer
+) -> None:
+    import c2pa
+
+    results = []
+    for kind in (c2pa.C2paDigitalSourceType.TRAINED_ALGORITHMIC_MEDIA, c2pa.C2paDigitalSourceType.DIGITAL_CAPTURE):
+        buffer, signed = io.BytesIO(), io.BytesIO()
+        small.save(buffer, "PNG")
+        with signer.open() as native, c2pa.Context.from_dict(content_credentials.LOCAL) as context:
+            builder = c2pa.Builder({"claim_generator_info": [{"name": "test"}]}, context)
+            builder.set_intent(c2pa.C2paBuilderIntent.CREATE, kind)
+            builder.sign(native, "image/png", buffer, signed)
+        results.append(source_type(engine.run(signed.getvalue(), QUICK).data))
+    assert results == ["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
+
+
 def test_pixels_and_zips_are_signed_and_verified(
     folder: Path, signer: content_credentials.Signer, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
