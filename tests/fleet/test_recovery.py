@@ -59,6 +59,14 @@ def test_a_lost_job_is_published_again_by_its_version_alone(gateways: dict[str, 
         assert all(name.startswith(f"seesr-{OLD[:12]}") for name in lists)
 
 
+def test_a_waiting_job_knows_how_many_run_or_wait_before_it(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
+    jobs = gateways[OLD]
+    ids = [sent(jobs, tmp_path).id for _ in range(3)]
+    assert jobs.ahead(ids) == {ids[0]: 0, ids[1]: 1, ids[2]: 2}
+    jobs.records.begin(ids[0])
+    assert jobs.ahead([*ids, "unknown"]) == {ids[1]: 1, ids[2]: 2}
+
+
 def test_only_ended_jobs_expire(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
     jobs = gateways[OLD]
     job = sent(jobs, tmp_path)

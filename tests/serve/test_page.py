@@ -242,6 +242,26 @@ def pixels(data: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.mark.long
+def test_a_dropped_folder_gives_its_images(slow_page: Page, tmp_path: Path) -> None:
+    """By the browser's own drag and drop: a page cannot make a folder itself."""
+    inner = tmp_path / "photos" / "inner"
+    inner.mkdir(parents=True)
+    for number, folder in enumerate((inner.parent, inner, inner)):
+        (folder / f"{number}.png").write_bytes(sharp(16 + number, 16))
+    (inner / "notes.txt").write_bytes(b"no image")
+    box = slow_page.locator("#drop").bounding_box()
+    assert box
+    place = {"x": box["x"] + 50, "y": box["y"] + 50}
+    data = {"items": [], "files": [str(inner.parent)], "dragOperationsMask": 1}
+    session = slow_page.context.new_cdp_session(slow_page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    expect(slow_page.locator("#note")).to_contain_text("1 of 4 files")
+    expect(slow_page.locator(".state").filter(has_text="Done")).to_have_count(3)
+    expect(slow_page.locator("#summary")).to_have_text("3 of 3 done")
+
+
+@pytest.mark.long
 def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving, tmp_path: Path) -> None:
     """Also beside a flat area, where the model adds nothing."""
     photo = pixels(sharp(64, 48)).copy()

@@ -71,7 +71,7 @@ function runEdited(extra, changes = {}) {
   let values;
   try { values = { ...chosen(), ...changes }; } catch (error) { return note(error.message); }
   $("#editor").close();
-  rerun(entry, values, extra);
+  rerun(entry, values, { mask: entry.mask ?? undefined, ...extra });
   if (entry.state === "held") forget(entry);
 }
 

@@ -347,9 +347,8 @@ function add(entry) {
 async function accept(file, values, { mask, source, saves, now = true } = {}) {
   await started;
   try { values ??= chosen(); } catch (error) { return note(error.message); }
-  note("");
   const zip = /\.zip$/i.test(file.name) || file.type === "application/zip";
-  mask ??= $("#mask").files[0];
+  mask ??= $("#mask").files[0] ?? null;
   const key = random();
   const entry = add({ key, name: file.name, values, state: "reading", time: Date.now() + entries.size / 1000, tab, zip, mask, masked: Boolean(mask), source: source ?? key, saves });
   attach(entry, file);
@@ -378,8 +377,10 @@ async function accept(file, values, { mask, source, saves, now = true } = {}) {
 }
 
 // Sends the file of an entry again; values: null for those of the form.
-const rerun = (entry, values = null, extra = {}) =>
-  accept(new File([entry.file], entry.name, { type: entry.file.type }), values ?? undefined, { source: entry.source, ...extra });
+function rerun(entry, values = null, extra = {}) {
+  note("");
+  return accept(new File([entry.file], entry.name, { type: entry.file.type }), values ?? undefined, { source: entry.source, ...extra });
+}
 
 // The same image as a PNG, made by this browser.
 async function convert(entry) {
@@ -829,11 +830,14 @@ async function dropped(transfer) {
   return found;
 }
 
-function acceptAll(list) {
-  const usable = [...list].filter((file) => !file.type || file.type.startsWith("image/") || /\.zip$/i.test(file.name));
+async function acceptAll(list) {
+  const all = [...list]; // a clipboard's list is empty after its event
+  await started;
+  note("");
+  const usable = all.filter((file) => !file.type || file.type.startsWith("image/") || /\.zip$/i.test(file.name));
   const now = !$("#hold").checked;
   usable.filter((file) => !file.name.startsWith(".")).forEach((file) => accept(file, undefined, { now }));
-  if (usable.length < list.length) note(t("notImages", { count: list.length - usable.length, all: list.length }));
+  if (usable.length < all.length) note(t("notImages", { count: all.length - usable.length, all: all.length }));
 }
 
 async function start() {
