@@ -73,7 +73,7 @@ def verify(args: argparse.Namespace, bundle_path: Path) -> int:
         raise ValueError(f"{args.file}: it is no PNG, WebP, JPEG or zip") from error
     except ValueError as error:
         raise ValueError(f"{args.file}: {error}") from None
-    report = Report({**record, "digital source type": source_type or "none"})
+    report = Report({**record, "digital_source_type": source_type or "none"})
     settings = check_file(report, record, source_type, file)
     check_bundle(report, record, bundle_path)
     if source is not None:

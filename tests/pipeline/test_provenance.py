@@ -74,7 +74,7 @@ def test_a_file_is_verified_with_its_source(folder: Path, capsys: Capture, small
     assert run("verify", "a-x2.png", "a.png", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["checks"]["again"] == {"state": "ok", "about": "the same bytes"}
-    assert told["digital source type"].endswith("compositeWithTrainedAlgorithmicMedia")
+    assert told["digital_source_type"].endswith("compositeWithTrainedAlgorithmicMedia")
 
     small.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("other.png")
     assert run("verify", "a-x2.png", "other.png") == 1
