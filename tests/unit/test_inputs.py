@@ -21,6 +21,7 @@ from inputs import EXPECTED, FOLDER, check_pixels, is_deep, is_grey, shown
 from PIL import ExifTags, Image, ImageCms
 
 from seesr.images import color_tags, convert, isobmff, jpeg
+from seesr.images.mask import read_mask
 from seesr.images.read import decode, from_pil, open_header
 from seesr.images.record import read_record
 
@@ -85,6 +86,19 @@ def test_pixels_are_those_that_another_encoder_wrote(encoder: str, depth: int, c
     assert (image.alpha is not None) == (channels in (2, 4))
     if image.alpha is not None:
         assert np.abs(image.alpha - pixels[..., -1].astype(float)).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["exiftool-orientation-6.png", "exiftool-xmp-orientation-6.jpg", "avifenc-irot-1.avif", "cjxl-orientation-6.jxl"],
+)
+def test_a_mask_must_have_the_aspect_of_the_upright_image(name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    width, height = decode(data).size
+    assert open_header(data).size == (width, height) and width < height
+    assert read_mask(file(Image.new("L", (width, height), 255)), (width, height)).all()
+    with pytest.raises(ValueError, match="their aspects differ"):
+        read_mask(file(Image.new("L", (height, width))), (width, height))
 
 
 @pytest.mark.parametrize("name", ["vips-lab.tif", "vips-lab-16.tif"])
