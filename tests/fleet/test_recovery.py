@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.exceptions
 from fleet.test_background import configuration, redis_url  # type: ignore[import-not-found]  # noqa: F401
 from serve.test_background import until  # type: ignore[import-not-found]
 
@@ -20,6 +22,7 @@ from seesr.fleet.maintenance import Upkeep
 from seesr.fleet.redis_client import Link
 from seesr.object_store import Store
 from seesr.serving.job import DONE, FAILED, Away, Job
+from seesr.serving.metadata_store import remove_older
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
@@ -136,6 +139,47 @@ def test_files_of_killed_runs_are_removed_from_a_workers_disk(
     child.supervisor.thread("cache", child.trim)
     until(lambda: not list(child.objects.cache.iterdir()))
     child.supervisor.stop()
+
+
+@pytest.mark.parametrize(
+    "error", ["BusyLoadingError", "ReadOnlyError", "ConnectionError", "TimeoutError", "OutOfMemoryError"]
+)
+def test_a_redis_that_cannot_be_used_counts_as_unavailable(configuration: Configuration, error: str) -> None:  # noqa: F811
+    """BusyLoadingError: it reads its files (LOADING). ReadOnlyError: it was demoted."""
+
+    def work(client: Any) -> None:
+        raise getattr(redis.exceptions, error)("said by Redis")
+
+    with pytest.raises(Away, match="Redis does not answer|Redis is full"):
+        Link(configuration.redis or "")(work)
+
+
+def test_a_record_with_fields_of_a_newer_version_is_read(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
+    jobs = gateways[OLD]
+    job = sent(jobs, tmp_path)
+    settings = {**job.settings, "of_tomorrow": 1}
+    fields = {"of_tomorrow": "[1]", "settings": json.dumps(settings)}
+    jobs.link.redis.hset(f"seesr:job:{job.id}", mapping=fields)
+    for found in (jobs.find(job.id), *jobs.recent("ann", 10)):
+        assert found and found.id == job.id and found.suffix == "png"
+
+
+def test_a_file_that_another_thread_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"old")
+        os.utime(tmp_path / name, (1, 1))
+    real = Path.stat
+
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        if path.name == "a":
+            path.unlink(missing_ok=True)
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    remove_older(tmp_path, time.time())
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_order_that_no_worker_takes_is_forgotten(gateways: dict[str, FleetJobs]) -> None:
