@@ -21,6 +21,7 @@ from PIL import Image
 from lab.fleet.servers import Fleet
 
 Figures = dict[str, Any]
+THREADS = 8  # that send at the same time
 
 
 def picture() -> bytes:
@@ -55,7 +56,7 @@ class Caller:
         return answer.json()["id"]
 
     def send_many(self, count: int, **query: Any) -> list[str]:
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(lambda number: self.send(number, **query), range(count)))
 
     def job(self, id: str) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class Caller:
         def result(id: str) -> bytes:
             return self.ask("GET", f"/jobs/{id}/result").content
 
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             good = sum(content == PICTURE for content in pool.map(result, ids))
         runs = collections.Counter(job for job, _ in self.fleet.runs())
         files = list((self.fleet.folder / "store" / "out").glob("*"))
@@ -93,6 +94,7 @@ class Client(Caller):
     Attributes:
         jobs: the id of each image that was taken, by its number.
         versions: the version that each job was sent to, by its id; known once it was collected.
+        pause: seconds that each of the THREADS of `send_range` waits after an image.
         refused: answers of 429, 503 and 504, connections that broke, and time-outs; each was sent again.
     """
 
@@ -101,6 +103,7 @@ class Client(Caller):
         self.jobs: dict[int, str] = {}
         self.versions: dict[str, str] = {}
         self.refused = 0
+        self.pause = 0.0
 
     def send(self, number: int = 0, **query: Any) -> str:
         asked = {"wait": 0, "num_inference_steps": 1, "seed": 1, **query}
@@ -116,9 +119,14 @@ class Client(Caller):
             self.refused += 1
             time.sleep(0.2)
 
-    def send_range(self, begin: int, end: int, **query: Any) -> list[str]:
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda number: self.send(number, **query), range(begin, end)))
+    def send_range(self, begin: int, end: int) -> list[str]:
+        def send(number: int) -> str:
+            id = self.send(number)
+            time.sleep(self.pause)
+            return id
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(send, range(begin, end)))
 
     def collect(self, seconds: float) -> Figures:
         """Waits until every job has ended, and compares each result with what was sent."""

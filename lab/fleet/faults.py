@@ -15,15 +15,16 @@ from typing import Any
 import httpx
 import numpy as np
 
-from lab.fleet.callers import PICTURE, PNG, Client, Figures, watched
+from lab.fleet.callers import PICTURE, PNG, THREADS, Client, Figures, watched
 from lab.fleet.servers import Fleet, fleet, free_port
 from seesr.fleet.job_store import Records
 from seesr.fleet.redis_client import Link
 from seesr.networks import weights
 
-KEEP = 15.0  # seconds after which records and files expire
-EXPIRED = 60.0  # seconds within which all must have expired
+KEEP, CHAOS_KEEP = 15.0, 40.0  # seconds after which records and files expire; longer than an experiment's faults
+EXPIRED = 90.0  # seconds within which all must have expired
 OUTAGE = 5.0  # seconds of a fault
+SENDING = 10.0  # seconds in which the images of `chaos` are sent, without the faults
 
 
 class Experiment:
@@ -68,9 +69,9 @@ class Experiment:
 
 
 @contextmanager
-def experiment(folder: Path, **options: Any) -> Iterator[Experiment]:
-    """A fleet whose jobs expire after KEEP seconds."""
-    options = {"ECHO_SECONDS": "0.1", "SEESR_KEEP": str(KEEP / 3600), **options}
+def experiment(folder: Path, keep: float = KEEP, **options: Any) -> Iterator[Experiment]:
+    """A fleet whose jobs expire after `keep` seconds."""
+    options = {"ECHO_SECONDS": "0.1", "SEESR_KEEP": str(keep / 3600), **options}
     with fleet(folder, **options) as of, watched(of) as live:
         yield Experiment(of, live)
 
@@ -182,9 +183,10 @@ def first_version(of: Fleet) -> str:
 
 def chaos(folder: Path, jobs: int, workers: int) -> Figures:
     """All that can leave something behind."""
-    with experiment(folder, workers=workers, gateways=2) as test:
+    with experiment(folder, CHAOS_KEEP, workers=workers, gateways=2) as test:
         of, client = test.fleet, test.client
         orphan = folder / "store" / "in" / secrets.token_hex(16)
+        client.pause = SENDING * THREADS / jobs
         sending = test.send_in_background(0, jobs)
         test.until_succeeded(jobs // 8)
         orphan.write_bytes(PICTURE)  # of a gateway that was killed between a file and its record
@@ -197,7 +199,7 @@ def chaos(folder: Path, jobs: int, workers: int) -> Figures:
             client.ask("DELETE", f"/jobs/{id}")
         late = client.send(2000, num_inference_steps=8, priority="urgent")
         of.until(lambda: of.redis.hget(f"seesr:job:{late}", "status") == '"processing"', 30)
-        Records(Link(of.environment["SEESR_REDIS"]), KEEP).forget(late)  # its worker ends a job that has expired
+        Records(Link(of.environment["SEESR_REDIS"]), CHAOS_KEEP).forget(late)  # its worker ends a job that has expired
         for number in (1000, 1001, 1002, 2000):
             del client.jobs[number]
         with stopped(of, "redis"):

@@ -94,6 +94,11 @@ class Upkeep:
                     self.jobs.objects.drop_inputs(job)
                 if job is not None and job.output:
                     self.jobs.objects.drop(f"out/{job.output}")
+            elif kind == "batch":
+                if self.jobs.records.batch(id):  # it is there for as long as one of its jobs
+                    self.link(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + self.lease}))
+                    continue
+                self.link(lambda client, id=id: client.delete(f"{PREFIX}batch:{id}"))
             else:
                 words = self.link(lambda client, id=id: client.getdel(f"{PREFIX}upload:{id}"))
                 if words:

@@ -76,7 +76,13 @@ class FleetLedger:
         self.link(lambda client: client.eval(RELEASE, 1, name, id))
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
-        self.link(lambda client: client.set(f"{PREFIX}batch:{id}", json.dumps(note), ex=int(self.keep)))
+        def work(client: Any) -> None:
+            with client.pipeline() as pipe:
+                pipe.set(f"{PREFIX}batch:{id}", json.dumps(note))
+                pipe.zadd(EXPIRY, {f"batch:{id}": time.time() + self.keep})
+                pipe.execute()
+
+        self.link(work)
 
     def note(self, id: str) -> dict[str, Any] | None:
         found = self.link(lambda client: client.get(f"{PREFIX}batch:{id}"))

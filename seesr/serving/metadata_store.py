@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,9 +52,12 @@ class Ledger(Protocol):
     def close(self) -> None: ...
 
 
-def remove_older(folder: Path, limit: float) -> None:
-    """Removes files last written before `limit`, seconds since 1970. Another thread may remove the same ones."""
+def remove_older(folder: Path, limit: float, kept: Collection[str | None] = ()) -> None:
+    """Removes files last written before `limit`, seconds since 1970, except those whose names are in `kept`.
+
+    Another thread may remove the same files.
+    """
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < limit:
+            if path.name not in kept and path.stat().st_mtime < limit:
                 path.unlink()

@@ -269,17 +269,19 @@ class Journal:
         return self.folder / kind / name
 
     def expire(self, seconds: float) -> None:
-        """Removes ended jobs, uploads and keys older than this, with their files."""
+        """Removes jobs that ended longer ago than this, and uploads and keys that are older, with their files."""
         limit = time.time() - seconds
         for job in self.jobs("created < ? AND status NOT IN (?, ?)", limit, WAITING, RUNNING):
+            if (job.completed or job.created) >= limit:
+                continue
             if job.output:
                 self.file("outputs", job.output).unlink(missing_ok=True)
             self.run("DELETE FROM jobs WHERE id = ?", job.id)
         for id, owner in self.run("SELECT id, owner FROM uploads WHERE created < ?", limit):
             self.drop_upload(owner, id)
         self.run("DELETE FROM idempotency WHERE created < ?", limit)
-        for kind in ("zips", "notes"):
-            remove_older(self.folder / kind, limit)
+        remove_older(self.folder / "zips", limit)
+        remove_older(self.folder / "notes", limit, {batch for (batch,) in self.run("SELECT DISTINCT batch FROM jobs")})
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free

@@ -19,6 +19,7 @@ from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import EXPIRY, WAITING, Records
 from seesr.fleet.jobs import FleetJobs
 from seesr.fleet.maintenance import Upkeep
+from seesr.fleet.metadata_store import FleetLedger
 from seesr.fleet.redis_client import Link
 from seesr.object_store import Store
 from seesr.serving.job import DONE, FAILED, Away, Job
@@ -180,6 +181,20 @@ def test_a_file_that_another_thread_removes_meanwhile_is_no_error(
     monkeypatch.setattr(Path, "stat", stat)
     remove_older(tmp_path, time.time())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_is_there_for_as_long_as_one_of_its_jobs(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
+    jobs, batch = gateways[OLD], "b" * 32
+    ledger, upkeep = FleetLedger(jobs.link, jobs.objects, tmp_path, 60), Upkeep(jobs, 2, None)  # type: ignore[arg-type]
+    job = Job.of("ann", Settings(seed=1), batch=batch, status=DONE)
+    jobs.records.add(job)
+    ledger.keep_note(batch, {"refused": [], "owner": "ann"})
+    jobs.link.redis.zadd(EXPIRY, {f"batch:{batch}": 1})
+    upkeep.expire()
+    assert ledger.note(batch)
+    jobs.link.redis.zadd(EXPIRY, {f"batch:{batch}": 2, f"job:{job.id}": 1})
+    upkeep.expire()
+    assert not ledger.note(batch) and not jobs.link.redis.zcard(EXPIRY)
 
 
 def test_an_order_that_no_worker_takes_is_forgotten(gateways: dict[str, FleetJobs]) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -229,6 +230,19 @@ def test_a_job_of_another_version_is_not_run(journal: Callable[[], Journal]) -> 
         found.error
         == "this image waited for version 000000000000 of the model; this server runs v1; send the image again"
     )
+
+
+def test_a_job_and_its_batch_expire_after_its_end(journal: Callable[[], Journal]) -> None:
+    """Also one that waited for longer than that."""
+    one, batch, now = journal(), "b" * 32, time.time()
+    job = Job.of("ann", Settings(seed=1), batch=batch, created=now - 100, completed=now, status=DONE)
+    one.keep(job)
+    one.keep_note(batch, {"refused": [], "owner": "ann"})
+    os.utime(one.file("notes", batch), (1, 1))
+    one.expire(50)
+    assert one.job(job.id) and one.note(batch)
+    one.expire(-1)
+    assert not one.job(job.id) and not one.note(batch)
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
