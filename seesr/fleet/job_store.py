@@ -20,6 +20,15 @@ PROBE = PREFIX + "probe"
 COUNTS, STAGES, TIMES = PREFIX + "counts", PREFIX + "stage-seconds", PREFIX + "times"
 ATTEMPTS = 3
 
+ADD = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[4], ARGV[3], 'job:' .. ARGV[1])
+if ARGV[4] ~= '' then redis.call('RPUSH', KEYS[5], ARGV[1]) end
+return 1
+"""
 BEGIN = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return 'gone' end
@@ -84,7 +93,8 @@ class Records:
     def __init__(self, link: Link, keep: float) -> None:
         self.link, self.keep = link, keep
         script = link.redis.register_script
-        self.begin_script, self.end_script, self.update_script = script(BEGIN), script(END), script(UPDATE)
+        self.add_script, self.begin_script = script(ADD), script(BEGIN)
+        self.end_script, self.update_script = script(END), script(UPDATE)
         self.claim_script, self.owners_script, self.lane_script = script(CLAIM), script(OWNERS), script(ASSIGN_LANE)
 
     def count_waiting(self) -> int:
@@ -99,20 +109,13 @@ class Records:
         """The lane of the queue for an owner's jobs: one of its own, until there are more owners than lanes."""
         return self.link(lambda client: self.lane_script(keys=[LANE], args=[owner, LANES]))
 
-    def add(self, job: Job) -> None:
-        """Keeps a new job as waiting."""
-
-        def work(client: Any) -> None:
-            with client.pipeline() as pipe:
-                pipe.hset(job_key(job.id), mapping=encoded(dataclasses.asdict(job)))
-                pipe.zadd(WAITING, {job.id: job.created})
-                pipe.zadd(f"{PREFIX}owner:{job.owner}", {job.id: job.created})
-                pipe.zadd(EXPIRY, {f"job:{job.id}": job.created + self.keep})
-                if job.batch:
-                    pipe.rpush(f"{PREFIX}batch-jobs:{job.batch}", job.id)
-                pipe.execute()
-
-        self.link(work)
+    def add(self, job: Job) -> bool:
+        """Keeps a new job as waiting; False if there is one of this id."""
+        fields = encoded(dataclasses.asdict(job))
+        keys = [job_key(job.id), WAITING, f"{PREFIX}owner:{job.owner}", EXPIRY, f"{PREFIX}batch-jobs:{job.batch}"]
+        args = [job.id, job.created, job.created + self.keep, job.batch or ""]
+        args += [word for pair in fields.items() for word in pair]
+        return bool(self.link(lambda client: self.add_script(keys=keys, args=args)))
 
     def find(self, id: str) -> Job | None:
         return decoded(self.link(lambda client: client.hgetall(job_key(id))))

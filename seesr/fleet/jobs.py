@@ -89,13 +89,14 @@ class FleetJobs:
             self.objects.put(f"in/{job.id}", image)
             if mask is not None:
                 self.objects.put(f"in/{job.id}-mask", mask)
-            self.records.add(job)
-            self.publish(job)
+            if self.records.add(job):
+                self.publish(job)
         except Away:
-            with contextlib.suppress(Away):
+            with contextlib.suppress(
+                Away
+            ):  # a Redis that hangs may still take the record: its job then needs the files
+                self.records.forget(job.id)
                 self.objects.drop_inputs(job)
-            with contextlib.suppress(Away):
-                self.records.forget(job.id)  # it was not taken, and must not run later
             raise
 
     def check_room(self, owner: str) -> None:
@@ -140,7 +141,7 @@ class FleetJobs:
         return [job for job in self.records.batch(id) if job.owner == owner]
 
     def ahead(self, ids: list[str]) -> dict[str, int]:
-        """By creation, which Celery's priorities can change."""
+        """By creation; priorities and the turns of keys can change it."""
 
         def work(client: Any) -> list[Any]:
             with client.pipeline(transaction=False) as pipe:

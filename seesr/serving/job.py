@@ -170,7 +170,7 @@ class Jobs(Protocol):
         ...
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
-        """Takes over the files and puts the job into the queue.
+        """Takes over the files and puts the job into the queue, unless it has a job of this id.
 
         Raises:
             Full, Away: it was not taken.

@@ -114,6 +114,8 @@ class LocalJobs:
         with self.changes:
             if self.closing:
                 raise Away("the server is shutting down")
+            if self.find(job.id) is not None:
+                return
             if not has_room(job.owner, (other.owner for other in self.waiting), self.most, self.share):
                 raise Full(self.expected_seconds(len(self.waiting)))
             job.version = self.version

@@ -103,17 +103,17 @@ class Service:
                 return job
             asked = [stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds]
             before = self.claim(request, asked, job.id)
-            if before is None:
-                try:
-                    self.jobs.submit(job, *files)
-                except BaseException:
-                    self.release(request, job.id)
-                    raise
-                return job
-            known = self.jobs.find(before)
-            if known is None:
-                raise Refused("idempotency_expired", "the result of this Idempotency-Key has expired")
-            return known
+            if before is not None:
+                known = self.jobs.find(before)
+                if known is not None:
+                    return known
+                job.id = before  # the request before has not come that far, or its server was killed
+            try:
+                self.jobs.submit(job, *files)
+            except BaseException:
+                self.release(request, job.id)
+                raise
+            return job
         finally:
             drop(stored, mask)
 

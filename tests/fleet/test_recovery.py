@@ -197,6 +197,29 @@ def test_a_batch_is_there_for_as_long_as_one_of_its_jobs(gateways: dict[str, Fle
     assert not ledger.note(batch) and not jobs.link.redis.zcard(EXPIRY)
 
 
+def test_a_redis_that_hangs_and_then_takes_the_record_keeps_its_file(
+    gateways: dict[str, FleetJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, real, added = gateways[OLD], Records.add, []
+
+    def late(records: Records, job: Job) -> bool:
+        real(records, job)
+        added.append(job)
+        records.link.away_until = time.monotonic() + 1
+        raise Away("the queue is away: Redis does not answer")
+
+    monkeypatch.setattr(Records, "add", late)
+    with pytest.raises(Away):
+        sent(jobs, tmp_path)
+    jobs.link.away_until = 0.0
+    assert jobs.find(added[0].id) and jobs.objects.exists(f"in/{added[0].id}")
+    monkeypatch.undo()
+    image = tmp_path / "image"
+    image.write_bytes(b"image")
+    jobs.submit(added[0], image)  # sent again with its Idempotency-Key: neither a second record nor a second message
+    assert not [name for name in jobs.link.redis.keys("seesr-*") if jobs.link.redis.type(name) == "list"]
+
+
 def test_an_order_that_no_worker_takes_is_forgotten(gateways: dict[str, FleetJobs]) -> None:
     gateways[OLD].roster.send("nobody@here", "load")
     assert 0 < gateways[OLD].link.redis.ttl("seesr:orders:nobody@here") <= 86400

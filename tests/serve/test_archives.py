@@ -125,6 +125,27 @@ def test_a_header_that_takes_too_long_does_not_stop_the_server(tmp_path: Path, m
         assert answer.status_code == 422 and "could not be read in 0 s" in answer.json()["detail"]
 
 
+def test_a_key_whose_server_was_killed_before_the_job_gets_it_at_the_next_try(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        headers = {**PNG, "Idempotency-Key": "k"}
+        of = client.app.state.service  # type: ignore[attr-defined]
+        claims: list[str] = []
+        real = of.ledger.claim
+
+        def claim(owner: str, key: str, digest: str, id: str) -> object:
+            claims.append(id)
+            return real(owner, key, digest, id)
+
+        of.ledger.claim = claim
+        ids = [client.post("/upscale?seed=1&wait=0", content=sharp(), headers=headers).json()["id"]]
+        of.ledger.claim = real
+        until(lambda: status(client, ids[0]) == "succeeded")
+        of.jobs.journal.run("DELETE FROM jobs WHERE id = ?", ids[0])
+        ids.append(client.post("/upscale?seed=1&wait=0", content=sharp(), headers=headers).json()["id"])
+        assert ids == [claims[0], claims[0]]
+        until(lambda: status(client, ids[1]) == "succeeded")
+
+
 def test_one_key_covers_a_batch_and_a_canceled_job_frees_its_key(tmp_path: Path) -> None:
     from lab.serve.echo import Echo
 
