@@ -15,7 +15,7 @@ from seesr.runtime.progress import Bar
 
 
 class Predictor(BaseRunner):
-    def setup(self) -> None:
+    def setup(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Loads the weights named by SEESR_WEIGHTS and warms every network up with one small image."""
         logs.configure(Configuration.read().log_format)
         self.engine = Engine.load()

@@ -12,7 +12,7 @@ from typing import Any
 import modal
 
 ROOT = Path(__file__).resolve().parent.parent
-IDLE = 60  # seconds that a container waits for the next picture; this decides the bill of small loads
+IDLE = 60  # seconds that a container waits for the next image; at low rates it decides the bill
 app = modal.App("seesr")
 weights = modal.Volume.from_name("seesr-weights", create_if_missing=True)
 image = (

@@ -25,27 +25,27 @@ engine: Engine | None = None
 
 
 def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """One picture."""
+    """Upscales one image."""
 
     def tell(position: Position) -> None:
         runpod.serverless.progress_update(job, str(position))
 
     try:
-        given = job.get("input")
-        if not isinstance(given, dict) or not isinstance(given.get("image"), str):
+        inputs = job.get("input")
+        if not isinstance(inputs, dict) or not isinstance(inputs.get("image"), str):
             raise ValueError("input.image must be base64 or a data URI")
-        settings = settings_of(given, MASK | {"image"})
+        settings = settings_of(inputs, MASK | {"image"})
         assert engine is not None
-        output = engine.run(from_data_uri(given["image"]), settings, watchers=(tell,), mask=mask_of(given))
-        told = {"format": settings.suffix, "seed": output.seed, "metrics": output.metrics}
+        output = engine.run(from_data_uri(inputs["image"]), settings, watchers=(tell,), mask=mask_of(inputs))
+        result = {"format": settings.suffix, "seed": output.seed, "metrics": output.metrics}
         if len(output.data) * 4 / 3 < LARGEST_ANSWER:
-            return {"image": base64.b64encode(output.data).decode(), **told}
-        return {**Store.configured().put(output.data, settings.suffix), **told}
+            return {"image": base64.b64encode(output.data).decode(), **result}
+        return {**Store.configured().put(output.data, settings.suffix), **result}
     except (ValueError, RuntimeError) as error:
         return {"error": str(error)}
     except Exception:
         logging.exception("job %s", job.get("id"))
-        return {"error": "an internal error; the log has more"}
+        return {"error": "internal error; see the server's log"}
 
 
 if __name__ == "__main__":

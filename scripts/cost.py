@@ -1,6 +1,6 @@
 """What a picture costs: always on, billed by the second with an idle window and cold starts, or on one's own machine.
 
-    python scripts/cost.py --size 512 --per-hour 1 10 100                    from measured seconds alone
+    python scripts/cost.py --size 512 --per-hour 1 10 100                    from measured seconds only
     python scripts/cost.py --size 2048 --per-hour 1 10 100 1000 --goals     with goals where nothing is measured, marked
     python scripts/cost.py --size 2048 --per-hour 1 10 100 1000 --goals --plot docs/costs.png
 
@@ -88,12 +88,12 @@ def break_even(offer: Offer, seconds: float, cheapest: float) -> float | None:
 
 def measured(folder: Path, size: int) -> dict[str, tuple[float, float]]:
     """Device -> (seconds a picture, seconds to load) of the full-size networks at 2 steps; the last row of a device."""
-    found = {}
+    measured = {}
     for path in sorted(folder.glob("*.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
             if row["size"] == size and row["steps"] == 2 and row["particles"] == 1 and row["weights"] != "pocket":
-                found[row["device"]] = row["seconds_total"], sum(row["setup_seconds"].values())
-    return found
+                measured[row["device"]] = row["seconds_total"], sum(row["setup_seconds"].values())
+    return measured
 
 
 def per_second(price: dict[str, Any]) -> float:
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, required=True, help="side of the output, pixels")
     parser.add_argument("--per-hour", type=float, nargs="+", required=True, help="pictures an hour")
-    parser.add_argument("--device", help="this one alone; refused where it has not been measured")
+    parser.add_argument("--device", help="only this device; an error if it was not measured")
     parser.add_argument("--goals", action="store_true", help="use goals for devices that have not been measured")
     parser.add_argument("--prices", type=Path, default=ROOT / "scripts/prices.toml")
     parser.add_argument("--results", type=Path, default=ROOT / "results/bench")

@@ -24,7 +24,7 @@ AVAILABLE = ("available", "low_availability")
 
 
 class Refused(Exception):
-    """The request would not do what is wanted; one line."""
+    """The request is not possible; one line."""
 
 
 def chosen(hardware: list[InferenceEndpointHardware], kind: str, size: str) -> InferenceEndpointHardware:
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, api: HfApi) -> int:
-    """Does what was asked; the exit code."""
+    """Runs the command; returns the exit code."""
     if args.verb in ("pause", "delete"):
         if not args.dry_run:
             {"pause": api.pause_inference_endpoint, "delete": api.delete_inference_endpoint}[args.verb](

@@ -22,7 +22,7 @@ tags: [super-resolution, endpoints-template]
 
 # SeeSR super-resolution, ready for Inference Endpoints
 
-`handler.py` loads the bundle `{name}` in `bundle/`. Its licences: {words}
+`handler.py` loads the bundle `{name}` in `bundle/`. Its licences: {licences}
 
 POST `{{"inputs": "<base64>", "parameters": {{"scale_factor": 4, "seed": 1}}}}` as JSON; the answer holds the image in
 base64, its format, the seed and metrics.
@@ -38,7 +38,7 @@ def write(out: Path, bundle: Path) -> None:
     """
     verified = weights.verify(bundle)
     if out.exists() and any(path.name not in (".git", ".gitattributes") for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty")
+        raise ValueError(f"{out} is not empty: choose an empty folder")
     out.mkdir(parents=True, exist_ok=True)
     for name in ("handler.py", "requirements.txt"):
         shutil.copy(ROOT / "deploy/huggingface" / name, out)
@@ -46,7 +46,7 @@ def write(out: Path, bundle: Path) -> None:
     shutil.copytree(ROOT / "seesr", out / "seesr", ignore=shutil.ignore_patterns("__pycache__", "serving"))
     shutil.copytree(bundle, out / "bundle")
     licence = "apache-2.0" if verified.licence == "Apache-2.0" else "other"
-    card = CARD.format(licence=licence, name=verified.name, words=verified.licence)
+    card = CARD.format(licence=licence, name=verified.name, licences=verified.licence)
     (out / "README.md").write_text(card)
 
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # OpenMP reads this when torch loads. By default its threads wait for work by spinning, some milliseconds each time, and
-# two processes on the same cores then slow each other sevenfold; a shorter spin costs one process hardly anything
+# two processes on the same cores then take seven times as long; a shorter spin costs one process 3 %
 # (docs/configuration.md, results/contention.json).
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "5000"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -16,125 +16,97 @@ SECRET = {"api_keys", "redis"}  # no message shows their values
 REDIS_URL = "redis://[:password@]host:port/db, with special characters of the password percent-encoded"
 
 
+def option(default: Any, description: str, **limits: Any) -> Any:
+    """A variable: its default, its effect, and its limits as arguments of `pydantic.Field`."""
+    return Field(default=default, description=description, **limits)
+
+
 class Configuration(BaseSettings):
     """Values of the environment variables: SEESR_ and the field's name in capitals, or the field's alias."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
 
-    weights: Path | None = Field(
-        default=None,
-        description="Folder of the bundle to load. Unset: weights/full if it exists, otherwise weights/pocket.",
+    weights: Path | None = option(
+        None, "Folder of the bundle to load. Unset: weights/full if it exists, otherwise weights/pocket."
     )
-    device: str | None = Field(
-        default=None,
-        description="Torch device, such as cpu or cuda:1. Unset: the GPU if there is one, otherwise the CPU.",
+    device: str | None = option(
+        None, "Torch device, such as cpu or cuda:1. Unset: the GPU if there is one, otherwise the CPU."
     )
-    attention: str = Field(
-        default="auto",
-        description="Name of the attention kernel. auto uses the default for the device.",
+    attention: str = option("auto", "Name of the attention kernel. auto uses the default for the device.")
+    cuda_graphs: bool = option(
+        True, "Replays the networks as CUDA graphs after a self-check at the start, which is faster. 0 turns it off."
     )
-    cuda_graphs: bool = Field(
-        default=True,
-        description="Replays the networks as CUDA graphs after a self-check at the start, which is "
-        "faster. 0 turns it off.",
-    )
-    cache_mb: int = Field(
-        default=512,
+    cache_mb: int = option(
+        512,
+        "Megabytes of host memory for results of stages. A second run of an image computes only what its settings "
+        "change. At most a quarter of the free memory is used. 0 turns it off.",
         ge=0,
-        description="Megabytes of host memory for results of stages. A second run of an image computes only what its "
-        "settings change. At most a quarter of the free memory is used. 0 turns it off.",
     )
-    c2pa_certificate: Path | None = Field(
-        default=None,
-        description="PEM file with the certificate chain that signs outputs (C2PA). Unset: outputs are not signed.",
+    c2pa_certificate: Path | None = option(
+        None, "PEM file with the certificate chain that signs outputs (C2PA). Unset: outputs are not signed."
     )
-    c2pa_key: Path | None = Field(default=None, description="PEM file with the private key of SEESR_C2PA_CERTIFICATE.")
-    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field(
-        default="es256", description="Algorithm of that key."
+    c2pa_key: Path | None = option(None, "PEM file with the private key of SEESR_C2PA_CERTIFICATE.")
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = option(
+        "es256", "Algorithm of that key."
     )
-    c2pa_timestamp_url: str | None = Field(
-        default=None,
-        description="Address of a timestamp authority that is asked at every signature. Unset: none is asked.",
+    c2pa_timestamp_url: str | None = option(
+        None, "Address of a timestamp authority that is asked at every signature. Unset: none is asked."
     )
-    deadline: float | None = Field(
-        default=None, gt=0, description="Seconds that one image may take, checked at every tile. Unset: no limit."
+    deadline: float | None = option(
+        None, "Seconds that one image may take, checked at every tile. Unset: no limit.", gt=0
     )
-    data: Path = Field(default=Path("seesr-data"), description="Server: folder for the queue, uploads and results.")
-    api_keys: SecretStr = Field(
-        default=SecretStr(""),
-        description="Server: API keys as name:token,name:token. Unset: only this machine can call the server.",
+    data: Path = option(Path("seesr-data"), "Server: folder for the queue, uploads and results.")
+    api_keys: SecretStr = option(
+        SecretStr(""), "Server: API keys as name:token,name:token. Unset: only this machine can call the server."
     )
-    platform: Literal["vertex", "sagemaker", "huggingface"] | None = Field(
-        default=None,
-        description="Server: platform that checks the callers. The routes that it calls then need no key.",
+    platform: Literal["vertex", "sagemaker", "huggingface"] | None = option(
+        None, "Server: platform that checks the callers. The routes that it calls then need no key."
     )
-    public_url: str | None = Field(
-        default=None,
-        description="Server: address that clients use, such as https://example.com. Unset: the host of the request.",
+    public_url: str | None = option(
+        None, "Server: address that clients use, such as https://example.com. Unset: the host of the request."
     )
-    max_queue: int = Field(
-        default=100,
-        ge=1,
-        description="Server: images that can wait in the queue. Further requests are answered with 429.",
+    max_queue: int = option(
+        100, "Server: images that can wait in the queue. Further requests are answered with 429.", ge=1
     )
-    queue_share: float = Field(
-        default=0.5,
+    queue_share: float = option(
+        0.5, "Server and fleet: largest share of the queue for one key while others wait.", gt=0, le=1
+    )
+    keep: float = option(24, "Server and fleet: hours after which results, uploads and job records are removed.", gt=0)
+    rate: int = option(
+        600, "Server: POST requests that one key can send in a minute. Further requests are answered with 429.", ge=1
+    )
+    shutdown: float = option(
+        600,
+        "Server: seconds that SIGTERM waits for the running image. After that, the next server runs the image again.",
         gt=0,
-        le=1,
-        description="Server and fleet: largest share of the queue for one key while others wait.",
     )
-    keep: float = Field(
-        default=24,
-        gt=0,
-        description="Server and fleet: hours after which results, uploads and job records are removed.",
+    allow_urls: str = option(
+        "",
+        "Server: hosts from which image URLs are fetched, separated by commas. .example.com allows "
+        "subdomains; * allows every public host.",
     )
-    rate: int = Field(
-        default=600,
-        ge=1,
-        description="Server: POST requests that one key can send in a minute. Further requests are answered with 429.",
+    store: str | None = option(
+        None, "Object store for results: s3://bucket/prefix, gs://bucket/prefix or file:///folder."
     )
-    shutdown: float = Field(
-        default=600,
-        gt=0,
-        description="Server: seconds that SIGTERM waits for the running image. After that, the next "
-        "server runs the image again.",
+    store_public: str | None = option(
+        None, "Public address of the object store. Unset: links are signed and expire after one hour."
     )
-    allow_urls: str = Field(
-        default="",
-        description="Server: hosts from which image URLs are fetched, separated by commas. .example.com "
-        "allows subdomains; * allows every public host.",
-    )
-    store: str | None = Field(
-        default=None, description="Object store for results: s3://bucket/prefix, gs://bucket/prefix or file:///folder."
-    )
-    store_public: str | None = Field(
-        default=None,
-        description="Public address of the object store. Unset: links are signed and expire after one hour.",
-    )
-    redis: str | None = Field(
-        default=None,
+    redis: str | None = option(
+        None,
+        "Fleet: Redis of the queue, redis://[:password@]host:port/db. The server then sends its jobs to the workers.",
         repr=False,  # it has a password
-        description="Fleet: Redis of the queue, redis://[:password@]host:port/db. The server then sends "
-        "its jobs to the workers.",
     )
-    lease: int = Field(
-        default=60,
-        ge=2,
-        description="Fleet: seconds without a sign of a worker after which another worker runs its job.",
+    lease: int = option(
+        60, "Fleet: seconds without a heartbeat of a worker after which another worker runs its job.", ge=2
     )
-    store_retry: float = Field(
-        default=60,
-        ge=0,
-        description="Fleet: seconds for which a worker retries while the object store is away; then the job fails.",
+    store_retry: float = option(
+        60, "Fleet: seconds for which a worker retries while the object store is unavailable; then the job fails.", ge=0
     )
-    worker_name: str | None = Field(
-        default=None,
-        description="Worker: its name, such as gpu0@host. Unset: built from the GPU, the process and the host.",
+    worker_name: str | None = option(
+        None, "Worker: its name, such as gpu0@host. Unset: built from the GPU, the process and the host."
     )
-    log_format: Literal["console", "json"] = Field(
-        default="console",
-        validation_alias="LOG_FORMAT",
-        description="Log format. json writes one JSON object per line.",
+    log_format: Literal["console", "json"] = option(
+        "console", "Log format. json writes one JSON object per line.", validation_alias="LOG_FORMAT"
     )
 
     @field_validator("redis")
@@ -163,7 +135,7 @@ class Configuration(BaseSettings):
         known = {variable(name) for name in cls.model_fields}
         for name in sorted(os.environ):
             if name.startswith(PREFIX) and name not in known:
-                raise ValueError(f"{name} is no variable of this program; there are {', '.join(sorted(known))}")
+                raise ValueError(f"{name} is not a known variable; the variables are {', '.join(sorted(known))}")
         try:
             return cls()
         except ValidationError as error:

@@ -27,6 +27,6 @@ class OneLine(logging.Formatter):
 def configure(log_format: str, level: int = logging.INFO) -> None:
     """Sends all logs to standard error, as "console" words or as "json"."""
     handler = logging.StreamHandler()
-    words = OneLine("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if log_format == "json" else words)
+    lines = OneLine("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if log_format == "json" else lines)
     logging.basicConfig(level=level, handlers=[handler], force=True)

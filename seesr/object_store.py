@@ -21,7 +21,7 @@ class Store:
     Args:
         url: file:///folder, s3://bucket/prefix, gs://bucket/prefix; keys and endpoint come from the environment of the
             platform (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT, AWS_REGION, ...).
-        public: where everybody can read it, without a slash at the end; None: links are signed.
+        public: public address without a slash at the end; None: links are signed.
     """
 
     def __init__(self, url: str, public: str | None) -> None:
@@ -34,8 +34,8 @@ class Store:
         if url.startswith("s3://"):
             options["client_options"]["allow_http"] = True
         try:
-            self.store: Any = obstore.store.from_url(url, **options)  # each kind has a class of its own
-        except Exception as error:  # obstore has an exception of its own for each kind of fault
+            self.store: Any = obstore.store.from_url(url, **options)  # one class per kind of store
+        except Exception as error:  # obstore raises one class per kind of error
             raise ValueError(f"SEESR_STORE is {url!r}: {' '.join(str(error).split())}") from error
         self.url, self.public = url, public
 
@@ -48,11 +48,11 @@ class Store:
         """
         configuration = Configuration.read()
         if not configuration.store:
-            raise ValueError("SEESR_STORE names no object storage: s3://bucket, gs://bucket or file:///folder")
+            raise ValueError("SEESR_STORE is not set: set it to s3://bucket, gs://bucket or file:///folder")
         return cls(configuration.store, configuration.store_public)
 
     def put(self, data: bytes, suffix: str) -> dict[str, str]:
-        """Writes a result under a key of its own.
+        """Writes a result under a new key.
 
         Returns:
             {"file_key", "public_url"}.

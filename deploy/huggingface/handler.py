@@ -25,7 +25,7 @@ class EndpointHandler:
         self.engine = Engine.load(Path(path) / "bundle")
 
     def __call__(self, data: dict[str, Any]) -> Any:
-        """One picture.
+        """Upscales one image.
 
         Raises:
             ValueError: one line; the toolkit answers 400 with it.

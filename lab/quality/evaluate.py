@@ -43,7 +43,7 @@ SIDE = 512  # of the middle of a held-out picture
 
 def held_out() -> Iterator[tuple[str, Rgb]]:
     """The middle of each of Debian's pictures that the pocket model was not trained on."""
-    from lab.pocket.photographs import photographs
+    from lab.quality.photographs import photographs
 
     for kind, found in photographs(held_out=True).items():
         for number, picture in enumerate(found):

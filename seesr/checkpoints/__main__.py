@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> None:
     downloads = cache() / "downloads"
     record = fetch.FirstUse(cache() / "first-use.json")
     with Web() as client:
-        found = {}
+        matches = {}
         for part in sources.PARTS:
             candidates = plan.candidates(client, part, chosen, options.folder)
-            found[part.name] = (candidates, *plan.find(client, part, candidates))
-        rows = [row.pending(downloads) for _, _, rows in found.values() for row in rows]
+            matches[part.name] = (candidates, *plan.find(client, part, candidates))
+        rows = [row.pending(downloads) for _, _, rows in matches.values() for row in rows]
         if options.json:
             print(json.dumps([row.shown for row in rows], indent=1))
         else:
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
             return
         check_space(rows, downloads, options.target)
         for part in sources.PARTS:
-            candidates, source, first = found[part.name]
+            candidates, source, first = matches[part.name]
             fetch.fetch(client, part, candidates, (source, first), downloads, record)
     from seesr.checkpoints import convert  # imports torch
 
@@ -128,8 +128,8 @@ def announce(rows: list[Row]) -> None:
 
 def needed(rows: list[Row]) -> tuple[int, int]:
     """Bytes of the downloads that are missing, and of the bundle at most (half precision)."""
-    made = sum(row.length if "fp16" in row.path else row.length // 2 for row in rows)
-    return sum(row.bytes_to_fetch for row in rows), made
+    converted = sum(row.length if "fp16" in row.path else row.length // 2 for row in rows)
+    return sum(row.bytes_to_fetch for row in rows), converted
 
 
 def check_space(rows: list[Row], downloads: Path, target: Path) -> None:
@@ -138,13 +138,13 @@ def check_space(rows: list[Row], downloads: Path, target: Path) -> None:
     Raises:
         WeightsError: a disk has too little.
     """
-    fetched, made = needed(rows)
+    fetched, converted = needed(rows)
     for folder in (downloads, target.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if downloads.stat().st_dev == target.parent.stat().st_dev:
-        demands = [(downloads, fetched + made)]
+        demands = [(downloads, fetched + converted)]
     else:
-        demands = [(downloads, fetched), (target.parent, made)]
+        demands = [(downloads, fetched), (target.parent, converted)]
     for folder, demand in demands:
         free = shutil.disk_usage(folder).free
         print(f"{folder}: {demand / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")

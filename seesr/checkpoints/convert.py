@@ -40,7 +40,7 @@ TOKENIZER = {  # Stable Diffusion 2 pads with "!"
     "eos_token": "<|endoftext|>",
 }
 UNUSED = ("tag_encoder.", "text_decoder.")  # parts of RAM that tagging does not run
-PATCH, WINDOW, HEAD_HEADS = 4, 12, 4  # of RAM's Swin and tagging head: the sizes that no tensor's shape tells
+PATCH, WINDOW, HEAD_HEADS = 4, 12, 4  # of RAM's Swin and tagging head: sizes that no tensor's shape contains
 IMAGE_SIZE, HEAD_LAYERS = 384, 2
 HEAD_PARTS = {
     "crossattention.self.query": "attention.query",
@@ -171,7 +171,7 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise WeightsError(f"{path} is no file of plain tensors ({type(error).__name__})") from error
+        raise WeightsError(f"{path} is not a file of plain tensors ({type(error).__name__})") from error
 
 
 def read_safetensors(path: Path) -> State:
@@ -240,7 +240,7 @@ def tagger_config(base: State) -> dict[str, Any]:
 def convert(source: Path, target: Path, licences: str) -> None:
     """Converts the downloads in `source`, a folder for each part, to a bundle at `target`, whole or not at all.
 
-    Every key and shape is checked, and everybody may read the files (mode 0644).
+    Every key and shape is checked. The files are readable for all users (mode 0644).
 
     Raises:
         WeightsError: something is missing, extra or of the wrong shape; `target` is as it was.
@@ -313,7 +313,7 @@ def scheduler(folder: Path) -> Mapping[str, Any]:
 
 
 def readable(folder: Path) -> None:
-    """Lets everybody read; safetensors writes files for its own user alone."""
+    """Makes files readable for all users; safetensors writes them for its own user."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

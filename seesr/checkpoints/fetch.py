@@ -23,25 +23,25 @@ log = logging.getLogger(__name__)
 
 
 class FirstUse:
-    """Sums of files that nobody publishes: those of the first download, which later ones must have."""
+    """Checksums of files without a published one: recorded at the first download and required of later ones."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sums: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.exists() else {}
 
-    def check(self, row: Row, found: str) -> None:
+    def check(self, row: Row, digest: str) -> None:
         """Raises Unavailable when the file is not that of the first download; remembers it when it is the first."""
         known = self.sums.get(row.target)
         if known is None:
-            self.sums[row.target] = {"sha256": found, "repository": row.repository, "revision": row.revision}
+            self.sums[row.target] = {"sha256": digest, "repository": row.repository, "revision": row.revision}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_name(self.path.name + ".part")
             part.write_text(json.dumps(self.sums, indent=1) + "\n")
             part.replace(self.path)
-            log.info("%s: no published sum is known; this first download is trusted, sha256 %s", row.target, found)
-        elif known["sha256"] != found:
+            log.info("%s: no published sum is known; the first download is trusted, sha256 %s", row.target, digest)
+        elif known["sha256"] != digest:
             raise Unavailable(
-                f"{row.path} is not the file of the first download (sha256 {found}, first {known['sha256']}); "
+                f"{row.path} is not the file of the first download (sha256 {digest}, first {known['sha256']}); "
                 f"if the change is right, remove {row.target} from {self.path}"
             )
 
@@ -145,16 +145,16 @@ def check(row: Row, path: Path, record: FirstUse) -> None:
     size, expected = path.stat().st_size, row.length
     if size != expected:
         raise Unavailable(f"{path} has {size} bytes, expected {expected}")
-    found = weights.sha256(path)
-    if row.sha256 is not None and not row.spans and found != row.sha256:
-        raise Unavailable(f"{path} is damaged: sha256 is {found}, expected {row.sha256}")
+    digest = weights.sha256(path)
+    if row.sha256 is not None and not row.spans and digest != row.sha256:
+        raise Unavailable(f"{path} is damaged: sha256 is {digest}, expected {row.sha256}")
     if row.sha256 is None and row.blob is not None and not row.spans:
         data = path.read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         if blob != row.blob:
             raise Unavailable(f"{path} is damaged: git's sum is {blob}, expected {row.blob}")
     if not row.published:
-        record.check(row, found)
+        record.check(row, digest)
 
 
 def tidy(folder: Path, part: Part, rows: list[Row]) -> None:

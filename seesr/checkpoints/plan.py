@@ -1,4 +1,4 @@
-"""Finds every part at the first source that has all of it, and says what is to be fetched. Downloads no weights."""
+"""Finds every part at the first source that has all of it, and lists what has to be fetched. Downloads no weights."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def find(
             log.warning("%s: not from %s: %s", part.name, name, error)
     tried = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise WeightsError(
-        f"{part.name} was found nowhere ({tried}). Name another source with "
+        f"{part.name} was found in no source ({tried}). Name another source with "
         f"--source {part.name}=FOLDER, =OWNER/REPOSITORY of the hub or =URL, or a mirror of the hub in HF_ENDPOINT"
     )
 
@@ -149,15 +149,15 @@ def rows(client: Web, part: Part, listing: Listing) -> list[Row]:
     """
     missing = ""
     for layout in part.layouts:
-        found = [(need, need.match(listing.files)) for need in layout]
-        lacking = [" or ".join(need.names) for need, path in found if path is None]
+        matches = [(need, need.match(listing.files)) for need in layout]
+        lacking = [" or ".join(need.names) for need, path in matches if path is None]
         if not lacking:
             break
         missing = missing or f"it has no {', no '.join(lacking)}"
     else:
         raise Unavailable(missing)
     result = []
-    for need, path in found:
+    for need, path in matches:
         assert path is not None
         file, target = listing.files[path], f"{need.folder}/{Path(path).name}"
         known = sources.published().get(target, {})
@@ -204,20 +204,20 @@ def selection(header: dict[str, Any], start: int, size: int) -> tuple[bytes, lis
     tensors = {name: about for name, about in header.items() if USED in name}
     if not tensors:
         raise ValueError(f"no tensor is named {USED}; is it a stock UNet?")
-    kept, spans, place = {}, [], 0
+    header, spans, place = {}, [], 0
     for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = about["data_offsets"]
         if not 0 <= first <= last <= size - start:
             raise ValueError(f"{name} lies outside of the file")
-        kept[name] = {**about, "data_offsets": [place, place + last - first]}
+        header[name] = {**about, "data_offsets": [place, place + last - first]}
         place += last - first
         if spans and spans[-1][1] == start + first:
             spans[-1] = (spans[-1][0], start + last)
         else:
             spans.append((start + first, start + last))
-    words = json.dumps(kept).encode()
-    words += b" " * (-len(words) % 8)
-    return len(words).to_bytes(8, "little") + words, spans
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, spans
 
 
 def remote(client: Web, repository: Repository, part: Part) -> Listing:
@@ -296,7 +296,7 @@ def named(client: Web, part: Part, value: str) -> Listing:
         return local(Path(value).expanduser().resolve(), part)
     repository = re.fullmatch(r"(?:(models|spaces)/)?([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", value)
     if not repository:
-        raise Unavailable(f"{value} is no folder or file here, no URL and no OWNER/REPOSITORY of the hub")
+        raise Unavailable(f"{value} is not a local file or folder, a URL or OWNER/REPOSITORY of the hub")
     kind, name, revision = repository.groups()
     return remote(client, Repository(kind or "models", name, revision=revision or "main"), part)
 

@@ -1,4 +1,4 @@
-"""The parts of the full bundle: which files are needed, who publishes them, and under which licence. Data alone."""
+"""The parts of the full bundle: needed files, publishers and licences. Contains only data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NETWORK = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
 )
-SELECTED = "image_attentions.safetensors"  # what is fetched of SeeSR's UNet
+SELECTED = "image_attentions.safetensors"  # the tensors of SeeSR's UNet that are fetched
 TEXT = ("model.fp16.safetensors", "model.safetensors", "pytorch_model.bin")
 
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from huggingface_hub import get_token
@@ -69,7 +69,7 @@ class Web:
         token = get_token() if url.startswith(hub() + "/") else None
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    def json(self, url: str) -> dict:
+    def json(self, url: str) -> dict[str, Any]:
         """The JSON at `url`.
 
         Raises:
@@ -104,12 +104,13 @@ class Web:
             raise Unavailable(f"{url}: {len(data)} bytes came for a range of {end - start}")
         return data
 
-    def _body(self, url: str, headers: dict[str, str] | None = None, most: int | None = None) -> tuple[int, bytes]:
+    def _body(self, url: str, headers: dict[str, str] | None = None, limit: int | None = None) -> tuple[int, bytes]:
         """Status and body of a small answer; of one that ignores the range only as much as was asked for."""
+        reason = ""
         for attempt in range(1, TRIES + 1):
             try:
                 with self._request("GET", url, headers) as response:
-                    if most is not None and response.status_code != 206:
+                    if limit is not None and response.status_code != 206:
                         return response.status_code, b""
                     return response.status_code, response.read()
             except httpx.TransportError as error:
@@ -160,6 +161,7 @@ class Web:
     @contextlib.contextmanager
     def _request(self, method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         """An answer of 2xx, asked for again while the server is busy or away."""
+        reason = ""
         for attempt in range(1, TRIES + 1):
             wait = ""
             try:
@@ -168,7 +170,7 @@ class Web:
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 raise Unavailable(f"{url} is not a URL that can be fetched ({error})") from error
             except httpx.TooManyRedirects as error:
-                raise Unavailable(f"{url} redirects without end") from error
+                raise Unavailable(f"{url} redirects too often") from error
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
             else:
@@ -182,7 +184,7 @@ class Web:
                 finally:
                     response.close()
             if wait.isdigit() and int(wait) > LONGEST_WAIT:
-                raise Unavailable(f"{url}: the server asks to wait {wait} s ({reason}): run the command again later")
+                raise Unavailable(f"{url}: the server asks for a wait of {wait} s ({reason}): run it again later")
             if attempt < TRIES:
                 pause(attempt, f"{url}: {reason}", float(wait) if wait.isdigit() else None)
         raise Unavailable(f"{url} could not be reached in {TRIES} tries ({reason}): check the network and run it again")

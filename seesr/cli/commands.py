@@ -30,8 +30,8 @@ ABOUT = """SeeSR super-resolution on this machine.
   cat a.jpg | seesr - > a-x4.png      standard input and output
 
 `seesr FILE` is short for `seesr upscale FILE`; `seesr upscale --help` lists all settings."""
-CODES = """exit codes: 0 everything was done; 1 an image failed; 2 the arguments, the configuration or the weights
-are wrong; 3 this machine cannot run these weights; 130 interrupted, what is finished stays"""
+CODES = """exit codes: 0 all images are done; 1 an image failed; 2 usage, configuration or weights error; 3 this machine
+cannot run these weights; 130 interrupted, finished outputs are kept"""
 VERIFY_CODES = """exit codes: 0 everything that was checked is right; 1 something is not (another source, other bytes,
 no mark, a manifest that is not valid); 2 it cannot be checked (no record, another bundle, a mask that was not
 given); 3 this machine cannot run these weights"""
@@ -52,21 +52,21 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     verify.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="run again on it and compare the bytes")
     verify.add_argument("--mask", type=Path, metavar="FILE", help="mask of the earlier run")
     verify.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    doctor = commands.add_parser("doctor", help="check this installation and say how to repair it")
+    doctor = commands.add_parser("doctor", help="check this installation and print how to fix it")
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
-    info.add_argument("--json", action="store_true", help="the format that it always has")
-    serve = commands.add_parser("serve", help="answer HTTP: Replicate's API, a plain one, and a page")
+    info.add_argument("--json", action="store_true", help="accepted for consistency; the output is always JSON")
+    serve = commands.add_parser("serve", help="run the HTTP server: Replicate's API, a plain API and a web page")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    serve.add_argument("--port", type=int, default=5000, help="0 takes any that is free (default: 5000)")
+    serve.add_argument("--port", type=int, default=5000, help="0 uses a free port (default: 5000)")
     commands.add_parser("worker", help="run the jobs of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
-    fleet = commands.add_parser("fleet", help="look after the workers of a fleet")
+    fleet = commands.add_parser("fleet", help="manage the workers of a fleet")
     fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {text}" for name, text in ORDERS.items()))
     fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
-    completion = commands.add_parser("completion", help="print the lines that make a shell complete this command")
+    completion = commands.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=SHELLS, help='for bash and zsh: eval "$(seesr completion bash)"')
     add_upscale(upscale, preset or {})
     for command in (upscale, verify, doctor, info, serve):
-        command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS, or what is there)")
+        command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS)")
         command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
     return top
 
@@ -81,15 +81,15 @@ def add_upscale(upscale: argparse.ArgumentParser, preset: Mapping[str, Any]) -> 
         help="file (its suffix is the format), folder, or - (stdout); default: beside each image, as NAME-x4.png",
     )  # fmt: skip
     upscale.add_argument(
-        "--recursive", action=argparse.BooleanOptionalAction, default=True, help="also take sub-folders (default: on)"
+        "--recursive", action=argparse.BooleanOptionalAction, default=True, help="include sub-folders (default: on)"
     )
-    upscale.add_argument("--overwrite", action="store_true", help="replace files that were not made by seesr, too")
-    upscale.add_argument("--dry-run", action="store_true", help="say what would be done, and about how long it takes")
+    upscale.add_argument("--overwrite", action="store_true", help="also replace files that seesr did not write")
+    upscale.add_argument("--dry-run", action="store_true", help="print the planned outputs with estimated times")
     upscale.add_argument("--json", action="store_true", help="one JSON object per image on standard output")
     upscale.add_argument(
-        "--like", type=Path, metavar="FILE", help="take all settings from a file that was made before, not from flags"
+        "--like", type=Path, metavar="FILE", help="use the settings of an earlier output instead of flags"
     )
-    upscale.add_argument("--preset", choices=PRESETS, help="a named set of settings; flags that are given go before it")
+    upscale.add_argument("--preset", choices=PRESETS, help="a named set of settings; flags override it")
     upscale.add_argument(
         "--mask", type=Path, metavar="FILE",
         help="image of the same aspect ratio: white is enhanced, black stays the bicubic upscale, grey blends",
@@ -143,10 +143,10 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 3
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # prevents a second error at exit
         return 1
     except KeyboardInterrupt:
-        print("stopped; what is finished stays, and is skipped the next time", file=sys.stderr)
+        print("interrupted; finished outputs are kept and skipped in the next run", file=sys.stderr)
         return 130
 
 
@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
         return serve(configuration, args.host, args.port, args.bundle, args.device, fleet)
     if args.command in ("worker", "fleet"):
         if not configuration.redis:
-            raise ValueError("SEESR_REDIS names no queue: set it to redis://host:6379/0")
+            raise ValueError("SEESR_REDIS is not set: set it to redis://host:6379/0")
         if args.command == "fleet":
             from seesr.fleet.control import command
 

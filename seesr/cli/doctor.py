@@ -40,7 +40,7 @@ def findings(configuration: Configuration, bundle: Path | None, device: str | No
         target = hardware.usable(named)
         yield Finding(True, f"torch {torch.__version__} on {hardware.name(target)}")
     except ValueError as error:
-        yield Finding(False, str(error), "unset SEESR_DEVICE, or name cpu")
+        yield Finding(False, str(error), "unset SEESR_DEVICE, or set it to cpu")
         named, target = "cpu", torch.device("cpu")
     try:
         kernel = hardware.choose(configuration.attention, target, precision.working_dtype(target))
@@ -58,9 +58,9 @@ def findings(configuration: Configuration, bundle: Path | None, device: str | No
         yield Finding(True, f"weights: {loaded.name} in {path}, {len(loaded.files)} files verified{small}")
         try:
             preflight.require(path, named)
-            yield Finding(True, "this machine can serve it")
+            yield Finding(True, "this machine can run it")
         except preflight.CannotServe as error:
-            yield Finding(False, str(error), "take a machine that has it")
+            yield Finding(False, str(error), "use a machine that meets this")
     disk = shutil.disk_usage(path if path.exists() else Path.cwd()).free
     remedy = "free some space: the public weights and their conversion take 15 GB"
     yield Finding(disk > DISK_NEED, f"{disk / 1e9:.0f} GB of disk free", remedy)
@@ -73,7 +73,7 @@ def check(configuration: Configuration, bundle: Path | None, device: str | None)
         problems += not finding.good
         print(f"{'ok     ' if finding.good else 'PROBLEM'} {finding.message}")
         if not finding.good:
-            print(f"        repair it with: {finding.remedy}")
+            print(f"        to fix it: {finding.remedy}")
     return 1 if problems else 0
 
 

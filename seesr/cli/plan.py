@@ -95,7 +95,7 @@ def is_sidecar(name: str) -> bool:
 
 
 def collect(arguments: list[str], recursive: bool) -> Plan:
-    """The images that the arguments name, each once, without targets; what is no image in a folder is counted."""
+    """The images that the arguments name, each once, without targets; other files in a folder are counted."""
     tasks: list[Task] = []
     seen: set[str] = set()
     passed_over: Counter[str] = Counter()
@@ -126,7 +126,7 @@ def skip_reason(path: Path) -> str | None:
     except OSError:
         return None
     if suffix not in SUFFIXES and (suffix in RAW or media_type(head) is None):
-        return f"{suffix or 'no suffix'}: no image that can be read"
+        return f"{suffix or 'no suffix'}: not a readable image"
     return RESULTS if record_of(path) is not None else None
 
 
@@ -165,7 +165,7 @@ def choose_output(out: str | None, tasks: list[Task], folders: bool) -> Output:
 
 
 def name_targets(tasks: list[Task], output: Output, settings: Settings) -> None:
-    """Gives every task a target of its own. Names grow by the suffix or the folder of the source where they need to.
+    """Gives every task its own target. Names are extended by the suffix or the folder of the source where they need to.
 
     Args:
         output: where results go.
@@ -215,13 +215,13 @@ def check_target(task: Task, sources: set[str], overwrite: bool) -> None:
     longest = os.pathconf(existing_parent(target), "PC_NAME_MAX")
     length = len(os.fsencode(target.name))
     if length > longest:
-        raise Failure(f"the name of its result has {length} bytes; {longest} are allowed: name the result with --out")
+        raise Failure(f"the output name has {length} bytes, the limit is {longest}: choose a shorter name with --out")
     if os.path.realpath(target) in sources:
-        raise Failure(f"its result would replace {target}, which is one of the images: name another --out")
+        raise Failure(f"the output would replace {target}, which is one of the images: choose another --out")
     if target.is_dir():
-        raise Failure(f"{target} is a folder: name another --out")
+        raise Failure(f"{target} is a folder: choose another --out")
     if target.exists() and not overwrite and record_of(target) is None:
-        raise Failure(f"{target} exists and was not made by seesr: use --overwrite, or name another --out")
+        raise Failure(f"{target} exists and was not written by seesr: use --overwrite, or choose another --out")
 
 
 def existing_parent(path: Path) -> Path:
@@ -270,11 +270,11 @@ def settings_like(path: Path, bundle_digest: str) -> Settings:
     try:
         record = read_record(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or 'it is no image'}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror or 'it is not an image'}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if record.get("bundle_sha256") != bundle_digest:
-        raise ValueError(f"{path} was made by another bundle ({record.get('bundle')}): name that with --bundle")
+        raise ValueError(f"{path} was made with another bundle ({record.get('bundle')}): select it with --bundle")
     return Settings(**record["settings"])
 
 

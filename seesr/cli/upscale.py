@@ -33,7 +33,7 @@ SECONDS = {  # of one megapixel of the result: (all but the steps, one step); re
 
 
 def upscale(args: argparse.Namespace, settings: Settings) -> int:
-    """Upscales all images that the arguments name; a bad one fails alone. Returns the exit code."""
+    """Upscales all images that the arguments name; an error in one does not stop the others. Returns the exit code."""
     collected = plan.collect(args.paths, args.recursive)
     output = plan.choose_output(args.out, collected.tasks, any(os.path.isdir(path) for path in args.paths))  # noqa: PTH112
     messages = sys.stderr if args.json or output.stream else sys.stdout
@@ -47,7 +47,7 @@ def upscale(args: argparse.Namespace, settings: Settings) -> int:
     if output.file is not None:
         settings = settings_for(settings, output.file)
     for reason, count in collected.passed_over.items():
-        print(f"{count} passed over, {reason}", file=messages)
+        print(f"{count} skipped, {reason}", file=messages)
     if not collected.tasks and plan.RESULTS not in collected.passed_over:
         raise ValueError(f"there is no image in {', '.join(args.paths)}")
     plan.name_targets(collected.tasks, output, settings)
@@ -77,7 +77,7 @@ def bundle_path(named: Path | None) -> Path:
     """The folder of the weights."""
     if named is not None:
         return named
-    if any(name.startswith("SEESR_") for name in os.environ):  # reading the environment takes a tenth of a second
+    if any(name.startswith("SEESR_") for name in os.environ):  # importing the configuration takes a tenth of a second
         from seesr.config import Configuration
 
         return Configuration.read().weights or weights.locate()
@@ -149,7 +149,9 @@ class Run:
                     with bar.hidden():
                         self.failed(task)
                     if not engine.healthy():
-                        raise CannotServe("the device has failed: restart, and run the command again to do the rest")
+                        raise CannotServe(
+                            "the device has failed: restart it, then run the command again for the other images"
+                        )
 
     def one(self, task: Task, engine: Engine, mask: Path | None, bar: RunBar) -> None:
         started = time.perf_counter()
@@ -212,7 +214,7 @@ class Run:
 
 
 def estimate(task: Task, settings: Settings, bundle: Bundle | None, device: str | None) -> float:
-    """Seconds that an image may take, by the benchmarks of this project: right within some factor of three."""
+    """Seconds that an image may take, by the benchmarks of this project: accurate within a factor of about three."""
     kind = "pocket" if bundle is not None and bundle.kind == "pocket" else "full"
     steps = settings.num_inference_steps or (bundle.defaults if bundle is not None else Defaults()).num_inference_steps
     on_gpu = device.startswith("cuda") if device else Path("/dev/nvidia0").exists()
@@ -224,7 +226,7 @@ def estimate(task: Task, settings: Settings, bundle: Bundle | None, device: str 
 
 
 class RunBar:
-    """One bar for a whole run on standard error: percent, image i of n, time left. In a log a line now and then."""
+    """One bar for a whole run on standard error: percent, image i of n, time left. In a log, a line at intervals."""
 
     def __init__(self, tasks: list[Task]) -> None:
         self.count, self.number, self.done, self.share, self.area = len(tasks), 0, 0.0, 0.0, 0.0
@@ -268,7 +270,7 @@ class RunBar:
 
     @contextlib.contextmanager
     def hidden(self) -> Any:
-        """Takes the bar of a terminal away for a line of text."""
+        """Hides the bar of a terminal while a line is printed."""
         if sys.stderr.isatty():
             self.bar.clear()
         yield

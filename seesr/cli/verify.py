@@ -34,7 +34,7 @@ class Report:
     """
 
     about: dict[str, Any]
-    checks: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    checks: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict[str, tuple[str, str]])
 
     def add(self, name: str, state: str, sentence: str) -> None:
         self.checks[name] = state, sentence

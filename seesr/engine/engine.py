@@ -84,7 +84,7 @@ class Engine:
             RuntimeError: none is.
         """
         if self.upscaler is None:
-            raise RuntimeError("the engine is unloaded")
+            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
         return self.upscaler.networks.bundle
 
     def reload(self) -> None:
@@ -109,7 +109,7 @@ class Engine:
         self.speed.learn(count(upscaler.networks, first.settings, first.source.size), first.metrics["seconds"])
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if upscaler.networks.bundle.kind == "pocket":
-            log.warning("the small pocket bundle is loaded: fetch the full weights for full quality")
+            log.warning("the small pocket bundle is loaded; run ./scripts/weights for full quality")
         return upscaler
 
     @overload
@@ -176,7 +176,7 @@ class Engine:
         with self.turn:
             upscaler = self.upscaler
             if upscaler is None:
-                raise RuntimeError("the engine is unloaded")
+                raise RuntimeError("the engine is unloaded: call Engine.reload() first")
             seconds = deadline if deadline is not None else self.configuration.deadline
             called = watchers if seconds is None else (*watchers, Deadline(seconds))
             progress = Progress(*called)
@@ -190,7 +190,7 @@ class Engine:
             RuntimeError: the engine is unloaded.
         """
         if self.upscaler is None:
-            raise RuntimeError("the engine is unloaded")
+            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
         return count(self.upscaler.networks, settings, size)
 
     def expected(self, settings: Settings, size: tuple[int, int]) -> float:
@@ -273,7 +273,7 @@ def upscale(
     speed: Speed,
     signer: Signer | None = None,
 ) -> Output:
-    """Source -> Output whose file is encoded, and signed if there is a signer, with the seconds of both ends.
+    """Source -> Output with its encoded file, signed if there is a signer, and the seconds of every stage.
 
     Args:
         speed: learns from this image.

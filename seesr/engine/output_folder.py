@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from seesr.images import write
 
@@ -50,5 +50,6 @@ class OutputFolder:
 def flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The metrics with those of a group as group.name."""
     for name, value in metrics.items():
-        for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+        group = cast(Mapping[str, Any], value) if isinstance(value, dict) else {"": value}
+        for key, number in group.items():
             yield f"{name}.{key}" if key else name, number

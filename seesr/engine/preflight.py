@@ -66,11 +66,11 @@ def check(machine: Machine, kind: str, size: int) -> None:
     need = size + WORK
     if machine.capability is None:
         if kind != "pocket" and not machine.chosen:
-            raise CannotServe(f"no GPU is visible; SEESR_DEVICE=cpu allows the processor{expected()}")
+            raise CannotServe(f"no GPU is visible; set SEESR_DEVICE=cpu to run on the CPU{expected()}")
         if kind != "pocket":
-            log.warning("on the processor an image takes minutes%s", expected())
+            log.warning("on the CPU an image takes minutes%s", expected())
         if machine.host < 2 * size + HOST:  # single precision
-            message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the processor"
+            message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the CPU"
             raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
         return
     if machine.capability < LEAST_CAPABILITY:
@@ -78,7 +78,7 @@ def check(machine: Machine, kind: str, size: int) -> None:
         raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
     if machine.free is not None and machine.free < need:
         message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
-        raise CannotServe(f"{message}: end other programs on it, or use a larger one")
+        raise CannotServe(f"{message}: stop other programs on it, or use a GPU with more memory")
 
 
 def expected() -> str:

@@ -30,7 +30,7 @@ def queues_of(version: str) -> list[str]:
 
 
 def application(configuration: Configuration, version: str, publishes: bool) -> Celery:
-    """The same settings on both sides; a gateway also gives up quickly when Redis is away."""
+    """The same settings on both sides; a gateway also has short timeouts when Redis is unavailable."""
     app = Celery("seesr", broker=configuration.redis)
     queues = queues_of(version)
     options: dict[str, Any] = {

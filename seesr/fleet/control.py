@@ -60,11 +60,11 @@ class Fleet:
         self.wait_for(name, "unloaded")
 
     def load(self, name: str) -> None:
-        self.roster.tell(name, state="loading")  # so that the end of an earlier try is not taken for this one's
+        self.roster.tell(name, state="loading")  # replaces the state of an earlier attempt
         self.roster.send(name, "load")
         self.wait_for(name, "idle", "failed")
         if self.worker(name)["state"] == "failed":
-            raise ValueError(f"{name} cannot load the weights: {self.worker(name).get('error')}; its log has more")
+            raise ValueError(f"{name} cannot load the weights: {self.worker(name).get('error')}; see its log")
         self.resume(name)
 
     def restart(self, name: str) -> None:

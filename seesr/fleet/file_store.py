@@ -14,7 +14,7 @@ from typing import Any
 import obstore
 
 from seesr.object_store import Store
-from seesr.serving.job import Away, Job
+from seesr.serving.job import Job, Unavailable
 from seesr.serving.metadata_store import remove_older
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ SLOW = 2.0  # seconds of a call after which further ones do not wait for its pla
 class CallLimit:
     """Limits the calls of a store that run at the same time, so that a store that hangs does not take every thread."""
 
-    def __init__(self, most: int, slow: float) -> None:
-        self.most, self.slow = most, slow
+    def __init__(self, max_running: int, slow: float) -> None:
+        self.max_running, self.slow = max_running, slow
         self.started: dict[int, float] = {}  # call -> when it began
         self.number = 0
         self.changed = threading.Condition()
@@ -39,13 +39,13 @@ class CallLimit:
         """One call, once there is a place for it.
 
         Raises:
-            Away: every place is taken, and the oldest call has run for longer than `slow` seconds.
+            Unavailable: every place is taken, and the oldest call has run for longer than `slow` seconds.
         """
         with self.changed:
-            while len(self.started) >= self.most:
+            while len(self.started) >= self.max_running:
                 left = min(self.started.values()) + self.slow - time.monotonic()
                 if left <= 0:
-                    raise Away("the object store is too slow")
+                    raise Unavailable("the object store is too slow")
                 self.changed.wait(left)
             self.number += 1
             number = self.number
@@ -76,7 +76,7 @@ class Objects:
         """Writes a file; `once`: the first writer wins, and a second one is no error.
 
         Raises:
-            Away: the store does not take it.
+            Unavailable: the store does not take it.
         """
         with contextlib.suppress(obstore.exceptions.AlreadyExistsError), self.call():
             obstore.put(self.store, name, data, mode="create" if once else "overwrite")
@@ -87,7 +87,7 @@ class Objects:
 
         Raises:
             FileNotFoundError: there is no such file.
-            Away: the store does not answer, or does not do it.
+            Unavailable: the store does not answer, or does not do it.
         """
         try:
             with self.limit.call():
@@ -97,14 +97,14 @@ class Objects:
         except (FileNotFoundError, obstore.exceptions.AlreadyExistsError):
             raise
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise away(error) from None
+            raise unavailable(error) from None
 
     def get(self, name: str) -> Path:
         """The file, on this machine.
 
         Raises:
             FileNotFoundError: it has expired.
-            Away: the store does not give it.
+            Unavailable: the store does not give it.
         """
         path = self.cache / name.replace("/", "-")
         if path.exists():
@@ -130,7 +130,7 @@ class Objects:
         """Whether the store has a file.
 
         Raises:
-            Away: the store does not answer.
+            Unavailable: the store does not answer.
         """
         try:
             with self.call():
@@ -143,7 +143,7 @@ class Objects:
         """Names of files that were written longer ago than this, some hundred at a time.
 
         Raises:
-            Away: the store does not answer.
+            Unavailable: the store does not answer.
         """
         limit = time.time() - seconds
         for folder in FOLDERS:
@@ -165,26 +165,26 @@ class Objects:
         if job.masked:
             self.drop(f"in/{job.id}-mask")
 
-    def away(self) -> str | None:
-        """None if the store answers, else what it says; asked at most every LOOK seconds."""
+    def unavailable(self) -> str | None:
+        """None if the store answers, otherwise its error; checked at most every LOOK seconds."""
         if time.monotonic() - self.looked[0] > LOOK:
             reason = None
             try:
                 self.exists("out/none")
-            except Away as error:
+            except Unavailable as error:
                 reason = str(error)
             self.looked = time.monotonic(), reason
         return self.looked[1]
 
     def trim(self, seconds: float) -> None:
-        """Removes what was fetched longer ago than this."""
+        """Removes files that were fetched more than `seconds` ago."""
         remove_older(self.cache, time.time() - seconds)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.cache).free
 
 
-def away(error: BaseException) -> Away:
-    """What callers are told; the log says more, and names paths."""
+def unavailable(error: BaseException) -> Unavailable:
+    """The error that callers see; the log has the details and paths."""
     log.warning("object store: %s", " ".join(str(error).split())[:300])
-    return Away("the object store is away")
+    return Unavailable("the object store is unavailable")

@@ -22,7 +22,7 @@ def parts(configuration: Configuration, bundle: Path, send_once: Send) -> Parts:
     """What a gateway answers with.
 
     Raises:
-        ValueError: the store is not configured, Redis is away, or this machine's clock is wrong; one line.
+        ValueError: the store is not configured, Redis is unavailable, or this machine's clock is wrong; one line.
     """
     link = Link(configuration.redis or "")
     link.check_at_start()

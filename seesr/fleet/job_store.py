@@ -102,8 +102,8 @@ class Records:
 
     def waiting_owners(self) -> list[str]:
         """The owner of each job that waits."""
-        found = self.link(lambda client: self.owners_script(keys=[WAITING], args=[job_key("")]))
-        return [json.loads(owner) for owner in found]
+        owners = self.link(lambda client: self.owners_script(keys=[WAITING], args=[job_key("")]))
+        return [json.loads(owner) for owner in owners]
 
     def lane(self, owner: str) -> int:
         """The lane of the queue for an owner's jobs: one of its own, until there are more owners than lanes."""
@@ -129,7 +129,7 @@ class Records:
                     pipe.hgetall(job_key(id))
                 return pipe.execute()
 
-        return [job for found in self.link(work) if (job := decoded(found))]
+        return [job for fields in self.link(work) if (job := decoded(fields))]
 
     def recent(self, owner: str, limit: int, before: float | None) -> list[Job]:
         key, top = f"{PREFIX}owner:{owner}", "+inf" if before is None else f"({before!r}"
@@ -186,15 +186,15 @@ class Records:
         self.link(work)
 
     def hook(self, job: Job, event: str) -> None:
-        """Something that a webhook is to be told; any gateway sends it."""
+        """Queues an event for the job's webhook; any gateway sends it."""
         if job.webhook and (job.events is None or event in job.events):
             self.link(lambda client: client.zadd(HOOKS, {f"{job.id} {event}": time.time()}))
 
     def claim_hook(self, lease: float) -> tuple[str, str] | None:
-        """(job, event) that is to be told now; nobody else gets it for `lease` seconds."""
+        """(job, event) of the next due webhook; other gateways do not get it for `lease` seconds."""
         now = time.time()
-        found = self.link(lambda client: self.claim_script(keys=[HOOKS], args=[now, now + lease]))
-        return tuple(found.split(" ")) if found else None
+        claimed = self.link(lambda client: self.claim_script(keys=[HOOKS], args=[now, now + lease]))
+        return tuple(claimed.split(" ")) if claimed else None
 
     def renew_hooks(self, hooks: list[tuple[str, str]], lease: float) -> None:
         """Keeps claimed messages for `lease` seconds more."""
@@ -206,7 +206,7 @@ class Records:
         self.link(lambda client: client.zrem(HOOKS, f"{id} {event}"))
 
     def forget(self, id: str) -> Job | None:
-        """Removes a job's record; what it said."""
+        """Removes a job's record and returns it."""
         job = self.find(id)
 
         def work(client: Any) -> None:
@@ -228,8 +228,8 @@ def encoded(values: dict[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in values.items()}
 
 
-def decoded(found: dict[str, str]) -> Job | None:
+def decoded(fields: dict[str, str]) -> Job | None:
     """None for a record that is gone, or of which a late report left a piece."""
-    if "owner" not in found:
+    if "owner" not in fields:
         return None
-    return Job.from_record({name: json.loads(value) for name, value in found.items()})
+    return Job.from_record({name: json.loads(value) for name, value in fields.items()})

@@ -20,7 +20,7 @@ from seesr.fleet.job_store import CHANGES, COUNTS, PROBE, RUNNING, STAGES, TIMES
 from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
 from seesr.serving.fairness import has_room, share_of
-from seesr.serving.job import ENDED, Away, Full, Job
+from seesr.serving.job import ENDED, Job, QueueFull, Unavailable
 from seesr.serving.listeners import Listeners
 from seesr.serving.supervisor import Supervisor
 
@@ -37,7 +37,7 @@ class FleetJobs:
 
     def __init__(self, configuration: Configuration, link: Link, objects: Objects, version: str) -> None:
         self.link, self.objects, self.version = link, objects, version
-        self.most, self.share = configuration.max_queue, configuration.queue_share
+        self.max_queue, self.share = configuration.max_queue, configuration.queue_share
         self.records, self.roster = Records(link, configuration.keep * 3600), Roster(link)
         self.app = application(configuration, version, publishes=True)
         self.since = time.time()
@@ -48,7 +48,7 @@ class FleetJobs:
         supervisor.thread("changes", self.listen)
 
     def listen(self) -> None:
-        """Wakes requests that wait for a job that changed; they look for themselves while Redis is away."""
+        """Wakes requests that wait for a job that changed; they look for themselves while Redis is unavailable."""
         while not self.closing:
             try:
                 channel = redis.Redis.from_url(self.link.url, decode_responses=True, socket_keepalive=True).pubsub()
@@ -57,9 +57,9 @@ class FleetJobs:
                 while not self.closing:
                     message = channel.get_message(ignore_subscribe_messages=True, timeout=1)
                     if message:
-                        self.listeners.wake(message["data"])
+                        self.listeners.wake(str(message["data"]))
             except (redis.exceptions.RedisError, OSError) as error:
-                log.warning("changes: %s", " ".join(str(error).split()))
+                log.warning("job changes cannot be read; next try in 1 s: %s", " ".join(str(error).split()))
                 time.sleep(1)
 
     def ready(self) -> str | None:
@@ -68,21 +68,21 @@ class FleetJobs:
         try:
             self.link(lambda client: client.set(PROBE, "1", ex=60))  # a read-only or full Redis takes no job
             states = [worker.get("state") for worker in self.mine().values()]
-        except Away as error:
+        except Unavailable as error:
             return str(error)
-        if away := self.objects.away():
-            return away
+        if reason := self.objects.unavailable():
+            return reason
         if any(state in ("idle", "busy") for state in states):
             return None
         return "the weights are loading" if "loading" in states else "no worker of this version is alive"
 
     def mine(self) -> dict[str, dict[str, Any]]:
         """The workers that take this gateway's jobs."""
-        return {name: told for name, told in self.roster.workers().items() if told.get("version") == self.version}
+        return {name: worker for name, worker in self.roster.workers().items() if worker.get("version") == self.version}
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         if self.closing:
-            raise Away("the server is shutting down")
+            raise Unavailable("the server is shutting down")
         job.version = self.version
         self.check_room(job.owner)
         try:
@@ -91,9 +91,9 @@ class FleetJobs:
                 self.objects.put(f"in/{job.id}-mask", mask)
             if self.records.add(job):
                 self.publish(job)
-        except Away:
+        except Unavailable:
             with contextlib.suppress(
-                Away
+                Unavailable
             ):  # a Redis that hangs may still take the record: its job then needs the files
                 self.records.forget(job.id)
                 self.objects.drop_inputs(job)
@@ -105,29 +105,29 @@ class FleetJobs:
         Several gateways may each take one more at the same moment.
 
         Raises:
-            Full: there is no room.
+            QueueFull: there is no room.
         """
         waiting = self.records.count_waiting()
-        if waiting < share_of(self.most, self.share):
+        if waiting < share_of(self.max_queue, self.share):
             return
-        if not has_room(owner, self.records.waiting_owners(), self.most, self.share):
-            raise Full(self.expected_seconds(waiting))
+        if not has_room(owner, self.records.waiting_owners(), self.max_queue, self.share):
+            raise QueueFull(self.expected_seconds(waiting))
 
     def publish(self, job: Job) -> None:
         """Hands a job to the workers, in the lane of its owner.
 
         Raises:
-            Away: Redis does not answer.
+            Unavailable: Redis does not answer.
         """
         try:
             queue = queue_of(self.version, self.records.lane(job.owner))
             self.app.send_task(TASK, [job.id], task_id=job.id, priority=job.priority, queue=queue)
         except (OperationalError, redis.exceptions.RedisError) as error:
-            raise Away(f"the queue is away: {' '.join(str(error).split())[:160]}") from None
+            raise Unavailable(f"the queue is unavailable: {' '.join(str(error).split())[:160]}") from None
 
     def expected_seconds(self, ahead: int) -> float:
         """How long that many images should take, by the last fifty and the workers that are there."""
-        times = [float(words) for words in self.link(lambda client: client.lrange(TIMES, 0, -1))]
+        times = [float(text) for text in self.link(lambda client: client.lrange(TIMES, 0, -1))]
         each = statistics.median(times) if times else 5.0
         return max(1.0, ahead * each / max(1, len(self.mine())))
 
@@ -158,7 +158,7 @@ class FleetJobs:
             job = self.records.find(id)
             if job is not None:
                 self.records.hook(job, "completed")
-                with contextlib.suppress(Away):  # they are removed with the record
+                with contextlib.suppress(Unavailable):  # they are removed with the record
                     self.objects.drop_inputs(job)
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:

@@ -1,4 +1,4 @@
-"""The lease on running jobs: Redis gives a job to another worker when nobody renews it, and only then.
+"""The lease on running jobs: Redis gives a job to another worker only when the lease is not renewed.
 
 Kombu's visibility timeout is set once, when a job is taken, so that a long job would run twice. A thread of the
 worker's parent renews it for as long as the process lives: a timer of the consumer would stop in a warm shutdown.
@@ -21,7 +21,7 @@ from seesr.fleet.transport import UNACKED_INDEX, taken_tags
 from seesr.fleet.worker_registry import ALIVE, Roster
 from seesr.networks import weights
 from seesr.serving.identity import version_of
-from seesr.serving.job import Away
+from seesr.serving.job import Unavailable
 from seesr.serving.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ def start_threads(configuration: Configuration) -> Supervisor:
 
 
 def every(seconds: float, stopping: threading.Event, work: Callable[[], None]) -> None:
-    """Runs `work` again and again until `stopping`; that Redis is away is no error."""
+    """Runs `work` again and again until `stopping`; that Redis is unavailable is no error."""
     while True:
         try:
             work()
-        except Away as error:
+        except Unavailable as error:
             log.warning("redis: %s", error)
         if stopping.wait(seconds):
             return
@@ -84,8 +84,8 @@ def gpu_memory() -> dict[str, int] | None:
         pynvml.nvmlInit()
         by_index = place.isdigit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(int(place)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(place)
-        found = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     except pynvml.NVMLError as error:
         log.debug("GPU memory is not known: %s", error)
         return None
-    return {"used": int(found.used), "total": int(found.total)}
+    return {"used": int(memory.used), "total": int(memory.total)}

@@ -14,7 +14,7 @@ from seesr.fleet.job_store import EXPIRY, PREFIX, RUNNING, WAITING, job_key
 from seesr.fleet.jobs import FleetJobs
 from seesr.fleet.transport import broker_jobs
 from seesr.serving import webhooks
-from seesr.serving.job import FAILED, Away, Job
+from seesr.serving.job import FAILED, Job, Unavailable
 from seesr.serving.webhooks import Send
 
 SWEEP = 3600.0  # seconds between two looks for files without a record
@@ -41,8 +41,8 @@ class Upkeep:
                 if await asyncio.to_thread(self.claim_turn):
                     for work in (self.reconcile, self.expire, self.sweep):
                         await asyncio.to_thread(work)
-            except Away as error:
-                log.warning("upkeep: %s", error)
+            except Unavailable as error:
+                log.warning("maintenance failed; next try in half a lease: %s", error)
             await asyncio.sleep(self.lease / 2)
 
     def claim_turn(self) -> bool:
@@ -51,7 +51,7 @@ class Upkeep:
         return bool(self.link(lambda client: client.set(key, "1", nx=True, ex=max(1, self.lease // 2))))
 
     def reconcile(self) -> None:
-        """Publishes again what has not ended and is neither queued nor taken: lost between two commands of the broker.
+        """Publishes jobs again that have not ended and are neither queued nor running: the broker lost them.
 
         A job must be missing twice, so that one on its way from a list into a worker's hands is not run twice.
         """
@@ -67,7 +67,7 @@ class Upkeep:
             if job is None:
                 self.jobs.records.forget(id)
             elif not job.ended and job.version == self.jobs.version:  # others are looked for by their own gateways
-                log.warning("job %s was lost by the queue and is published again", id)
+                log.warning("job %s was missing from the queue; published again", id)
                 self.jobs.publish(job)
         self.missing = missing - self.missing
 
@@ -100,9 +100,9 @@ class Upkeep:
                     continue
                 self.link(lambda client, id=id: client.delete(f"{PREFIX}batch:{id}"))
             else:
-                words = self.link(lambda client, id=id: client.getdel(f"{PREFIX}upload:{id}"))
-                if words:
-                    owner = json.loads(words)[0]
+                text = self.link(lambda client, id=id: client.getdel(f"{PREFIX}upload:{id}"))
+                if text:
+                    owner = json.loads(text)[0]
                     self.link(lambda client, id=id, owner=owner: client.zrem(f"{PREFIX}uploads:{owner}", id))
                 self.jobs.objects.drop(f"uploads/{id}")
             self.link(lambda client, name=name: client.zrem(EXPIRY, name))
@@ -151,8 +151,8 @@ class Upkeep:
                     job = await asyncio.to_thread(self.jobs.find, hook[0]) if hook else None
                     if hook is not None and job is None:
                         await asyncio.to_thread(self.jobs.records.drop_hook, *hook)
-                except Away as error:
-                    log.warning("webhooks: %s", error)
+                except Unavailable as error:
+                    log.warning("webhooks cannot be read; next try in 1 s: %s", error)
                     await asyncio.sleep(1)
                     continue
                 if hook is None or job is None:
@@ -169,8 +169,8 @@ class Upkeep:
             await webhooks.send(self.send_once, job, event)
             try:
                 await asyncio.to_thread(self.jobs.records.drop_hook, job.id, event)
-            except Away as error:  # it is sent again; the receiver recognizes it by its webhook-id
-                log.warning("webhooks: %s", error)
+            except Unavailable as error:  # it is sent again; the receiver recognizes it by its webhook-id
+                log.warning("webhooks cannot be read; next try in 1 s: %s", error)
 
 
 def record_key(name: str) -> str:

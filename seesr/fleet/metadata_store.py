@@ -51,8 +51,8 @@ class FleetLedger:
     def uploads(self, owner: str, id: str | None = None) -> list[dict[str, Any]]:
         key = f"{PREFIX}uploads:{owner}"
         ids = [id] if id else self.link(lambda client: client.zrevrange(key, 0, 99))
-        found = [self.link(lambda client, one=one: client.get(f"{PREFIX}upload:{one}")) for one in ids]
-        pairs = [json.loads(words) for words in found if words]
+        texts = [self.link(lambda client, one=one: client.get(f"{PREFIX}upload:{one}")) for one in ids]
+        pairs = [json.loads(text) for text in texts if text]
         return [record for who, record in pairs if who == owner]
 
     def upload_file(self, id: str) -> Path:
@@ -68,8 +68,8 @@ class FleetLedger:
         name, value = f"{PREFIX}key:{owner}:{key}", json.dumps([digest, id])
         if self.link(lambda client: client.set(name, value, nx=True, ex=int(self.keep))):
             return None
-        found = self.link(lambda client: client.get(name))
-        return tuple(json.loads(found)) if found else None
+        text = self.link(lambda client: client.get(name))
+        return tuple(json.loads(text)) if text else None
 
     def release(self, owner: str, key: str, id: str) -> None:
         name = f"{PREFIX}key:{owner}:{key}"
@@ -85,8 +85,8 @@ class FleetLedger:
         self.link(work)
 
     def note(self, id: str) -> dict[str, Any] | None:
-        found = self.link(lambda client: client.get(f"{PREFIX}batch:{id}"))
-        return json.loads(found) if found else None
+        text = self.link(lambda client: client.get(f"{PREFIX}batch:{id}"))
+        return json.loads(text) if text else None
 
     def free_bytes(self) -> int:
         return self.objects.free_bytes()

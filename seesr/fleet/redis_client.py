@@ -11,10 +11,10 @@ import redis
 import redis.exceptions
 
 from seesr.config import REDIS_URL
-from seesr.serving.job import Away
+from seesr.serving.job import Unavailable
 
 PATIENCE = 2.0  # seconds for an answer; a gateway must say 503 within five
-PAUSE = 1.0  # seconds after a failure in which nobody else waits for an answer
+PAUSE = 1.0  # seconds after a failure in which further calls fail at once
 MOST_SKEW = 10.0  # seconds between a machine's clock and that of Redis; leases and links compare the two
 T = TypeVar("T")
 UNAVAILABLE = (
@@ -31,7 +31,7 @@ class Link:
 
     Args:
         url: redis://[:password@]host:port/db, or rediss://.
-        patient: a worker has nothing better to do than to wait until Redis is back, and must not lose its image.
+        patient: a worker waits until Redis is back, and must not lose its image.
     """
 
     def __init__(self, url: str, patient: bool = False) -> None:
@@ -40,46 +40,46 @@ class Link:
         try:
             self.redis: Any = redis.Redis.from_url(url, decode_responses=True, health_check_interval=30, **options)
         except ValueError:  # its words and the URL may contain the password
-            raise ValueError(f"SEESR_REDIS cannot be read: it must be {REDIS_URL}") from None
-        self.away_until = 0.0
+            raise ValueError(f"SEESR_REDIS is not a valid URL: it must be {REDIS_URL}") from None
+        self.retry_at = 0.0
 
     def __call__(self, work: Callable[[Any], T]) -> T:
         """work(the client).
 
         Raises:
-            Away: Redis does not answer, or is full; not where it is patient.
+            Unavailable: Redis does not answer, or is full; not where it is patient.
         """
         while True:
             try:
                 return self.once(work)
-            except Away:
+            except Unavailable:
                 if not self.patient:
                     raise
             time.sleep(PAUSE)
 
     def once(self, work: Callable[[Any], T]) -> T:
-        if time.monotonic() < self.away_until:
-            raise Away("the queue is away: Redis does not answer")
+        if time.monotonic() < self.retry_at:
+            raise Unavailable("the queue is unavailable: Redis does not answer")
         try:
             return work(self.redis)
         except redis.exceptions.OutOfMemoryError:
-            raise Away("the queue takes no more: Redis is full") from None
+            raise Unavailable("the queue takes no more: Redis is full") from None
         except UNAVAILABLE as error:
-            self.away_until = time.monotonic() + PAUSE
+            self.retry_at = time.monotonic() + PAUSE
             log.warning("redis: %s", " ".join(str(error).split()))
-            raise Away("the queue is away: Redis does not answer") from None
+            raise Unavailable("the queue is unavailable: Redis does not answer") from None
 
     def check_at_start(self) -> None:
-        """Refuses a machine whose clock is far from that of Redis: leases would end early, and links late.
+        """Rejects a machine whose clock differs from that of Redis: leases would end early, and links late.
 
         Raises:
             ValueError: the clocks differ, or Redis does not answer; one line.
         """
         try:
             seconds, micro = self(lambda client: client.time())
-        except Away as error:
+        except Unavailable as error:
             raise ValueError(f"SEESR_REDIS: {error}") from None
         ahead = time.time() - seconds - micro / 1e6
         if abs(ahead) > MOST_SKEW:
-            words = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'}"
-            raise ValueError(f"the clock of this machine is {words} that of Redis: set the time (NTP) first")
+            offset = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'}"
+            raise ValueError(f"the clock of this machine is {offset} that of Redis: set the time (NTP) first")

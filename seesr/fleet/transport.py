@@ -27,7 +27,7 @@ class Channel(redis.Channel):
         try:
             return super()._brpop_read(**options)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.error("a message that is none of ours was dropped: %s: %s", type(error).__name__, error)
+            log.error("malformed queue message dropped: %s: %s", type(error).__name__, error)
             raise Empty from None
 
 
@@ -50,15 +50,15 @@ def broker_jobs(client: Any, queues: Iterable[str], priorities: Iterable[int]) -
             for priority in priorities:
                 pipe.lrange(list_of(queue, priority), 0, -1)
         pipe.hvals(UNACKED)
-        messages = [message for found in pipe.execute() for message in found]
+        messages = [message for batch in pipe.execute() for message in batch]
     return {id for message in messages if (id := job_of(message))}
 
 
 def job_of(message: str) -> str | None:
     """The job of a message in a list or in UNACKED; None for a message that is none of ours."""
     try:
-        found = json.loads(message)
-        return (found[0] if isinstance(found, list) else found)["headers"]["id"]  # taken ones are [message, ...]
+        body = json.loads(message)
+        return (body[0] if isinstance(body, list) else body)["headers"]["id"]  # taken ones are [message, ...]
     except (ValueError, KeyError, TypeError, IndexError):
         return None
 

@@ -1,9 +1,9 @@
-"""One GPU's worker: a Celery parent that keeps the lease, and a child that has the engine and makes the images.
+"""One GPU's worker: a Celery parent that keeps the lease, and a child process that runs the engine.
 
     seesr worker        starts it
 
-The child loads the engine once. A job is begun three times at most, whoever died of it; its output is written once,
-whoever makes it; and a job that has ended is not begun again.
+The child loads the engine once. A job is started at most three times, and not again once it has
+ended. Its output is written once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from seesr.networks import weights
 from seesr.object_store import Store
 from seesr.runtime.owner import image_of
 from seesr.serving.identity import make_private, version_of
-from seesr.serving.job import CANCELED, DONE, FAILED, Away, Job
+from seesr.serving.job import CANCELED, DONE, FAILED, Job, Unavailable
 from seesr.serving.reporter import Canceled, Reporter
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
@@ -56,7 +56,7 @@ def load() -> Any:
 
 
 class Child:
-    """What the process that computes has, from its start to its end."""
+    """State of the process that computes, from its start to its end."""
 
     def __init__(self, engine_of: Callable[[], Any]) -> None:
         link = Link(configuration.redis or "", patient=True)
@@ -75,7 +75,7 @@ class Child:
         self.roster.tell(self.name, state=state, child=os.getpid(), **more)
 
     def obey(self) -> None:
-        """Unloads and loads the engine when somebody asks for it (seesr fleet unload | load)."""
+        """Unloads and loads the engine on command (seesr fleet unload | load)."""
         while not self.supervisor.stopping.is_set():
             order = self.roster.order(self.name)
             if order == "unload":
@@ -97,7 +97,7 @@ class Child:
             self.objects.trim(keep)
 
     def make(self, id: str) -> None:
-        """Runs one job to its end, whatever that is."""
+        """Runs one job and stores its result or error."""
         begun = self.records.begin(id)
         if not begun.isdigit():
             log.info("%(event)s", {"event": f"not begun: {begun}", "job": id, "worker": self.name})
@@ -140,22 +140,22 @@ class Child:
             self.end(job, CANCELED)
         except FileNotFoundError:
             self.end_without_input(job, name)
-        except Away as error:
+        except Unavailable as error:
             self.end_without_store(job, error)
         except (ValueError, RuntimeError) as error:
             self.end(job, FAILED, error=str(error))
             if not self.engine.healthy():
-                log.error("the device has failed; this worker ends")
+                log.error("the device has failed; the worker exits so that it is started again")
                 os.kill(os.getppid(), signal.SIGTERM)
         except Exception:
             log.exception("job %s", job.id)
-            self.end(job, FAILED, error="an internal error; the worker's log has more")
+            self.end(job, FAILED, error="internal error; see the worker's log")
 
     def end_without_input(self, job: Job, name: str) -> None:
         """Ends a job whose input is gone: done if its result is there, because Redis lost its last writes."""
         try:
             done = self.until_stored(lambda: self.objects.exists(f"out/{name}"))
-        except Away as error:
+        except Unavailable as error:
             self.end_without_store(job, error)
             return
         if done:
@@ -163,21 +163,21 @@ class Child:
         else:
             self.end(job, FAILED, error="the image has expired; send it again")
 
-    def end_without_store(self, job: Job, error: Away) -> None:
-        words = f"{error} ({configuration.store}) for {configuration.store_retry:g} s"
-        self.end(job, FAILED, error=f"{words}; send the image again, or raise SEESR_STORE_RETRY")
+    def end_without_store(self, job: Job, error: Unavailable) -> None:
+        reason = f"{error} ({configuration.store}) for {configuration.store_retry:g} s"
+        self.end(job, FAILED, error=f"{reason}; send the image again, or raise SEESR_STORE_RETRY")
 
     def until_stored(self, work: Callable[[], T]) -> T:
-        """work(), tried again with longer and longer pauses while the store is away.
+        """work(), tried again with longer and longer pauses while the store is unavailable.
 
         Raises:
-            Away: it was away for longer than SEESR_STORE_RETRY.
+            Unavailable: it was unavailable for longer than SEESR_STORE_RETRY.
         """
         end, pause = time.monotonic() + configuration.store_retry, 0.25
         while True:
             try:
                 return work()
-            except Away:
+            except Unavailable:
                 if time.monotonic() + pause > end:
                     raise
             time.sleep(pause)
@@ -189,15 +189,15 @@ class Child:
         if not self.records.end(job.id, status, **values):
             self.objects.forget_inputs(job)
             return
-        found = self.records.find(job.id)
-        if found is not None and status == DONE and found.metrics:
-            self.records.count(found)
+        record = self.records.find(job.id)
+        if record is not None and status == DONE and record.metrics:
+            self.records.count(record)
         for event in ("output", "completed") if status == DONE else ("completed",):
             self.records.hook(job, event)
         try:
             self.objects.drop_inputs(job)
-        except Away as error:  # they are removed with the record
-            log.warning("job %s: its inputs stay until it expires: %s", job.id, error)
+        except Unavailable as error:  # they are removed with the record
+            log.warning("job %s: inputs not removed; they are kept until the job expires: %s", job.id, error)
 
 
 child: Child | None = None
@@ -211,18 +211,18 @@ def start_child(**_: Any) -> None:
     try:
         child = Child(load)
     except Exception:  # anything at all: a worker without an engine must not take jobs
-        log.exception("the engine cannot be loaded; this worker ends")
+        log.exception("the engine cannot be loaded; the worker exits")
         os.kill(os.getppid(), signal.SIGTERM)
         raise
 
 
 @signals.worker_shutdown.connect
 def leave(**_: Any) -> None:
-    """The parent has ended in order: nobody need wait for its silence."""
+    """The parent has shut down cleanly: its lease is released at once."""
     Roster(Link(configuration.redis or "")).leave(configuration.worker_name or "")
 
 
-@app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)
+@app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)  # pyright: ignore[reportUntypedFunctionDecorator]
 def upscale(task: Any, id: str) -> None:
     """Makes the image of a job."""
     assert child is not None

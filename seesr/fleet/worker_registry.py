@@ -34,15 +34,15 @@ class Roster:
         self.link(lambda client: client.delete(f"{PREFIX}worker:{name}"))
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Those that are alive, by name; the others are forgotten."""
-        found = {}
+        """Live workers by name; expired ones are removed."""
+        workers = {}
         for name in sorted(self.link(lambda client: client.smembers(WORKERS))):
             fields = self.link(lambda client, name=name: client.hgetall(f"{PREFIX}worker:{name}"))
             if fields:
-                found[name] = {field: json.loads(value) for field, value in fields.items()}
+                workers[name] = {field: json.loads(value) for field, value in fields.items()}
             else:
                 self.link(lambda client, name=name: client.srem(WORKERS, name))
-        return found
+        return workers
 
     def send(self, name: str, order: str) -> None:
         """ "unload" or "load"; the worker's child obeys between two images."""
@@ -58,5 +58,5 @@ class Roster:
 
     def order(self, name: str) -> str | None:
         """The next order to this worker, waited for as long as Redis is patient."""
-        found = self.link(lambda client: client.blpop([f"{PREFIX}orders:{name}"], timeout=PATIENCE / 2))
-        return found[1] if found else None
+        item = self.link(lambda client: client.blpop([f"{PREFIX}orders:{name}"], timeout=PATIENCE / 2))
+        return item[1] if item else None

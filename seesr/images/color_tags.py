@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 
 WHITE = 203.0  # nits of diffuse white in PQ and HLG (ITU-R BT.2408-7, table 1); becomes 255
 HLG_PEAK, HLG_GAMMA = 1000.0, 1.2  # nominal display of HLG (ITU-R BT.2100-2, table 5)
-SAME_GAMMA = 0.05  # relative difference to 1/2.2 that is taken for sRGB, as libpng does
-SAME_PLACE = 0.005  # difference of chromaticities that is taken for rounding
+SAME_GAMMA = 0.05  # relative difference to 1/2.2 that counts as sRGB, as in libpng
+SAME_PLACE = 0.005  # difference of chromaticities that counts as rounding
 STRIP = 256  # rows of an HDR image that are converted together
 
 
@@ -86,7 +86,7 @@ def from_numbers(primaries: int, transfer: int, full_range: bool, warnings: list
     """
     if transfer in (9, 10):
         raise ValueError(
-            "the image has a logarithmic transfer curve (H.273 number 9 or 10), which cannot be read: "
+            "the image has a logarithmic transfer curve (H.273 number 9 or 10), which is not supported: "
             "convert it to sRGB, PQ or HLG"
         )
     if primaries not in PRIMARIES or transfer not in TRANSFERS:

@@ -153,7 +153,7 @@ def open_jpeg(data: bytes) -> Header:
         image = with_pillow(data, "JPEG")
     except Damaged:  # Pillow reads the resolution in EXIF, and stops at some that make no sense
         if frame.number in jpeg.KINDS:
-            raise ValueError(f"this is a {jpeg.KINDS[frame.number]}, which is not read: save it as PNG") from None
+            raise ValueError(f"this is a {jpeg.KINDS[frame.number]}, which is not supported: save it as PNG") from None
         data, block = jpeg.without_exif(data)
         image = with_pillow(data, "JPEG")
         image.info["exif"] = block
@@ -167,7 +167,7 @@ def open_deep_jpeg(data: bytes, frame: jpeg.Frame) -> Header:
     """A JPEG of 12 bits: Pillow reads the metadata of a copy that claims 8."""
     image = with_pillow(data[: frame.place] + b"\x08" + data[frame.place + 1 :], "JPEG")
     if image.mode not in ("L", "RGB"):
-        raise ValueError("this is a JPEG of 12 bits in CMYK, which is not read: save it as RGB with 8 bits, or as PNG")
+        raise ValueError("this is a JPEG of 12 bits in CMYK, which is not supported: save it with 8 bits or as PNG")
 
     def decode() -> Colours:
         import imagecodecs
@@ -414,7 +414,7 @@ def of_pillow(image: Image.Image, decode: Callable[[], Colours]) -> Header:
     packet = image.info.get("xmp") or None
     header.xmp = packet.encode() if isinstance(packet, str) else packet
     if image.format == "MPO":
-        log.info("of the images in the file the first is taken")
+        log.info("the file has several images; the first one is used")
     return header
 
 

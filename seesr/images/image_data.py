@@ -13,7 +13,7 @@ from PIL import Image
 
 from seesr.images import xmp
 
-HIDDEN = 64  # a pixel of at most this part of full opacity is as good as invisible
+HIDDEN = 64  # a pixel of at most 1 / HIDDEN of full opacity counts as invisible
 NEAR = 64  # pixels that a hidden one looks around for a visible one, at least
 STRIP = 2**22  # pixels of which the hidden ones are filled at a time
 Pixels = NDArray[np.uint8 | np.uint16]

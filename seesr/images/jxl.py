@@ -96,7 +96,7 @@ def read_header(data: bytes) -> JpegXl:
         if bits.u(1):  # intrinsic size
             read_size(bits)
         if bits.u(1):
-            raise Unreadable("this is a JPEG XL with a preview, which is not read: save it without, or as PNG")
+            raise Unreadable("this is a JPEG XL with a preview, which is not supported: save it without, or as PNG")
         if bits.u(1):
             raise Unreadable("this is an animated JPEG XL; send one still image")
     depth = read_depth(bits)
@@ -104,7 +104,7 @@ def read_header(data: bytes) -> JpegXl:
     alpha = premultiplied = False
     for _ in range(bits.u32(((0, 0), (1, 0), (2, 4), (1, 12)))):
         if alpha:
-            raise Unreadable("this is a JPEG XL with more than colours and alpha, which is not read: save it as PNG")
+            raise Unreadable("this is a JPEG XL with extra channels, which is not supported: save it as PNG")
         alpha, premultiplied = True, read_alpha(bits)
     bits.u(1)  # XYB
     encoding, colours = read_encoding(bits)
@@ -137,10 +137,10 @@ def read_size(bits: Bits) -> tuple[int, int]:
 def read_depth(bits: Bits) -> int:
     """Bits of a channel."""
     if bits.u(1):
-        raise Unreadable("this is a floating-point JPEG XL, which is not read: save it with 16 bits")
+        raise Unreadable("this is a floating-point JPEG XL, which is not supported: save it with 16 bits")
     depth = bits.u32(((8, 0), (10, 0), (12, 0), (1, 6)))
     if depth > 16:
-        raise Unreadable(f"this is a JPEG XL of {depth} bits, which is not read: save it with 16 bits")
+        raise Unreadable(f"this is a JPEG XL of {depth} bits, which is not supported: save it with 16 bits")
     return depth
 
 
@@ -150,7 +150,7 @@ def read_alpha(bits: Bits) -> bool:
         return False
     kind = bits.u32(ENUM)
     if kind != 0:
-        raise Unreadable("this is a JPEG XL with more than colours and alpha, which is not read: save it as PNG")
+        raise Unreadable("this is a JPEG XL with extra channels, which is not supported: save it as PNG")
     read_depth(bits)
     bits.u32(((0, 0), (3, 0), (4, 0), (1, 3)))  # resolution
     bits.u(8 * bits.u32(((0, 0), (0, 4), (16, 5), (48, 10))))  # name
@@ -164,7 +164,7 @@ def read_encoding(bits: Bits) -> tuple[Encoding, int]:
     profile, space = bits.u(1), bits.u32(ENUM)
     if profile or space > 1:
         raise Unreadable(
-            "this is a JPEG XL with an ICC profile, which is not read: convert it to PNG first (djxl input.jxl out.png)"
+            "this is a JPEG XL with an ICC profile, which is not supported: convert it (djxl in.jxl out.png)"
         )
     white, primaries = bits.u32(ENUM), PRIMARIES[1]
     point = (bits.signed() / 1e6, bits.signed() / 1e6) if white == 2 else WHITES.get(white, WHITES[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-READABLE = {  # Pillow's names and everybody's
+READABLE = {  # Pillow's name -> the common name
     "JPEG": "JPEG",
     "PNG": "PNG",
     "WEBP": "WebP",

@@ -10,14 +10,14 @@ from PIL import Image
 from seesr.images.image_data import Pixels, resize, to_uint8
 from seesr.images.source import Source, load_source
 
-SAME_ASPECT = 0.01  # relative difference of the aspects of mask and image that is taken for rounding
+SAME_ASPECT = 0.01  # relative difference of the aspect ratios of mask and image that counts as rounding
 Grey = NDArray[np.uint8]  # [H, W]; 255: enhanced, 0: keeps the bicubic upscale
 
 
 def read_mask(source: Source, size: tuple[int, int]) -> Grey:
     """A source of any kind -> a mask for an image of `size` = (width, height), at the mask's own resolution.
 
-    Colours are taken as their luma (BT.601), transparent parts as black.
+    Colors are converted to luma (BT.601); transparent parts count as black.
 
     Raises:
         ValueError: no image, animated, too large, or of another aspect; one line.
@@ -40,7 +40,9 @@ def check_aspect(mask: tuple[int, int], image: tuple[int, int]) -> None:
         ValueError: with both sizes.
     """
     if abs(mask[0] * image[1] / (mask[1] * image[0]) - 1) > SAME_ASPECT:
-        raise ValueError(f"the mask is {mask[0]}x{mask[1]} and the image {image[0]}x{image[1]}: their aspects differ")
+        raise ValueError(
+            f"the mask is {mask[0]}x{mask[1]} and the image {image[0]}x{image[1]}: their aspect ratios differ"
+        )
 
 
 def at_size(mask: Grey, size: tuple[int, int]) -> Grey:

@@ -47,7 +47,7 @@ def split(data: bytes) -> Chunks:
         ValueError: a colour tag that cannot be converted.
     """
     needed, warnings, ended = [SIGNATURE], [], False
-    first: dict[bytes, tuple[bytes, bytes]] = {}  # what is no part of the pixels, by name or keyword
+    first: dict[bytes, tuple[bytes, bytes]] = {}  # chunks other than pixel data, by name or keyword
     for name, body, raw in chunks(data):
         if name == b"IEND":
             ended = True

@@ -114,7 +114,7 @@ def to_image_data(header: Header, colours: Colours) -> ImageData:
         rgb, icc = convert.apply_profile(rgb, colours.icc, colours.grey, warnings)
     dpi = header.dpi
     if dpi is not None and not all(isinstance(side, numbers.Real) and 1 <= side <= 65535 for side in dpi):  # NaN too
-        log.info("the resolution makes no sense and is left out")
+        log.info("the resolution in the file is invalid and is not copied")
         dpi = None
     block = header.exif()
     packet = None if header.xmp is None else xmp.kept(header.xmp, warnings)

@@ -108,7 +108,7 @@ def read_bytes(source: Any) -> bytes:
         data = source.read(LARGEST_FILE + 1)
         if isinstance(data, bytes):
             return data
-        raise TypeError("the file object gives text: open the file in binary mode, open(path, 'rb')")
+        raise TypeError("the file object returns text: open the file in binary mode, open(path, 'rb')")
     raise TypeError(f"source is of type {type(source).__name__}: use {ACCEPTED}")
 
 

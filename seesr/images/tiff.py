@@ -164,13 +164,13 @@ def check_kind(page: Any) -> None:
     """
     kind = PHOTOMETRICS.get(page.photometric, "")
     if isinstance(page.bitspersample, tuple):
-        raise Unreadable(f"this is {describe(page)} of uneven depths, which cannot be read: use 8 or 16 bits")
+        raise Unreadable(f"this is {describe(page)} of uneven depths, which is not supported: use 8 or 16 bits")
     fits = kind in COLOURS and page.samplesperpixel >= COLOURS[kind] and page.imagedepth == 1
     numbers = (page.sampleformat == 1 and page.bitspersample <= 32) or (
         page.sampleformat == 3 and kind in ("grey", "RGB")
     )
     if not fits or not numbers or page.dtype is None or page.compression not in COMPRESSIONS:
-        raise Unreadable(f"this is {describe(page)}, which cannot be read: use RGB or grey of 8 or 16 bits")
+        raise Unreadable(f"this is {describe(page)}, which is not supported: use RGB or grey of 8 or 16 bits")
     tile = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
     if not page.is_tiled:
         tile = tile[0], min(tile[1], page.imagelength)

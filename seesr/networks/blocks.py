@@ -75,7 +75,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A convolution with a stride of two; `padding` 0 pads the right and the lower edge alone."""
+    """A convolution with a stride of two; `padding` 0 pads only the right and the lower edge."""
 
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()

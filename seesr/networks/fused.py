@@ -1,3 +1,4 @@
+# pyright: basic
 """Triton kernels for GPUs: GroupNorm with SiLU over channels-last images, GEGLU and LayerNorm, each in few passes.
 
 Imported only where a kernel is used (see `hardware.FUSED`); needs Triton, which comes with torch's CUDA builds. With

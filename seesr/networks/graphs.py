@@ -40,7 +40,7 @@ class CudaRecorder:
         lives as long as they do: torch frees all workspaces now and then (torch.compile with CUDA graphs does), and a
         graph whose workspace was outside of its pool would write into memory that is no longer there.
         """
-        torch._C._cuda_clearCublasWorkspaces()
+        torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportPrivateUsage]
         self.pool = torch.cuda.graph_pool_handle()
         self.warm, self.stream = torch.cuda.Stream(), torch.cuda.Stream()
 

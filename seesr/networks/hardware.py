@@ -72,7 +72,7 @@ def use_fused_kernels(networks: Any) -> None:
         x = torch.ones(1, 8, 2, 2, device=networks.device, dtype=networks.dtype).to(memory_format=torch.channels_last)
         fused.group_norm(x, 2, x[0, :, 0, 0].contiguous(), x[0, :, 0, 0].contiguous(), 1e-5, True)
     except (ImportError, RuntimeError) as error:
-        log.warning("Triton's kernels are not used: %s", first_line(error))
+        log.warning("Triton kernels are disabled: %s", first_line(error))
         return
     for network in (networks.unet, networks.controlnet):
         fused.fuse(network, kinds & fused.CLASSES.keys())

@@ -59,7 +59,7 @@ class TileLinear(OneDnnLinear):
 
 
 def one(backend: SDPBackend) -> Kernel:
-    """Torch's attention by this backend alone."""
+    """Torch's attention, restricted to this backend."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -104,7 +104,7 @@ def one_dnn_multiplies(dtype: torch.dtype) -> bool:
     try:
         return torch.equal(matrix_product(x, x, None), 2 * x)
     except RuntimeError as error:
-        log.info("oneDNN does not multiply in %s here: %s", dtype, first_line(error))
+        log.info("oneDNN does not support %s here: %s", dtype, first_line(error))
         return False
 
 

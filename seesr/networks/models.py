@@ -1,4 +1,4 @@
-"""Builds every network of a bundle: on the meta device, strictly, from safetensors alone."""
+"""Builds every network of a bundle: on the meta device, with strict loading, from safetensors files only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Models:
 
     @property
     def factor(self) -> int:
-        """Pixels per latent cell, each way."""
+        """Pixels per latent pixel, each way."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     def parts(self) -> list[tuple[nn.Module, str]]:
@@ -53,7 +53,7 @@ class Models:
 
     @property
     def tile(self) -> int:
-        """Side of the latent square that the UNet was trained at, cells."""
+        """Side of the latent square that the UNet was trained at, latent pixels."""
         return self.unet.config["sample_size"]
 
 
@@ -64,7 +64,7 @@ def load(path: Path, device: torch.device, dtype: torch.dtype) -> Models:
         WeightsError: the bundle is missing or damaged, or a key is missing, extra or misshapen.
     """
     bundle = weights.verify(path)
-    target = {"device": device, "dtype": dtype}
+    target: dict[str, Any] = {"device": device, "dtype": dtype}
     return Models(
         bundle=bundle,
         unet=diffusion_network(UNet2DConditionModel, path / "unet", **target),

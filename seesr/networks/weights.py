@@ -34,7 +34,7 @@ class Defaults(NamedTuple):
 
     Attributes:
         num_inference_steps: denoising steps.
-        latent_tiled_size: sides of the denoiser's tiles, latent pixels; the one with the least work is taken.
+        latent_tiled_size: sides of the denoiser's tiles, latent pixels; the one with the least work is used.
     """
 
     num_inference_steps: int = 4

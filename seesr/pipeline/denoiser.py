@@ -125,10 +125,10 @@ class Denoiser:
         if self.finished is None:
             return run(places)
         known = [self.finished.get(s, tile) for _, tile in places]
-        found = [prediction for prediction in known if prediction is not None]
-        if len(found) == len(places):
+        cached = [prediction for prediction in known if prediction is not None]
+        if len(cached) == len(places):
             self.finished.reused += len(places)
-            return torch.stack(found)
+            return torch.stack(cached)
         predictions = run(places)
         if self.needed:
             for (_, tile), prediction in zip(places, predictions, strict=True):
@@ -188,9 +188,9 @@ class Ahead:
         self.batches.append((event, count))
         self.wait(BATCHES_AHEAD)
 
-    def wait(self, most: int) -> None:
-        """Until no more than `most` batches are unfinished."""
-        while len(self.batches) > most:
+    def wait(self, limit: int) -> None:
+        """Until at most `limit` batches are unfinished."""
+        while len(self.batches) > limit:
             event, count = self.batches.popleft()
             event.synchronize()
             self.progress.advance(count)

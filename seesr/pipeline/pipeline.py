@@ -68,7 +68,7 @@ class UpscaleRun:
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*image.size)
         self.scale = self.size[0] / image.size[0]
-        self.part: Tile | None = None  # latent pixels whose image the region needs; None: all, or a global VAE
+        self.part: Tile | None = None  # latent pixels that the region needs; None: all, or a global VAE
         self.stages = JobStages.of(cache or StageCache(), self.settings, image, networks.device)
         self.seconds: dict[str, float] = {}
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
@@ -176,8 +176,8 @@ class UpscaleRun:
         settings, tokenizer = self.settings, self.networks.tokenizer
         fitted = prompt.fit(tokenizer, tags, settings.user_prompt, settings.positive_prompt)
         if fitted.cut:
-            log.warning("the prompt is too long: its end has no effect")
-        prompts = [fitted.words]
+            log.warning("the prompt is too long; its end is ignored")
+        prompts = [fitted.text]
         if settings.cfg_scale > 1:
             prompts.insert(0, settings.negative_prompt)
         tokens = prompt.encode(self.networks.text_encoder, tokenizer, prompts, self.budget)
@@ -235,7 +235,7 @@ class UpscaleRun:
         ensemble = steering.Ensemble(method, len(steps), len(start), area)
         z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, update, ensemble))
         if not metrics["effective"]:
-            log.warning("steering moved the particles by less than 1 % of their spread: it had no effect")
+            log.warning("steering had no effect: it moved the particles by less than 1 % of their spread")
         return z, ensemble.uncertainty, {"kds": metrics}
 
     def denoiser(
@@ -320,7 +320,7 @@ class UpscaleRun:
         return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
 
     def check_alive(self, content: color.Rows, style: color.Rows) -> None:
-        """Refuses a decoder that gave no image, see `postprocess.check_alive`; of a region only what was decoded."""
+        """Rejects output without an image, see `postprocess.check_alive`; checks only the decoded part of a region."""
         if self.part is None:
             return postprocess.check_alive(content, style, self.size)
         (width, height), part = self.size, self.part.scaled(self.factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,18 +21,18 @@ from seesr.runtime.precision import check_finite
 BLOCK = 8  # pixels; noise averages out within one, and what an image shows does not
 LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
 UNEVEN = 4.0  # how far disagreement bends the share of the bicubic upscale
-DEPTHS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
+DEPTHS: dict[np.dtype[Any], torch.dtype] = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
 CLEAR = 4  # input pixels from a variation in which the model is free, so that a flat block of a JPEG is no flat area
 RAMP = 6  # input pixels over which its detail fades out from there, at 2x and more; more below
 LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
 def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
-    """Refuses a decoder's own output, before any color correction, that lacks the input's contrast.
+    """Rejects decoder output, before any color correction, that lacks the input's contrast.
 
-    Compares the mean differences of neighbouring blocks of BLOCK x BLOCK pixels: a dead decoder, one that is constant
-    in each tile, or one whose contrast collapsed has hardly any, where the upscaled input has some. Of images that
-    are smaller than two blocks only a flat result is refused.
+    Compares the mean differences of neighbouring blocks of BLOCK x BLOCK pixels. They are near 0 for output that is
+    constant, constant in each tile, or without contrast. Of images smaller than two blocks only a constant result is
+    rejected.
 
     Args:
         content: rows of the decoder's output, [1, 3, rows, W] nominally in [0, 1].
@@ -85,7 +86,7 @@ def at_every_pixel(
     e is their disagreement over its mean, from 1/UNEVEN to UNEVEN: detail on which they agree stays longest.
 
     Args:
-        spread: of the particles, [h, w] cells.
+        spread: of the particles, [h, w] latent pixels.
         size: (width, height).
     """
     if spread is None:
@@ -99,7 +100,7 @@ def at_every_pixel(
 def blend_bicubic(
     rgb: Pixels, bicubic: Pixels, share: float | NDArray[np.float32], masks: Sequence[Grey], sigma: float
 ) -> Pixels:
-    """Takes back what was added to the bicubic upscale: by `fidelity` its coarse part first, then the fine one.
+    """Blends the result towards the bicubic upscale by `fidelity`: low frequencies first, then high frequencies.
 
     A fidelity of 0 leaves the result as it is and 1 gives the bicubic upscale, both exactly, as do 255 and 0 of a mask.
 
@@ -154,7 +155,7 @@ def textured(source: Pixels, scale: float) -> Grey | None:
 
 
 def trust(rgb: Pixels, bicubic: Pixels, source: Pixels) -> dict[str, float]:
-    """Two figures of what was added, cheap enough for every image.
+    """Two measures of the added detail, computed for every image.
 
     faithful: PSNR of the result, averaged down to the input's size, to the input, dB; at most 100.
     invented: the share of the result's variance that is finer than the input's pixels, less that of the
@@ -179,7 +180,7 @@ def trust(rgb: Pixels, bicubic: Pixels, source: Pixels) -> dict[str, float]:
 
 
 def to_map(spread: Tensor | None, factor: int, size: tuple[int, int]) -> NDArray[np.uint16] | None:
-    """Spread per latent cell [h, w] -> a map of `size` = (width, height), 65535 for 1 or more; None passes."""
+    """Spread per latent pixel [h, w] -> a map of `size` = (width, height), 65535 for 1 or more; None passes."""
     if spread is None:
         return None
     width, height = size

@@ -18,16 +18,16 @@ def compose(tags: list[str], user_prompt: str, positive_prompt: str) -> str:
 
 
 class Prompt(NamedTuple):
-    """What the text encoder is given, and what it had no room for.
+    """The prompt of the text encoder, and what did not fit.
 
     Attributes:
-        words: the prompt.
+        text: the prompt.
         tags: those that are in it.
         left_out: tags that did not fit.
         cut: words at its end that did not fit; none of them has any effect.
     """
 
-    words: str
+    text: str
     tags: list[str]
     left_out: list[str]
     cut: str
@@ -40,11 +40,11 @@ def fit(tokenizer: ClipTokenizer, tags: list[str], user_prompt: str, positive_pr
     """
     limit = tokenizer.model_max_length
     for count in range(len(tags), -1, -1):
-        words = compose(tags[:count], user_prompt, positive_prompt)
-        ids = tokenizer.encode(words)
+        text = compose(tags[:count], user_prompt, positive_prompt)
+        ids = tokenizer.encode(text)
         if len(ids) <= limit or count == 0:
             cut = tokenizer.decode(ids[limit - 1 : -1]) if len(ids) > limit else ""
-            return Prompt(words, tags[:count], tags[count:], cut)
+            return Prompt(text, tags[:count], tags[count:], cut)
     raise AssertionError
 
 

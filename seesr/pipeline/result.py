@@ -32,7 +32,7 @@ PREVIEW = 1024  # longest side of the image in a notebook, pixels
 
 
 class Metrics(TypedDict):
-    """What happened to one image. Views, masks and Kernel Density Steering add keys of their own.
+    """Metrics of one image. Views, masks and Kernel Density Steering add keys.
 
     Attributes:
         seed: the seed that was used.
@@ -142,7 +142,8 @@ class Output:
         Of `output_view=all` a zip; in it is a file for each view, named after it, PNG where another format is too
         shallow.
         """
-        settings, files = self.settings, {}
+        settings = self.settings
+        files: dict[str, bytes] = {}
         for name, view in settings.views.items():
             file_format = "png" if view.deep else settings.output_format
             data = write.encode(self.view(name), file_format, settings.output_quality)

@@ -74,8 +74,8 @@ class StageCache:
                 self.held -= self.entries.pop(key)[1]
             self.entries[key] = result, size
             self.held += size
-            most = min(self.limit, (unused + self.held) // FREE_SHARE)
-            while self.held > most:
+            limit = min(self.limit, (unused + self.held) // FREE_SHARE)
+            while self.held > limit:
                 self.held -= self.entries.popitem(last=False)[1][1]
 
 
@@ -106,14 +106,14 @@ class JobStages(NamedTuple):
         if stage not in self.keys:
             return compute()
         for known in dict.fromkeys((None, scope)):
-            found = self.cache.get((stage, self.keys[stage], known), self.device)
-            if found is not None:
+            cached = self.cache.get((stage, self.keys[stage], known), self.device)
+            if cached is not None:
                 self.reused.append(stage)
-                return found
-        found = compute()
+                return cached
+        result = compute()
         if exact():
-            self.cache.put((stage, self.keys[stage], scope), found)
-        return found
+            self.cache.put((stage, self.keys[stage], scope), result)
+        return result
 
     def tiles(self) -> Tiles | None:
         """The denoiser's tiles of this job; None on a GPU, where the batch of a tile can change its last bits."""
@@ -143,11 +143,11 @@ def keys(settings: Settings, image: ImageData) -> dict[str, str]:
     pixels, values = image.visible, dict(effective(settings))
     digest = hashlib.sha256(f"{current_owner.get()!r} {pixels.shape} {pixels.dtype}".encode())
     digest.update(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for stage, names in READS.items():
-        parts = [digest.hexdigest(), *(found[before] for before in AFTER[stage]), *(values[name] for name in names)]
-        found[stage] = hashlib.sha256(repr((stage, parts)).encode()).hexdigest()
-    return found
+        parts = [digest.hexdigest(), *(keys[before] for before in AFTER[stage]), *(values[name] for name in names)]
+        keys[stage] = hashlib.sha256(repr((stage, parts)).encode()).hexdigest()
+    return keys
 
 
 def effective(settings: Settings) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CELLS = 2**18  # latent pixels per strip: what is held at once are a few times particles^2 * CELLS / patch^2 floats
+LATENT_PIXELS = 2**18  # per strip, which holds a few times particles^2 * LATENT_PIXELS / patch^2 floats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Steering:
     Attributes:
         bandwidth: of the kernel, in root-mean-square latent units; small keeps detail, large pulls to the mean.
             0: per patch and step, from the median distance.
-        patch: side of the patches that are compared, cells.
+        patch: side of the patches that are compared, latent pixels.
         strength: share of the mean shift that is applied, 0 to 1.
     """
 
@@ -67,7 +67,7 @@ def mean_shift(x: Tensor, steering: Steering, strength: float) -> tuple[Tensor, 
         The new latents, each value between the smallest and the largest of the old ones, and the bandwidth h of
         every patch [ceil(H/p), ceil(W/p)] (0 where nothing moved).
     """
-    rows = max(1, CELLS // (x.shape[3] * steering.patch)) * steering.patch
+    rows = max(1, LATENT_PIXELS // (x.shape[3] * steering.patch)) * steering.patch
     parts = [shift_strip(strip, steering, strength) for strip in x.split(rows, dim=2)]
     moved, bandwidths = zip(*parts, strict=True)
     return torch.cat(moved, dim=2), torch.cat(bandwidths, dim=0)
@@ -107,7 +107,7 @@ def spread(x: Tensor) -> Tensor:
 
 
 def choose(z: Tensor, height: int, width: int) -> tuple[int, list[float]]:
-    """The particle nearest to the mean over the first `height` x `width` cells, and every squared distance to it."""
+    """The particle nearest to the mean over `height` x `width` latent pixels, and every squared distance to it."""
     area = z[..., :height, :width].double()
     distances = (area - area.mean(0)).square().sum((1, 2, 3)).tolist()
     return min(range(len(distances)), key=distances.__getitem__), distances

@@ -60,5 +60,5 @@ def shrunk(rgb: Pixels, size: int) -> Tensor:
         return first + (second - first) * across
 
     upper, lower = row(top), row(bottom)
-    found = torch.from_numpy((upper + (lower - upper) * down[:, None]) / np.iinfo(rgb.dtype).max)
-    return found.float().permute(2, 0, 1)[None].contiguous()
+    resized = torch.from_numpy((upper + (lower - upper) * down[:, None]) / np.iinfo(rgb.dtype).max)
+    return resized.float().permute(2, 0, 1)[None].contiguous()

@@ -49,11 +49,11 @@ def needed(
     border = [(0, side - own) for side, own in zip(padded, whole.shape, strict=True)]
     whole = np.pad(whole, border, mode="symmetric")
     if region is not None:
-        inside, open_ = (slice(region.top, region.bottom), slice(region.left, region.right)), whole
-        whole = np.zeros_like(open_)
-        whole[inside] = open_[inside]
+        inside, full = (slice(region.top, region.bottom), slice(region.left, region.right)), whole
+        whole = np.zeros_like(full)
+        whole[inside] = full[inside]
     reach = autoencoder.halo(vae) + -(-pixel_reach(settings, scale) // factor)
-    return by_step(tiles, open_cells(whole, factor, reach), steps)
+    return by_step(tiles, open_latent_pixels(whole, factor, reach), steps)
 
 
 def pixel_reach(settings: Settings, scale: float) -> int:
@@ -62,7 +62,7 @@ def pixel_reach(settings: Settings, scale: float) -> int:
 
 
 def visible_part(settings: Settings, scale: float, factor: int, z_size: Sequence[int]) -> Tile | None:
-    """The latent pixels whose image the region needs; None: all."""
+    """The latent pixels that the region needs; None: all."""
     region = settings.rectangle
     if region is None:
         return None
@@ -78,31 +78,31 @@ def bounds(tiles: Sequence[Tile]) -> Tile:
     return Tile(min(tops), min(lefts), max(bottoms), max(rights))
 
 
-def open_cells(mask: Grey, factor: int, reach: int) -> NDArray[np.bool_]:
-    """[H, W] pixels -> [H/f, W/f] cells: those within `reach` cells of a pixel that is not black."""
+def open_latent_pixels(mask: Grey, factor: int, reach: int) -> NDArray[np.bool_]:
+    """[H, W] pixels -> [H/f, W/f] latent pixels: those within `reach` of them of a pixel that is not black."""
     height, width = (side // factor for side in mask.shape)
-    cells = mask[: height * factor, : width * factor].reshape(height, factor, width, factor).max((1, 3)) > 0
-    return cv2.dilate(cells.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
+    open_pixels = mask[: height * factor, : width * factor].reshape(height, factor, width, factor).max((1, 3)) > 0
+    return cv2.dilate(open_pixels.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
 
 
-def by_step(tiles: Sequence[Tile], cells: NDArray[np.bool_], steps: int) -> list[list[Tile]]:
-    """The tiles that have to be denoised at every step, so that the open cells come out as if all had been.
+def by_step(tiles: Sequence[Tile], open_pixels: NDArray[np.bool_], steps: int) -> list[list[Tile]]:
+    """The tiles that have to be denoised at every step, so that the open latent pixels come out as if all had been.
 
-    At the last step those with an open cell; before it also those that share a cell with one that is needed later.
+    At the last step those with an open latent pixel; before it also those that overlap one that is needed later.
     """
-    last = [tile for tile in tiles if cells[tile.top : tile.bottom, tile.left : tile.right].any()]
-    found = [last]
+    last = [tile for tile in tiles if open_pixels[tile.top : tile.bottom, tile.left : tile.right].any()]
+    schedule = [last]
     for _ in range(steps - 1):
-        found.insert(0, [tile for tile in tiles if any(overlap(tile, other) for other in found[0])])
-    return found
+        schedule.insert(0, [tile for tile in tiles if any(overlap(tile, other) for other in schedule[0])])
+    return schedule
 
 
 def covered(tiles: Sequence[Tile], z: Tensor) -> Tensor:
     """Where a tile lies, bool, the shape of z [N, C, h, w]."""
-    found = torch.zeros_like(z, dtype=torch.bool)
+    mask = torch.zeros_like(z, dtype=torch.bool)
     for tile in tiles:
-        tile.crop(found).fill_(True)
-    return found
+        tile.crop(mask).fill_(True)
+    return mask
 
 
 def overlap(a: Tile, b: Tile) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = np.array([[1, 0.3, 0.2], [0.2, 0.7, 1], [0.3, 0.9, 0.3], [1, 0.9, 0.2]], np.float32)
 
 
-def enlarged(result: Output) -> ImageData:
+def upscaled(result: Output) -> ImageData:
     """The result itself."""
     return result.image_data
 
@@ -38,7 +38,7 @@ def uncertainty(result: Output) -> ImageData:
         ValueError: there is no map without steering.
     """
     if result.uncertainty is None:
-        raise ValueError("there is no uncertainty map without steering")
+        raise ValueError("the uncertainty view needs steering: set use_kds=True and num_particles to 2 or more")
     return ImageData(
         np.repeat(result.uncertainty[..., None], 3, axis=2),
         record=result.image_data.record,
@@ -57,11 +57,11 @@ def difference(result: Output) -> ImageData:
 
 def tiles(result: Output) -> ImageData:
     """The result in grey under the denoiser's tiles, each in one of four colors as strong as it counts; opaque."""
-    image, (cells, factor) = result.image_data, result.layout
-    height, width = max(tile.bottom for tile in cells), max(tile.right for tile in cells)
+    image, (tiles, factor) = result.image_data, result.layout
+    height, width = max(tile.bottom for tile in tiles), max(tile.right for tile in tiles)
     total, colours = (np.zeros((height, width, count), np.float32) for count in (1, 3))
-    rows, columns = (sorted({tile[side] for tile in cells}) for side in (0, 1))
-    for tile in cells:
+    rows, columns = (sorted({tile[side] for tile in tiles}) for side in (0, 1))
+    for tile in tiles:
         weight = window(tile.bottom - tile.top, tile.right - tile.left).numpy()
         place = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
         total[place] += weight[..., None]
@@ -74,7 +74,7 @@ def tiles(result: Output) -> ImageData:
 
 
 DRAW: dict[str, Callable[[Output], ImageData]] = {
-    "image": enlarged,
+    "image": upscaled,
     "comparison": comparison,
     "difference": difference,
     "tiles": tiles,

@@ -14,9 +14,9 @@ from torch import Tensor
 from seesr.runtime.tiling import BATCHES
 
 BYTES_PER_LATENT_PIXEL = (
-    90_000  # bytes of activations per latent cell and tile of a batch in half precision: 0.37 GB for 64 x 64
+    90_000  # bytes of activations per latent pixel and tile of a batch in half precision: 0.37 GB for 64 x 64
 )
-WHOLE_SHARE = 0.85  # of what is free on a GPU: the autoencoder runs alone
+WHOLE_SHARE = 0.85  # of the free GPU memory: nothing else runs beside the autoencoder
 LEAST_HOLD = 2**28  # below this, nothing is held
 HOST_HOLD = 2**31  # bytes that waiting tiles may keep in host memory, at most
 OUT_OF_MEMORY = (  # messages of torch's CPU allocator, cuBLAS, cuDNN and CUDA graph capture
@@ -94,14 +94,14 @@ class Allowance:
                 torch.cuda.empty_cache()
             if spared:
                 self.lowered += 1
-                log.warning("out of memory (%s); trying again without CUDA graphs", reason)
+                log.warning("out of memory (%s); retrying without CUDA graphs", reason)
                 continue
             if self.amount == self.least:
-                log.error("out of memory with nothing left to give up: %s", reason)
+                log.error("out of memory at the smallest batch: %s", reason)
                 raise OutOfMemory(f"out of memory: a single tile does not fit ({reason}); {self.remedy}")
             self.lowered += 1
             self.amount = following
-            log.warning("out of memory (%s); going on with %s = %d", reason, self.name, self.amount)
+            log.warning("out of memory (%s); retrying with %s = %d", reason, self.name, self.amount)
 
 
 class Budget:
@@ -118,7 +118,7 @@ class Budget:
     """
 
     def __init__(self, batch: int = 1, hold: int = 0, whole: int = 0, spare: Callable[[], bool] = bool) -> None:
-        larger = "use a device with more free memory, or end other programs on this one"
+        larger = "use a device with more free memory, or stop other programs on this one"
         self.batch = Allowance(
             "tiles per batch", batch, 1, lambda amount: max(size for size in BATCHES if size < amount),
             "use a smaller latent_tiled_size, fewer particles, or a device with more free memory", spare,

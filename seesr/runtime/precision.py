@@ -31,7 +31,7 @@ def check_finite(values: Tensor, stage: str) -> None:
         NotFinite: names the stage.
     """
     if not torch.isfinite(values).all():
-        raise NotFinite(f"the networks gave values that are not finite ({stage}); nothing is returned")
+        raise NotFinite(f"values that are not finite in stage {stage}; check the weights with `seesr doctor`")
 
 
 def retry_in_float32(work: Callable[[], T], budget: Budget, *networks: nn.Module) -> T:
@@ -48,7 +48,7 @@ def retry_in_float32(work: Callable[[], T], budget: Budget, *networks: nn.Module
     except NotFinite as error:
         if next(networks[0].parameters()).dtype == torch.float32:
             raise
-        log.warning("%s: again in single precision", error)
+        log.warning("%s; retrying in float32", error)
     budget.redone += 1
     for network in networks:
         for value in (*network.parameters(), *network.buffers()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -48,7 +48,7 @@ class Deadline:
 
     def __call__(self, position: Position) -> None:
         if time.monotonic() > self.end:
-            raise DeadlineExceeded(f"the deadline of {self.seconds:g} s has passed ({position}); nothing is returned")
+            raise DeadlineExceeded(f"the deadline of {self.seconds:g} s has passed ({position}); allow more time")
 
 
 class Lines:
@@ -71,7 +71,7 @@ class Bar:
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
         self.stream = stream
-        self.bar: tqdm | None = None
+        self.bar: tqdm[Any] | None = None
 
     def __call__(self, position: Position) -> None:
         if self.bar is None or self.bar.desc.removesuffix(": ") != position.stage or position.done < self.bar.n:

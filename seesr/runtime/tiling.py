@@ -86,7 +86,7 @@ def least_work(height: int, width: int, sides: Sequence[int], overlap: int) -> i
 
 
 def cores(tiles: list[Tile]) -> list[Tile]:
-    """For every tile of a grid the part that it alone gives: overlaps are halved, so that each cell belongs to one."""
+    """The core of every tile of a grid: overlaps are halved, so that each latent pixel belongs to one tile."""
 
     def bounds(spans: set[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
         ordered = sorted(spans)
@@ -95,7 +95,7 @@ def cores(tiles: list[Tile]) -> list[Tile]:
 
     rows = bounds({(tile.top, tile.bottom) for tile in tiles})
     columns = bounds({(tile.left, tile.right) for tile in tiles})
-    parts = []
+    parts: list[Tile] = []
     for tile in tiles:
         (top, bottom), (left, right) = rows[tile.top, tile.bottom], columns[tile.left, tile.right]
         parts.append(Tile(top, left, bottom, right))
@@ -141,7 +141,7 @@ def blend(
             last batch that is not full repeats its last place.
         tiles: the tiles of one image, all of one shape.
         shape: [N, C, H, W] of the whole.
-        weight: [h, w], relative weight of every cell of a tile; see `window`.
+        weight: [h, w], relative weight of every latent pixel of a tile; see `window`.
         finished: called after every batch with the number of places in it, without padding.
 
     Returns:

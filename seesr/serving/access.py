@@ -37,14 +37,14 @@ OPEN = {  # (method, route) that need no key; every other one does
 }
 
 
-def read_keys(words: str) -> dict[str, str]:
+def read_keys(text: str) -> dict[str, str]:
     """ "name:token,name:token" -> {token: name}; a token without a name is named by its number.
 
     Raises:
         ValueError: a token is shorter than 16 characters; it could be guessed.
     """
     keys: dict[str, str] = {}
-    for number, part in enumerate(filter(None, (part.strip() for part in words.split(","))), 1):
+    for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
         name, _, token = part.rpartition(":")
         if len(token) < 16:
             raise ValueError(f"key {number} of SEESR_API_KEYS is shorter than 16 characters")
@@ -53,7 +53,7 @@ def read_keys(words: str) -> dict[str, str]:
 
 
 def platform_routes(platform: str | None, environment: Mapping[str, str]) -> set[tuple[str, str]]:
-    """The (method, route) pairs that a platform calls without a key of ours, because it checks its callers itself.
+    """The (method, route) pairs that a platform calls without an API key, because it checks its callers itself.
 
     Args:
         platform: SEESR_PLATFORM.
@@ -91,10 +91,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Decides whether a request may pass, and whose it is.
+    """Decides whether a request is allowed, and who owns it.
 
     Args:
-        keys: {token: owner}; empty, without a platform: everybody on this machine is LOCAL.
+        keys: {token: owner}; empty, without a platform: every caller on this machine is LOCAL.
         routes: of the application.
         platform: SEESR_PLATFORM, owner of what the platform sends without a key.
         public_url: SEESR_PUBLIC_URL.
@@ -117,7 +117,7 @@ class Access:
         self.platform_routes = platform_routes(platform, environment)
 
     def admit(self, scope: Scope) -> str | None:
-        """The owner of a request; None: nobody's, for a route that needs no key.
+        """The owner of a request; None for a route that needs no key.
 
         Raises:
             Refused: 401, 403 or 421.

@@ -34,7 +34,7 @@ def service(request: Request) -> Service:
     return request.app.state.service
 
 
-def shown(of: Service, base: str, job: Job, ahead: int | None = None) -> responses.Job:
+def describe(of: Service, base: str, job: Job, ahead: int | None = None) -> responses.Job:
     """A job for people and programs."""
     here = f"{base}/jobs/{job.id}"
     return {
@@ -101,14 +101,14 @@ async def upscale(request: Request) -> Response:
     """POST of one image: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
     of = service(request)
     try:
-        asked = await take(request)
-        settings = asked.settings()
-        stored, mask = await store_both(request, asked.image, asked.mask)
+        body = await take(request)
+        settings = body.settings()
+        stored, mask = await store_both(request, body.image, body.mask)
     finally:
         await request.close()  # removes the files of a form
     await of.check(stored, settings, mask)
-    job = await run_in_threadpool(of.submit, request, stored, settings, asked.options(), mask)
-    return await finished(request, job, asked.wait, asked.answer == "link")
+    job = await run_in_threadpool(of.submit, request, stored, settings, body.options(), mask)
+    return await finished(request, job, body.wait, body.answer == "link")
 
 
 async def finished(request: Request, job: Job, wait: float, link: bool = False) -> Response:
@@ -117,7 +117,7 @@ async def finished(request: Request, job: Job, wait: float, link: bool = False) 
     job = await of.wait(job, wait, request)
     if not job.ended:
         base = of.base(request)
-        return JSONResponse(shown(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
+        return JSONResponse(describe(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
     if link and job.status == DONE:
         link_to: responses.ResultLink = {"file_key": job.output, "public_url": of.link(of.base(request), job)}
         return JSONResponse(link_to)
@@ -144,14 +144,14 @@ def show(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     ahead = of.jobs.ahead([job.id]) if job.status == WAITING else {}
-    return JSONResponse(shown(of, of.base(request), job, ahead.get(job.id)))
+    return JSONResponse(describe(of, of.base(request), job, ahead.get(job.id)))
 
 
 def result(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     if not job.ended:
-        raise Refused("not_finished", f"the job is not done ({job.status})")
+        raise Refused("not_finished", f"the job has no result yet: its status is {job.status}")
     return file_of(of, job)
 
 
@@ -159,7 +159,7 @@ def delete(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     of.jobs.cancel(job.id)
-    return JSONResponse(shown(of, of.base(request), of.owned(request, job.id)), 202)
+    return JSONResponse(describe(of, of.base(request), of.owned(request, job.id)), 202)
 
 
 async def events(request: Request) -> Response:
@@ -174,7 +174,7 @@ async def events(request: Request) -> Response:
             async for change in changes_of(of, first):
                 job = change or job
                 name = "end" if job.ended else "progress"
-                yield event(name, json.dumps(shown(of, base, job))) if change else NO_CHANGE
+                yield event(name, json.dumps(describe(of, base, job))) if change else NO_CHANGE
         finally:
             if attached and not job.ended and not of.jobs.closing:
                 with anyio.CancelScope(shield=True):  # the caller that hung up has ended this task
@@ -230,7 +230,7 @@ async def all_events(request: Request) -> Response:
             waiting = [job.id for job in active.values() if job.status == WAITING]
             before, places = places, await asyncio.to_thread(of.jobs.ahead, waiting) if waiting else {}
             if jobs:
-                yield "".join(event("job", json.dumps(shown(of, base, job))) for job in jobs)
+                yield "".join(event("job", json.dumps(describe(of, base, job))) for job in jobs)
             if places and places != before:
                 yield event("queue", json.dumps(places))
             if first:
@@ -255,15 +255,15 @@ def changes(of: Service, owner: str, revisions: dict[str, int], active: dict[str
         active: those that had not ended then; updated.
     """
     limit = 10 if revisions else RECENT_JOBS
-    found, before = [], None
+    candidates, before = [], None
     while page := of.jobs.recent(owner, limit, before):
-        found += [job for job in page if job.id not in revisions]
+        candidates += [job for job in page if job.id not in revisions]
         if not revisions or page[-1].id in revisions or len(page) < limit:
             break
         before = page[-1].created
-    found += [job for id in list(active) if (job := of.jobs.find(id)) is not None]
+    candidates += [job for id in list(active) if (job := of.jobs.find(id)) is not None]
     changed = []
-    for job in sorted(found, key=lambda job: job.created):
+    for job in sorted(candidates, key=lambda job: job.created):
         if revisions.get(job.id) == job.revision:
             continue
         revisions[job.id] = job.revision

@@ -40,8 +40,8 @@ from seesr.serving.supervisor import Supervisor
 if TYPE_CHECKING:
     from seesr.engine.engine import Engine
 
-EXPIRY = 60.0  # seconds between two looks for what has expired, at most
-LAST_WEBHOOKS = 10.0  # seconds that a stopping server goes on sending webhooks
+EXPIRY = 60.0  # seconds between two checks for expired jobs and files, at most
+LAST_WEBHOOKS = 10.0  # seconds for which a stopping server still sends webhooks
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +66,7 @@ async def refused(request: Request, error: Exception) -> Response:
 
 
 class Parts(NamedTuple):
-    """What makes the images behind the routes, and what has to run beside them.
+    """The job queue behind the routes, and the tasks that run beside it.
 
     Attributes:
         background: tasks by name, each of which runs until it is cancelled.
@@ -120,8 +120,8 @@ def build(
     """
     sender, supervisor = WebhookSender(), Supervisor()
     jobs, ledger, secret, background, drained = assemble(sender)
-    made = (bundle / weights.MANIFEST).stat().st_mtime
-    service = Service(jobs, ledger, configuration, version_of(bundle), secret, made, supervisor)
+    bundle_created = (bundle / weights.MANIFEST).stat().st_mtime
+    service = Service(jobs, ledger, configuration, version_of(bundle), secret, bundle_created, supervisor)
     sender.service, sender.base = service, (configuration.public_url or base).rstrip("/")
 
     async def housekeeping() -> None:
@@ -178,17 +178,17 @@ def serve(
     device: str | None,
     fleet: Callable[[Configuration, Path, webhooks.Send], Parts] | None = None,
 ) -> int:
-    """Runs the server until it is told to stop; returns the exit code.
+    """Runs the server until a signal stops it; returns the exit code.
 
     Args:
         fleet: makes the parts of a gateway; None: images are made in this process.
 
     Raises:
-        ValueError: it would be open to everybody, or the port is taken; one line.
+        ValueError: other machines could reach it without keys, or the port is in use; one line.
     """
     keys = read_keys(configuration.api_keys.get_secret_value())
     if not keys and not configuration.platform and not is_loopback(host):
-        raise ValueError(f"--host {host} can be reached from outside: set SEESR_API_KEYS, or stay at 127.0.0.1")
+        raise ValueError(f"--host {host} can be reached from outside: set SEESR_API_KEYS, or use --host 127.0.0.1")
     if not keys and not configuration.platform:
         log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
     path = bundle or configuration.weights or weights.locate()
@@ -215,7 +215,7 @@ def serve(
         path,
         lambda send: fleet(configuration, path, send) if fleet else local(configuration, load, path, send),
     )
-    options = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
     limit = configuration.shutdown
     server = Server(
         uvicorn.Config(app, http=LimitedProtocol, ws="none", timeout_graceful_shutdown=max(1, int(limit)), **options)

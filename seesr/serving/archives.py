@@ -20,7 +20,7 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOF
 
 
 def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list[RefusedFile]]:
-    """Every file of a zip, each to a name of ours below `folder`; its own name is for people only.
+    """Unpacks every file of a zip to a generated name below `folder`; the original name is only shown.
 
     Returns:
         The files, and {"name", "error"} of each entry that cannot be unpacked.
@@ -99,9 +99,9 @@ def unpack_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) ->
         One of DAMAGE: it cannot be unpacked.
     """
     if entry.compress_type not in METHODS:
-        raise EntryRefused("its compression is not supported; store or deflate it")
+        raise EntryRefused("its compression is not supported; use stored or deflate")
     if entry.flag_bits & 1:
-        raise EntryRefused("it is encrypted")
+        raise EntryRefused("it is encrypted; send it without a password")
     if entry.file_size > LARGEST_FILE:
         raise EntryRefused(TOO_LARGE)
     digest = hashlib.sha256()

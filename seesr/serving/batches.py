@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.serving.api import service, shown
+from seesr.serving.api import describe, service
 from seesr.serving.archives import MOST_FILES, unpack
-from seesr.serving.job import DONE, Full, Job
+from seesr.serving.job import DONE, Job, QueueFull
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import BatchRequest, parse
@@ -30,7 +30,7 @@ from seesr.settings import Settings
 async def create_batch(request: Request) -> Response:
     """POST of many files, or of a zip: a job each. A bad file fails alone, with its name."""
     of, kind = service(request), request.headers.get("content-type", "").lower()
-    given: dict[str, Any] = dict(request.query_params)
+    values: dict[str, Any] = dict(request.query_params)
     files: list[Stored] = []
     refused: list[RefusedFile] = []  # entries of a zip that cannot be unpacked
     try:
@@ -40,7 +40,7 @@ async def create_batch(request: Request) -> Response:
                     if isinstance(value, UploadFile):
                         files.append(await store(pieces(value), of.part(request), value.filename or "image"))
                     else:
-                        given[name] = value
+                        values[name] = value
         elif kind.startswith("application/zip"):
             archive = await store(request.stream(), of.part(request), "archive.zip")
             try:
@@ -52,7 +52,7 @@ async def create_batch(request: Request) -> Response:
             raise Refused("unsupported_media_type", "send a multipart form of files, or a zip")
         if not files and not refused:
             raise Refused("invalid_input", "the batch has no files", "image")
-        batch_body = parse(BatchRequest, given)
+        batch_body = parse(BatchRequest, values)
         return JSONResponse(
             await queue_batch(request, files, refused, batch_body.settings(), batch_body.options()), 202
         )
@@ -66,11 +66,11 @@ async def queue_batch(
     files: list[Stored],
     refused: list[RefusedFile],
     settings: Settings,
-    given: dict[str, Any],
+    values: dict[str, Any],
 ) -> NewBatch:
     """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
     of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
-    batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), given]
+    batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), values]
     before = await run_in_threadpool(of.claim, request, batch_body, batch)
     if before is not None:
         note = await run_in_threadpool(of.ledger.note, before)
@@ -85,8 +85,8 @@ async def queue_batch(
         for stored in files:
             try:
                 await of.check(stored, settings)
-                queued.append(await run_in_threadpool(of.submit, request, stored, settings, given, batch=batch))
-            except (ValueError, Full) as error:
+                queued.append(await run_in_threadpool(of.submit, request, stored, settings, values, batch=batch))
+            except (ValueError, QueueFull) as error:
                 refused.append({"name": stored.name, "error": str(error)})
         note = {"refused": refused, "owner": owner(request)}
         await run_in_threadpool(of.ledger.keep_note, batch, note)
@@ -100,7 +100,7 @@ async def queue_batch(
 
 def listed(of: Service, base: str, id: str, jobs: list[Job], refused: list[RefusedFile]) -> NewBatch:
     """A batch as its sender sees it."""
-    result = [shown(of, base, job) for job in jobs]
+    result = [describe(of, base, job) for job in jobs]
     return {"id": id, "jobs": result, "refused": refused, "urls": {"self": f"{base}/batches/{id}"}}
 
 
@@ -121,7 +121,7 @@ def show_batch(request: Request) -> Response:
     of, base = service(request), service(request).base(request)
     jobs, refused = batch_of(request)
     done = all(job.ended for job in jobs)
-    listed = [shown(of, base, job) for job in jobs]
+    listed = [describe(of, base, job) for job in jobs]
     found: Batch = {
         "id": request.path_params["id"],
         "status": "ended" if done else "processing",

@@ -1,4 +1,4 @@
-"""Fair scheduling of a queue between API keys: the share that one key may fill, and whose job is next."""
+"""Fair scheduling of a queue between API keys: the share that one key may fill, and the next job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from seesr.serving.job import Job
 
 
-def has_room(owner: str, waiting: Iterable[str], most: int, share: float) -> bool:
+def has_room(owner: str, waiting: Iterable[str], max_queue: int, share: float) -> bool:
     """Whether a queue takes one more job of an owner.
 
     Alone, an owner may fill the queue. While others wait, it may have `share` of it. What another owner has beyond its
@@ -16,22 +16,22 @@ def has_room(owner: str, waiting: Iterable[str], most: int, share: float) -> boo
 
     Args:
         waiting: the owner of each job that waits.
-        most: jobs that may wait.
-        share: of `most`, from 0 to 1; at least one job.
+        max_queue: jobs that may wait.
+        share: of `max_queue`, from 0 to 1; at least one job.
     """
-    counts, limit = collections.Counter(waiting), share_of(most, share)
+    counts, limit = collections.Counter(waiting), share_of(max_queue, share)
     own = counts.pop(owner, 0)
     others = sum(min(count, limit) for count in counts.values())
-    return own + others < most and (not others or own < limit)
+    return own + others < max_queue and (not others or own < limit)
 
 
-def share_of(most: int, share: float) -> int:
+def share_of(max_queue: int, share: float) -> int:
     """Jobs that one owner may have in the queue while others wait."""
-    return max(1, int(share * most))
+    return max(1, int(share * max_queue))
 
 
 class Turns:
-    """Lets owners take turns within a priority: whoever was served longest ago is next, its oldest job first."""
+    """Owners take turns within a priority: the owner that was served longest ago is next, with its oldest job."""
 
     def __init__(self) -> None:
         self.count, self.served = 0, collections.defaultdict[str, int](int)  # owner -> its latest turn

@@ -28,7 +28,7 @@ from seesr.serving.uploads import pieces, store
 LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
 
 
-def shown(request: Request, record: dict[str, Any]) -> responses.File:
+def describe(request: Request, record: dict[str, Any]) -> responses.File:
     address = f"{service(request).base(request)}/v1/files/{record['id']}"
     return cast(responses.File, {**record, "urls": {"get": address}})
 
@@ -41,7 +41,7 @@ def upload(request: Request, id: str) -> dict[str, Any]:
     """
     uploads = service(request).ledger.uploads(owner(request), id) if is_id(id) else []
     if not uploads:
-        raise Refused("not_found", "there is no file of this id")
+        raise Refused("not_found", "no file has this ID; upload it with POST /v1/files")
     return uploads[0]
 
 
@@ -98,11 +98,11 @@ async def create_file(request: Request) -> Response:
         "expires_at": when(now + of.configuration.keep * 3600),
     }
     await run_in_threadpool(of.ledger.keep_upload, owner(request), record, stored.path)
-    return JSONResponse(shown(request, record), 201)
+    return JSONResponse(describe(request, record), 201)
 
 
 def show_file(request: Request) -> Response:
-    return JSONResponse(shown(request, upload(request, request.path_params["id"])))
+    return JSONResponse(describe(request, upload(request, request.path_params["id"])))
 
 
 def download_file(request: Request) -> Response:
@@ -119,7 +119,7 @@ def delete_file(request: Request) -> Response:
 
 def list_files(request: Request) -> Response:
     records = service(request).ledger.uploads(owner(request))
-    return JSONResponse({"previous": None, "next": None, "results": [shown(request, record) for record in records]})
+    return JSONResponse({"previous": None, "next": None, "results": [describe(request, record) for record in records]})
 
 
 def output(request: Request) -> Response:

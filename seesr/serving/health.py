@@ -102,14 +102,14 @@ def metrics(request: Request) -> Response:
     for name, worker in now.get("workers", {}).items():
         for kind, value in (worker.get("gpu") or {}).items():
             memory.labels(name, kind).set(value)
-    for name, words, value in (
+    for name, description, value in (
         ("seesr_ready", "1 when images can be upscaled", of.ready() is None),
         ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
         ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
         ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
         ("seesr_memory_bytes", "Resident memory of this process", resident()),
     ):
-        Gauge(name, words, registry=registry).set(value)
+        Gauge(name, description, registry=registry).set(value)
     return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

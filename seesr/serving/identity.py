@@ -50,7 +50,7 @@ def read_secret(folder: Path) -> bytes:
 
 
 def derived(secret: bytes, purpose: str) -> bytes:
-    """The key of one purpose, 32 bytes: HKDF-Expand of RFC 5869 with SHA-256. No key tells anything of another one."""
+    """The key of one purpose, 32 bytes: HKDF-Expand of RFC 5869 with SHA-256. No key reveals another one."""
     return hmac.new(secret, purpose.encode() + b"\x01", hashlib.sha256).digest()
 
 

@@ -36,7 +36,7 @@ class Job:
         batch: id of the batch it belongs to.
         version: of the bundle and the program that took the job; only the same ones make the same bytes.
         webhook, events: where to tell, and of what (start, output, logs, completed).
-        attempts: how often it was begun; a server that died began it too.
+        attempts: how often it was started, including runs of a server that was killed.
         stage, done, total: how far it came.
         progress, seconds_left: of the whole image, see seesr.runtime.estimate; seconds_left is None where it is not
             known.
@@ -118,8 +118,8 @@ def known_fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
 
 
-class Full(Exception):
-    """The queue takes no more for now.
+class QueueFull(Exception):
+    """The queue is full.
 
     Attributes:
         seconds: after which there should be room, from measured times.
@@ -130,8 +130,8 @@ class Full(Exception):
         self.seconds = seconds
 
 
-class Away(Exception):
-    """What keeps the jobs cannot be reached; says what.
+class Unavailable(Exception):
+    """A service that the jobs need (Redis, object store, disk) is unavailable; names it.
 
     Args:
         code: of the error that callers get.
@@ -145,19 +145,19 @@ class Away(Exception):
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
-def storage_failure(error: Exception) -> Away | None:
-    """What callers are told about an error of the server's disk, without paths; None for any other error."""
+def storage_failure(error: Exception) -> Unavailable | None:
+    """The error that callers see for a full or read-only disk, without paths; None for any other error."""
     if isinstance(error, sqlite3.OperationalError):
         reason = str(error)
     elif isinstance(error, OSError) and error.errno in FULL_DISK:
         reason = error.strerror
     else:
         return None
-    return Away(f"the server's disk does not take data ({reason}); free space under SEESR_DATA", "disk_full")
+    return Unavailable(f"the server cannot write to its disk ({reason}); free space under SEESR_DATA", "disk_full")
 
 
 class Jobs(Protocol):
-    """Where jobs wait and who runs them: in this process, or a fleet of workers. The routes do not know which."""
+    """Interface to the job queue: in this process or in a fleet of workers. Routes work with both."""
 
     closing: bool  # whether it was stopped
 
@@ -166,14 +166,14 @@ class Jobs(Protocol):
         ...
 
     def ready(self) -> str | None:
-        """None if images can be made now, else why not, in one line."""
+        """None if images can be upscaled now, otherwise the reason in one line."""
         ...
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         """Takes over the files and puts the job into the queue, unless it has a job of this id.
 
         Raises:
-            Full, Away: it was not taken.
+            QueueFull, Unavailable: it was not taken.
         """
         ...
 
@@ -210,9 +210,9 @@ class Jobs(Protocol):
         ...
 
     def stop(self) -> None:
-        """Takes nothing more and begins nothing more."""
+        """Stops accepting and starting jobs."""
         ...
 
     def close(self, seconds: float | None = None) -> None:
-        """Stops, and returns once what runs has ended; after `seconds` it stops and is left to the next server."""
+        """Stops, and returns when the running job has ended; after `seconds` that job is left to the next server."""
         ...

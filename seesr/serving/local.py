@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from seesr.images import write
 from seesr.runtime.owner import image_of
 from seesr.serving.fairness import Turns, has_room
-from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Away, Full, Job, storage_failure
+from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Job, QueueFull, Unavailable, storage_failure
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Interrupted, Reporter
 from seesr.serving.sqlite_store import Journal
@@ -43,15 +43,15 @@ class LocalJobs:
     Args:
         load: makes the engine; called on the worker's thread, so that the server answers while weights load.
         journal: keeps jobs over restarts.
-        most: jobs that may wait.
+        max_queue: jobs that may wait.
         version: of the bundle and this program; jobs of another one are not run.
-        share: of `most` that one owner may have while others wait.
+        share: of `max_queue` that one owner may have while others wait.
     """
 
     def __init__(
-        self, load: Callable[[], Engine], journal: Journal, most: int, version: str, share: float = 0.5
+        self, load: Callable[[], Engine], journal: Journal, max_queue: int, version: str, share: float = 0.5
     ) -> None:
-        self.load, self.journal, self.most, self.version, self.share = load, journal, most, version, share
+        self.load, self.journal, self.max_queue, self.version, self.share = load, journal, max_queue, version, share
         self.turns = Turns()
         self.engine: Engine | None = None
         self.failure: str | None = None
@@ -113,11 +113,11 @@ class LocalJobs:
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         with self.changes:
             if self.closing:
-                raise Away("the server is shutting down")
+                raise Unavailable("the server is shutting down")
             if self.find(job.id) is not None:
                 return
-            if not has_room(job.owner, (other.owner for other in self.waiting), self.most, self.share):
-                raise Full(self.expected_seconds(len(self.waiting)))
+            if not has_room(job.owner, (other.owner for other in self.waiting), self.max_queue, self.share):
+                raise QueueFull(self.expected_seconds(len(self.waiting)))
             job.version = self.version
             try:
                 image.replace(self.input(job))
@@ -128,7 +128,7 @@ class LocalJobs:
                 self.remove_inputs(job)
                 log.error("job %s cannot be stored: %s", job.id, error)
                 raise storage_failure(error) or error from error
-            own = dataclasses.replace(job)  # ours changes while the caller reads its own
+            own = dataclasses.replace(job)  # the queued job changes; the caller keeps the original
             self.jobs[job.id] = own
             self.waiting.append(own)
             self.changes.notify()
@@ -257,14 +257,14 @@ class LocalJobs:
         try:
             self.journal.keep(dataclasses.replace(job, status=WAITING, attempts=job.attempts - 1, started=None))
         except STORAGE_ERRORS as error:
-            log.warning("job %s is left as it is: %s", job.id, error)
+            log.warning("job %s: its record was not updated; the next start runs it again: %s", job.id, error)
 
     def put_back(self, job: Job) -> None:
-        """Queues a job again whose run ended with an error of the server."""
+        """Queues a job again after a server error during its run."""
         if job.id not in self.jobs:
             return
         if job.attempts >= ATTEMPTS:
-            self.until_stored(lambda: self.end(job, FAILED, error="an internal error; the log has more"))
+            self.until_stored(lambda: self.end(job, FAILED, error="internal error; see the server's log"))
             return
         with self.changes:
             job.reset()
@@ -297,7 +297,7 @@ class LocalJobs:
                 self.failure = "the device has failed"
         except Exception:
             log.exception("job %s", job.id)
-            ended = {"status": FAILED, "error": "an internal error; the log has more"}
+            ended = {"status": FAILED, "error": "internal error; see the server's log"}
         self.until_stored(lambda: self.end(job, **ended))
         if job.status == DONE and output is not None:
             self.times.append(time.time() - job.started)
@@ -345,7 +345,7 @@ class LocalJobs:
             try:
                 result = work()
             except STORAGE_ERRORS as error:
-                log.error("the disk does not take a job's data; next try in %.1f s: %s", pause, error)
+                log.error("job data cannot be written; next try in %.1f s: %s", pause, error)
                 self.storage_error = str(storage_failure(error) or error)
                 if self.closing or self.interrupted.wait(pause):
                     raise Interrupted from error

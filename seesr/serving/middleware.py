@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.access import Access
-from seesr.serving.job import Away, Full, storage_failure
+from seesr.serving.job import QueueFull, Unavailable, storage_failure
 from seesr.serving.refusal import ERRORS, Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
@@ -28,7 +28,7 @@ JSON_TOO_LARGE = (
     f"a JSON body may have {LARGEST_JSON // 2**20} MiB; send larger images as a file upload or an image body"
 )
 PROBES = {"/live", "/ready", "/health", "/ping"}
-SAFE = {  # headers of every answer that has none of its own
+SAFE = {  # default headers of every response
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -123,7 +123,7 @@ class Gate:
             log.log(logging.DEBUG if quiet else logging.INFO, "%s", fields)
 
     def admit(self, scope: Scope) -> None:
-        """Finds out whose request it is.
+        """Authenticates the request and applies the rate limit.
 
         Raises:
             Refused: it may not pass, has an encoded body, or its key has sent too many.
@@ -141,9 +141,9 @@ class Gate:
     def counted(self, scope: Scope, receive: Receive) -> Receive:
         """The body of any route, refused while it comes once it is too large or too slow."""
         headers = Headers(scope=scope)
-        most, fields = largest_body(headers.get("content-type", ""), scope["path"])
+        limit, fields = largest_body(headers.get("content-type", ""), scope["path"])
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > most:
+        if length.isdigit() and int(length) > limit:
             raise Refused("too_large", f"the body has {length} bytes: {fields}")
         is_json = headers.get("content-type", "").lower().startswith("application/json")
         received, values, finished, started = 0, 0, False, time.monotonic()
@@ -168,9 +168,12 @@ class Gate:
             if is_json:
                 values += body.count(b",") + body.count(b"[") + body.count(b"{")
                 if values > MOST_VALUES:
-                    raise Refused("too_large", f"a JSON body may hold {MOST_VALUES} values")
+                    raise Refused(
+                        "too_large",
+                        f"the JSON body has more than {MOST_VALUES} values; send the image as a file upload",
+                    )
             finished = not message.get("more_body", False)
-            if received > most:
+            if received > limit:
                 raise Refused("too_large", fields)
             return message
 
@@ -181,22 +184,22 @@ def largest_body(content_type: str, path: str) -> tuple[int, str]:
     """Bytes that the body of a request may have, and what to say of a larger one."""
     if content_type.lower().startswith("application/json"):
         return LARGEST_JSON, JSON_TOO_LARGE
-    most = LARGEST_BODY if path == "/batches" else LARGEST_FORM
-    return most, f"the limit of this route is {most} bytes"
+    limit = LARGEST_BODY if path == "/batches" else LARGEST_FORM
+    return limit, f"the limit of this route is {limit} bytes"
 
 
 def respond(error: Exception) -> Response:
     """An exception of a route as an answer."""
     if isinstance(error, Refused):
         return answer(error.code, error.detail, error.headers, error.field)
-    if isinstance(error, Full):
+    if isinstance(error, QueueFull):
         return answer("queue_full", str(error), {"Retry-After": str(int(error.seconds) + 1)})
     error = storage_failure(error) or error
-    if isinstance(error, Away):
+    if isinstance(error, Unavailable):
         return answer(error.code, str(error), {"Retry-After": "5"})
     if isinstance(error, ValueError):
         return answer("invalid_input", " ".join(str(error).split()), field=getattr(error, "field", None))
-    return answer("internal_error", "an internal error; the log has more")
+    return answer("internal_error", "internal error; see the server's log")
 
 
 Route = Callable[[Request], Awaitable[Response]]

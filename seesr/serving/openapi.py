@@ -344,7 +344,7 @@ def described(method: str, path: str, operation: Operation) -> dict[str, Any]:
         str(status): {"description": TITLES[status], **({"content": content(types)} if types else {})}
         for status, types in operation.answers.items()
     }
-    found = {
+    found: dict[str, Any] = {
         "tags": [operation.tag],
         "summary": operation.summary,
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_"),

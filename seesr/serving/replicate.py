@@ -82,16 +82,16 @@ def stream_name(id: str) -> str:
 
 async def create(request: Request) -> Response:
     """POST of a prediction: queues it, and waits for it as long as `Prefer: wait` says."""
-    of, asked = service(request), parse(PredictionRequest, await read_json(request))
-    check_model(request, asked.version)
-    given = parse(Input, asked.input, "input.")
-    settings = settings_of(given.model_extra or {})
-    if asked.webhook is not None:
-        check_target(asked.webhook)
-    sources = [await run_in_threadpool(upload_of, request, source) for source in (given.image, given.mask)]
+    of, body = service(request), parse(PredictionRequest, await read_json(request))
+    check_model(request, body.version)
+    inputs = parse(Input, body.input, "input.")
+    settings = settings_of(inputs.model_extra or {})
+    if body.webhook is not None:
+        check_target(body.webhook)
+    sources = [await run_in_threadpool(upload_of, request, source) for source in (inputs.image, inputs.mask)]
     stored, mask = await store_both(request, *sources)
     await of.check(stored, settings, mask)
-    hook = {"webhook": asked.webhook, "events": asked.webhook_events_filter}
+    hook = {"webhook": body.webhook, "events": body.webhook_events_filter}
     job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **hook)
     job = await of.wait(job, preferred_wait(request))
     return await run_in_threadpool(created, of, of.base(request), job)
@@ -99,14 +99,14 @@ async def create(request: Request) -> Response:
 
 def created(of: Service, base: str, job: Job) -> Response:
     """The answer to a new prediction, on a worker thread: the output may be many megabytes of base64."""
-    found = prediction(of, base, job)
-    if found["status"] == RUNNING:  # the clients take "processing" after a wait for the end
-        found["status"] = WAITING
-    return JSONResponse(found, 201)
+    record = prediction(of, base, job)
+    if record["status"] == RUNNING:  # the clients take "processing" after a wait for the end
+        record["status"] = WAITING
+    return JSONResponse(record, 201)
 
 
 def check_model(request: Request, version: Any) -> None:
-    """Refuses to be taken for another model.
+    """Rejects requests for another model or version.
 
     Raises:
         Refused: 404 or 422.
@@ -118,10 +118,12 @@ def check_model(request: Request, version: Any) -> None:
         if name is None:
             raise Refused("invalid_input", "version is required", "version")
         return
-    asked = str(version).rpartition(":")[2]
+    requested = str(version).rpartition(":")[2]
     model = str(version).partition(":")[0].rpartition("/")[2]
-    if asked != service(request).version and not ("/" in str(version) and ":" not in str(version) and model == NAME):
-        raise Refused("version_not_found", "the version does not exist here", "version")
+    own = service(request).version
+    if requested != own and not ("/" in str(version) and ":" not in str(version) and model == NAME):
+        detail = f"version {requested[:80]!r} does not exist; use {own} or you/{NAME}"
+        raise Refused("version_not_found", detail, "version")
 
 
 def preferred_wait(request: Request) -> float:
@@ -187,10 +189,10 @@ def cancel(request: Request) -> Response:
     of = service(request)
     job = of.owned(request, request.path_params["id"])
     of.jobs.cancel(job.id)
-    found = prediction(of, of.base(request), of.owned(request, job.id))
+    record = prediction(of, of.base(request), of.owned(request, job.id))
     if not job.ended:
-        found["status"] = CANCELED
-    return JSONResponse(found)
+        record["status"] = CANCELED
+    return JSONResponse(record)
 
 
 def index(request: Request) -> Response:
@@ -202,7 +204,7 @@ def index(request: Request) -> Response:
     except ValueError:
         before = math.nan
     if before is not None and not math.isfinite(before):
-        raise Refused("invalid_cursor", "the cursor is none of this server")
+        raise Refused("invalid_cursor", "cursor is invalid; use the URL in next")
     jobs = of.jobs.recent(owner(request), PAGE + 1, before)
     more = f"{base}/v1/predictions?cursor={jobs[PAGE - 1].created!r}" if len(jobs) > PAGE else None
     results = [prediction(of, base, job, whole=False) for job in jobs[:PAGE]]
@@ -213,7 +215,7 @@ def index(request: Request) -> Response:
 def model_version(of: Service) -> responses.Version:
     return {
         "id": of.version,
-        "created_at": when(of.made),
+        "created_at": when(of.bundle_created),
         "cog_version": "0.23.1",
         "openapi_schema": cog_schema.document(),
     }
@@ -221,9 +223,9 @@ def model_version(of: Service) -> responses.Version:
 
 async def model(request: Request) -> Response:
     check_model(request, request.path_params.get("version") or service(request).version)
-    found = model_version(service(request))
+    record = model_version(service(request))
     if "version" in request.path_params:
-        return JSONResponse(found)
+        return JSONResponse(record)
     who, here = request.path_params["owner"], service(request).base(request)
     about: responses.Model = {
         "owner": who,
@@ -234,15 +236,15 @@ async def model(request: Request) -> Response:
         "cover_image_url": None,
         "default_example": None,
         "run_count": 0,
-        "latest_version": found,
+        "latest_version": record,
     }
     return JSONResponse(about)
 
 
 async def versions(request: Request) -> Response:
     check_model(request, service(request).version)
-    found: responses.Versions = {"previous": None, "next": None, "results": [model_version(service(request))]}
-    return JSONResponse(found)
+    record: responses.Versions = {"previous": None, "next": None, "results": [model_version(service(request))]}
+    return JSONResponse(record)
 
 
 async def webhook_secret(request: Request) -> Response:

@@ -13,11 +13,11 @@ OFTEN = 0.2
 
 
 class Canceled(Exception):
-    """Raised into an image whose caller does not want it any more."""
+    """Raised in a running image whose job was canceled."""
 
 
 class Interrupted(Exception):
-    """Raised into a running image whose server has to stop."""
+    """Raised in a running image when the server stops."""
 
 
 class Reporter:

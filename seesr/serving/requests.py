@@ -223,7 +223,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     try:
         value = parse_json(await request.body())
     except ValueError as error:
-        raise Refused("invalid_body", f"the body is no JSON ({error})") from None
+        raise Refused("invalid_body", f"the body is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise Refused("invalid_body", "the body must be a JSON object")
     return value

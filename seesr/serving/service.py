@@ -47,7 +47,7 @@ class Service:
     Attributes:
         version: names the bundle and this program: the same version makes the same images.
         secret: the keys of links and webhooks are derived from it.
-        made: when the bundle was made, seconds since 1970.
+        bundle_created: when the bundle was made, seconds since 1970.
         supervisor: runs the background tasks.
     """
 
@@ -56,11 +56,11 @@ class Service:
     configuration: Configuration
     version: str
     secret: bytes
-    made: float
+    bundle_created: float
     supervisor: Supervisor
 
     def ready(self) -> str | None:
-        """None if images can be made and every background task runs, else why not, in one line."""
+        """None if images can be upscaled and every background task runs, else why not, in one line."""
         return self.jobs.ready() or self.supervisor.down()
 
     def part(self, request: Request) -> Path:
@@ -78,21 +78,21 @@ class Service:
         request: Request,
         stored: Stored,
         settings: Settings,
-        given: dict[str, Any],
+        options: dict[str, Any],
         mask: Stored | None = None,
         **more: Any,
     ) -> Job:
         """Queues an image, or finds the job of the same Idempotency-Key.
 
         Args:
-            given: "priority" and "deadline" in seconds, both checked.
+            options: "priority" and "deadline" in seconds, both checked.
             mask: was sent beside the image.
 
         Raises:
-            ValueError, Refused, Full, Away: it is not taken; its file is removed.
+            ValueError, Refused, QueueFull, Unavailable: it is not taken; its file is removed.
         """
         try:
-            name, seconds = given.get("priority", "normal"), given.get("deadline")
+            name, seconds = options.get("priority", "normal"), options.get("deadline")
             job = Job.of(
                 owner(request), settings, masked=mask is not None, name=stored.name, priority=PRIORITIES[name],
                 deadline=seconds, **more,
@@ -101,8 +101,8 @@ class Service:
             if job.batch is not None:  # the batch has the key
                 self.jobs.submit(job, *files)
                 return job
-            asked = [stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds]
-            before = self.claim(request, asked, job.id)
+            requested = [stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds]
+            before = self.claim(request, requested, job.id)
             if before is not None:
                 known = self.jobs.find(before)
                 if known is not None:
@@ -117,11 +117,11 @@ class Service:
         finally:
             drop(stored, mask)
 
-    def claim(self, request: Request, asked: list[Any], id: str) -> str | None:
+    def claim(self, request: Request, requested: list[Any], id: str) -> str | None:
         """Gives the Idempotency-Key of a request to a job or batch, unless one has it that was not canceled.
 
         Args:
-            asked: what the request asks for, as JSON; the same key goes with the same values.
+            requested: what the request asks for, as JSON; the same key goes with the same values.
 
         Returns:
             The id that has the key already, or None: the request has no key, or it is this one's now.
@@ -132,7 +132,7 @@ class Service:
         key = request.headers.get("idempotency-key")
         if not key:
             return None
-        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(requested).encode()).hexdigest()
         while before := self.ledger.claim(owner(request), key, digest, id):
             if not self.canceled(owner(request), before[1]):
                 break
@@ -140,7 +140,7 @@ class Service:
         if before is None:
             return None
         if before[0] != digest:
-            raise Refused("idempotency_reused", "this Idempotency-Key was used for another request")
+            raise Refused("idempotency_reused", "this Idempotency-Key was used for a different request; use a new key")
         return before[1]
 
     def release(self, request: Request, id: str) -> None:
@@ -176,7 +176,7 @@ class Service:
         return job
 
     async def check(self, stored: Stored, settings: Settings, mask: Stored | None = None) -> None:
-        """Refuses files that cannot become a result, before they wait in a queue: header, kind and size alone.
+        """Rejects unusable files before they enter the queue; checks only header, format and size.
 
         Files are read on a worker thread, for HEADER_SECONDS at most.
 
@@ -211,11 +211,11 @@ class Service:
         """
         job = self.jobs.find(id) if is_id(id) else None
         if job is None or job.owner != owner(request):
-            raise Refused("not_found", "there is no job of this id")
+            raise Refused("not_found", "no job has this ID; jobs expire after SEESR_KEEP hours")
         return job
 
     def link(self, base: str, job: Job) -> str:
-        """A link to the result that is good for LINK_SECONDS, for whoever holds it."""
+        """A signed link to the result, valid for LINK_SECONDS."""
         assert job.output
         return f"{base}/v1/outputs/{job.output}?{self.signed_query(job.output)}"
 
@@ -241,7 +241,7 @@ class Service:
         seconds = int(expires) if expires.isascii() and expires.isdigit() and len(expires) <= 12 else 0
         good = hmac.compare_digest(self.signature(name, seconds).encode(), signature.encode())
         if not good or seconds < time.time():
-            raise Refused("expired", "this link is not valid, or no longer")
+            raise Refused("expired", "the link is invalid or has expired; request the job for a new link")
 
     def linked(self, name: str, query: Mapping[str, str]) -> Path:
         """The file that a link names.
@@ -252,7 +252,7 @@ class Service:
         self.check_link(name, query)
         job = self.jobs.find(name.partition(".")[0])
         if job is None or job.output != name:
-            raise Refused("expired", "the result has expired")
+            raise Refused("expired", "the result has expired; send the image again")
         return self.result(job)
 
     def result(self, job: Job) -> Path:

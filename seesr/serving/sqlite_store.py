@@ -74,9 +74,9 @@ class Journal:
                 self.base = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
                 self.base.execute("PRAGMA journal_mode=WAL")
                 self.base.execute("PRAGMA synchronous=NORMAL")
-                found = self.base.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if found != "ok":
-                    raise sqlite3.DatabaseError(found)
+                problem = self.base.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if problem != "ok":
+                    raise sqlite3.DatabaseError(problem)
                 self.base.executescript(TABLES)
                 self.remove_leftovers()
         except BaseException:
@@ -170,7 +170,7 @@ class Journal:
         )
 
     def receivers(self) -> list[str]:
-        """Those for whom webhooks wait, whoever waits longest first."""
+        """Receivers with queued webhooks, longest wait first."""
         return [name for (name,) in self.run("SELECT receiver FROM webhooks GROUP BY receiver ORDER BY min(number)")]
 
     def next_webhook(self, receiver: str) -> Webhook | None:
@@ -206,12 +206,12 @@ class Journal:
         return next(iter(self.jobs("id = ?", id)), None)
 
     def jobs(self, where: str, *values: Any) -> list[Job]:
-        found = []
+        jobs = []
         select = "SELECT rowid, record, id, owner, priority, created, batch FROM jobs WHERE"
         for row, record, id, owner, priority, created, batch in self.run(f"{select} {where}", *values):
             known = {"id": id, "priority": priority, "created": created, "batch": batch, "completed": created}
-            found.append(self.read_job(record, "jobs", row, lambda owner=owner, known=known: Job(owner, {}, **known)))
-        return found
+            jobs.append(self.read_job(record, "jobs", row, lambda owner=owner, known=known: Job(owner, {}, **known)))
+        return jobs
 
     def unfinished(self) -> list[Job]:
         """What was waiting or running when the process before ended."""
@@ -264,7 +264,7 @@ class Journal:
             raise RuntimeError(f"{path} is damaged ({error}); remove it to forget its batch") from error
 
     def file(self, kind: str, name: str) -> Path:
-        """A path below the folder; names are ids of our own making."""
+        """A path below the folder; names are generated ids."""
         assert "/" not in name and name not in ("", ".", "..")
         return self.folder / kind / name
 

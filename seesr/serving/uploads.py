@@ -23,7 +23,7 @@ TOO_LARGE = f"the image file is larger than {LARGEST_FILE / 2**20:.0f} MiB"
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A file that was taken in: where it lies, what it was called, its SHA-256."""
+    """A stored file: its path, its original name and its SHA-256."""
 
     path: Path
     name: str
@@ -31,7 +31,7 @@ class Stored:
 
 
 class Uploaded(NamedTuple):
-    """An image that was uploaded before: its file, and what is known of it."""
+    """An earlier upload: its file and its record."""
 
     path: Path
     record: dict[str, Any]
@@ -68,7 +68,7 @@ async def pieces(upload: UploadFile) -> AsyncIterator[bytes]:
 
 
 def clean_name(name: str) -> str:
-    """The last part of a file name, without what could harm a terminal, a header or a folder."""
+    """The last part of a file name, without characters that are unsafe in a terminal, a header or a path."""
     last = PurePosixPath(name.replace("\\", "/")).name
     cleaned = "".join(c for c in last if c.isprintable() and c not in '"\\/:*?<>|')[:120]
     return cleaned.strip(". ") or "image"

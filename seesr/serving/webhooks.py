@@ -77,7 +77,7 @@ async def send_once(secret: bytes, url: str, id: str, content: Mapping[str, Any]
         reason = str(response.status_code)
     except (ValueError, TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"{type(error).__name__}: {error}"
-    log.warning("webhook %s not taken: %s", id, reason)
+    log.warning("webhook %s was not accepted: %s", id, reason)
     return False
 
 

@@ -22,8 +22,8 @@ SHOWN = 5  # unknown names in a message
 BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
 
-def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) -> Settings:
-    """Settings from JSON values, or from the words of a query or a form.
+def settings_of(inputs: Mapping[str, Any], others: frozenset[str] = frozenset()) -> Settings:
+    """Settings from JSON values, or from the text values of a query or a form.
 
     Args:
         others: names that are not settings and are passed over.
@@ -35,7 +35,7 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
     values: dict[str, Any] = {}
     unknown: list[str] = []
     problems: list[FieldError] = []
-    for name, value in given.items():
+    for name, value in inputs.items():
         if name in others:
             continue
         if name in ELSEWHERE:
@@ -50,33 +50,34 @@ def settings_of(given: Mapping[str, Any], others: frozenset[str] = frozenset()) 
         if isinstance(value, str) and kind is bool and value.lower() in BOOLEANS:
             value = BOOLEANS[value.lower()]
         elif isinstance(value, str) and kind in (int, float):
-            with contextlib.suppress(ValueError):  # Settings says what is wrong with it
+            with contextlib.suppress(ValueError):  # Settings raises the error with its limit
                 value = float(value)
         values[name] = value
     if unknown:
         names = ", ".join(map(repr, unknown[:SHOWN]))
         problems.append(FieldError(f"there is no input {names}; there are {', '.join(['image', *fields])}", unknown[0]))
+    settings = None
     try:
         settings = Settings(**values)
     except FieldError as error:
         problems.append(error)
-    if problems:
+    if settings is None or problems:
         raise FieldError("; ".join(map(str, problems)), problems[0].field)
     return settings
 
 
-def mask_of(given: Mapping[str, Any]) -> bytes | None:
+def mask_of(inputs: Mapping[str, Any]) -> bytes | None:
     """The mask that stands beside the settings, in base64 or as a data URI; None if there is none.
 
     Raises:
         ValueError: it is neither.
     """
-    words = given.get("mask")
-    if words is None or words == "":
+    value = inputs.get("mask")
+    if value is None or value == "":
         return None
-    if not isinstance(words, str):
+    if not isinstance(value, str):
         raise ValueError("mask must be base64 or a data URI")
-    return from_data_uri(words)
+    return from_data_uri(value)
 
 
 def from_data_uri(uri: str) -> bytes:
@@ -88,17 +89,17 @@ def from_data_uri(uri: str) -> bytes:
     Raises:
         ValueError: it is no base64.
     """
-    head, comma, words = "data:;base64", ",", uri
+    head, comma, payload = "data:;base64", ",", uri
     if uri.lstrip()[:5].lower() == "data:":
-        head, comma, words = uri.partition(",")
+        head, comma, payload = uri.partition(",")
     if not comma:
         raise ValueError("the data URI has no data")
     if "base64" not in [parameter.strip().lower() for parameter in head.split(";")[1:]]:
-        return urllib.parse.unquote_to_bytes(words)
-    if "%" in words:
-        words = urllib.parse.unquote(words)
-    words = "".join(words.split()).translate(STANDARD).rstrip("=")
+        return urllib.parse.unquote_to_bytes(payload)
+    if "%" in payload:
+        payload = urllib.parse.unquote(payload)
+    payload = "".join(payload.split()).translate(STANDARD).rstrip("=")
     try:
-        return base64.b64decode(words + "=" * (-len(words) % 4), validate=True)
+        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("the image is no valid base64") from None
+        raise ValueError("the image is not valid base64") from None

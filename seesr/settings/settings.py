@@ -155,7 +155,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[FieldError] = []
         if self.region == "":  # an empty field of a form
             object.__setattr__(self, "region", None)
         for field in dataclasses.fields(self):
@@ -175,7 +175,7 @@ class Settings:
                 "latent_tiled_overlap",
             )
         if self.target_side is not None and self.target_megapixels is not None:
-            message = "target_side and target_megapixels were both given; one of them names the size"
+            message = "target_side and target_megapixels are both set; set only one of them"
             raise FieldError(message, "target_side")
         view = VIEWS.get(self.output_view, VIEWS["image"])  # of a zip each has the format that can hold it
         if view.deep and not FORMATS[self.output_format].deep:
@@ -194,7 +194,7 @@ class Settings:
             self._check_region()
 
     def _check_region(self) -> None:
-        """Refuses settings whose result in a region depends on pixels outside of it.
+        """Rejects settings whose result in a region depends on pixels outside of it.
 
         Raises:
             ValueError: one of them is set.
@@ -221,7 +221,7 @@ class Settings:
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                raise TypeError(f"there is no setting {name!r}; there are {', '.join(names)}")
+                raise TypeError(f"there is no setting {name!r}; the settings are {', '.join(names)}")
         return dataclasses.replace(self, **changes)
 
     def seeded(self) -> Settings:
@@ -307,13 +307,13 @@ class Settings:
             scale = math.sqrt((self.target_megapixels or 0) * 1e6 / (width * height))
         if not 1 <= scale <= 8:
             raise FieldError(
-                f"{self.target} of a {width}x{height} image takes a scale of {scale:.4g}; it must be from 1 to 8",
+                f"{self.target} of a {width}x{height} image needs a scale of {scale:.4g}; it must be from 1 to 8",
                 self.target.partition(" ")[0],
             )
         return scale
 
     def _upscaled(self, width: int, height: int, scale: float) -> tuple[tuple[int, int], str | None]:
-        """The result's size at this scale, and what it is too large for, if anything."""
+        """The result's size at this scale, and the limit that it exceeds, or None."""
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if size[0] * size[1] > LARGEST_OUTPUT:
             return size, f"{size[0] * size[1] / 1e6:.1f} MP; the limit is {LARGEST_OUTPUT / 1e6:.1f} MP"

@@ -32,7 +32,7 @@ def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
     if kind is str and len(value) > about.get("max_length", math.inf):
         raise FieldError(f"{name} has {len(value)} characters; at most {about['max_length']} are allowed", name)
     if kind is str and not is_text(value):
-        raise FieldError(f"{name} holds a NUL or half of a surrogate pair, which is not text", name)
+        raise FieldError(f"{name} contains a NUL character or an unpaired surrogate; remove it", name)
     return value
 
 
@@ -43,7 +43,7 @@ def typed(name: str, value: Any, kind: Any) -> Any:
     elif kind is str:
         good = isinstance(value, str)
     else:
-        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and is_finite(value)
+        good = not isinstance(value, bool) and isinstance(value, numbers.Real) and is_finite(value)
         good = good and (kind is float or float(value) == int(float(value)))
     if not good:
         raise FieldError(f"{name} is {short(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}", name)

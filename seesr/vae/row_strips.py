@@ -19,7 +19,7 @@ from seesr.networks.autoencoders import Decoder, Encoder
 from seesr.runtime.tiling import Tile
 from seesr.vae.global_layers import GlobalAttention, GlobalNorm
 
-STRIP = 2**27  # bytes of one strip; some three are alive at once
+STRIP = 2**27  # bytes of one strip; about three exist at once
 Rows = Callable[[int, int], Tensor]  # (first row, the one after the last) -> [1, C, rows, W]
 
 
@@ -48,12 +48,12 @@ class Strips:
         if isinstance(network, Decoder):
             x = self.middle(network.mid_block, x)
             blocks: Any = network.up_blocks
-            *most, last = blocks
-            for block in most:
-                x = self.level(block, x, hold=not (self.frugal and block is most[-1]))
-            if self.frugal and most:
-                x = self.upsampled_resnet(most[-1].upsamplers[0].conv, last.resnets[0], x)
-            x = self.level(last, x, first=1 if self.frugal and most else 0)
+            *earlier, last = blocks
+            for block in earlier:
+                x = self.level(block, x, hold=not (self.frugal and block is earlier[-1]))
+            if self.frugal and earlier:
+                x = self.upsampled_resnet(earlier[-1].upsamplers[0].conv, last.resnets[0], x)
+            x = self.level(last, x, first=1 if self.frugal and earlier else 0)
         else:
             for block in network.down_blocks:
                 x = self.level(block, x)
@@ -217,14 +217,14 @@ def peak(network: Encoder | Decoder, size: tuple[int, int], frugal: bool = False
     decodes = isinstance(network, Decoder)
     blocks: Any = network.up_blocks if decodes else network.down_blocks
     area = size[0] * size[1] * (1 if decodes else 4 ** (len(blocks) - 1))
-    most = 0
+    peak = 0
     skips = frugal and decodes and len(blocks) > 1
     for block in blocks:
         for layer in block.resnets[1 if skips and block is blocks[-1] else 0 :]:
             before, after = layer.conv1.in_channels, layer.conv1.out_channels
-            most = max(most, area * (before + after if after <= before else before + 2 * after))
+            peak = max(peak, area * (before + after if after <= before else before + 2 * after))
         for layer in getattr(block, "upsamplers", None) or []:
             into = blocks[-1].resnets[0].conv1 if skips and block is blocks[-2] else layer.conv
-            most, area = max(most, area * (layer.conv.in_channels + 4 * into.out_channels)), 4 * area
+            peak, area = max(peak, area * (layer.conv.in_channels + 4 * into.out_channels)), 4 * area
         area //= 4 if getattr(block, "downsamplers", None) else 1
-    return most * network.conv_in.weight.element_size() + 6 * (STRIP // 2 if frugal else STRIP)
+    return peak * network.conv_in.weight.element_size() + 6 * (STRIP // 2 if frugal else STRIP)

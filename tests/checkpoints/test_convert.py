@@ -83,7 +83,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(downloads: Path, tmp_path: Pa
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"model": Payload()}, downloads / "ram/ram_swin_large_14m.pth")
-    with pytest.raises(WeightsError, match="no file of plain tensors"):
+    with pytest.raises(WeightsError, match="not a file of plain tensors"):
         convert.convert(downloads, tmp_path / "full", "licences")
     assert not (tmp_path / "ran").exists()
 
@@ -91,7 +91,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(downloads: Path, tmp_path: Pa
 def test_a_truncated_checkpoint_is_an_error(downloads: Path, tmp_path: Path) -> None:
     path = downloads / "ram/ram_swin_large_14m.pth"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="no file of plain tensors"):
+    with pytest.raises(WeightsError, match="not a file of plain tensors"):
         convert.convert(downloads, tmp_path / "full", "licences")
 
 

@@ -197,7 +197,7 @@ def test_another_first_download_is_refused(
     """No sum of the controlnet is published: the first download counts, later ones must equal it."""
     with caplog.at_level(logging.INFO):
         run()
-    assert "this first download is trusted" in caplog.text
+    assert "the first download is trusted" in caplog.text
     known = json.loads((tmp_path / "cache/first-use.json").read_text())
     assert known["seesr/controlnet/diffusion_pytorch_model.safetensors"]["repository"] == "CSWRY/SeeSR"
     for name in (published.SEESR, published.OTHER_SEESR):
@@ -256,7 +256,7 @@ def test_files_on_this_machine(hub: Hub, run: Run, kept: Path, tmp_path: Path) -
     assert not (tmp_path / "cache/downloads").exists()
     shutil.rmtree(tmp_path / "full")
     (models / "DAPE.pth").write_bytes(b"x")
-    assert "dape was found nowhere" in refused(run, "--from", str(models))
+    assert "dape was found in no source" in refused(run, "--from", str(models))
     assert "is not a folder" in refused(run, "--from", str(tmp_path / "nowhere"))
 
 

@@ -96,7 +96,7 @@ def test_a_gated_part_without_another_source_says_what_to_do(hub: Hub, run: Run)
     with pytest.raises(SystemExit) as error:
         run("--plan")
     words = str(error.value)
-    assert "\n" not in words and "sd-turbo was found nowhere" in words
+    assert "\n" not in words and "sd-turbo was found in no source" in words
     assert "gated (HTTP 403)" in words and "HF_TOKEN" in words and "--source sd-turbo=" in words
 
 
@@ -147,7 +147,7 @@ def test_a_part_from_another_place(hub: Hub, run: Run, capsys: pytest.CaptureFix
     [
         ("unet=x", "the parts are sd-turbo, tokenizer, seesr, dape, ram, tags"),
         ("ram", "write PART=FOLDER"),
-        ("ram=/nowhere", "no folder or file here, no URL and no OWNER/REPOSITORY"),
+        ("ram=/nowhere", "not a local file or folder, a URL or OWNER/REPOSITORY"),
         ("ram=alexnasa/SEESR", "it has no ram_swin_large_14m.pth"),
         ("ram=someone/else", "does not exist"),
     ],

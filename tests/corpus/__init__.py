@@ -325,9 +325,9 @@ def dials() -> Iterator[Case]:
     def mask(picture: Image.Image, **options: Any) -> dict[str, str]:
         return {"mask": "data:image/png;base64," + base64.b64encode(file(picture, **options)).decode()}
 
-    yield Case("target below the input", good, "takes a scale of 0.4167", given={"target_side": 10})
+    yield Case("target below the input", good, "needs a scale of 0.4167", given={"target_side": 10})
     yield Case("target far above the input", good, "must be from 1 to 8", given={"target_megapixels": 1.0})
-    yield Case("two targets", good, "both given", given={"target_side": 48, "target_megapixels": 0.001})
+    yield Case("two targets", good, "both set", given={"target_side": 48, "target_megapixels": 0.001})
     yield Case("target side", good, same_as=PHOTO, given={"target_side": 50})
     yield Case("target megapixels", good, same_as=PHOTO, given={"target_megapixels": 0.002})
     yield Case("half fidelity", good, same_as=PHOTO, given={"fidelity": 0.5})

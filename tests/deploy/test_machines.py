@@ -291,8 +291,8 @@ FULL = 4_500_000_000
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
-        (Machine("cpu", None, None, 64 * 10**9, False), "no GPU is visible; SEESR_DEVICE=cpu allows the processor"),
-        (Machine("cpu", None, None, 8 * 10**9, True), "11.0 GB of memory are needed on the processor"),
+        (Machine("cpu", None, None, 64 * 10**9, False), "no GPU is visible; set SEESR_DEVICE=cpu to run on the CPU"),
+        (Machine("cpu", None, None, 8 * 10**9, True), "11.0 GB of memory are needed on the CPU"),
         (Machine("K80", (3, 7), 11 * 10**9, 64 * 10**9, False), "K80 has compute capability 3.7; 7.0 is needed"),
         (Machine("T4", (7, 5), 4 * 10**9, 64 * 10**9, False), "T4 has 4.0 GB free; 5.5 are needed"),
     ],
@@ -308,7 +308,7 @@ def test_a_machine_that_can_is_not(caplog: pytest.LogCaptureFixture) -> None:
     preflight.check(Machine("T4", (7, 5), 15 * 10**9, 16 * 10**9, False), "full", FULL)
     assert not caplog.records
     preflight.check(Machine("cpu", None, None, 64 * 10**9, True), "full", FULL)
-    assert re.search(r"on the processor an image takes minutes \(\d+ s for 512 x 512 pixels", caplog.text)
+    assert re.search(r"on the CPU an image takes minutes \(\d+ s for 512 x 512 pixels", caplog.text)
 
 
 def test_the_command_line_says_so_with_its_own_code(

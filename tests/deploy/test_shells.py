@@ -27,7 +27,7 @@ from seesr.networks import weights
 
 WORDS = base64.b64encode(sharp()).decode()
 BAD: dict[str, tuple[dict[str, Any], str]] = {  # what is sent instead of a good image and settings -> part of the line
-    "no base64": ({"image": "@@@"}, "no valid base64"),
+    "no base64": ({"image": "@@@"}, "not valid base64"),
     "no picture": ({"image": base64.b64encode(b"text").decode()}, "not an image"),
     "a number as image": ({"image": 5}, "base64"),
     "a word for a number": ({"scale_factor": "big"}, "must be a float"),
@@ -209,7 +209,7 @@ def test_without_a_store_modal_is_refused_at_start(modal_app: Any, monkeypatch: 
     monkeypatch.delenv("SEESR_STORE")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="SEESR_STORE names no object storage"):
+        with pytest.raises(ValueError, match="SEESR_STORE is not set"):
             modal_app.Seesr().upscale.local(sharp(), QUICK)
 
 

@@ -17,7 +17,7 @@ FOLDER = Path("deploy/fleet")
 VARIABLES = {variable(name) for name in Configuration.model_fields}
 
 
-def test_the_compose_file_sets_what_there_is_and_starts_what_there_is() -> None:
+def test_the_compose_file_uses_existing_variables_and_commands() -> None:
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
     assert set(services) == {"redis", "gateway", "worker0", "flower"}
     for name in ("gateway", "worker0", "flower"):
@@ -29,7 +29,7 @@ def test_the_compose_file_sets_what_there_is_and_starts_what_there_is() -> None:
     assert services["redis"]["command"][1] == "/redis.conf"
 
 
-def test_redis_is_told_to_lose_and_to_evict_nothing() -> None:
+def test_redis_persists_its_data_and_evicts_nothing() -> None:
     told = dict(line.split(" ", 1) for line in (FOLDER / "redis.conf").read_text().splitlines() if line[0] != "#")
     assert told["appendonly"] == "yes" and told["maxmemory-policy"] == "noeviction"
 

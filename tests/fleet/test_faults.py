@@ -19,7 +19,7 @@ import pytest
 from lab.fleet.callers import PICTURE, PNG
 from lab.fleet.servers import Fleet, fleet, free_port
 from seesr.fleet.file_store import MOST_CALLS, CallLimit
-from seesr.serving.job import Away
+from seesr.serving.job import Unavailable
 
 CALLERS = 6
 
@@ -158,7 +158,7 @@ def test_calls_beyond_the_limit_wait_for_a_place_and_not_for_a_slow_call() -> No
         time.sleep(0.05)
         for least, most in ((0.2, 0.5), (0.0, 0.05)):  # the second one does not wait at all
             started = time.monotonic()
-            with pytest.raises(Away, match="too slow"), limit.call():
+            with pytest.raises(Unavailable, match="too slow"), limit.call():
                 pass
             assert least <= time.monotonic() - started < most
         assert all(call.result() is None for call in slow)

@@ -50,7 +50,7 @@ def test_the_urgent_one_is_next() -> None:
 
 
 @pytest.mark.long
-def test_redis_frozen_or_full_is_said_and_loses_nothing() -> None:
+def test_a_frozen_or_full_redis_is_reported_and_loses_no_job() -> None:
     found = measure("freeze")
     assert all(status == 503 and seconds < 5 for status, seconds in found["frozen"])
     assert found["live"] == 200 and found["full"] == [503, "the queue takes no more: Redis is full"]

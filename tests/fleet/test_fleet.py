@@ -117,7 +117,7 @@ def test_an_idempotency_key_holds_for_all_gateways(echo: Fleet) -> None:
     assert send(echo, "gateway1", key, seed=6).status_code == 422
 
 
-def test_a_batch_has_one_status_and_a_bad_picture_fails_alone(echo: Fleet) -> None:
+def test_a_batch_has_one_status_and_a_bad_image_fails_alone(echo: Fleet) -> None:
     files = [("a", ("a.png", PICTURE)), ("b", ("b.png", b"no picture")), ("c", ("c.png", PICTURE))]
     made = ask(echo, "POST", "/batches", files=files, params={"num_inference_steps": 1, "priority": "low"}).json()
     assert [entry["name"] for entry in made["refused"]] == ["b.png"]
@@ -168,7 +168,7 @@ def test_a_link_instead_of_the_file(echo: Fleet) -> None:
     assert (echo.folder / "store" / "out" / told["file_key"]).exists()
 
 
-def test_a_queued_job_is_canceled_at_once_and_its_picture_is_gone(echo: Fleet) -> None:
+def test_a_queued_job_is_canceled_at_once_and_its_image_is_removed(echo: Fleet) -> None:
     long = send(echo, num_inference_steps=8).json()["id"]
     waiting = send(echo).json()["id"]
     assert ask(echo, "DELETE", f"/jobs/{waiting}", "gateway1").json()["status"] == "canceled"
@@ -178,7 +178,7 @@ def test_a_queued_job_is_canceled_at_once_and_its_picture_is_gone(echo: Fleet) -
     assert waiting not in dict(echo.runs())
 
 
-def test_a_record_deleted_under_way_harms_nobody(echo: Fleet) -> None:
+def test_a_record_deleted_during_a_run_does_not_stop_the_worker(echo: Fleet) -> None:
     job = send(echo, num_inference_steps=8).json()["id"]
     echo.until(lambda: ask(echo, "GET", f"/jobs/{job}").json()["status"] == "processing", 10)
     echo.redis.delete(f"seesr:job:{job}")
@@ -187,7 +187,7 @@ def test_a_record_deleted_under_way_harms_nobody(echo: Fleet) -> None:
 
 
 @pytest.mark.parametrize("words", ["no JSON", "{}", '{"body": "x"}', "\x00\xff"])
-def test_a_poisoned_message_in_redis_stops_nobody(echo: Fleet, words: str) -> None:
+def test_a_malformed_message_in_redis_is_dropped(echo: Fleet, words: str) -> None:
     version = ask(echo, "GET", "/status").json()["version"]
     echo.redis.lpush(transport.list_of(broker.queue_of(version, 0), NORMAL), words)
     assert ended(echo, send(echo).json()["id"])["status"] == "succeeded"
@@ -264,7 +264,7 @@ def test_status_and_metrics_show_the_fleet(echo: Fleet) -> None:
     assert 'seesr_workers{state="idle"} 1.0' in told and "seesr_queue_length 0.0" in told
 
 
-def test_a_webhook_that_one_gateway_leaves_is_told_by_another(echo: Fleet) -> None:
+def test_a_webhook_that_one_gateway_leaves_is_sent_by_another(echo: Fleet) -> None:
     """The message stays claimed while one tries, and is due again when its time is over."""
     records = Records(redis_client.Link(echo.environment["SEESR_REDIS"].replace("/0", "/1")), 60)
     records.hook(Job("ann", {}, webhook="https://example.com", id="ab"), "completed")
@@ -277,7 +277,7 @@ def test_a_webhook_that_one_gateway_leaves_is_told_by_another(echo: Fleet) -> No
     assert not records.link(lambda client: client.zcard(HOOKS))
 
 
-def test_a_machine_whose_clock_is_wrong_does_not_begin(echo: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_a_wrong_clock_does_not_start(echo: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time
     connected = redis_client.Link(echo.environment["SEESR_REDIS"])
     connected.check_at_start()
@@ -308,7 +308,7 @@ def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     plain = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
     for words in (["worker"], ["fleet", "status"]):
         found = subprocess.run([*command, *words], env=plain, capture_output=True, text=True)
-        assert found.returncode == 2 and found.stderr.startswith("SEESR_REDIS names no queue")
+        assert found.returncode == 2 and found.stderr.startswith("SEESR_REDIS is not set")
     away = {**plain, "SEESR_REDIS": "redis://127.0.0.1:1/0", "SEESR_STORE": "file:///tmp"}
     for words in (["worker"], ["serve", "--port", "0"]):
         found = subprocess.run([*command, *words], env=away, capture_output=True, text=True, timeout=60)

@@ -22,7 +22,7 @@ from seesr.fleet.maintenance import Upkeep
 from seesr.fleet.metadata_store import FleetLedger
 from seesr.fleet.redis_client import Link
 from seesr.object_store import Store
-from seesr.serving.job import DONE, FAILED, Away, Job
+from seesr.serving.job import DONE, FAILED, Job, Unavailable
 from seesr.serving.metadata_store import remove_older
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
@@ -151,7 +151,7 @@ def test_a_redis_that_cannot_be_used_counts_as_unavailable(configuration: Config
     def work(client: Any) -> None:
         raise getattr(redis.exceptions, error)("said by Redis")
 
-    with pytest.raises(Away, match="Redis does not answer|Redis is full"):
+    with pytest.raises(Unavailable, match="Redis does not answer|Redis is full"):
         Link(configuration.redis or "")(work)
 
 
@@ -205,13 +205,13 @@ def test_a_redis_that_hangs_and_then_takes_the_record_keeps_its_file(
     def late(records: Records, job: Job) -> bool:
         real(records, job)
         added.append(job)
-        records.link.away_until = time.monotonic() + 1
-        raise Away("the queue is away: Redis does not answer")
+        records.link.retry_at = time.monotonic() + 1
+        raise Unavailable("the queue is unavailable: Redis does not answer")
 
     monkeypatch.setattr(Records, "add", late)
-    with pytest.raises(Away):
+    with pytest.raises(Unavailable):
         sent(jobs, tmp_path)
-    jobs.link.away_until = 0.0
+    jobs.link.retry_at = 0.0
     assert jobs.find(added[0].id) and jobs.objects.exists(f"in/{added[0].id}")
     monkeypatch.undo()
     image = tmp_path / "image"
@@ -229,10 +229,10 @@ def test_a_job_that_redis_did_not_take_leaves_no_file(
     gateways: dict[str, FleetJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*given: Any) -> None:
-        raise Away("the queue is away")
+        raise Unavailable("the queue is unavailable")
 
     monkeypatch.setattr(Records, "add", away)
-    with pytest.raises(Away):
+    with pytest.raises(Unavailable):
         sent(gateways[OLD], tmp_path)
     assert not list((tmp_path / "store" / "in").glob("*"))
 
@@ -259,13 +259,16 @@ def test_a_result_is_looked_for_before_a_job_fails(gateways: dict[str, FleetJobs
 def test_a_worker_retries_the_store_and_then_names_it(
     gateways: dict[str, FleetJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs, answers = gateways[OLD], iter([Away("away"), Away("away"), "stored"])
+    jobs, answers = (
+        gateways[OLD],
+        iter([Unavailable("the store is unavailable"), Unavailable("the store is unavailable"), "stored"]),
+    )
     child = object.__new__(worker.Child)
     child.records, child.objects = jobs.records, jobs.objects
 
     def put() -> str:
         answer = next(answers)
-        if isinstance(answer, Away):
+        if isinstance(answer, Unavailable):
             raise answer
         return answer
 
@@ -274,7 +277,7 @@ def test_a_worker_retries_the_store_and_then_names_it(
     monkeypatch.setattr(worker, "configuration", quick)
 
     def away(name: str) -> Path:
-        raise Away("the object store is away")
+        raise Unavailable("the object store is unavailable")
 
     job = sent(jobs, tmp_path)
     monkeypatch.setattr(child.objects, "get", away)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lab.pocket import finetune
+from experiments.pocket import finetune
 from lab.quality import ncnn, peers
 from seesr.networks import models
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from lab.pocket.data import enlarge
+from experiments.pocket.data import enlarge
 from lab.quality import ablate, degradations, metrics
 from scripts.cog_server import ROOT
 from seesr import Output, Settings, Upscaler
@@ -38,7 +38,7 @@ def restored(
 
 @pytest.mark.long
 @pytest.mark.parametrize("steps", [1, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (2, 4))])
-def test_held_out_pictures_beat_bicubic_and_keep_their_colours(pocket: Upscaler, steps: int) -> None:
+def test_held_out_images_beat_bicubic_and_keep_their_colors(pocket: Upscaler, steps: int) -> None:
     gains, similarity, shifts = [], [], []
     for name, high in metrics.built_in():
         low = degradations.clean(high, 0)
@@ -55,7 +55,7 @@ def test_held_out_pictures_beat_bicubic_and_keep_their_colours(pocket: Upscaler,
 
 
 @pytest.mark.slow
-def test_damaged_pictures_beat_bicubic_and_most_are_seen_to_be_damaged(pocket: Upscaler) -> None:
+def test_degraded_images_beat_bicubic_and_most_are_detected_as_degraded(pocket: Upscaler) -> None:
     """tests/data/damaged/NAME-SEED.png is realesrgan(NAME, SEED), whose packages are not needed to test."""
     gains, tags = [], []
     for name, high in metrics.built_in():
@@ -77,7 +77,7 @@ def test_mildly_damaged_pictures_beat_bicubic(pocket: Upscaler) -> None:
 
 
 @pytest.mark.slow
-def test_an_input_taken_away_costs_what_it_is_worth(pocket: Upscaler) -> None:
+def test_removing_an_input_lowers_the_quality(pocket: Upscaler) -> None:
     losses: dict[str, list[float]] = {variant: [] for variant in LOSSES}
     for _, high in metrics.built_in():
         low = degradations.clean(high, 0)

@@ -216,7 +216,7 @@ def test_arun_leaves_the_loop_free_and_can_be_cancelled(engine: Engine, small: P
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_is_told_instead_of_hanging(engine: Engine, pocket: Upscaler, small: Path) -> None:
+def test_a_forked_child_gets_an_error_instead_of_hanging(engine: Engine, pocket: Upscaler, small: Path) -> None:
     calls: list[Callable[[], object]] = [
         lambda: engine.run(small, QUICK), lambda: pocket(small, QUICK), lambda: upscale(small, QUICK),
         engine.reload, engine.unload,

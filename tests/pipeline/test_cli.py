@@ -149,7 +149,7 @@ def test_a_result_is_skipped_only_for_the_same_source_settings_and_bundle(
     assert "0 to do, 1 already there" in capsys.readouterr().out
 
 
-def test_what_is_all_there_is_told_without_loading(
+def test_a_finished_folder_is_reported_without_loading(
     engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
@@ -165,7 +165,7 @@ def test_results_in_a_folder_are_not_upscaled_again(quick: None, folder: Path, c
     assert run("in") == 0
     before = files(folder)
     assert run("in") == 0
-    assert files(folder) == before and "1 passed over, results of earlier runs" in capsys.readouterr().out
+    assert files(folder) == before and "1 skipped, results of earlier runs" in capsys.readouterr().out
     assert run("in/a-x2.png") == 0 and "in/a-x2-x2.png" in files(folder)
 
 
@@ -173,7 +173,7 @@ def test_files_of_others_are_never_replaced(quick: None, folder: Path, capsys: C
     image("a.png", 1), image("a-x2.png", 2)
     theirs = (folder / "a-x2.png").read_bytes()
     assert run("a.png") == 1
-    assert "a-x2.png exists and was not made by seesr: use --overwrite" in capsys.readouterr().err
+    assert "a-x2.png exists and was not written by seesr: use --overwrite" in capsys.readouterr().err
     assert (folder / "a-x2.png").read_bytes() == theirs
     assert run("a.png", "--overwrite") == 0 and (folder / "a-x2.png").read_bytes() != theirs
     for overwrite in ([], ["--overwrite"]):
@@ -202,7 +202,7 @@ def test_folders_are_read_by_content(quick: None, folder: Path, capsys: Capture)
     assert run("in", "-o", "o") == 0
     told = capsys.readouterr().out
     assert files(folder / "o") == ["a-x2.png", "photo-x2.png", "render-x2.png", "scan-x2.png", "web-x2.png"]
-    assert all(f"1 passed over, {kind}: no image" in told for kind in (".txt", ".mp4", ".gif", ".nef"))
+    assert all(f"1 skipped, {kind}: not a readable image" in told for kind in (".txt", ".mp4", ".gif", ".nef"))
 
 
 def test_sidecars_and_folders_with_the_name_of_an_image(quick: None, folder: Path, capsys: Capture) -> None:
@@ -212,7 +212,7 @@ def test_sidecars_and_folders_with_the_name_of_an_image(quick: None, folder: Pat
     assert run("in", "-o", "o") == 0
     assert files(folder / "o") == ["holiday.png/inner-x2.png", "p-x2.png"]
     told = capsys.readouterr()
-    assert "passed over" not in told.out and told.err.strip() == ""
+    assert "skipped" not in told.out and told.err.strip() == ""
 
 
 def bomb(path: Path) -> None:
@@ -231,7 +231,7 @@ def bomb(path: Path) -> None:
     ],
     ids=["bomb", "text", "empty", "cut", "link", "large"],
 )
-def test_a_bad_file_fails_alone_and_is_told_twice(
+def test_a_bad_file_fails_alone_and_its_error_is_printed_twice(
     quick: None, folder: Path, make: Callable[[Path], object], words: str, capsys: Capture
 ) -> None:
     image("in/a.png"), image("in/zz.png")
@@ -262,7 +262,7 @@ def test_any_exception_of_one_file_fails_that_file_alone(
     assert told[0].startswith(f"in/a.png: {type(error).__name__}") and len(told) == 3
 
 
-def test_missing_files_are_told_before_anything_is_loaded_and_the_others_done(
+def test_missing_files_are_reported_before_loading_and_the_others_are_upscaled(
     unloaded: None, folder: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, capsys: Capture
 ) -> None:
     assert run("missing.jpg", "*.tif") == 1
@@ -286,11 +286,11 @@ def test_names_that_are_not_utf_8(folder: Path) -> None:
         assert rb"caf\udce9.png -> " in done.stdout
 
 
-def test_targets_that_cannot_be_written_are_told_before_the_work(unloaded: None, folder: Path, capsys: Capture) -> None:
+def test_unwritable_targets_are_reported_before_the_work(unloaded: None, folder: Path, capsys: Capture) -> None:
     image(folder / ("n" * 251 + ".png"))
     assert run("n" * 251 + ".png") == 1
     assert (
-        "the name of its result has 258 bytes; 255 are allowed: name the result with --out" in capsys.readouterr().err
+        "the output name has 258 bytes, the limit is 255: choose a shorter name with --out" in capsys.readouterr().err
     )
     image("a.png")
     (folder / "x.png").mkdir()
@@ -383,7 +383,7 @@ def test_help_version_completion_and_misspelt_commands(capsys: Capture) -> None:
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         told = " ".join(capsys.readouterr().out.split())
-        assert ended.value.code == 0 and "exit codes: 0 everything was done; 1 an image failed; 2 " in told
+        assert ended.value.code == 0 and "exit codes: 0 all images are done; 1 an image failed; 2 " in told
     assert "(1 to 8, default: 4.0)" in told and "(default: on)" in told and "default: random, reported" in told
     with pytest.raises(SystemExit):
         cli.main(["--version"])
@@ -412,7 +412,7 @@ def test_shells_complete_commands_and_flags(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["--help", "--version", "missing.jpg", "a.png --dry-run", "a.png --x"])
-def test_short_answers_load_neither_torch_nor_configuration(folder: Path, line: str) -> None:
+def test_help_and_version_load_neither_torch_nor_configuration(folder: Path, line: str) -> None:
     image("a.png")
     script = f"""
 import sys
@@ -445,7 +445,7 @@ def test_the_record_of_a_file_makes_the_same_again(quick: None, folder: Path, ca
     body = other[start + 4 : start + 5 + size]
     (folder / "other.png").write_bytes(first[: start - 4] + chunk(b"iTXt", body) + first[start + 8 + size :])
     assert cli.main([*base, "-o", "z", "--like", "other.png"]) == 2
-    assert "was made by another bundle (pocket)" in capsys.readouterr().err
+    assert "was made with another bundle (pocket)" in capsys.readouterr().err
 
 
 def test_wrong_devices_and_variables_are_one_line(
@@ -506,7 +506,7 @@ def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
     os.kill(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "stopped; what is finished stays" in errors
+    assert "interrupted; finished outputs are kept" in errors
     left = [path for path in (folder / "out").rglob("*") if path.is_file()]
     assert 2 <= len(left) < 30
     for path in left:
@@ -523,13 +523,13 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     assert "ok      weights: pocket" in told and "this is the small model" in told
     assert cli.main(["doctor", "--bundle", str(tmp_path)]) == 1
     told = capsys.readouterr().out
-    assert "PROBLEM weights: no weights" in told and f"repair it with: {weights.FETCH}" in told
+    assert "PROBLEM weights: no weights" in told and f"to fix it: {weights.FETCH}" in told
     monkeypatch.setenv("SEESR_WEIGHTS", str(tmp_path))
     assert cli.main(["doctor"]) == 1
-    assert "repair it with: point SEESR_WEIGHTS to a bundle" in capsys.readouterr().out
+    assert "to fix it: point SEESR_WEIGHTS to a bundle" in capsys.readouterr().out
     monkeypatch.setenv("SEESR_WEIGHTS", str(weights.POCKET))
     monkeypatch.setenv("SEESR_ATTENTION", "fast")
     assert cli.main(["doctor", "--device", "nonsense"]) == 1
     told = capsys.readouterr().out
-    assert "PROBLEM SEESR_ATTENTION is 'fast'" in told and "repair it with: unset SEESR_ATTENTION" in told
+    assert "PROBLEM SEESR_ATTENTION is 'fast'" in told and "to fix it: unset SEESR_ATTENTION" in told
     assert "PROBLEM the device 'nonsense' cannot be used here" in told

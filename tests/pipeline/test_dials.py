@@ -48,7 +48,7 @@ SLOW_DIAL = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
 
 
 @pytest.mark.parametrize("more", [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW_DIAL)])
-def test_the_dial_goes_from_the_model_to_the_plain_enlargement(pocket: Upscaler, small: ImageData, more: dict) -> None:
+def test_fidelity_goes_from_the_model_to_the_bicubic_upscale(pocket: Upscaler, small: ImageData, more: dict) -> None:
     pictures = [made(pocket, small, fidelity=value, **more) for value in DIAL]
     np.testing.assert_array_equal(pictures[0], made(pocket, small, **more))
     np.testing.assert_array_equal(pictures[-1], plain(small))
@@ -57,9 +57,7 @@ def test_the_dial_goes_from_the_model_to_the_plain_enlargement(pocket: Upscaler,
     assert near == sorted(set(near)) and sharp == sorted(set(sharp), reverse=True)
 
 
-def test_full_fidelity_is_the_plain_enlargement_in_every_depth_and_format(
-    engine: Engine, tiny_upscaler: Upscaler
-) -> None:
+def test_fidelity_1_is_the_bicubic_upscale_in_every_depth_and_format(engine: Engine, tiny_upscaler: Upscaler) -> None:
     rng = np.random.default_rng(1)
     deep = ImageData(rng.integers(0, 65536, (20, 30, 3)).astype(np.uint16))
     for upscaler in (engine.upscaler, tiny_upscaler):
@@ -93,7 +91,7 @@ def left_half(source: ImageData, scale: int = 1) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.long)])
-def test_black_stays_plain_and_white_is_the_model_without_the_black_tiles(
+def test_black_is_bicubic_and_white_is_the_model_without_the_black_tiles(
     pocket: Upscaler, small: ImageData, steps: int
 ) -> None:
     wide = ImageData(np.concatenate([small.rgb] * 3, axis=1))
@@ -125,7 +123,7 @@ def test_grey_blends_and_a_wholly_black_mask_denoises_nothing(pocket: Upscaler, 
     assert black.metrics["tiles_skipped"] == black.metrics["tiles"]
 
 
-def test_networks_that_see_the_whole_picture_skip_nothing(tiny_upscaler: Upscaler, small: ImageData) -> None:
+def test_global_layers_skip_no_tile(tiny_upscaler: Upscaler, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, scale_factor=2)
     result = tiny_upscaler(small, settings, mask=left_half(small))
     assert result.metrics["tiles_skipped"] == 0
@@ -154,8 +152,8 @@ def test_masks_that_can_be_read_mean_what_they_show() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (file(Image.new("L", (30, 40))), "the mask is 30x40 and the image 40x30: their aspects differ"),
-        (file(Image.new("L", (41, 30))), "their aspects differ"),
+        (file(Image.new("L", (30, 40))), "the mask is 30x40 and the image 40x30: their aspect ratios differ"),
+        (file(Image.new("L", (41, 30))), "their aspect ratios differ"),
         (b"", "the mask cannot be used: the image file is empty"),
         (b"no picture at all", "the mask cannot be used: "),
         (
@@ -199,10 +197,10 @@ def test_the_named_side_is_exact_and_the_other_within_a_pixel(width: int, height
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"target_side": 100}, r"target_side 100 of a 200x150 image takes a scale of 0.5; it must be from 1 to 8"),
-        ({"target_side": 2000}, "takes a scale of 10"),
+        ({"target_side": 100}, r"target_side 100 of a 200x150 image needs a scale of 0.5; it must be from 1 to 8"),
+        ({"target_side": 2000}, "needs a scale of 10"),
         ({"target_megapixels": 0.001}, "takes a scale of 0.18"),
-        ({"target_side": 400, "target_megapixels": 1.0}, "both given"),
+        ({"target_side": 400, "target_megapixels": 1.0}, "are both set"),
         ({"target_side": 0}, "must be from 1 to 32768"),
         ({"target_side": 10**9}, "must be from 1 to 32768"),
         ({"target_megapixels": float("nan")}, "must be a float"),
@@ -278,7 +276,7 @@ def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: ImageData, 
         read_record(tmp_path / "x.zip")
 
 
-def test_figures_of_trust_follow_what_was_added(pocket: Upscaler, small: ImageData) -> None:
+def test_faithful_and_invented_follow_the_added_detail(pocket: Upscaler, small: ImageData) -> None:
     found = [pocket(small, dataclasses.replace(QUICK, fidelity=value)).metrics for value in (0.0, 0.5, 1.0)]
     invented = [metrics["invented"] for metrics in found]
     assert invented == sorted(invented, reverse=True) and invented[0] > 0.001 and invented[2] == 0

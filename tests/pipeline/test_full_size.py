@@ -15,7 +15,7 @@ PARAMETERS = {"unet": 1_126_760_324, "controlnet": 489_031_440, "vae": 83_653_86
 
 
 @pytest.mark.slow
-def test_a_picture_passes_through_the_full_size_networks() -> None:
+def test_an_image_passes_through_the_full_size_networks() -> None:
     networks = sizes.build(torch.device("cpu"), torch.float32)
     for name, count in PARAMETERS.items():
         assert sum(p.numel() for p in getattr(networks, name).parameters()) == count

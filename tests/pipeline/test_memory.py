@@ -47,10 +47,10 @@ def bounded(small: int, large: int) -> None:
 
 
 @pytest.mark.long
-def test_four_times_the_picture_takes_little_more_memory() -> None:
+def test_four_times_the_pixels_take_little_more_memory() -> None:
     bounded(512, 1024)
 
 
 @pytest.mark.slow
-def test_sixteen_times_the_picture_takes_little_more_memory() -> None:
+def test_sixteen_times_the_pixels_take_little_more_memory() -> None:
     bounded(1024, 4096)

@@ -22,7 +22,7 @@ QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2)
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
-def test_a_large_picture_is_seen_by_the_tagger_as_any_other(depth: type) -> None:
+def test_the_tagger_input_does_not_depend_on_the_image_size(depth: type) -> None:
     rgb = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (531, 777, 3), depth, endpoint=True)
     whole = preprocess(tagging.to_floats(torch.tensor(rgb)), 96)
     torch.testing.assert_close(preprocess(tagging.shrunk(rgb, 96), 96), whole, rtol=0, atol=2e-5)

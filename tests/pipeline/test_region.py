@@ -107,7 +107,7 @@ def test_a_region_across_the_edge_of_a_mask(pocket: Upscaler, whole) -> None:
         check(pocket, whole("rgb", QUICK.replace(fidelity=fidelity), True), (50, 10, 40, 20), HALF)
 
 
-def test_with_networks_that_see_the_whole_image_every_tile_is_made(tiny_upscaler: Upscaler) -> None:
+def test_global_layers_compute_every_tile_of_a_region(tiny_upscaler: Upscaler) -> None:
     settings = QUICK.replace(latent_tiled_size=None)
     whole = tiny_upscaler(SOURCES["rgb"], settings)
     check(tiny_upscaler, whole, (5, 6, 40, 30))

@@ -104,7 +104,7 @@ def test_the_negative_prompt_works_with_guidance_only(pocket: Upscaler, photo: I
     assert (guided != pixels(pocket, photo, cfg_scale=2.0, negative_prompt="dark")).any()
 
 
-def test_the_overlap_changes_the_tiles_and_the_picture(pocket: Upscaler, photo: Image.Image) -> None:
+def test_the_overlap_changes_the_tiles_and_the_image(pocket: Upscaler, photo: Image.Image) -> None:
     few, many = (
         pocket(photo, dataclasses.replace(QUICK, latent_tiled_size=32, latent_tiled_overlap=overlap))
         for overlap in (0, 24)
@@ -118,7 +118,7 @@ def test_views(pocket: Upscaler, photo: Image.Image) -> None:
     comparison = result.view("comparison")
     assert comparison.size == (512, 192)
     np.testing.assert_array_equal(comparison.rgb[:, 256:], result.image_data.rgb)
-    with pytest.raises(ValueError, match="without steering"):
+    with pytest.raises(ValueError, match="needs steering"):
         result.view("uncertainty")
 
 
@@ -133,7 +133,7 @@ def test_the_size_is_exact(pocket: Upscaler, size: tuple[int, int], scale: float
 
 
 @pytest.mark.long
-def test_steps_one_to_eight_work_and_stay_close_to_the_picture(pocket: Upscaler, photo: Image.Image) -> None:
+def test_steps_one_to_eight_work_and_stay_close_to_the_image(pocket: Upscaler, photo: Image.Image) -> None:
     bicubic = np.asarray(photo.resize((photo.width * 4, photo.height * 4), Image.Resampling.BICUBIC), float)
     for steps in range(1, 9):
         ours = pixels(pocket, photo, num_inference_steps=steps).astype(float)
@@ -176,7 +176,7 @@ def test_values_that_are_not_finite_fail(tiny_bundle: Path, photo: Image.Image) 
 
 
 @pytest.mark.parametrize("opacity", [0, 1])
-def test_what_nobody_sees_changes_nothing_that_is_seen(pocket: Upscaler, photo: Image.Image, opacity: int) -> None:
+def test_invisible_pixels_do_not_change_visible_ones(pocket: Upscaler, photo: Image.Image, opacity: int) -> None:
     """Neither by the tags nor by bleeding into edges."""
     rgb, alpha = np.asarray(photo), np.full((48, 64), 255, np.uint8)
     alpha[:, 32:] = opacity
@@ -198,7 +198,7 @@ def test_tags_are_in_the_prompt(pocket: Upscaler, photo: Image.Image, monkeypatc
     assert metrics["tags"] and prompts == [[f"{metrics['tags']}, a cat,{Settings.positive_prompt}"]]
 
 
-def test_a_tagger_that_fails_fails_the_picture(pocket: Upscaler, photo: Image.Image) -> None:
+def test_a_failing_tagger_fails_the_image(pocket: Upscaler, photo: Image.Image) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("the tagger is broken")
 
@@ -237,7 +237,7 @@ def test_a_decoder_that_gives_no_picture_fails(
 
 
 @pytest.mark.parametrize("scale", [1, 4])
-def test_noise_that_is_smoothed_is_still_a_picture(pocket: Upscaler, scale: int, rng: np.random.Generator) -> None:
+def test_smoothed_noise_passes_the_contrast_check(pocket: Upscaler, scale: int, rng: np.random.Generator) -> None:
     noise = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
     assert pocket(noise, dataclasses.replace(QUICK, scale_factor=scale)).image.size == (96 * scale, 96 * scale)
 
@@ -264,7 +264,7 @@ def test_the_tile_batch_does_not_change_a_byte(pocket: Upscaler, photo: Image.Im
 
 
 @pytest.mark.parametrize("fits", [4, 1])
-def test_every_rung_of_the_ladder_recovers_without_a_trace(pocket: Upscaler, photo: Image.Image, fits: int) -> None:
+def test_every_memory_reduction_recovers_with_the_same_pixels(pocket: Upscaler, photo: Image.Image, fits: int) -> None:
     """An allocation fails for batches of more than `fits` tiles."""
 
     def allocate(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:

@@ -116,7 +116,7 @@ def rerun(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     return replay, result
 
 
-def test_a_recorded_pass_gives_the_same_pictures(pocket: Upscaler, photo: Image.Image) -> None:
+def test_a_recorded_pass_gives_the_same_images(pocket: Upscaler, photo: Image.Image) -> None:
     recorded = Upscaler(pocket.networks)
     recorded.graphs = Graphs(rerun)
     settings = Settings(num_inference_steps=2, seed=1, scale_factor=2, latent_tiled_size=16, latent_tiled_overlap=4)

@@ -46,14 +46,14 @@ def test_a_bad_entry_fails_alone(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
         (tmp_path / "p-1").unlink(missing_ok=True)
         files, refused = unpacked(archive(method, a=bytes(10**6)), tmp_path)
-        assert not files and refused[0]["error"] == "its compression is not supported; store or deflate it"
+        assert not files and refused[0]["error"] == "its compression is not supported; use stored or deflate"
     data = bytearray(archive(a=bytes(10**5), b=b"good"))
     data[40:60] = b"\xff" * 20  # within the deflate stream of the first
     files, refused = unpacked(bytes(data), tmp_path)
     assert len(refused) == 1 and refused[0]["error"].startswith("it is damaged") and len(files) == 1
     encrypted = archive(a=b"x").replace(b"PK\3\4\x14\0\0\0", b"PK\3\4\x14\0\1\0").replace(
         b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0")  # fmt: skip
-    assert unpacked(encrypted, tmp_path)[1] == [{"name": "a", "error": "it is encrypted"}]
+    assert unpacked(encrypted, tmp_path)[1] == [{"name": "a", "error": "it is encrypted; send it without a password"}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "p-1"]
 
 
@@ -158,7 +158,7 @@ def test_one_key_covers_a_batch_and_a_canceled_job_frees_its_key(tmp_path: Path)
         assert first["id"] == second["id"] and len(second["jobs"]) == 2 and len(second["refused"]) == 1
         assert [job["id"] for job in first["jobs"]] == [job["id"] for job in second["jobs"]]
         other = client.post("/batches", content=archive(a=sharp()), headers=headers)
-        assert other.status_code == 422 and "was used for another request" in other.json()["detail"]
+        assert other.status_code == 422 and "was used for a different request" in other.json()["detail"]
         for job in first["jobs"]:
             client.delete(f"/jobs/{job['id']}")
         third = client.post("/batches", content=data, headers=headers).json()

@@ -165,7 +165,7 @@ def test_a_full_disk_loses_no_result_and_says_why_nothing_runs(tmp_path: Path, m
             until(lambda: client.get("/ready").status_code == 200)
         full.add("new")
         answer = client.post("/upscale", params={**QUICK, "wait": 0}, content=sharp(), headers=PNG)
-        assert answer.status_code == 503 and "disk does not take data" in answer.json()["detail"]
+        assert answer.status_code == 503 and "server cannot write to its disk" in answer.json()["detail"]
         full.clear()
         assert not list((tmp_path / "inputs").iterdir()) and not list((tmp_path / "parts").iterdir())
 

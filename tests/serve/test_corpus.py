@@ -18,9 +18,13 @@ from service import data_uri
 from serving import QUICK, Serving
 
 SMALL = {**QUICK, "scale_factor": 2, "latent_tiled_size": 16, "latent_tiled_overlap": 4}
-OURS = {"must be an uploaded file": "image must be", "Input validation": "not allowed here", corpus.NOT_JSON: "no JSON"}
+OURS = {
+    "must be an uploaded file": "image must be",
+    "Input validation": "not allowed here",
+    corpus.NOT_JSON: "not valid JSON",
+}
 OTHERWISE = {  # what this server says in its own way
-    "broken base64": "no valid base64",
+    "broken base64": "not valid base64",
     "unknown field": "there is no input 'upscaler'",
     "scale_factor = 1e400": "scale_factor is inf; it must be a float",
 }

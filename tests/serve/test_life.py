@@ -40,7 +40,7 @@ def test_missing_weights_end_the_server_with_its_own_code(tmp_path: Path) -> Non
     assert "not a bundle manifest" in server.log()
 
 
-def test_ready_is_quick_while_a_picture_is_made(service: Serving) -> None:
+def test_ready_is_quick_during_a_run(service: Serving) -> None:
     job, times = service.begin(**LONG), []
     service.until(job["id"], "processing")
     with requests.Session() as session:
@@ -118,7 +118,7 @@ def test_after_a_kill_nothing_is_lost(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_picture_that_kills_the_server_is_given_up(tmp_path: Path) -> None:
+def test_an_image_that_kills_the_server_fails_after_three_attempts(tmp_path: Path) -> None:
     with Serving(tmp_path) as server:
         poison = server.begin(**LONG)
         server.until(poison["id"], "processing")
@@ -145,7 +145,7 @@ def test_results_expire(tmp_path: Path) -> None:
         assert not list((tmp_path / "data/outputs").iterdir())
 
 
-def test_it_is_not_open_to_the_world_without_keys(tmp_path: Path) -> None:
+def test_a_server_without_keys_does_not_listen_on_other_addresses(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -246,7 +246,7 @@ def test_hugging_face_vertex_and_sagemaker(service: Serving) -> None:
     assert base64.b64decode(vertex["predictions"][0]["image"]) == expected
     maker = service.ask("POST", "/invocations", params=QUICK, data=sharp(), headers={"Content-Type": "image/png"})
     assert maker.content == expected
-    for body, words_back in (({"inputs": "@@"}, "no valid base64"), ({"instances": 3}, "must be a list")):
+    for body, words_back in (({"inputs": "@@"}, "not valid base64"), ({"instances": 3}, "must be a list")):
         answer = service.ask("POST", "/invocations", json=body)
         assert answer.status_code == 422 and words_back in answer.json()["detail"]
 

@@ -18,7 +18,7 @@ from serving import ANN, BOB, LONG, QUICK, Serving, sharp
 from seesr import Engine, Settings
 
 
-def test_every_way_in_gives_the_bytes_of_the_engine(service: Serving, engine: Engine) -> None:
+def test_every_entry_point_gives_the_bytes_of_the_engine(service: Serving, engine: Engine) -> None:
     picture = sharp()
     expected = engine.run(picture, Settings(**QUICK)).data
     body = service.upscale(picture)
@@ -68,7 +68,7 @@ def test_one_stream_has_all_jobs_of_a_key(service: Serving) -> None:
     assert foreign not in seen
 
 
-def test_a_job_tells_its_way_and_then_its_result(service: Serving) -> None:
+def test_a_job_streams_its_progress_and_then_its_result(service: Serving) -> None:
     job = service.begin(num_inference_steps=4, seed=2)  # no earlier run has cached stages
     seen = []
     with service.ask("GET", f"/jobs/{job['id']}/events", stream=True) as stream:
@@ -84,7 +84,7 @@ def test_a_job_tells_its_way_and_then_its_result(service: Serving) -> None:
     assert result.content == linked.content == service.upscale(num_inference_steps=4, seed=2).content
 
 
-def test_the_end_is_told_even_if_it_comes_while_a_caller_reads_slowly(service: Serving) -> None:
+def test_a_slow_reader_receives_the_end_event(service: Serving) -> None:
     for _ in range(10):
         job = service.begin(scale_factor=1)
         with service.ask("GET", f"/jobs/{job['id']}/events", stream=True) as stream:
@@ -99,7 +99,7 @@ def test_a_forged_or_expired_link_is_refused(service: Serving, change: str) -> N
     job = service.until(service.begin()["id"], "succeeded")
     link = job["result"].replace(f"{change}=", f"{change}=1", 1)
     answer = requests.get(link, timeout=30)
-    assert answer.status_code == 404 and "not valid" in answer.json()["detail"]
+    assert answer.status_code == 404 and "invalid or has expired" in answer.json()["detail"]
 
 
 def test_cancelling_a_running_and_a_waiting_job(service: Serving) -> None:
@@ -165,7 +165,7 @@ def test_a_batch_of_files_in_which_a_bad_one_fails_alone(service: Serving) -> No
     assert service.ask("GET", f"/batches/{batch['id']}", BOB).status_code == 404
 
 
-def test_a_zip_is_a_batch_and_its_names_lead_nowhere(service: Serving) -> None:
+def test_a_zip_is_a_batch_and_its_paths_are_not_followed(service: Serving) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("../../etc/evil.png", sharp())
@@ -289,7 +289,7 @@ def test_a_mask_comes_by_form_by_json_and_by_replicates_client(service: Serving,
     )
 
 
-def test_a_mask_is_held_against_the_upright_picture(service: Serving) -> None:
+def test_a_mask_is_compared_with_the_upright_image(service: Serving) -> None:
     """A phone's picture lies on its side in the file; who paints a mask sees it upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -304,7 +304,7 @@ def test_a_mask_is_held_against_the_upright_picture(service: Serving) -> None:
 
 def test_a_mask_that_cannot_be_used_is_refused_before_it_waits(service: Serving) -> None:
     turned, inputs = png(Image.new("L", (18, 24))), service.folder / "data/parts"
-    for mask, words in ((turned, "aspects differ"), (b"no image", "the mask cannot be used")):
+    for mask, words in ((turned, "aspect ratios differ"), (b"no image", "the mask cannot be used")):
         for asked in (
             {"files": {"image": sharp(), "mask": mask}, "data": QUICK},
             {"json": {"image": data_uri(sharp()), "mask": data_uri(mask), **QUICK}},

@@ -70,18 +70,18 @@ def test_it_uploads_lists_and_deletes_files(client: replicate.Client) -> None:
     output = client.run("you/seesr", input={"image": file.urls["get"], **QUICK})
     assert len(output.read()) > 0
     client.files.delete(file.id)
-    with pytest.raises(ReplicateError, match="no file of this id"):
+    with pytest.raises(ReplicateError, match="no file has this ID"):
         client.files.get(file.id)
 
 
 def test_a_wrong_token_a_missing_id_and_another_model(service: Serving, client: replicate.Client) -> None:
     with connected(service, "wrong") as stranger, pytest.raises(ReplicateError, match="valid authentication"):
         stranger.predictions.list()
-    with pytest.raises(ReplicateError, match="no job of this id"):
+    with pytest.raises(ReplicateError, match="no job has this ID"):
         client.predictions.get("nothing")
     with pytest.raises(ReplicateError, match="no model you/other here"):
         client.run("you/other", input={"image": io.BytesIO(sharp())})
-    with pytest.raises(ReplicateError, match="the version does not exist here"):
+    with pytest.raises(ReplicateError, match="does not exist; use"):
         client.predictions.create(version="0" * 64, input={"image": io.BytesIO(sharp())})
 
 
@@ -180,7 +180,7 @@ def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
         ({"input": {"image": 5}}, "image must be a data URI"),
         ({"input": {"image": "/etc/passwd"}}, "image must be a data URI"),
         ({"input": {"image": "file:///etc/passwd"}}, "image must be a data URI"),
-        ({"input": {"image": "data:image/png;base64,@@"}}, "no valid base64"),
+        ({"input": {"image": "data:image/png;base64,@@"}}, "not valid base64"),
         ({"input": {"image": "http://127.0.0.1:1/x.png"}}, "not allowed here"),
         ({"input": {"image": "data:,x", "scale_factor": 9}}, "must be from 1 to 8"),
         ({"input": {"image": "data:,x"}, "webhook": "http://example.com"}, "webhook must be an https URL"),

@@ -42,7 +42,7 @@ def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo
     assert picture_of(good).size == (256, 192)
 
 
-def test_what_is_in_flight_at_sigterm_is_answered_and_nothing_is_left(photo: Image.Image, tmp_path: Path) -> None:
+def test_requests_that_run_at_sigterm_are_answered_and_leave_no_files(photo: Image.Image, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     with CogServer(tmp_path / "log", SEESR_WEIGHTS=str(POCKET), TMPDIR=str(temporary)) as server:

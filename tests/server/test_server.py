@@ -21,7 +21,7 @@ from seesr import Settings
 from seesr.settings import cog_schema
 
 
-def test_a_photo_comes_back_enlarged_with_its_metrics(server: CogServer, photo: Image.Image) -> None:
+def test_a_photo_is_upscaled_with_metrics(server: CogServer, photo: Image.Image) -> None:
     given = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 1}
     first = predict(server, **given)
     assert picture_of(first).size == (256, 192)

@@ -182,7 +182,7 @@ def test_says_so_when_nothing_fits(tiny_upscaler: Upscaler) -> None:
         hook.remove()
 
 
-def test_attention_looks_at_evenly_spread_cells_of_a_large_picture(
+def test_attention_samples_evenly_spread_latent_pixels_of_a_large_image(
     tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = tiny_upscaler.networks.vae
@@ -211,7 +211,7 @@ def test_what_a_gpu_computes_otherwise_is_the_same() -> None:
     torch.testing.assert_close(global_layers.attend_by_products(q, keys, rows), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_to_very_many_alike_cells_stays_within_half_precision() -> None:
+def test_attention_to_many_equal_latent_pixels_stays_within_half_precision() -> None:
     """A sum of 2^18 values that are all weighted alike: seen not finite on a GPU at 4096 x 4096 pixels."""
     q, keys = torch.zeros(1, 1, 2, 8).half(), torch.zeros(1, 1, 2**18, 8).half()
     values = torch.full((1, 1, 2**18, 8), 1.5).half()

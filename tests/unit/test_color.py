@@ -37,7 +37,7 @@ def match(content: torch.Tensor, style: torch.Tensor, method: str) -> torch.Tens
     return torch.cat([rows for _, rows in strips], dim=2)
 
 
-def test_a_picture_matched_with_itself_is_unchanged(rng: np.random.Generator) -> None:
+def test_an_image_matched_with_itself_is_unchanged(rng: np.random.Generator) -> None:
     x = torch.from_numpy(rng.random((1, 3, 33, 50), np.float32))
     for method in color.FIXES:
         torch.testing.assert_close(match(x, x, method), x, atol=1e-6, rtol=1e-6)

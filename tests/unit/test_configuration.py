@@ -14,7 +14,7 @@ from seesr.config import Configuration, variable
         ("SEESR_DEADLINE", "0", "greater than 0"),
         ("SEESR_CUDA_GRAPHS", "perhaps", "SEESR_CUDA_GRAPHS is 'perhaps'"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT is 'xml': Input should be 'console' or 'json'"),
-        ("SEESR_DEADLNE", "5", "SEESR_DEADLNE is no variable of this program; there are .*SEESR_DEADLINE"),
+        ("SEESR_DEADLNE", "5", "SEESR_DEADLNE is not a known variable; the variables are .*SEESR_DEADLINE"),
     ],
 )
 def test_a_bad_variable_is_one_line_that_names_it(

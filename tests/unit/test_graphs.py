@@ -56,7 +56,7 @@ def add(x: Tensor) -> Tensor:
         (without_memory, "CUDA out of memory. Tried to allocate 2.00 GiB"),
     ],
 )
-def test_a_recorder_that_lies_or_fails_ends_in_eager(
+def test_a_graph_that_differs_or_fails_falls_back_to_eager(
     record: Recorder, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     graphs, x = Graphs(record), torch.ones(2, 3)
@@ -148,7 +148,7 @@ def test_tokens_are_loaded_once_an_image_for_all_shapes() -> None:
         assert not tokens.cached  # computed in the graphs' own memory
 
 
-def test_memory_of_graphs_is_given_up_and_recorded_again() -> None:
+def test_graphs_are_freed_when_memory_runs_out_and_recorded_again() -> None:
     graphs, x = Graphs(rerun), torch.ones(2)
     assert not graphs.spare()
     with graphs.setup():

@@ -155,7 +155,7 @@ def test_zero_may_mean_white(ramps: np.ndarray, depth: type) -> None:
     np.testing.assert_array_equal(read, np.repeat((np.iinfo(depth).max - grey)[..., None], 3, axis=2))
 
 
-def test_premultiplied_colours_of_a_deep_tiff_are_those_that_are_seen(ramps: np.ndarray) -> None:
+def test_premultiplied_colors_of_a_deep_tiff_are_converted(ramps: np.ndarray) -> None:
     rgb, half = ramps[..., :3].astype(np.uint16) * 257, np.full(ramps.shape[:2], 32768, np.uint16)
     read = decode(tiff(np.dstack([rgb // 2, half]), extrasamples=["assocalpha"]))
     assert read.alpha is not None and np.abs(read.rgb.astype(int) - rgb).max() <= 2 and read.rgb.dtype == np.uint16
@@ -163,7 +163,7 @@ def test_premultiplied_colours_of_a_deep_tiff_are_those_that_are_seen(ramps: np.
     np.testing.assert_array_equal(kept.rgb, rgb)
 
 
-def test_a_fourth_colour_that_is_no_alpha_hides_nothing(ramps: np.ndarray) -> None:
+def test_a_fourth_channel_that_is_not_alpha_is_ignored(ramps: np.ndarray) -> None:
     deep = ramps.astype(np.uint16) * 257
     read = decode(tiff(deep, extrasamples=["unspecified"]))
     assert read.alpha is None
@@ -267,7 +267,7 @@ def test_orientation_is_applied_once(rng: np.random.Generator, orientation: int,
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_that_is_checked_is_that_of_the_upright_picture(kind: str, orientation: int) -> None:
+def test_the_upright_size_is_checked(kind: str, orientation: int) -> None:
     pillow_heif.register_heif_opener()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -378,7 +378,7 @@ def test_sixteen_bits_become_the_nearest_eight() -> None:
     assert to_uint8(np.zeros((2, 2), np.uint8)).dtype == np.uint8
 
 
-def test_sixteen_bits_are_enlarged_without_loss_or_wrapping(rng: np.random.Generator) -> None:
+def test_sixteen_bits_are_upscaled_without_loss_or_wrapping(rng: np.random.Generator) -> None:
     edge = np.zeros((8, 9), np.uint16)
     edge[:, 4:] = 65535  # bicubic goes beyond both ends here
     noise = rng.integers(0, 65536, (8, 9)).astype(np.uint16)
@@ -391,7 +391,7 @@ def test_sixteen_bits_are_enlarged_without_loss_or_wrapping(rng: np.random.Gener
         np.testing.assert_array_equal(resize(colours, (27, 16))[..., 2], expected)
 
 
-def test_what_came_with_a_picture_goes_with_the_enlarged_one(rng: np.random.Generator) -> None:
+def test_metadata_is_copied_to_the_output(rng: np.random.Generator) -> None:
     alpha = rng.integers(0, 256, (4, 5), dtype=np.uint8)
     source = ImageData(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), alpha, b"icc", b"exif", (72.0, 72.0))
     rgb = np.zeros((8, 10, 3), np.uint8)
@@ -403,7 +403,7 @@ def test_what_came_with_a_picture_goes_with_the_enlarged_one(rng: np.random.Gene
     assert ImageData(source.rgb).with_pixels(rgb, {}, keep_exif=True).alpha is None
 
 
-def test_padding_mirrors_and_keeps_the_picture() -> None:
+def test_padding_mirrors_and_keeps_the_image() -> None:
     for height, width in ((1, 1), (1, 70), (64, 64), (65, 10)):
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         padded = pad(pixels, 16, 64)
@@ -558,9 +558,7 @@ def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK", "GRAY"])
-def test_a_profile_that_cannot_be_used_is_left_out_with_a_word(
-    icc: bytes | str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unusable_profile_is_dropped_with_a_warning(icc: bytes | str, caplog: pytest.LogCaptureFixture) -> None:
     if icc == "CMYK":
         profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
         profile[16:20] = b"CMYK"
@@ -614,7 +612,7 @@ def test_a_16_bit_colour_png_keeps_its_invisible_colour(rng: np.random.Generator
     np.testing.assert_array_equal(found.alpha[:, 0] == 0, [2 <= row < 5 for row in range(12)])
 
 
-def test_exif_loses_the_size_of_the_picture_before_and_nothing_else() -> None:
+def test_only_the_original_dimensions_are_removed_from_exif() -> None:
     exif = Image.Exif()
     exif[0x0110] = "a camera"
     exif.get_ifd(0x8769).update({0xA002: 640, 0xA003: 480, 0x829A: 0.5})
@@ -625,7 +623,7 @@ def test_exif_loses_the_size_of_the_picture_before_and_nothing_else() -> None:
     assert kept[0x0110] == "a camera" and set(kept.get_ifd(0x8769)) == {0x829A}
 
 
-def test_exif_that_is_too_long_for_a_jpeg_is_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_exif_that_is_too_long_for_a_jpeg_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "maker"
     block = exif.tobytes()
@@ -642,7 +640,7 @@ def test_a_resolution_is_kept(dpi: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dpi", [(0, 0), (1, 0), (1, 2), (2**32 - 1, 1), (65536, 1)])
-def test_a_resolution_without_sense_is_left_out(dpi: tuple[int, int]) -> None:
+def test_an_invalid_resolution_is_dropped(dpi: tuple[int, int]) -> None:
     """Writing it would fail, after all the work."""
     tags = {282: TiffImagePlugin.IFDRational(*dpi), 283: TiffImagePlugin.IFDRational(300, 1), 296: 2}
     read = decode(file(Image.new("RGB", (8, 6)), "TIFF", tiffinfo=tags))
@@ -663,7 +661,7 @@ def test_the_place_and_the_camera_of_a_tiff_are_kept() -> None:
     assert set(kept.get_ifd(ExifTags.IFD.Exif)) == {ExifTags.Base.ExposureTime}
 
 
-def test_exif_that_cannot_be_read_turns_nothing(caplog: pytest.LogCaptureFixture, ramps: np.ndarray) -> None:
+def test_unreadable_exif_does_not_rotate_the_image(caplog: pytest.LogCaptureFixture, ramps: np.ndarray) -> None:
     read = decode(file(Image.fromarray(ramps), exif=b"Exif\0\0no directory"))
     np.testing.assert_array_equal(read.rgb, ramps[..., :3])
     assert read.exif is None and "EXIF data that cannot be read are left out: all" in caplog.text
@@ -681,4 +679,4 @@ def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert decode(buffer.getvalue()).rgb.mean() > 50
         decode(with_xmp.getvalue())
-    assert "the first is taken" in caplog.text and "XMP data that cannot be read are left out" in caplog.text
+    assert "the first one is used" in caplog.text and "XMP data that cannot be read are left out" in caplog.text

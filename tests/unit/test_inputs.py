@@ -97,7 +97,7 @@ def test_a_mask_must_have_the_aspect_of_the_upright_image(name: str) -> None:
     width, height = decode(data).size
     assert open_header(data).size == (width, height) and width < height
     assert read_mask(file(Image.new("L", (width, height), 255)), (width, height)).all()
-    with pytest.raises(ValueError, match="their aspects differ"):
+    with pytest.raises(ValueError, match="their aspect ratios differ"):
         read_mask(file(Image.new("L", (height, width))), (width, height))
 
 
@@ -241,7 +241,7 @@ def test_colour_tags_in_the_order_of_the_standard(photo: Image.Image) -> None:
         (b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000)), "the colour profile cannot be read"),
     ],
 )
-def test_a_colour_tag_without_sense_is_left_out_with_a_warning(
+def test_an_invalid_color_tag_is_dropped_with_a_warning(
     photo: Image.Image, name: bytes, body: bytes, words: str
 ) -> None:
     found = decode(with_chunks(file(photo), chunk(name, body)))
@@ -331,7 +331,7 @@ def test_boxes_that_cannot_be_read_are_said() -> None:
     assert "its transforms and colour tag are not known" in warnings[0]
 
 
-def test_of_several_images_in_a_heic_the_primary_one_is_taken(photo: Image.Image) -> None:
+def test_the_primary_image_of_a_heic_is_used(photo: Image.Image) -> None:
     pillow_heif.register_heif_opener()
     other = Image.new("RGB", photo.size)
     data = file(other, "HEIF", save_all=True, append_images=[photo], primary_index=1)
@@ -352,7 +352,7 @@ def tiff(*pages: tuple[np.ndarray, dict]) -> bytes:
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("first", [False, True])
-def test_of_a_tiff_with_a_thumbnail_the_full_page_is_taken(rng: np.random.Generator, depth: int, first: bool) -> None:
+def test_the_full_page_of_a_tiff_with_a_thumbnail_is_used(rng: np.random.Generator, depth: int, first: bool) -> None:
     full = rng.integers(0, 2**depth, (24, 32, 3)).astype(f"uint{depth}")
     pages = [(full, {"photometric": "rgb"}), (full[::4, ::4], {"photometric": "rgb", "subfiletype": 1})]
     data = tiff(*pages[:: -1 if first else 1])
@@ -526,7 +526,7 @@ def test_no_damage_in_exif_turns_an_image(photo: Image.Image, kind: str, name: s
     assert np.abs(found.rgb.astype(int) - np.rot90(np.asarray(photo), -1)).mean() < 12
 
 
-def test_a_tag_that_cannot_be_written_is_left_out_alone(photo: Image.Image) -> None:
+def test_a_tag_that_cannot_be_written_is_dropped_and_the_others_kept(photo: Image.Image) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make], exif[ExifTags.Base.XResolution] = "maker", 300.0
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.5
@@ -623,7 +623,7 @@ def test_a_cut_jpeg_xl_and_one_that_is_not_read(photo: Image.Image) -> None:
         with pytest.raises(ValueError, match=r"damaged|not an image"):
             decode(data[:length])
     floats = imagecodecs.jpegxl_encode(np.asarray(photo).astype(np.float32) / 255, lossless=True)
-    with pytest.raises(ValueError, match="floating-point JPEG XL, which is not read: save it with 16 bits"):
+    with pytest.raises(ValueError, match="floating-point JPEG XL, which is not supported: save it with 16 bits"):
         decode(floats)
     frames = imagecodecs.jpegxl_encode(np.stack([np.asarray(photo)] * 2), lossless=True, photometric="rgb")
     with pytest.raises(ValueError, match="animated JPEG XL; send one still image"):

@@ -37,7 +37,7 @@ def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, sha
         "CUDA error: operation failed due to a previous error during capture (cudaErrorStreamCaptureInvalidated)",
     ],
 )
-def test_running_out_of_memory_is_known_in_all_its_words(words: str) -> None:
+def test_every_out_of_memory_message_is_recognized(words: str) -> None:
     assert memory.is_out_of_memory(RuntimeError(words))
     assert not memory.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
@@ -48,12 +48,12 @@ def test_running_out_of_memory_is_known_in_all_its_words(words: str) -> None:
         ("batch", 8, [5, 4, 1], "use a smaller latent_tiled_size"),
         ("batch", 6, [5, 4, 1], "fewer particles"),
         ("hold", 2**30, [2**29, 2**28, 0], "a device with more free memory"),
-        ("hold", 1, [0], "end other programs"),
+        ("hold", 1, [0], "stop other programs"),
         ("whole", 2**40, [0], "use tiles"),
-        ("single", 0, [], "end other programs"),
+        ("single", 0, [], "stop other programs"),
     ],
 )
-def test_what_is_given_up_until_nothing_is_left(
+def test_memory_is_reduced_step_by_step_until_it_fails(
     name: str, amount: int, steps: list[int], remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan, seen, released = Budget(**({name: amount} if amount else {})), [], []
@@ -71,7 +71,7 @@ def test_what_is_given_up_until_nothing_is_left(
     assert not steps or f"{allowance.name} = {steps[0]}" in caplog.text
 
 
-def test_what_is_only_there_for_speed_is_freed_before_the_last_step() -> None:
+def test_caches_are_freed_before_the_smallest_batch_fails() -> None:
     spared, seen = [True, False, False], []
     plan = Budget(batch=8, spare=lambda: spared.pop(0))
 

@@ -186,7 +186,7 @@ def test_noise_is_a_matter_of_the_seed_alone() -> None:
     assert not torch.equal(next(first), next(sampling.noise_stream(8, (1, 4, 8, 8), torch.device("cpu"))))
 
 
-def test_tagger_reads_the_picture_without_antialiasing() -> None:
+def test_the_tagger_resizes_without_antialiasing() -> None:
     x = torch.rand(1, 3, 40, 900)
     expected = torch.nn.functional.interpolate(x, (384, 384), mode="bilinear", antialias=False)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tagger.MEAN, tagger.STD))
@@ -212,8 +212,8 @@ def test_too_many_tags_leave_room_for_what_the_user_wrote(tiny_upscaler: Upscale
     tags = [f"noisy{n}" for n in range(100)]
     prompt = prompt_module.fit(tokenizer, tags, "my prompt", "clean")
     assert 0 < len(prompt.tags) < 100 and prompt.tags + prompt.left_out == tags and prompt.cut == ""
-    assert prompt.words == prompt_module.compose(prompt.tags, "my prompt", "clean")
-    assert len(tokenizer.encode(prompt.words)) <= tokenizer.model_max_length
+    assert prompt.text == prompt_module.compose(prompt.tags, "my prompt", "clean")
+    assert len(tokenizer.encode(prompt.text)) <= tokenizer.model_max_length
     assert prompt_module.fit(tokenizer, ["a", "b"], "", "clean").left_out == []
 
 

@@ -1,4 +1,4 @@
-"""Half precision that is not enough: seen, done again in single precision, and half precision again afterwards."""
+"""Half precision that is not enough: seen, done retrying in float32, and half precision again afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_gpu_works_in_half_and_a_cpu_in_single_precision() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_seen(bad: float) -> None:
     check_finite(torch.ones(3), "encode")
-    with pytest.raises(NotFinite, match=r"not finite \(encode\); nothing is returned"):
+    with pytest.raises(NotFinite, match=r"not finite in stage encode; check the weights"):
         check_finite(torch.tensor([1.0, bad, 2.0]), "encode")
 
 
@@ -47,7 +47,7 @@ def test_an_overflow_is_done_again_with_every_network_cast_up(caplog: pytest.Log
     assert torch.equal(retry_in_float32(first, budget, first, second), torch.full((2,), 90001.0))
     for network in (first, second):
         assert [value.dtype for value in values(network)] == [torch.float32, torch.float32, torch.int64]
-    assert budget.redone == 1 and len(budget.cast) == 4 and "again in single precision" in caplog.text
+    assert budget.redone == 1 and len(budget.cast) == 4 and "retrying in float32" in caplog.text
     retry_in_float32(first, budget, first, second)  # it stays so for the rest of the picture
     assert budget.redone == 1
     budget.restore()

@@ -41,7 +41,7 @@ def test_a_deadline_ends_the_work_after_it_and_not_at_it(monkeypatch: pytest.Mon
     now[0] = 102.6
     with pytest.raises(DeadlineExceeded) as error:
         deadline(Position("denoise", 3, 7))
-    assert str(error.value) == "the deadline of 2.5 s has passed (denoise, 3 of 7); nothing is returned"
+    assert str(error.value) == "the deadline of 2.5 s has passed (denoise, 3 of 7); allow more time"
 
 
 def test_carriage_returns_become_lines() -> None:

@@ -218,7 +218,7 @@ def test_k14_any_size_works_and_border_patches_count_what_they_hold(patch: int) 
 def test_k14_strips_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(4, 4, 21, 17)
     whole = update(x)
-    monkeypatch.setattr(steering, "CELLS", 64)
+    monkeypatch.setattr(steering, "LATENT_PIXELS", 64)
     assert torch.equal(update(x), whole)
 
 
@@ -248,7 +248,7 @@ def test_k17_two_modes_keep_their_shares_while_the_spread_falls(n: int) -> None:
     assert ensemble and ensemble.winner(on)[1]["effective"]
 
 
-def test_k18_a_dead_particle_fails_the_picture(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
+def test_k18_a_dead_particle_fails_the_image(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
     """Not finite in single precision either: one particle's answer is no better than the network that gave it."""
     unet, calls = tiny_upscaler.networks.unet, []
 
@@ -294,7 +294,7 @@ def test_k21_trained_weights_agree_more_after_steering_and_show_no_grid() -> Non
         assert row["grid_lines"] <= 1.05
 
 
-def test_the_winner_is_nearest_to_the_mean_within_the_picture() -> None:
+def test_the_winner_is_nearest_to_the_mean_within_the_image() -> None:
     z = torch.zeros(3, 1, 4, 4)
     z[0], z[1], z[2] = -1.0, 0.1, 1.0
     z[1, :, :, 3] = 100.0  # padding, not picture
@@ -316,7 +316,7 @@ def test_the_upscaler_steers(pocket: Upscaler, photo: Image.Image) -> None:
     assert (np.asarray(wide.image) != np.asarray(first.image)).any()
 
 
-def test_the_uncertainty_map_has_the_pictures_size_and_a_fixed_scale(pocket: Upscaler, photo: Image.Image) -> None:
+def test_the_uncertainty_map_has_the_image_size_and_a_fixed_scale(pocket: Upscaler, photo: Image.Image) -> None:
     settings = Settings(seed=4, num_inference_steps=2, use_kds=True, num_particles=3, scale_factor=3.3)
     result = pocket(photo, settings)
     assert result.uncertainty is not None

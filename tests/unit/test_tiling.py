@@ -35,7 +35,7 @@ def test_offsets_are_the_fewest_and_exact() -> None:
 
 
 @pytest.mark.parametrize(("size", "tile", "overlap"), [((50, 70), 16, 4), ((16, 33), 16, 5), ((9, 9), 16, 4)])
-def test_cores_meet_in_the_middle_of_overlaps_and_cover_each_cell_once(
+def test_cores_meet_in_the_middle_of_overlaps_and_cover_each_latent_pixel_once(
     size: tuple[int, int], tile: int, overlap: int
 ) -> None:
     tiles, covered = tiling.grid(*size, tile, overlap), torch.zeros(size)

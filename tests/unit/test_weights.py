@@ -83,7 +83,7 @@ def test_a_broken_manifest_is_an_error(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["unet", "controlnet", "vae", "text_encoder", "tagger"])
-def test_missing_extra_and_misshapen_keys_are_named(bundle: Path, part: str) -> None:
+def test_missing_surplus_and_wrongly_shaped_keys_are_named(bundle: Path, part: str) -> None:
     path = next((bundle / part).glob("*.safetensors"))
     key = min(k for k, v in load_file(path).items() if v.ndim > 1)
     kept: dict[str, torch.Tensor] = {}

@@ -1,8 +1,8 @@
 """Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
 
-    python -m lab.pocket.train                     all stages
-    python -m lab.pocket.train --stage tagger      one stage, from the checkpoints of those before it
-    python -m lab.pocket.train --further           the tagger and the denoiser of weights/pocket, trained further
+    python -m experiments.pocket.train                 all stages
+    python -m experiments.pocket.train --stage tagger  one stage, from the checkpoints of those before it
+    python -m experiments.pocket.train --further       the tagger and the denoiser of weights/pocket, trained further
 
 Stages: autoencoder, tagger, words, denoiser, export; an interrupted denoiser goes on where it was. Checkpoints and
 curves go to build/pocket. On a CPU, `GOMP_SPINCOUNT=20000` is half again as fast as waiting asleep.
@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from experiments.pocket.curve import plot
+from experiments.pocket.denoiser import BATCH, denoiser, further
+from experiments.pocket.sizes import CONTROLNET, LABELS, SCHEDULER, TAGGER, TEXT, UNET, VAE, WORK
+from experiments.pocket.stages import autoencoder, build_tokenizer, tagger, words
 from lab import report
-from lab.pocket.curve import plot
-from lab.pocket.denoiser import BATCH, denoiser, further
-from lab.pocket.sizes import CONTROLNET, LABELS, SCHEDULER, TAGGER, TEXT, UNET, VAE, WORK
-from lab.pocket.stages import autoencoder, build_tokenizer, tagger, words
 from seesr.networks import models, weights
 
 CURVES = report.RESULTS / "pocket-curves"
-log = logging.getLogger("lab.pocket")
+log = logging.getLogger("experiments.pocket")
 
 
 def unpack(device: torch.device, steps: int) -> None:

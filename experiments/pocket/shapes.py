@@ -1,6 +1,6 @@
 """Counts the arithmetic of candidate shapes of the bundled networks and times them with random weights.
 
-    python -m lab.pocket.shapes --json results/pocket-shapes.json
+    python -m experiments.pocket.shapes --json results/pocket-shapes.json
 
 Per megapixel of output, for one step without overlap between tiles; CPU seconds of one thread, the least of three.
 """
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.pocket.sizes import CONTROLNET, UNET, VAE, WIDTH
 from lab import report
-from lab.pocket.sizes import CONTROLNET, UNET, VAE, WIDTH
 from seesr.networks.autoencoders import AutoencoderTiny
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 

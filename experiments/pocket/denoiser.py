@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lab.pocket import data
-from lab.pocket.curve import Curve
-from lab.pocket.sizes import BLOCKS, CONTROLNET, DRAWN, LABELS, SCHEDULER, SEED, TAGGER, TEXT, UNET, VAE, WORK
-from lab.pocket.stages import build_tokenizer, rate, to_tensor
+from experiments.pocket import data
+from experiments.pocket.curve import Curve
+from experiments.pocket.sizes import BLOCKS, CONTROLNET, DRAWN, LABELS, SCHEDULER, SEED, TAGGER, TEXT, UNET, VAE, WORK
+from experiments.pocket.stages import build_tokenizer, rate, to_tensor
 from lab.quality.degradations import Rgb
 from seesr.networks.autoencoders import AutoencoderTiny
 from seesr.networks.schedule import NoiseSchedule

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lab.pocket.sizes import WORK
+from experiments.pocket.sizes import WORK
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """How near the tiled autoencoder comes to one pass over the whole picture, and what it costs: a table and a picture.
 
-    python -m lab.tiles.autoencoder --json results/tiles.json --map results/tiles.png
+    python -m experiments.tiles.autoencoder --json results/tiles.json --map results/tiles.png
 
 The full-size AutoencoderKL with made-up weights (or that of --bundle) on a photograph in 2 x 2 tiles; beside it the
 SeeSR reference's tiles: norms without the variance between tiles, attention within a tile.

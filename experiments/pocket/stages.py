@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.pocket import data
-from lab.pocket.curve import Curve
-from lab.pocket.sizes import DAMAGE, DRAWN, LABELS, SEED, TAGGER, TAGS, TEXT, TOKENIZER, VAE, WIDTH, WORK
+from experiments.pocket import data
+from experiments.pocket.curve import Curve
+from experiments.pocket.sizes import DAMAGE, DRAWN, LABELS, SEED, TAGGER, TAGS, TEXT, TOKENIZER, VAE, WIDTH, WORK
 from lab.quality.degradations import Rgb
 from seesr.networks.autoencoders import AutoencoderTiny
 from seesr.networks.tagger import Tagger, preprocess

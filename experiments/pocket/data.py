@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lab.pocket.photographs import photographs
-from lab.pocket.sizes import DRAWN, SEED
+from experiments.pocket.sizes import DRAWN, SEED
 from lab.quality import degradations
 from lab.quality.degradations import Rgb
+from lab.quality.photographs import photographs
 
 COLOUR = ("rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page", "text", "clock")
