@@ -262,8 +262,10 @@ def test_a_dropped_folder_gives_its_images(slow_page: Page, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1, 2.6, 4])
+def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving, tmp_path: Path, scale: float) -> None:
     """Also beside a flat area, where the model adds nothing."""
+    page.fill("#size", str(scale))
     photo = pixels(sharp(64, 48)).copy()
     photo[:, :24] = 200
     photo[::3, 40:] //= 2
@@ -276,12 +278,12 @@ def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving
         expect(page.locator(".live")).to_be_visible()
         shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
         ours = pixels(base64.b64decode(shown.partition(",")[2])).astype(int)
-        expected = pixels(service.upscale(data, fidelity=fidelity).content)
+        expected = pixels(service.upscale(data, fidelity=fidelity, scale_factor=scale).content)
         assert abs(ours - expected).max() <= 1, fidelity
     slider.fill("0.5")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save this").click()
-    assert Path(download.value.path()).read_bytes() == service.upscale(data, fidelity=0.5).content
+    assert Path(download.value.path()).read_bytes() == service.upscale(data, fidelity=0.5, scale_factor=scale).content
 
 
 @pytest.mark.long
@@ -382,6 +384,11 @@ def test_the_language_can_be_chosen_and_stays(slow_page: Page) -> None:
     assert slow_page.locator("html").get_attribute("lang") == "de"
     slow_page.set_input_files("#files", names(1))
     expect(slow_page.locator(".state")).to_contain_text("Fertig")
+    slow_page.set_viewport_size({"width": 390, "height": 844})
+    slow_page.get_by_text("Erweitert").click()
+    for language in ("de", "es", "fr", "ja", "zh", "en"):
+        slow_page.select_option("#language", language)
+        assert slow_page.evaluate("document.documentElement.scrollWidth") <= 390, language
 
 
 @pytest.mark.long
