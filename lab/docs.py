@@ -44,6 +44,7 @@ PAGES = (
     "docs/decisions/0020-flat-areas-thin-images-registration.md",
     "docs/decisions/0023-speed.md",
     "docs/decisions/0028-cached-stages.md",
+    "docs/decisions/0029-quotes.md",
 )
 
 
@@ -249,6 +250,13 @@ def errors() -> str:
     return table(rows, {"code": "", "status": "", "when": "", "what to do": "", "setting": ""})
 
 
+def quote() -> str:
+    """What `python -m lab.speed.quote` measured, and what became of the deadlines."""
+    columns = {"jobs": "", "images": "d", "within_20_percent": ".0%", "median_error": ".0%", "p95_error": ".0%"}
+    promises = json.loads((RESULTS / "quote.json").read_text())["promises"]
+    return f"{table(read(RESULTS / 'quote.json'), columns)}\n\n{table([promises], dict.fromkeys(promises, '.3g'))}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "effects": effects,
@@ -268,6 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "mutation": mutation,
     "stages": stages,
+    "quote": quote,
 }
 
 

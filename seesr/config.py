@@ -53,7 +53,12 @@ class Configuration(BaseSettings):
         None, "Address of a timestamp authority that is asked at every signature. Unset: none is asked."
     )
     deadline: float | None = option(
-        None, "Seconds that one image may take, checked at every tile. Unset: no limit.", gt=0
+        None,
+        "Seconds that one image may take, checked at every tile. A caller's own deadline replaces it. Unset: no limit.",
+        gt=0,
+    )
+    price_per_hour: float | None = option(
+        None, "Price of an hour of this machine, in any currency, for the price of a quote. Unset: no price.", ge=0
     )
     data: Path = option(Path("seesr-data"), "Server: folder for the queue, uploads and results.")
     api_keys: SecretStr = option(

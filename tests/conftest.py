@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pathlib import Path
 # two processes whose threads wait by spinning slow each other several times over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="seesr-tests-")  # rates of the tests stay out of the user's
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ from seesr.fleet import worker
 from seesr.images.image_data import ImageData
 from seesr.networks.weights import Bundle
 from seesr.pipeline.result import Output
-from seesr.runtime.progress import Progress, Watcher
+from seesr.runtime.progress import Deadline, Progress, Watcher
 from seesr.settings import Settings
 
 SECONDS = float(os.environ.get("ECHO_SECONDS", "0.25"))
@@ -31,7 +31,12 @@ class Echo:
     """Behaves as an Engine does."""
 
     def run(
-        self, data: Path, settings: Settings, deadline: float | None, watchers: tuple[Watcher, ...], mask: Path | None
+        self,
+        data: Path,
+        settings: Settings,
+        deadline: Deadline | None,
+        watchers: tuple[Watcher, ...],
+        mask: Path | None,
     ) -> Output:
         content, progress = data.read_bytes(), Progress(*watchers)
         seconds = SECONDS * settings.num_inference_steps

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seesr.engine.rates import ENOUGH, Quote
 from seesr.runtime.estimate import Forecast, Speed
-from seesr.runtime.progress import Progress, Watcher
+from seesr.runtime.progress import Deadline, Progress, Watcher
 from seesr.settings import Settings
 
 TILES = 10
@@ -44,7 +45,7 @@ class Echo:
         self,
         data: Path,
         settings: Settings,
-        deadline: float | None,
+        deadline: Deadline | None,
         watchers: tuple[Watcher, ...],
         mask: Path | None = None,
     ) -> Output:
@@ -62,6 +63,10 @@ class Echo:
         metrics = {"seed": settings.seed, "seconds": {"denoise": self.seconds}, "tiles": TILES, "steps": 1}
         return Output(content, {**metrics, "out_of_memory_retries": 0, "float32_retries": 0}, settings.seed or 0)
 
+    def quote(self, data: Path, settings: Settings) -> Quote:
+        length = data.stat().st_size
+        return Quote("1x1", TILES, self.seconds, self.seconds, length, {"host": 1}, None, ENOUGH)
+
     def healthy(self) -> bool:
         return True
 
@@ -75,7 +80,7 @@ def main() -> int:
 
     runs = os.environ.get("ECHO_RUNS")
     echo = Echo(float(os.environ.get("ECHO_SECONDS", "0.05")), Path(runs) if runs else None)
-    app.load_engine = lambda bundle, device: echo  # type: ignore[assignment, return-value]
+    app.load_engine = lambda *_: echo  # type: ignore[assignment, return-value]
     return cli(["serve", *sys.argv[1:]])
 
 

@@ -40,7 +40,7 @@ class Task:
         place: its path below the folder of the results, with the source's name.
         folder: what `place` is relative to.
         target: the result's file, or "-" for standard output.
-        size: (width, height) of the result; (0, 0) before the header was read.
+        source_size, size: (width, height) of the source and the result; (0, 0) before the header was read.
         error: why it cannot be done.
         done: the result is there already.
         data: the bytes of standard input.
@@ -50,6 +50,7 @@ class Task:
     place: Path
     folder: Path
     target: str = ""
+    source_size: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
     error: str | None = None
     done: bool = False

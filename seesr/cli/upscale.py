@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,6 +26,7 @@ from seesr.settings import Settings
 
 if TYPE_CHECKING:
     from seesr.engine.engine import Engine
+    from seesr.engine.rates import Quote
 
 SECONDS = {  # of one megapixel of the result: (all but the steps, one step); results/bench.md
     ("pocket", "cpu"): (3.4, 6.0),  # of one core
@@ -59,7 +63,7 @@ def upscale(args: argparse.Namespace, settings: Settings) -> int:
             run.failed(task)
     todo = [task for task in collected.tasks if not task.error and not task.done]
     if args.dry_run:
-        return run.forecast(bundle, args.device)
+        return run.forecast(bundle, args.device, path)
     if todo:
         plan.check_folders([task for task in todo if task.target != STREAM])
         already = sum(task.done for task in collected.tasks)
@@ -110,7 +114,8 @@ def check(task: Task, sources: set[str], settings: Settings, bundle: Bundle | No
     from seesr.images.read import open_header, read_file
 
     data = read_file(Path(task.source)) if task.data is None else task.data
-    task.size = settings.output_size(*open_header(data).size)
+    task.source_size = open_header(data).size
+    task.size = settings.output_size(*task.source_size)
     if settings.rectangle is not None:
         task.size = settings.rectangle.width, settings.rectangle.height
     if task.target == STREAM:
@@ -184,20 +189,32 @@ class Run:
         stream = sys.stderr if task.target == STREAM else sys.stdout
         print(json.dumps({"source": task.source, "target": task.target, **values}), file=stream, flush=True)
 
-    def forecast(self, bundle: Bundle | None, device: str | None) -> int:
-        """Prints the planned tasks with estimated times. Returns the exit code."""
-        whole = 0.0
+    def forecast(self, bundle: Bundle | None, device: str | None, path: Path) -> int:
+        """Prints the planned tasks with what they should take. Returns the exit code.
+
+        Without rates of this machine the times are rough, and torch is not loaded.
+        """
+        whole, quote = 0.0, quotes_of(bundle, device, path)
         for task in self.tasks:
             if task.error:
                 continue
             width, height = task.size
-            seconds = 0.0 if task.done else estimate(task, self.settings, bundle, device)
+            found = None if quote is None or task.done else quote(self.settings, task.source_size)
+            if task.done:
+                seconds, then = 0.0, "already there"
+            elif found is None or found.seconds is None:
+                seconds = estimate(task, self.settings, bundle, device)
+                then = f"about {seconds:.1f} s (rough: no image was measured on this machine yet)"
+            else:
+                seconds = found.seconds
+                then = f"about {seconds:.1f} s, {found.tiles} tiles, {found.peak_memory_mb.get('host', 0)} MB of memory"
+                then += f", {found.bytes / 1e6:.1f} MB file" if found.bytes is not None else ""
+                then += f", price {found.price:.4g}" if found.price is not None else ""
             whole += seconds
             if self.as_json:
                 values = {"size": [width, height], "already_there": task.done, "estimated_seconds": round(seconds, 1)}
-                self.json(task, **values)
+                self.json(task, **values, quote=None if found is None else dataclasses.asdict(found))
             else:
-                then = "already there" if task.done else f"about {seconds:.1f} s"
                 print(f"{task.source} -> {task.target}, {width}x{height}, {then}", file=self.messages)
         if not self.as_json:
             print(f"about {whole:.1f} s in all; nothing was written", file=self.messages)
@@ -211,6 +228,17 @@ class Run:
             for task in failures:
                 print(f"  {task.source}: {task.error}", file=sys.stderr)
         return 1 if failures else 0
+
+
+def quotes_of(bundle: Bundle | None, device: str | None, path: Path) -> Callable[..., Quote] | None:
+    """Gives quotes for (settings, size of an input); None: this machine has no rates of the bundle."""
+    from seesr.engine.rates import user_folder
+
+    if bundle is None or not any(user_folder().glob(f"{bundle.digest[:12]}-*.json")):
+        return None
+    from seesr.engine.quote import quote_unloaded
+
+    return functools.partial(quote_unloaded, path, device)
 
 
 def estimate(task: Task, settings: Settings, bundle: Bundle | None, device: str | None) -> float:

@@ -13,8 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
+import torch
+
 from seesr.config import Configuration
 from seesr.engine import preflight
+from seesr.engine.quote import make_quote, size_of
+from seesr.engine.rates import Measured, Quote, Rates, rates_file, user_folder
 from seesr.engine.worker_thread import OneThread
 from seesr.images.content_credentials import Signer
 from seesr.images.mask import read_mask
@@ -22,7 +26,7 @@ from seesr.images.source import Source, is_file, is_many, load_source, read_byte
 from seesr.networks import hardware, weights
 from seesr.pipeline.result import Metrics, Output
 from seesr.pipeline.upscaler import Upscaler
-from seesr.pipeline.work import count
+from seesr.pipeline.work import count, plan, shown_megapixels, terms
 from seesr.runtime.estimate import Forecast, Speed, stage_of
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Deadline, Position, Progress, Watcher
@@ -42,8 +46,11 @@ class Engine:
         output.save("photo-x4.png")
     """
 
-    def __init__(self, bundle: Path, device: str | None, configuration: Configuration) -> None:
+    def __init__(
+        self, bundle: Path, device: str | None, configuration: Configuration, rates: Path | None = None
+    ) -> None:
         self.bundle, self.device, self.configuration = bundle, device, configuration
+        self.rates_folder, self.rates = rates or user_folder(), Rates()
         self.thread, self.process = OneThread(), os.getpid()
         self.turn = threading.Lock()
         self.upscaler: Upscaler | None = None
@@ -51,12 +58,13 @@ class Engine:
         self.speed = Speed()
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, device: str | None = None) -> Engine:
+    def load(cls, bundle: str | Path | None = None, device: str | None = None, rates: Path | None = None) -> Engine:
         """Loads a bundle and runs one small image through it.
 
         Args:
             bundle: the folder; None: SEESR_WEIGHTS, the full bundle or the pocket one, whichever is there.
             device: a torch device; None: SEESR_DEVICE, or the GPU if there is one.
+            rates: folder that keeps what images cost on this machine; None: seesr/rates in the user's cache folder.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
@@ -66,7 +74,7 @@ class Engine:
         configuration = Configuration.read()
         path = Path(bundle) if bundle is not None else configuration.weights or weights.locate()
         preflight.require(path, device or configuration.device)
-        engine = cls(path, device or configuration.device, configuration)
+        engine = cls(path, device or configuration.device, configuration, rates)
         engine.reload()
         return engine
 
@@ -105,8 +113,14 @@ class Engine:
             cache=configuration.cache_mb * 10**6,
         )
         loaded = time.perf_counter()
+        networks = upscaler.networks
+        name, threads = hardware.name(networks.device), torch.get_num_threads()
+        self.rates = Rates(rates_file(self.rates_folder, networks.bundle.digest, name, threads))
+        self.rates.begin(hardware.peak_memory(networks.device))
         first = upscaler.warm_up()
-        self.speed.learn(count(upscaler.networks, first.settings, first.source.size), first.metrics["seconds"])
+        planned = plan(networks, first.settings, first.source.size)
+        self.speed.learn(count(networks, first.settings, first.source.size), first.metrics["seconds"])
+        self.rates.warm(terms(networks, first.settings, first.source.size, planned), first.metrics["seconds"])
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded; run ./scripts/weights for full quality")
@@ -117,7 +131,7 @@ class Engine:
         self,
         source: Source,
         settings: Settings | None = None,
-        deadline: float | None = None,
+        deadline: float | Deadline | None = None,
         watchers: tuple[Watcher, ...] = (),
         mask: Source | None = None,
     ) -> Output: ...
@@ -127,7 +141,7 @@ class Engine:
         self,
         source: Iterable[Source],
         settings: Settings | None = None,
-        deadline: float | None = None,
+        deadline: float | Deadline | None = None,
         watchers: tuple[Watcher, ...] = (),
         mask: Source | None = None,
     ) -> Iterator[Output]: ...
@@ -136,7 +150,7 @@ class Engine:
         self,
         source: Source | Iterable[Source],
         settings: Settings | None = None,
-        deadline: float | None = None,
+        deadline: float | Deadline | None = None,
         watchers: tuple[Watcher, ...] = (),
         mask: Source | None = None,
     ) -> Output | Iterator[Output]:
@@ -146,7 +160,8 @@ class Engine:
             source: path, bytes of an image file, binary file object, PIL image or NumPy array (see
                 `seesr.images.source.load_source`), or an iterable of these, which gives an iterator of outputs.
             settings: None: the defaults.
-            deadline: seconds for one image once its turn has come; None: SEESR_DEADLINE, or any time.
+            deadline: seconds for one image from this call on, its wait included; None: SEESR_DEADLINE, which counts
+                from the image's turn, or any time.
             watchers: called at every tile; one that raises ends the work.
             mask: an image of the same aspect, of any kind that `source` can be: white is enhanced, black stays the
                 bicubic upscale.
@@ -168,19 +183,98 @@ class Engine:
         self,
         source: Source,
         settings: Settings,
-        deadline: float | None,
+        deadline: float | Deadline | None,
         watchers: tuple[Watcher, ...],
         mask: Source | None,
     ) -> Output:
         check_process(self.process)  # before the lock, which another thread may have held at the fork
+        limit = Deadline(deadline) if isinstance(deadline, (int, float)) else deadline
         with self.turn:
             upscaler = self.upscaler
             if upscaler is None:
                 raise RuntimeError("the engine is unloaded: call Engine.reload() first")
-            seconds = deadline if deadline is not None else self.configuration.deadline
-            called = watchers if seconds is None else (*watchers, Deadline(seconds))
-            progress = Progress(*called)
-            return self.thread.run(lambda: upscale(upscaler, source, settings, progress, mask, self.speed, self.signer))
+            if limit is None and self.configuration.deadline is not None:
+                limit = Deadline(self.configuration.deadline)
+            progress = Progress(*watchers) if limit is None else Progress(*watchers, limit)
+            return self.thread.run(lambda: self._upscale(upscaler, source, settings, progress, mask))
+
+    def _upscale(
+        self, upscaler: Upscaler, source: Source, settings: Settings, progress: Progress, mask: Source | None
+    ) -> Output:
+        """Source -> Output whose file is encoded, and signed if there is a signer. The rates learn from it."""
+        networks, started = upscaler.networks, time.perf_counter()
+        progress.start("read")
+        signer, original = self.signer, None
+        if signer is not None and is_file(source):
+            source = original = read_bytes(source)
+        image = load_source(source, settings.output_size)
+        size = image.image_data.size
+        shape = None if mask is None else read_mask(mask, size)
+        work = count(networks, settings, size, shape)
+        progress.forecast = Forecast(self.speed, work)
+        progress.finish()
+        read = time.perf_counter()
+        quote, before = self._quote(upscaler, settings, size), hardware.peak_memory(networks.device)
+        planned = time.perf_counter()
+        output = upscaler(image, settings, progress, shape)
+        if signer is not None:
+            output = dataclasses.replace(output, sign=functools.partial(signer.sign, source=original))
+        upscaled = time.perf_counter()
+        progress.start("file")
+        data = output.data
+        progress.finish()
+        seconds = {"read": read - started, **output.metrics["seconds"], "file": time.perf_counter() - upscaled}
+        whole = time.perf_counter() - started - (planned - read)
+        self.speed.learn(computed(work, output.metrics), seconds)
+        after, reused = output.metrics["peak_memory_mb"], reused_stages(output.metrics)
+        kept = {name: value for name, value in seconds.items() if name not in reused}
+        width, height = settings.output_size(*size)
+        self.rates.learn(
+            Measured(
+                terms=terms(networks, settings, size, plan(networks, settings, size, shape), shape is not None),
+                seconds=kept,
+                quoted=None if mask is not None or len(kept) < len(seconds) else quote.seconds,
+                suffix=settings.suffix,
+                shown=shown_megapixels(settings, (width, height)),
+                length=len(data),
+                megapixels=width * height / 1e6,
+                before=before,
+                after=after,
+            )
+        )
+        metrics: Metrics = {
+            **output.metrics,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "quote": quote.short(),
+            "actual": {"seconds": round(whole, 3), "bytes": len(data), "peak_memory_mb": after["host"]},
+        }
+        output = dataclasses.replace(output, metrics=metrics)
+        output.__dict__["data"] = data  # the value of the cached property
+        return output
+
+    def quote(self, source: Source, settings: Settings | None = None) -> Quote:
+        """What an image should take and give, from the header of its file and the images that were measured before.
+
+        Answers while an image is made, too. A mask would be counted as white, and stages that are cached as computed.
+
+        Args:
+            source: as `run` takes it; pixels are not decoded.
+            settings: None: the defaults.
+
+        Raises:
+            TypeError, ValueError, OSError: as `run`.
+            RuntimeError: the engine is unloaded.
+        """
+        upscaler = self.upscaler
+        if upscaler is None:
+            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
+        return self._quote(upscaler, settings or Settings(), size_of(source))
+
+    def _quote(self, upscaler: Upscaler, settings: Settings, size: tuple[int, int]) -> Quote:
+        quote = make_quote(upscaler.networks, self.rates, settings, size, self.configuration.price_per_hour)
+        held = hardware.peak_memory(upscaler.networks.device)
+        peak = {name: max(value, held.get(name, 0)) for name, value in quote.peak_memory_mb.items()}
+        return dataclasses.replace(quote, peak_memory_mb=peak)
 
     def work(self, settings: Settings, size: tuple[int, int]) -> dict[str, float]:
         """Units of work of every stage of an image of `size` = (width, height), see `seesr.pipeline.work.count`.
@@ -205,7 +299,7 @@ class Engine:
         self,
         source: Source,
         settings: Settings | None = None,
-        deadline: float | None = None,
+        deadline: float | Deadline | None = None,
         watchers: tuple[Watcher, ...] = (),
         mask: Source | None = None,
     ) -> Output:
@@ -264,56 +358,19 @@ def signer_of(configuration: Configuration) -> Signer | None:
     )
 
 
-def upscale(
-    upscaler: Upscaler,
-    source: Source,
-    settings: Settings,
-    progress: Progress,
-    mask: Source | None,
-    speed: Speed,
-    signer: Signer | None = None,
-) -> Output:
-    """Source -> Output with its encoded file, signed if there is a signer, and the seconds of every stage.
-
-    Args:
-        speed: learns from this image.
-    """
-    started = time.perf_counter()
-    progress.start("read")
-    original = None
-    if signer is not None and is_file(source):
-        source = original = read_bytes(source)
-    image = load_source(source, settings.output_size)
-    shape = None if mask is None else read_mask(mask, image.image_data.size)
-    work = count(upscaler.networks, settings, image.image_data.size, shape)
-    progress.forecast = Forecast(speed, work)
-    progress.finish()
-    read = time.perf_counter()
-    output = upscaler(image, settings, progress, shape)
-    if signer is not None:
-        output = dataclasses.replace(output, sign=functools.partial(signer.sign, source=original))
-    upscaled = time.perf_counter()
-    progress.start("file")
-    data = output.data
-    progress.finish()
-    seconds = {"read": read - started, **output.metrics["seconds"], "file": time.perf_counter() - upscaled}
-    speed.learn(computed(work, output.metrics), seconds)
-    metrics: Metrics = {**output.metrics, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
-    output = dataclasses.replace(output, metrics=metrics)
-    output.__dict__["data"] = data  # the value of the cached property
-    return output
+def reused_stages(metrics: Metrics) -> set[str]:
+    """The stages that were not computed whole, but with results of earlier runs."""
+    return {*metrics["reused"].split(", "), "denoise" if metrics["tiles_reused"] else ""}
 
 
 def computed(work: dict[str, float], metrics: Metrics) -> dict[str, float]:
-    """The work of the stages that were computed whole, without results of earlier runs."""
-    reused = {*metrics["reused"].split(", "), "denoise" if metrics["tiles_reused"] else ""}
+    """The work of the stages that were computed whole."""
+    reused = reused_stages(metrics)
     return {name: units for name, units in work.items() if stage_of(name) not in reused}
 
 
 def free_memory() -> None:
     import gc
-
-    import torch
 
     gc.collect()
     if torch.cuda.is_available():

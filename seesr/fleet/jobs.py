@@ -113,6 +113,9 @@ class FleetJobs:
         if not has_room(owner, self.records.waiting_owners(), self.max_queue, self.share):
             raise QueueFull(self.expected_seconds(waiting))
 
+    def quote(self, job: Job, image: Path) -> None:
+        """Gives none: a gateway has no engine, and its workers can differ."""
+
     def publish(self, job: Job) -> None:
         """Hands a job to the workers, in the lane of its owner.
 

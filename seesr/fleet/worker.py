@@ -133,7 +133,7 @@ class Child:
             source = self.until_stored(lambda: self.objects.get(f"in/{job.id}"))
             mask = self.until_stored(lambda: self.objects.get(f"in/{job.id}-mask")) if job.masked else None
             with image_of(job.owner):
-                output = self.engine.run(source, settings, job.deadline, (Reporter(job, report, OFTEN),), mask)
+                output = self.engine.run(source, settings, job.limit, (Reporter(job, report, OFTEN),), mask)
             self.until_stored(lambda: self.objects.put(f"out/{name}", output.data, once=True))
             self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
         except Canceled:

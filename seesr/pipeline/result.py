@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Metrics(TypedDict):
         region: the rectangle of the output that was returned; empty: the whole output.
         out_of_memory_retries, float32_retries: parts that were computed again.
         seconds: of every stage.
+        quote, actual: seconds, bytes and host memory that were expected before the image, and those that it took; added
+            by Engine. A server adds the wait in its queue.
         peak_memory_mb: the most that the process has held, "host" and "device".
         device, attention, bundle: where and with what it ran.
     """
@@ -69,6 +71,8 @@ class Metrics(TypedDict):
     device: str
     attention: str
     bundle: str
+    quote: NotRequired[dict[str, float]]
+    actual: NotRequired[dict[str, float]]
 
 
 def record(settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None) -> dict[str, Any]:

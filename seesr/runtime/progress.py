@@ -41,10 +41,15 @@ class DeadlineExceeded(RuntimeError):
 
 
 class Deadline:
-    """A watcher that ends the work once `seconds` have passed since it was made."""
+    """A watcher that ends the work once `seconds` have passed.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.end = seconds, time.monotonic() + seconds
+    Args:
+        seconds: until the end.
+        passed: seconds of them that have passed already.
+    """
+
+    def __init__(self, seconds: float, passed: float = 0.0) -> None:
+        self.seconds, self.end = seconds, time.monotonic() + seconds - passed
 
     def __call__(self, position: Position) -> None:
         if time.monotonic() > self.end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from seesr.serving import responses
-from seesr.serving.job import DONE, WAITING, Job
+from seesr.serving.job import DONE, PRIORITIES, WAITING, Job, Unavailable
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import UpscaleRequest, is_empty, is_json, parse, read_json
@@ -109,6 +110,28 @@ async def upscale(request: Request) -> Response:
     await of.check(stored, settings, mask)
     job = await run_in_threadpool(of.submit, request, stored, settings, body.options(), mask)
     return await finished(request, job, body.wait, body.answer == "link")
+
+
+async def quote(request: Request) -> Response:
+    """POST of the same request as `/upscale`: what it would take and give, and nothing is queued."""
+    of = service(request)
+    try:
+        asked = await take(request)
+        settings = asked.settings()
+        stored, mask = await store_both(request, asked.image, asked.mask)
+    finally:
+        await request.close()
+    await of.check(stored, settings, mask)
+    job = Job.of(owner(request), settings, priority=PRIORITIES[asked.priority], deadline=asked.deadline)
+    if (reason := of.jobs.ready()) is not None:
+        raise Unavailable(reason, "not_ready")
+    found = await run_in_threadpool(of.jobs.quote, job, stored.path)
+    if found is None:
+        raise Refused("no_quotes", "a fleet gives no quotes; run seesr IMAGE --dry-run on a worker's machine")
+    late = asked.deadline is not None and found.promised is not None and found.promised > asked.deadline
+    met = None if asked.deadline is None else not late
+    answer: responses.Quote = {**dataclasses.asdict(found), "promised": found.promised, "meets_deadline": met}  # type: ignore[typeddict-item]
+    return JSONResponse(answer)
 
 
 async def finished(request: Request, job: Job, wait: float, link: bool = False) -> Response:
@@ -278,6 +301,7 @@ def changes(of: Service, owner: str, revisions: dict[str, int], active: dict[str
 ROUTES = [
     Route("/events", all_events),
     Route("/upscale", upscale, methods=["POST"]),
+    Route("/quote", quote, methods=["POST"]),
     Route("/jobs/{id}", show),
     Route("/jobs/{id}", delete, methods=["DELETE"]),
     Route("/jobs/{id}/result", result),

@@ -80,11 +80,11 @@ class Parts(NamedTuple):
     drained: Callable[[float], Coroutine[Any, Any, None]] | None = None
 
 
-def load_engine(bundle: Path, device: str | None) -> Engine:
-    """The engine of this process; its import loads torch."""
+def load_engine(bundle: Path, device: str | None, rates: Path) -> Engine:
+    """The engine of this process, which keeps its rates in a folder; its import loads torch."""
     from seesr.engine.engine import Engine
 
-    return Engine.load(bundle, device)
+    return Engine.load(bundle, device, rates)
 
 
 def local(configuration: Configuration, load: Callable[[], Engine], bundle: Path, send_once: webhooks.Send) -> Parts:
@@ -196,7 +196,7 @@ def serve(
 
     def load() -> Engine:
         try:
-            return load_engine(path, device)
+            return load_engine(path, device, configuration.data / "rates")
         except Exception:
             server.should_exit = True  # it would never be ready
             raise

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from seesr.serving.api import describe, service
 from seesr.serving.archives import MOST_FILES, unpack
-from seesr.serving.job import DONE, Job, QueueFull
+from seesr.serving.job import DONE, Job, Late, QueueFull
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import BatchRequest, parse
@@ -86,7 +86,7 @@ async def queue_batch(
             try:
                 await of.check(stored, settings)
                 queued.append(await run_in_threadpool(of.submit, request, stored, settings, values, batch=batch))
-            except (ValueError, QueueFull) as error:
+            except (ValueError, QueueFull, Late) as error:
                 refused.append({"name": stored.name, "error": str(error)})
         note = {"refused": refused, "owner": owner(request)}
         await run_in_threadpool(of.ledger.keep_note, batch, note)

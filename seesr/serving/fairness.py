@@ -51,6 +51,11 @@ class Turns:
             served |= {job.owner: self.count + place for place, job in enumerate(found, 1)}
         return found
 
+    def before(self, job: Job, waiting: Iterable[Job]) -> list[Job]:
+        """The waiting jobs that would run before this one, in their order."""
+        order = self.order([*waiting, job])
+        return order[: [other.id for other in order].index(job.id)]
+
     def next(self, waiting: Sequence[Job]) -> Job:
         """The job to run now; its owner has had its turn then."""
         job = min(waiting, key=lambda job: (job.priority, self.served[job.owner], job.created))

@@ -7,10 +7,13 @@ import errno
 import secrets
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from seesr.engine.rates import Quote
+from seesr.runtime.progress import Deadline
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
@@ -32,7 +35,8 @@ class Job:
         masked: whether a mask was sent beside the image.
         name: of the file that was sent, for people.
         priority: URGENT, NORMAL or LATER.
-        deadline: seconds that the image may take once it runs; None: the engine's own.
+        deadline: seconds from `created` within which the result must be there; None: the engine's own.
+        quote: what it should take, see seesr.engine.rates.Quote; None: not known.
         batch: id of the batch it belongs to.
         version: of the bundle and the program that took the job; only the same ones make the same bytes.
         webhook, events: where to tell, and of what (start, output, logs, completed).
@@ -51,6 +55,7 @@ class Job:
     name: str = "image"
     priority: int = NORMAL
     deadline: float | None = None
+    quote: dict[str, Any] | None = None
     batch: str | None = None
     version: str | None = None
     webhook: str | None = None
@@ -112,6 +117,19 @@ class Job:
     def ended(self) -> bool:
         return self.status in ENDED
 
+    @property
+    def limit(self) -> Deadline | None:
+        """The deadline as a watcher."""
+        return None if self.deadline is None else Deadline(self.deadline, time.time() - self.created)
+
+    def with_quote(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics of its result, with the quote that it was taken with, and the seconds that it waited."""
+        if self.quote is None or self.started is None or "actual" not in metrics:
+            return dict(metrics)
+        quote = {**Quote(**self.quote).short(), "wait": self.quote["wait"]}
+        actual = {**metrics["actual"], "wait": round(self.started - self.created, 3)}
+        return {**metrics, "quote": quote, "actual": actual}
+
 
 def known_fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """The values of a dataclass's own fields."""
@@ -128,6 +146,21 @@ class QueueFull(Exception):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the queue is full; try again in {seconds:.0f} s")
         self.seconds = seconds
+
+
+class Late(Exception):
+    """A deadline cannot be met.
+
+    Attributes:
+        quote: the job's.
+    """
+
+    def __init__(self, deadline: float, promised: float, quote: dict[str, Any]) -> None:
+        super().__init__(
+            f"a deadline of {deadline:g} s cannot be met: the queue and this image can take {promised:.1f} s; allow "
+            "more time, or use a smaller scale or fewer steps"
+        )
+        self.quote = quote
 
 
 class Unavailable(Exception):
@@ -173,7 +206,15 @@ class Jobs(Protocol):
         """Takes over the files and puts the job into the queue, unless it has a job of this id.
 
         Raises:
-            QueueFull, Unavailable: it was not taken.
+            QueueFull, Late, Unavailable: it was not taken.
+        """
+        ...
+
+    def quote(self, job: Job, image: Path) -> Quote | None:
+        """What a job would take if it was submitted now, its wait included; None: this queue cannot say.
+
+        Raises:
+            ValueError: the image cannot be upscaled so.
         """
         ...
 

@@ -14,10 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seesr.engine.rates import Quote
 from seesr.images import write
 from seesr.runtime.owner import image_of
 from seesr.serving.fairness import Turns, has_room
-from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Job, QueueFull, Unavailable, storage_failure
+from seesr.serving.job import (
+    CANCELED,
+    DONE,
+    FAILED,
+    RUNNING,
+    WAITING,
+    Job,
+    Late,
+    QueueFull,
+    Unavailable,
+    storage_failure,
+)  # fmt: skip
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Interrupted, Reporter
 from seesr.serving.sqlite_store import Journal
@@ -119,6 +131,11 @@ class LocalJobs:
             if not has_room(job.owner, (other.owner for other in self.waiting), self.max_queue, self.share):
                 raise QueueFull(self.expected_seconds(len(self.waiting)))
             job.version = self.version
+            if job.quote is not None:
+                quote = dataclasses.replace(Quote(**job.quote), wait=self.wait_for(job))
+                job.quote = dataclasses.asdict(quote)
+                if job.deadline is not None and quote.promised is not None and quote.promised > job.deadline:
+                    raise Late(job.deadline, quote.promised, job.quote)
             try:
                 image.replace(self.input(job))
                 if mask is not None:
@@ -132,6 +149,24 @@ class LocalJobs:
             self.jobs[job.id] = own
             self.waiting.append(own)
             self.changes.notify()
+
+    def quote(self, job: Job, image: Path) -> Quote | None:
+        if self.engine is None:
+            return None
+        quote = self.engine.quote(image, Settings(**job.settings))
+        with self.changes:
+            return dataclasses.replace(quote, wait=self.wait_for(job))
+
+    def wait_for(self, job: Job) -> float:
+        """Seconds until the turn of a job that is submitted now. Later jobs that are more urgent are not in it."""
+        wait = sum(self.seconds_of(other) for other in self.turns.before(job, self.waiting))
+        if running := self.running:
+            wait += max(0.0, self.seconds_of(running) - (time.time() - (running.started or time.time())))
+        return round(wait, 3)
+
+    def seconds_of(self, job: Job) -> float:
+        """How long a job should take."""
+        return (job.quote or {}).get("seconds") or self.expected_seconds(1)
 
     def expected_seconds(self, ahead: int) -> float:
         """How long that many images should take, by those that were made lately."""
@@ -283,10 +318,10 @@ class LocalJobs:
             settings = Settings(**job.settings)
             mask = self.input(job, "-mask") if job.masked else None
             with image_of(job.owner):
-                output = self.engine.run(self.input(job), settings, job.deadline, (self.reporter(job),), mask)
+                output = self.engine.run(self.input(job), settings, job.limit, (self.reporter(job),), mask)
             name = f"{job.id}.{settings.suffix}"
             self.until_stored(lambda: self.save(output.data, name))
-            ended: dict[str, Any] = {"status": DONE, "output": name, "metrics": output.metrics}
+            ended: dict[str, Any] = {"status": DONE, "output": name, "metrics": job.with_quote(output.metrics)}
         except Interrupted:
             raise
         except Canceled:

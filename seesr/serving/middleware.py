@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.access import Access
-from seesr.serving.job import QueueFull, Unavailable, storage_failure
+from seesr.serving.job import Late, QueueFull, Unavailable, storage_failure
 from seesr.serving.refusal import ERRORS, Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
@@ -38,16 +39,19 @@ TITLES = {
     400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     408: "Request Timeout", 409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type",
     421: "Misdirected Request", 422: "Unprocessable Content", 429: "Too Many Requests", 500: "Internal Server Error",
+    501: "Not Implemented",
     503: "Service Unavailable",
 }  # fmt: skip
 log = logging.getLogger("seesr.serving")
 
 
-def answer(code: str, detail: str, headers: dict[str, str] | None = None, field: str | None = None) -> JSONResponse:
-    """The response of an error: Replicate's members, its code, and the field or setting to change."""
+def answer(
+    code: str, detail: str, headers: dict[str, str] | None = None, field: str | None = None, **more: Any
+) -> JSONResponse:
+    """The response of an error: Replicate's members, its code, the field or setting to change, and `more`."""
     status, _, _, setting = ERRORS[code]
     body = {"code": code, "title": TITLES[status], "detail": detail, "status": status}
-    return JSONResponse({**body, "field": field, "setting": setting}, status, headers)
+    return JSONResponse({**body, "field": field, "setting": setting, **more}, status, headers)
 
 
 class Rates:
@@ -194,6 +198,8 @@ def respond(error: Exception) -> Response:
         return answer(error.code, error.detail, error.headers, error.field)
     if isinstance(error, QueueFull):
         return answer("queue_full", str(error), {"Retry-After": str(int(error.seconds) + 1)})
+    if isinstance(error, Late):
+        return answer("deadline_too_short", str(error), field="deadline", quote=error.quote)
     error = storage_failure(error) or error
     if isinstance(error, Unavailable):
         return answer(error.code, str(error), {"Retry-After": "5"})

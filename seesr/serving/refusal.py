@@ -39,6 +39,9 @@ ERRORS = {
     "method_not_allowed": ErrorCode(405, "The route has no such method.", "Read the `Allow` header."),
     "body_too_slow": ErrorCode(408, "The body arrives too slowly.", "Send the request again."),
     "not_finished": ErrorCode(409, "The job or batch has not ended.", "Wait for its end, then try again."),
+    "deadline_too_short": ErrorCode(
+        409, "The deadline cannot be met.", "Allow more time, or choose a smaller scale or fewer steps; see `quote`."
+    ),
     "canceled": ErrorCode(409, "The job was canceled.", "Send the image again."),
     "idempotency_expired": ErrorCode(
         409, "The first request with this Idempotency-Key is unfinished or has expired.", "Use a new key.",
@@ -72,6 +75,7 @@ ERRORS = {
         429, "The queue, or the key's share of it, is full.", "Wait as long as `Retry-After` says.", "SEESR_MAX_QUEUE"
     ),
     "internal_error": ErrorCode(500, "The server has an error.", "Send the `X-Request-Id` to the operator."),
+    "no_quotes": ErrorCode(501, "A fleet gives no quotes.", "Run `seesr IMAGE --dry-run` on a worker's machine."),
     "not_ready": ErrorCode(503, "The weights are loading, or the device has failed.", "Try again later."),
     "unavailable": ErrorCode(
         503, "The server is shutting down, or its queue or store cannot be reached.", "Try again later."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -25,6 +25,23 @@ class Error(TypedDict):
     status: Annotated[int, Field(description="HTTP status.")]
     field: Annotated[str | None, Field(description="Field of the request to change.")]
     setting: Annotated[str | None, Field(description="Environment variable of the server that changes the limit.")]
+    quote: NotRequired[Annotated[dict[str, Any], Field(description="With `deadline_too_short`: what was expected.")]]
+
+
+class Quote(TypedDict):
+    """What an image should take and give on this server."""
+
+    output_size: Annotated[str, Field(description="WIDTHxHEIGHT of the whole output, pixels.")]
+    tiles: Annotated[int, Field(description="Tiles that the denoiser computes, of all steps.")]
+    seconds: Annotated[float | None, Field(description="Without waiting; null: no image was measured.")]
+    seconds_at_most: Annotated[float | None, Field(description="What the latest images did not exceed.")]
+    bytes: Annotated[int | None, Field(description="Size of the file; null: no file of its format was measured.")]
+    peak_memory_mb: Annotated[dict[str, int], Field(description="Most memory of the process: host, device.")]
+    price: Annotated[float | None, Field(description="Of `seconds`, at the server's price per hour.")]
+    images: Annotated[int, Field(description="Images that were measured on this machine.")]
+    wait: Annotated[float, Field(description="Seconds in the queue.")]
+    promised: Annotated[float | None, Field(description="Shortest deadline that is accepted; null: every one.")]
+    meets_deadline: Annotated[bool | None, Field(description="Whether `deadline` is accepted; null without one.")]
 
 
 class JobUrls(TypedDict):

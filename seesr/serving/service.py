@@ -89,7 +89,7 @@ class Service:
             mask: was sent beside the image.
 
         Raises:
-            ValueError, Refused, QueueFull, Unavailable: it is not taken; its file is removed.
+            ValueError, Refused, QueueFull, Late, Unavailable: it is not taken; its file is removed.
         """
         try:
             name, seconds = options.get("priority", "normal"), options.get("deadline")
@@ -97,6 +97,8 @@ class Service:
                 owner(request), settings, masked=mask is not None, name=stored.name, priority=PRIORITIES[name],
                 deadline=seconds, **more,
             )  # fmt: skip
+            quote = self.jobs.quote(job, stored.path)
+            job.quote = None if quote is None else dataclasses.asdict(quote)
             files = (stored.path, mask.path if mask else None)
             if job.batch is not None:  # the batch has the key
                 self.jobs.submit(job, *files)

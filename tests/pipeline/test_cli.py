@@ -421,7 +421,7 @@ try: main({line.split()!r})
 except SystemExit: pass
 print({{"torch", "pydantic", "diffusers", "transformers", "scipy", "celery", "starlette"}} & set(sys.modules))"""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
 

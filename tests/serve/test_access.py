@@ -43,6 +43,7 @@ ROUTES = {
     ("POST", "/"): KEY,
     ("POST", "/invocations"): KEY,
     ("POST", "/upscale"): KEY,
+    ("POST", "/quote"): KEY,
     ("GET", "/events"): KEY,
     ("GET", "/jobs/{id}"): OWN,
     ("DELETE", "/jobs/{id}"): OWN,

@@ -204,6 +204,7 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
     from starlette.testclient import TestClient
 
     from seesr.config import Configuration
+    from seesr.engine.rates import Quote
     from seesr.networks import weights
     from seesr.runtime.progress import Position
     from seesr.serving import app, replicate
@@ -222,6 +223,9 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
                 "float32_retries": 0,
             }
             return SimpleNamespace(data=data.read_bytes(), metrics=metrics)
+
+        def quote(self, data: Path, settings: object) -> Quote:
+            return Quote("1x1", 1, 0.1, 0.1, 1, {}, None, 9)
 
         def healthy(self) -> bool:
             return True

@@ -1,0 +1,72 @@
+"""Quotes: what an image takes and gives, from the size in its header, by counted work and measured rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from seesr.config import Configuration
+from seesr.engine.rates import Quote, Rates, rates_file, user_folder
+from seesr.images.image_data import ImageData
+from seesr.images.read import open_header
+from seesr.images.source import LoadedImage, Source, read_bytes
+from seesr.networks import hardware, models
+from seesr.pipeline.work import plan, shown_megapixels, terms
+from seesr.runtime import precision
+from seesr.settings import Settings
+
+
+def make_quote(
+    networks: models.Models, rates: Rates, settings: Settings, size: tuple[int, int], price_per_hour: float | None
+) -> Quote:
+    """The quote for an image of `size` = (width, height). A mask is counted as white.
+
+    Raises:
+        ValueError: the output would be too large; one line.
+    """
+    planned = plan(networks, settings, size)
+    seconds = rates.seconds(terms(networks, settings, size, planned))
+    area = planned.output[0] * planned.output[1] / 1e6
+    return Quote(
+        output_size="x".join(map(str, planned.output)),
+        tiles=planned.tiles,
+        seconds=None if seconds is None else round(seconds, 3),
+        seconds_at_most=None if seconds is None else round(seconds * rates.margin, 3),
+        bytes=rates.length(settings.suffix, shown_megapixels(settings, planned.output)),
+        peak_memory_mb=rates.peak(area),
+        price=None if seconds is None or price_per_hour is None else round(seconds / 3600 * price_per_hour, 6),
+        images=rates.images,
+    )
+
+
+def size_of(source: Source | LoadedImage) -> tuple[int, int]:
+    """(width, height) of an image, from the header of its file.
+
+    Raises:
+        TypeError, ValueError, OSError: as `seesr.images.source.load_source`.
+    """
+    if isinstance(source, LoadedImage):
+        source = source.image_data
+    if isinstance(source, (ImageData, Image.Image)):
+        return cast("tuple[int, int]", source.size)
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    return open_header(read_bytes(source)).size
+
+
+def quote_unloaded(bundle: Path, device: str | None, settings: Settings, size: tuple[int, int]) -> Quote:
+    """The quote for an image on this machine, without loading the weights.
+
+    Raises:
+        WeightsError: there is no bundle.
+        ValueError: the device is not there, or the output would be too large.
+    """
+    configuration = Configuration.read()
+    target = hardware.usable(device or configuration.device)
+    networks = models.outline(bundle, target, precision.working_dtype(target))
+    rates = Rates(rates_file(user_folder(), networks.bundle.digest, hardware.name(target), torch.get_num_threads()))
+    return make_quote(networks, rates, settings, size, configuration.price_per_hour)

@@ -1,0 +1,134 @@
+"""Quotes of an engine: counted as the pipeline computes, from a header alone, refined by every image."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from service import png
+
+from seesr import Engine, Settings, Upscaler, cli
+from seesr.images.image_data import ImageData
+from seesr.networks import models, weights
+from seesr.pipeline.work import count, plan
+from seesr.runtime.progress import Deadline, DeadlineExceeded
+
+QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=16, scale_factor=2)
+RGB = skimage.data.chelsea()[60:90, 100:140]
+HALF = np.zeros((30, 40), np.uint8)
+HALF[:, :23] = 255
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"num_inference_steps": 2},
+    {"num_inference_steps": None},
+    {"latent_tiled_size": None},
+    {"latent_tiled_overlap": 0},
+    {"scale_factor": 3.5},
+    {"target_side": 111},
+    {"region": "0,0,16,16"},
+    {"region": "0,0,16,16", "num_inference_steps": 2},
+    {"fidelity": 1.0},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_plan_is_what_is_computed(pocket: Upscaler, changes: dict[str, Any], masked: bool) -> None:
+    settings, mask = QUICK.replace(**changes), HALF if masked else None
+    planned = plan(pocket.networks, settings, (40, 30), mask)
+    metrics = pocket(ImageData(RGB), settings, mask=mask).metrics
+    assert "x".join(map(str, planned.output)) == (metrics["output_size"] if not settings.region else "80x60")
+    assert len(planned.steps) == metrics["steps"]
+    assert len(planned.steps[-1]) == metrics["tiles"] - metrics["tiles_skipped"]
+
+
+def test_a_bundle_is_planned_without_its_weights(pocket: Upscaler, tiny_upscaler: Upscaler) -> None:
+    for upscaler in (pocket, tiny_upscaler):
+        outline = models.outline(upscaler.networks.bundle.path, torch.device("cpu"), torch.float32)
+        for settings in (Settings(), Settings(use_kds=True), Settings(region="0,0,64,64")):
+            assert count(outline, settings, (300, 200)) == count(upscaler.networks, settings, (300, 200))
+
+
+def test_a_quote_needs_the_header_alone_and_becomes_right(engine: Engine, photo: Image.Image, tmp_path: Path) -> None:
+    data = png(photo)
+    for seed in range(4):
+        output = engine.run(data, QUICK.replace(seed=100 + seed, latent_tiled_size=32))
+    told: Any = output.metrics
+    quote = engine.quote(data[:200], QUICK.replace(latent_tiled_size=32))
+    assert quote.output_size == "128x96" and quote.tiles == told["tiles"] and quote.images > 0
+    assert quote.seconds is not None and quote.seconds_at_most is not None and quote.bytes is not None
+    assert 0 < quote.seconds <= quote.seconds_at_most and quote.price is None
+    assert told["quote"]["seconds"] > 0 and told["actual"]["bytes"] == len(output.data)
+    assert told["actual"]["seconds"] == pytest.approx(sum(told["seconds"].values()), rel=0.2, abs=0.05)
+    assert quote.peak_memory_mb["host"] >= told["actual"]["peak_memory_mb"]
+    (tmp_path / "photo.png").write_bytes(data)
+    for source in (photo, np.asarray(photo), ImageData(np.asarray(photo)), tmp_path / "photo.png"):
+        assert engine.quote(source, QUICK).output_size == "128x96"
+    larger = engine.quote(data, QUICK.replace(scale_factor=8))
+    assert larger.tiles > quote.tiles and larger.seconds > quote.seconds and larger.bytes > quote.bytes  # type: ignore[operator]
+
+
+def test_a_quote_refuses_what_a_run_refuses(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="the largest scale for this image is"):
+        engine.quote(np.zeros((3000, 4000, 3), np.uint8), Settings(scale_factor=8))
+    with pytest.raises(ValueError, match="not an image"):
+        engine.quote(b"not an image at all", QUICK)
+
+
+def test_a_price_and_rates_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+    monkeypatch.setenv("SEESR_PRICE_PER_HOUR", "36")
+    engine = Engine.load(weights.POCKET, "cpu", tmp_path)
+    first = engine.quote(photo, QUICK)
+    assert first.images == 0 and first.seconds and first.price == pytest.approx(first.seconds / 100, abs=1e-5)
+    engine.run(photo, QUICK)
+    engine.run(photo, QUICK)  # whose stages are cached: it says nothing of a whole image
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["images"] == 1
+    assert Engine.load(weights.POCKET, "cpu", tmp_path).quote(photo, QUICK).images == 1
+
+
+def test_a_deadline_counts_from_the_call(engine: Engine, photo: Image.Image) -> None:
+    taken = threading.Event()
+
+    def hold() -> None:
+        with engine.turn:
+            taken.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert taken.wait(5)
+    with pytest.raises(DeadlineExceeded, match=r"the deadline of 0\.2 s has passed \(read, 0 of 1\)"):
+        engine.run(png(photo), QUICK, deadline=0.2)
+    other.join()
+    with pytest.raises(DeadlineExceeded, match=r"the deadline of 100 s has passed"):
+        engine.run(png(photo), QUICK, deadline=Deadline(100, passed=100.5))
+    assert engine.run(png(photo), QUICK, deadline=Deadline(100, passed=10)).data
+
+
+def test_a_dry_run_quotes_what_this_machine_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], photo: Image.Image
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    photo.save("a.png")
+    command = ["a.png", "--bundle", str(weights.POCKET), "--device", "cpu", "--scale-factor", "2", "--dry-run"]
+    assert cli.main(command) == 0
+    assert "rough: no image was measured" in capsys.readouterr().out
+    engine = Engine.load(weights.POCKET, "cpu")
+    engine.run(photo, QUICK)
+    assert cli.main(command) == 0
+    told = capsys.readouterr().out
+    assert " tiles, " in told and "MB of memory" in told and "MB file" in told
+    assert cli.main([*command, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["quote"]["output_size"] == "128x96" and row["quote"]["images"] == 1
+    assert row["estimated_seconds"] == round(row["quote"]["seconds"], 1)

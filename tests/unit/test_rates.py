@@ -1,0 +1,161 @@
+"""What images cost this machine: lines through measured costs, kept in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seesr.engine.rates import ENOUGH, FIRST_MARGIN, Lines, Measured, Quote, Rates, rates_file
+from seesr.pipeline.work import Term
+
+WORK = {
+    "read": Term(("read",), 0.1),
+    "denoise": Term(("denoise:1024", "denoise"), 1.0, 2.0),
+    "file": Term(("file:png",), 1.0),
+}
+SECONDS = {"read": 0.01, "denoise": 1.0, "file": 0.1}
+
+
+def measured(**changes: Any) -> Measured:
+    """An image of one megapixel."""
+    found = Measured(WORK, SECONDS, 1.11, "png", 1.0, 2_000_000, 1.0, {"host": 500}, {"host": 530})
+    return found._replace(**changes)
+
+
+def test_a_line_has_a_fixed_cost_and_a_slope(rng: np.random.Generator) -> None:
+    lines = Lines()
+    for units in rng.uniform(0.1, 5, 50):
+        lines.learn("decode", units, (0.2 + 0.7 * units) * rng.uniform(0.98, 1.02))
+    for units in (0.1, 1.0, 5.0):
+        assert lines.at("decode", units) == pytest.approx(0.2 + 0.7 * units, rel=0.03)
+    assert lines.at("encode", 1.0) is None
+
+
+def test_images_of_one_size_say_what_another_takes_in_proportion() -> None:
+    lines = Lines()
+    for _ in range(5):
+        lines.learn("decode", 2.0, 1.0)
+    assert lines.at("decode", 6.0) == pytest.approx(3.0)
+    assert Lines({"tags": [4.0, 0.0, 0.0, 2.0, 0.0]}).at("tags", 1.0) == 0.5  # units are 0
+
+
+def test_no_line_is_negative() -> None:
+    falling, below = Lines(), Lines()
+    for units, cost in ((1.0, 2.0), (2.0, 1.0)):
+        falling.learn("x", units, cost)
+    for units, cost in ((1.0, 0.5), (2.0, 2.0)):
+        below.learn("x", units, cost)
+    assert falling.at("x", 100.0) == falling.at("x", 1.0) > 0  # type: ignore[operator]
+    assert 0 < below.at("x", 0.01) < 0.02  # type: ignore[operator]
+
+
+def test_a_machine_that_became_slower_is_learnt() -> None:
+    lines = Lines()
+    for cost in [1.0] * 50 + [2.0] * 60:
+        lines.learn("denoise", 1.0, cost)
+    assert lines.at("denoise", 1.0) == pytest.approx(2.0, rel=0.25)
+
+
+def test_rates_outlive_the_process(tmp_path: Path) -> None:
+    path = rates_file(tmp_path / "rates", "0123456789abcdef", "cpu", 4)
+    assert path.name == "0123456789ab-cpu-4.json"
+    rates = Rates(path)
+    rates.begin({"host": 400})
+    for _ in range(ENOUGH):
+        rates.learn(measured())
+    again = Rates(path)
+    assert again.seconds(WORK) == rates.seconds(WORK) == pytest.approx(1.11)
+    assert again.length("png", 2.0) == 4_000_000 and again.length("webp", 2.0) is None
+    assert again.peak(2.0) == {"host": 400 + 2 * 130} and again.images == ENOUGH and again.margin == rates.margin == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"lines": 1, "memory": {}, "errors": [], "images": 1}'])
+def test_a_damaged_file_is_measured_again(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(text)
+    rates = Rates(path)
+    assert rates.seconds(WORK) is None and rates.images == 0 and "cannot be used" in caplog.text
+    rates.learn(measured())
+    assert json.loads(path.read_text())["images"] == 1
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    rates = Rates(tmp_path / "file" / "rates.json")
+    rates.learn(measured())
+    assert rates.seconds(WORK) is not None and "are not kept" in caplog.text
+
+
+def test_the_warm_up_gives_the_first_rates_only() -> None:
+    rates = Rates()
+    assert rates.seconds(WORK) is None
+    rates.warm({"denoise": Term(("denoise:64", "denoise"), 1.0, 1.0)}, {"denoise": 2.0})
+    assert rates.seconds(WORK) == pytest.approx(4.0) and rates.images == 0
+    rates.learn(measured())
+    before = rates.seconds(WORK)
+    rates.warm(WORK, {"denoise": 100.0})
+    assert rates.seconds(WORK) == before
+
+
+def test_features_and_passes_of_a_tile_and_each_tile_size_have_their_rates() -> None:
+    rates = Rates()
+    for area, features, each in ((256, 0.1, 0.3), (1024, 1.0, 1.5)):
+        for tiles, passes in ((1, 1), (4, 1), (3, 2), (9, 4)):
+            term = Term((f"denoise:{area}", "denoise"), passes, tiles)
+            rates.learn(measured(terms={"denoise": term}, seconds={"denoise": tiles * (features + each * passes)}))
+    for area, expected in ((256, 5 * 0.7), (1024, 5 * 4.0)):
+        assert rates.seconds({"denoise": Term((f"denoise:{area}", "denoise"), 2, 5)}) == pytest.approx(expected)
+    other = rates.seconds({"denoise": Term(("denoise:4096", "denoise"), 2, 5)})
+    assert other is not None and 3.5 < other < 20
+
+
+def test_only_an_image_that_raised_the_peak_says_what_memory_it_took() -> None:
+    rates = Rates()
+    rates.begin({"host": 400})
+    rates.learn(measured(after={"host": 530}))
+    rates.learn(measured(megapixels=0.1, before={"host": 530}, after={"host": 530}))
+    assert rates.peak(1.0) == {"host": 530}
+
+
+def test_stages_that_were_reused_and_masks_say_nothing_of_the_error() -> None:
+    rates = Rates()
+    rates.learn(measured(quoted=None, seconds={"read": 0.01}))
+    assert rates.images == 0 and not rates.errors and rates.seconds(WORK) is None
+
+
+def test_the_margin_is_what_the_latest_images_needed() -> None:
+    rates = Rates()
+    assert rates.margin == FIRST_MARGIN
+    for quoted in (1.0, 1.11, 2.0):
+        rates.learn(measured(quoted=quoted))
+    assert rates.margin == pytest.approx(1.11)
+
+
+def test_a_quote_promises_with_its_margin_once_enough_was_measured() -> None:
+    quote = Quote("8x8", 1, 2.0, 3.0, 100, {"host": 300}, None, ENOUGH, wait=4.0)
+    assert quote.promised == 9.0
+    assert dataclasses.replace(quote, images=ENOUGH - 1).promised is None
+    assert dataclasses.replace(quote, seconds=None, seconds_at_most=None).promised is None
+    assert quote.short() == {"seconds": 2.0, "bytes": 100, "peak_memory_mb": 300}
+
+
+def test_many_threads_learn(tmp_path: Path) -> None:
+    rates = Rates(tmp_path / "rates.json")
+
+    def work() -> None:
+        for _ in range(20):
+            rates.learn(measured())
+            assert rates.seconds(WORK) == pytest.approx(1.11)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rates.images == 80 and json.loads((tmp_path / "rates.json").read_text())["images"] == 80
