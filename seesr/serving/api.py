@@ -116,21 +116,23 @@ async def quote(request: Request) -> Response:
     """POST of the same request as `/upscale`: what it would take and give, and nothing is queued."""
     of = service(request)
     try:
-        asked = await take(request)
-        settings = asked.settings()
-        stored, mask = await store_both(request, asked.image, asked.mask)
+        upscale_request = await take(request)
+        settings = upscale_request.settings()
+        stored, mask = await store_both(request, upscale_request.image, upscale_request.mask)
     finally:
         await request.close()
     await of.check(stored, settings, mask)
-    job = Job.of(owner(request), settings, priority=PRIORITIES[asked.priority], deadline=asked.deadline)
+    job = Job.of(
+        owner(request), settings, priority=PRIORITIES[upscale_request.priority], deadline=upscale_request.deadline
+    )
     if (reason := of.jobs.ready()) is not None:
         raise Unavailable(reason, "not_ready")
-    found = await run_in_threadpool(of.jobs.quote, job, stored.path)
-    if found is None:
+    quoted = await run_in_threadpool(of.jobs.quote, job, stored.path)
+    if quoted is None:
         raise Refused("no_quotes", "a fleet gives no quotes; run seesr IMAGE --dry-run on a worker's machine")
-    late = asked.deadline is not None and found.promised is not None and found.promised > asked.deadline
-    met = None if asked.deadline is None else not late
-    answer: responses.Quote = {**dataclasses.asdict(found), "promised": found.promised, "meets_deadline": met}  # type: ignore[typeddict-item]
+    deadline = upscale_request.deadline
+    met = None if deadline is None else quoted.promised is None or quoted.promised <= deadline
+    answer: responses.Quote = {**dataclasses.asdict(quoted), "promised": quoted.promised, "meets_deadline": met}  # type: ignore[typeddict-item]
     return JSONResponse(answer)
 
 
