@@ -64,6 +64,10 @@ class Configuration(BaseSettings):
     api_keys: SecretStr = option(
         SecretStr(""), "Server: API keys as name:token,name:token. Unset: only this machine can call the server."
     )
+    keys_file: Path | None = option(
+        None,
+        "Server: JSON file of API keys with their limits, written by seesr keys and read again when it changes.",
+    )
     platform: Literal["vertex", "sagemaker", "huggingface"] | None = option(
         None, "Server: platform that checks the callers. The routes that it calls then need no key."
     )

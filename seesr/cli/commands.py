@@ -20,7 +20,7 @@ from seesr.settings import Settings
 from seesr.settings.presets import PRESETS
 from seesr.version import __version__
 
-COMMANDS = ("upscale", "verify", "serve", "doctor", "info", "worker", "fleet", "completion")
+COMMANDS = ("upscale", "verify", "serve", "doctor", "info", "worker", "fleet", "keys", "completion")
 SHELLS = ("bash", "zsh", "fish")
 OUTPUT_FLAGS = ("-o", "--out")
 ABOUT = """SeeSR super-resolution on this machine.
@@ -62,6 +62,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     fleet = commands.add_parser("fleet", help="manage the workers of a fleet")
     fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {text}" for name, text in ORDERS.items()))
     fleet.add_argument("worker", nargs="?", help="its name, as status shows it (default: all, one after the other)")
+    add_keys(commands.add_parser("keys", help="add, revoke and list the API keys of SEESR_KEYS_FILE"))
     completion = commands.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=SHELLS, help='for bash and zsh: eval "$(seesr completion bash)"')
     add_upscale(upscale, preset or {})
@@ -109,6 +110,21 @@ def add_upscale(upscale: argparse.ArgumentParser, preset: Mapping[str, Any]) -> 
             flag, type=about["kind"], choices=about.get("choices"), default=value, help=description,
             metavar=None if "choices" in about else about["kind"].__name__.upper(),
         )  # fmt: skip
+
+
+def add_keys(keys: argparse.ArgumentParser) -> None:
+    """The arguments of `seesr keys`."""
+    orders = keys.add_subparsers(dest="order", required=True, metavar="ORDER")
+    add = orders.add_parser("add", help="make a token and print it; a second one of a name shares its jobs")
+    add.add_argument("name")
+    add.add_argument("--rate", type=int, metavar="N", help="POST requests a minute (default: SEESR_RATE)")
+    add.add_argument("--share", type=float, help="largest share of the queue (default: SEESR_QUEUE_SHARE)")
+    add.add_argument("--megapixels-per-day", type=float, metavar="MP", help="quota of results (default: none)")
+    add.add_argument("--priorities", metavar="LIST", help="such as normal,low (default: all)")
+    add.add_argument("--expires", metavar="YYYY-MM-DD", help="first day on which it is no longer valid")
+    revoke = orders.add_parser("revoke", help="remove a key")
+    revoke.add_argument("name", help="a name, for all of its keys, or the id of one key, as list shows it")
+    orders.add_parser("list", help="show all keys, without tokens")
 
 
 def with_command(argv: list[str]) -> list[str]:
@@ -181,6 +197,10 @@ def run(args: argparse.Namespace) -> int:
         if configuration.redis:
             from seesr.fleet.gateway import parts as fleet
         return serve(configuration, args.host, args.port, args.bundle, args.device, fleet)
+    if args.command == "keys":
+        from seesr.cli import keys
+
+        return keys.run(args, configuration)
     if args.command in ("worker", "fleet"):
         if not configuration.redis:
             raise ValueError("SEESR_REDIS is not set: set it to redis://host:6379/0")

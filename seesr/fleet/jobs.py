@@ -84,7 +84,7 @@ class FleetJobs:
         if self.closing:
             raise Unavailable("the server is shutting down")
         job.version = self.version
-        self.check_room(job.owner)
+        self.check_room(job.owner, job.share or self.share)
         try:
             self.objects.put(f"in/{job.id}", image)
             if mask is not None:
@@ -99,7 +99,7 @@ class FleetJobs:
                 self.objects.drop_inputs(job)
             raise
 
-    def check_room(self, owner: str) -> None:
+    def check_room(self, owner: str, share: float) -> None:
         """Refuses a job that would exceed the queue, or its owner's share of it.
 
         Several gateways may each take one more at the same moment.
@@ -108,9 +108,9 @@ class FleetJobs:
             QueueFull: there is no room.
         """
         waiting = self.records.count_waiting()
-        if waiting < share_of(self.max_queue, self.share):
+        if waiting < share_of(self.max_queue, share):
             return
-        if not has_room(owner, self.records.waiting_owners(), self.max_queue, self.share):
+        if not has_room(owner, self.records.waiting_owners(), self.max_queue, share):
             raise QueueFull(self.expected_seconds(waiting))
 
     def quote(self, job: Job, image: Path) -> None:

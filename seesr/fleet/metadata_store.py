@@ -10,11 +10,20 @@ from typing import Any
 from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import EXPIRY, PREFIX
 from seesr.fleet.redis_client import Link
-from seesr.serving.metadata_store import remove_older
+from seesr.serving.metadata_store import USAGE_DAYS, remove_older
 
 RELEASE = """
 local value = redis.call('GET', KEYS[1])
 if value and cjson.decode(value)[2] == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+ADD_USAGE = """
+local used = tonumber(redis.call('HGET', KEYS[1], ARGV[1] .. ' megapixels') or 0)
+if used + tonumber(ARGV[3]) > tonumber(ARGV[4]) then return 0 end
+redis.call('HINCRBYFLOAT', KEYS[1], ARGV[1] .. ' megapixels', ARGV[3])
+redis.call('HINCRBY', KEYS[1], ARGV[1] .. ' images', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1
 """
 
 
@@ -74,6 +83,16 @@ class FleetLedger:
     def release(self, owner: str, key: str, id: str) -> None:
         name = f"{PREFIX}key:{owner}:{key}"
         self.link(lambda client: client.eval(RELEASE, 1, name, id))
+
+    def add_usage(self, owner: str, day: str, images: int, megapixels: float, quota: float | None) -> bool:
+        keys, limit = [f"{PREFIX}usage:{owner}"], "inf" if quota is None else repr(quota)
+        args = [day, images, repr(megapixels), limit, USAGE_DAYS * 86400]
+        return bool(self.link(lambda client: client.eval(ADD_USAGE, 1, *keys, *args)))
+
+    def usage(self, owner: str) -> list[tuple[str, int, float]]:
+        found = self.link(lambda client: client.hgetall(f"{PREFIX}usage:{owner}"))
+        days = sorted({name.partition(" ")[0] for name in found}, reverse=True)[:USAGE_DAYS]
+        return [(day, int(found[f"{day} images"]), float(found[f"{day} megapixels"])) for day in days]
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
         def work(client: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +11,11 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
+from seesr.serving.keys import Key, Keys
 from seesr.serving.refusal import Refused
 
 LOCAL = "local"  # owner of all jobs of a server without keys
+LOCAL_KEY = Key(name=LOCAL, sha256="")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 OPEN = {  # (method, route) that need no key; every other one does
     ("GET", "/"),
@@ -35,21 +36,6 @@ OPEN = {  # (method, route) that need no key; every other one does
     ("GET", "/v1/outputs/{name}"),  # its link is signed
     ("GET", "/v1/predictions/{id}/stream"),  # so is this one: Replicate's JavaScript client sends no key here
 }
-
-
-def read_keys(text: str) -> dict[str, str]:
-    """ "name:token,name:token" -> {token: name}; a token without a name is named by its number.
-
-    Raises:
-        ValueError: a token is shorter than 16 characters; it could be guessed.
-    """
-    keys: dict[str, str] = {}
-    for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
-        name, _, token = part.rpartition(":")
-        if len(token) < 16:
-            raise ValueError(f"key {number} of SEESR_API_KEYS is shorter than 16 characters")
-        keys[token] = name or f"key{number}"
-    return keys
 
 
 def platform_routes(platform: str | None, environment: Mapping[str, str]) -> set[tuple[str, str]]:
@@ -94,7 +80,7 @@ class Access:
     """Decides whether a request is allowed, and who owns it.
 
     Args:
-        keys: {token: owner}; empty, without a platform: every caller on this machine is LOCAL.
+        keys: if there are none, and no platform, every caller on this machine is LOCAL.
         routes: of the application.
         platform: SEESR_PLATFORM, owner of what the platform sends without a key.
         public_url: SEESR_PUBLIC_URL.
@@ -106,7 +92,7 @@ class Access:
 
     def __init__(
         self,
-        keys: dict[str, str],
+        keys: Keys,
         routes: Sequence[BaseRoute],
         platform: str | None,
         public_url: str | None,
@@ -116,8 +102,8 @@ class Access:
         self.public = urlsplit(public_url or "")
         self.platform_routes = platform_routes(platform, environment)
 
-    def admit(self, scope: Scope) -> str | None:
-        """The owner of a request; None for a route that needs no key.
+    def admit(self, scope: Scope) -> Key | None:
+        """The key of a request; None: it has none, for a route that needs none.
 
         Raises:
             Refused: 401, 403 or 421.
@@ -127,13 +113,13 @@ class Access:
         self.check_host(host)
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and "origin" in headers:
             self.check_origin(headers["origin"], host)
-        owner = self.owner(headers.get("authorization", ""))
-        if owner is None and route in self.platform_routes:
-            return self.platform
-        if owner is None and route not in OPEN:
+        key = self.key(headers.get("authorization", ""))
+        if key is None and route in self.platform_routes:
+            return Key(name=self.platform or LOCAL, sha256="")
+        if key is None and route not in OPEN:
             detail = "You did not pass a valid authentication token"
             raise Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
-        return owner
+        return key
 
     def check_host(self, host: str) -> None:
         """Refuses foreign names where no key protects the server: a web page can point its own name at this machine."""
@@ -153,13 +139,9 @@ class Access:
             detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if it is its address"
             raise Refused("forbidden_origin", detail)
 
-    def owner(self, header: str) -> str | None:
-        """The owner of the key in an Authorization header; None: there is no valid key."""
+    def key(self, header: str) -> Key | None:
+        """The key in an Authorization header; None: there is no valid one."""
         if not self.keys:
-            return None if self.platform else LOCAL
+            return None if self.platform else LOCAL_KEY
         kind, _, token = header.partition(" ")
-        owner = None
-        for known, name in self.keys.items():  # all of them, so that the time does not tell which
-            if hmac.compare_digest(known.encode(), token.strip().encode()) and kind.lower() in ("bearer", "token"):
-                owner = name
-        return owner
+        return self.keys.find(token.strip()) if kind.lower() in ("bearer", "token") else None

@@ -25,9 +25,10 @@ from starlette.routing import Route
 from seesr.config import Configuration
 from seesr.networks import weights
 from seesr.serving import api, batches, health, openapi, pages, platforms, replicate, webhooks
-from seesr.serving.access import Access, is_loopback, read_keys
+from seesr.serving.access import Access, is_loopback
 from seesr.serving.identity import make_private, read_secret, version_of
 from seesr.serving.job import Job, Jobs
+from seesr.serving.keys import Keys
 from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Gate, answer
@@ -146,8 +147,7 @@ def build(
         ledger.close()
 
     routes = all_routes()
-    keys = read_keys(configuration.api_keys.get_secret_value())
-    access = Access(keys, routes, configuration.platform, configuration.public_url, os.environ)
+    access = Access(Keys(configuration), routes, configuration.platform, configuration.public_url, os.environ)
     gate = Middleware(Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing)
     app = Starlette(routes=routes, middleware=[gate], lifespan=life, exception_handlers={HTTPException: refused})
     app.state.service = service
@@ -186,9 +186,10 @@ def serve(
     Raises:
         ValueError: other machines could reach it without keys, or the port is in use; one line.
     """
-    keys = read_keys(configuration.api_keys.get_secret_value())
+    keys = Keys(configuration)
     if not keys and not configuration.platform and not is_loopback(host):
-        raise ValueError(f"--host {host} can be reached from outside: set SEESR_API_KEYS, or use --host 127.0.0.1")
+        remedy = "set SEESR_API_KEYS or SEESR_KEYS_FILE, or use --host 127.0.0.1"
+        raise ValueError(f"--host {host} can be reached from outside: {remedy}")
     if not keys and not configuration.platform:
         log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
     path = bundle or configuration.weights or weights.locate()

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from seesr.serving import responses
 from seesr.serving.api import service
-from seesr.serving.middleware import answer, owner
+from seesr.serving.middleware import answer, key_of, owner
 from seesr.serving.supervisor import Supervisor
 
 STARTED = time.time()
@@ -43,6 +44,22 @@ def status(request: Request) -> Response:
         **without_foreign(of.jobs.status(), lambda id: owns(request, id)),
         "disk_free_bytes": of.ledger.free_bytes(),
     })  # fmt: skip
+
+
+def usage(request: Request) -> Response:
+    """Limits and use of the key that asks."""
+    of, key = service(request), key_of(request)
+    days = [responses.Day(day=day, images=n, megapixels=round(mp, 6)) for day, n, mp in of.ledger.usage(key.name)]
+    found: responses.Usage = {
+        "name": key.name,
+        "rate": key.rate or of.configuration.rate,
+        "share": key.share or of.configuration.queue_share,
+        "priorities": list(key.priorities),
+        "megapixels_per_day": key.megapixels_per_day,
+        "expires": key.expires.isoformat() if key.expires else None,
+        "days": days,
+    }
+    return JSONResponse(found)
 
 
 def owns(request: Request, id: str) -> bool:
@@ -121,4 +138,4 @@ def resident() -> int:
 
 
 ROUTES = [Route("/live", live), Route("/ready", ready), Route("/health", ready), Route("/status", status),
-          Route("/metrics", metrics)]  # fmt: skip
+          Route("/usage", usage), Route("/metrics", metrics)]  # fmt: skip

@@ -39,6 +39,7 @@ class Job:
         quote: what it should take, see seesr.engine.rates.Quote; None: not known.
         batch: id of the batch it belongs to.
         version: of the bundle and the program that took the job; only the same ones make the same bytes.
+        share: of the queue that the owner may have while others wait; None: the server's.
         webhook, events: where to tell, and of what (start, output, logs, completed).
         attempts: how often it was started, including runs of a server that was killed.
         stage, done, total: how far it came.
@@ -58,6 +59,7 @@ class Job:
     quote: dict[str, Any] | None = None
     batch: str | None = None
     version: str | None = None
+    share: float | None = None
     webhook: str | None = None
     events: list[str] | None = None
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))

@@ -128,7 +128,9 @@ class LocalJobs:
                 raise Unavailable("the server is shutting down")
             if self.find(job.id) is not None:
                 return
-            if not has_room(job.owner, (other.owner for other in self.waiting), self.max_queue, self.share):
+            if not has_room(
+                job.owner, (other.owner for other in self.waiting), self.max_queue, job.share or self.share
+            ):
                 raise QueueFull(self.expected_seconds(len(self.waiting)))
             job.version = self.version
             if job.quote is not None:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
+USAGE_DAYS = 40  # for which the usage of keys is kept
+
 
 class Ledger(Protocol):
     def file(self, kind: str, name: str) -> Path:
@@ -33,6 +35,14 @@ class Ledger(Protocol):
 
     def release(self, owner: str, key: str, id: str) -> None:
         """Frees an Idempotency-Key if the job or batch `id` has it."""
+        ...
+
+    def add_usage(self, owner: str, day: str, images: int, megapixels: float, quota: float | None) -> bool:
+        """Adds to what an owner used on a UTC day, unless its megapixels would then exceed `quota`; whether it did."""
+        ...
+
+    def usage(self, owner: str) -> list[tuple[str, int, float]]:
+        """(day, images, megapixels) of the last USAGE_DAYS, newest first."""
         ...
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:

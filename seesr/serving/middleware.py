@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seesr.images.limits import LARGEST_FILE
 from seesr.serving.access import Access
 from seesr.serving.job import Late, QueueFull, Unavailable, storage_failure
+from seesr.serving.keys import Key
 from seesr.serving.refusal import ERRORS, Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
@@ -61,14 +62,19 @@ class Rates:
         self.per_minute = per_minute
         self.buckets: dict[str, tuple[float, float]] = {}  # owner -> (requests left, when)
 
-    def take(self, owner: str) -> float:
-        """Takes one request; seconds to wait if there is none."""
-        left, then = self.buckets.get(owner, (float(self.per_minute), time.monotonic()))
+    def take(self, owner: str, per_minute: int | None = None) -> float:
+        """Takes one request; seconds to wait if there is none.
+
+        Args:
+            per_minute: the owner's own rate; None: that of all.
+        """
+        rate = per_minute or self.per_minute
+        left, then = self.buckets.get(owner, (float(rate), time.monotonic()))
         now = time.monotonic()
-        left = min(self.per_minute, left + (now - then) * self.per_minute / 60)
+        left = min(rate, left + (now - then) * rate / 60)
         if left < 1:
             self.buckets[owner] = left, now
-            return (1 - left) * 60 / self.per_minute
+            return (1 - left) * 60 / rate
         self.buckets[owner] = left - 1, now
         return 0.0
 
@@ -132,13 +138,13 @@ class Gate:
         Raises:
             Refused: it may not pass, has an encoded body, or its key has sent too many.
         """
-        scope["state"]["owner"] = owner = self.access.admit(scope)
+        scope["state"]["key"] = key = self.access.admit(scope)
         encoding = Headers(scope=scope).get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
             detail = f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is"
             raise Refused("unsupported_media_type", detail, **{"Accept-Encoding": "identity"})
-        if scope["method"] == "POST" and owner is not None:
-            wait = self.rates.take(owner)
+        if scope["method"] == "POST" and key is not None:
+            wait = self.rates.take(key.name, key.rate)
             if wait:
                 raise Refused("rate_limited", "too many requests with this key", **{"Retry-After": str(int(wait) + 1)})
 
@@ -213,4 +219,9 @@ Route = Callable[[Request], Awaitable[Response]]
 
 def owner(request: Request) -> str:
     """Name of the key that asks."""
-    return request.scope["state"]["owner"]
+    return key_of(request).name
+
+
+def key_of(request: Request) -> Key:
+    """The key that asks."""
+    return request.scope["state"]["key"]

@@ -116,7 +116,7 @@ def options(model: type[requests.JobRequest]) -> dict[str, Any]:
 
 INFERENCE = ("invalid_input", "job_failed", "queue_full", "url_not_allowed")
 IDEMPOTENCY = {"Idempotency-Key": {**WORDS, "description": "A repeated request with this key returns the first job."}}
-SUBMIT = (*INFERENCE, "idempotency_reused", "idempotency_expired")
+SUBMIT = (*INFERENCE, "quota_exceeded", "priority_not_allowed", "idempotency_reused", "idempotency_expired")
 IMAGE_FILES = dict.fromkeys((*MEDIA_TYPES.values(),), FILE)
 PREFER = {"Prefer": {**WORDS, "description": "wait, or wait=SECONDS (60 at most)."}}
 PREDICT = {
@@ -267,6 +267,9 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     ),
     health.status: Operation(
         tag="Health", summary="Queue, device, bundle and version.", answers={200: {JSON: {"type": "object"}}}
+    ),
+    health.usage: Operation(
+        tag="Health", summary="Limits and use of the key that asks, by UTC day.", answers={200: {JSON: responses.Usage}}
     ),
     health.metrics: Operation(tag="Health", summary="Prometheus metrics.", answers={200: {TEXT: WORDS}}),
     show_fields: Operation(

@@ -31,6 +31,9 @@ ERRORS = {
         403, "A browser sent the request for a page of another site.", "Set the public address of the server.",
         "SEESR_PUBLIC_URL",
     ),
+    "priority_not_allowed": ErrorCode(
+        403, "The key may not use this priority.", "Send another priority.", "SEESR_KEYS_FILE"
+    ),
     "not_found": ErrorCode(404, "The route, job, batch, file or model does not exist.", "Check the id and the key."),
     "expired": ErrorCode(
         404, "The file or the link has expired or was removed.", "Send the image again, or read the job again.",
@@ -70,6 +73,9 @@ ERRORS = {
     "job_failed": ErrorCode(422, "The image could not be upscaled.", "Read `detail`."),
     "rate_limited": ErrorCode(
         429, "The key has sent too many requests.", "Wait as long as `Retry-After` says.", "SEESR_RATE"
+    ),
+    "quota_exceeded": ErrorCode(
+        429, "The key has used its megapixels of the day.", "Wait for the next UTC day.", "SEESR_KEYS_FILE"
     ),
     "queue_full": ErrorCode(
         429, "The queue, or the key's share of it, is full.", "Wait as long as `Retry-After` says.", "SEESR_MAX_QUEUE"

@@ -211,6 +211,26 @@ class InferenceResults(TypedDict):
     predictions: list[InferenceResult]
 
 
+class Day(TypedDict):
+    """What a key used on one UTC day."""
+
+    day: str
+    images: int
+    megapixels: float
+
+
+class Usage(TypedDict):
+    """Limits and use of the key that asks."""
+
+    name: str
+    rate: Annotated[int, Field(description="POST requests a minute.")]
+    share: Annotated[float, Field(description="Largest share of the queue while others wait.")]
+    priorities: list[str]
+    megapixels_per_day: float | None
+    expires: str | None
+    days: Annotated[list[Day], Field(description="Newest first; the last 40 days.")]
+
+
 class Description(TypedDict):
     """The settings, presets and limits of the server, for user interfaces."""
 

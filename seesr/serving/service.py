@@ -26,8 +26,9 @@ from seesr.images.mask import check_aspect
 from seesr.images.read import open_header, read_file
 from seesr.serving.identity import derived
 from seesr.serving.job import CANCELED, PRIORITIES, WAITING, Job, Jobs
+from seesr.serving.keys import Key, today
 from seesr.serving.metadata_store import Ledger
-from seesr.serving.middleware import owner
+from seesr.serving.middleware import key_of, owner
 from seesr.serving.refusal import Refused
 from seesr.serving.supervisor import Supervisor
 from seesr.serving.uploads import Stored
@@ -93,15 +94,19 @@ class Service:
         """
         try:
             name, seconds = options.get("priority", "normal"), options.get("deadline")
+            key = key_of(request)
+            if name not in key.priorities:
+                allowed = ", ".join(key.priorities)
+                raise Refused("priority_not_allowed", f"priority is {name}; this key may use {allowed}", "priority")
             job = Job.of(
-                owner(request), settings, masked=mask is not None, name=stored.name, priority=PRIORITIES[name],
-                deadline=seconds, **more,
+                key.name, settings, share=key.share, masked=mask is not None, name=stored.name,
+                priority=PRIORITIES[name], deadline=seconds, **more,
             )  # fmt: skip
             quote = self.jobs.quote(job, stored.path)
             job.quote = None if quote is None else dataclasses.asdict(quote)
             files = (stored.path, mask.path if mask else None)
             if job.batch is not None:  # the batch has the key
-                self.jobs.submit(job, *files)
+                self.queue(key, job, settings, *files)
                 return job
             requested = [stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds]
             before = self.claim(request, requested, job.id)
@@ -111,13 +116,32 @@ class Service:
                     return known
                 job.id = before  # the request before has not come that far, or its server was killed
             try:
-                self.jobs.submit(job, *files)
+                self.queue(key, job, settings, *files)
             except BaseException:
                 self.release(request, job.id)
                 raise
             return job
         finally:
             drop(stored, mask)
+
+    def queue(self, key: Key, job: Job, settings: Settings, image: Path, mask: Path | None) -> None:
+        """Queues a job and counts it for its key.
+
+        Raises:
+            Refused: 429, the key has used its quota of the day.
+            QueueFull, Unavailable: it is not taken, and not counted.
+        """
+        width, height = settings.output_size(*open_header(read_file(image)).size)
+        megapixels, day, quota = width * height / 1e6, today().isoformat(), key.megapixels_per_day
+        if not self.ledger.add_usage(key.name, day, 1, megapixels, quota):
+            detail = f"the result has {megapixels:.1f} MP and would exceed the {quota:g} MP of this key for {day} (UTC)"
+            seconds = 86400 - int(time.time()) % 86400
+            raise Refused("quota_exceeded", f"{detail}; try again tomorrow", **{"Retry-After": str(seconds)})
+        try:
+            self.jobs.submit(job, image, mask)
+        except BaseException:
+            self.ledger.add_usage(key.name, day, -1, -megapixels, None)
+            raise
 
     def claim(self, request: Request, requested: list[Any], id: str) -> str | None:
         """Gives the Idempotency-Key of a request to a job or batch, unless one has it that was not canceled.

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seesr.serving.job import FAILED, RUNNING, WAITING, Job
-from seesr.serving.metadata_store import remove_older
+from seesr.serving.metadata_store import USAGE_DAYS, remove_older
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, owner TEXT, status TEXT, priority INTEGER, created REAL, batch TEXT, record TEXT);
 CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, created);
+CREATE TABLE IF NOT EXISTS usage (owner TEXT, day TEXT, images INTEGER, megapixels REAL, PRIMARY KEY (owner, day));
 CREATE TABLE IF NOT EXISTS uploads (id TEXT PRIMARY KEY, owner TEXT, created REAL, record TEXT);
 CREATE TABLE IF NOT EXISTS idempotency (owner TEXT, key TEXT, digest TEXT, answer TEXT, created REAL,
     PRIMARY KEY (owner, key));
@@ -251,6 +253,20 @@ class Journal:
     def release(self, owner: str, key: str, id: str) -> None:
         self.run("DELETE FROM idempotency WHERE owner = ? AND key = ? AND answer = ?", owner, key, id)
 
+    def add_usage(self, owner: str, day: str, images: int, megapixels: float, quota: float | None) -> bool:
+        limit = math.inf if quota is None else quota
+        if megapixels > limit:
+            return False
+        return bool(self.run(
+            "INSERT INTO usage VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET images = images + ?3, "
+            "megapixels = megapixels + ?4 WHERE megapixels + ?4 <= ?5 RETURNING day",
+            owner, day, images, megapixels, limit,
+        ))  # fmt: skip
+
+    def usage(self, owner: str) -> list[tuple[str, int, float]]:
+        select = "SELECT day, images, megapixels FROM usage WHERE owner = ? ORDER BY day DESC LIMIT ?"
+        return [(day, images, megapixels) for day, images, megapixels in self.run(select, owner, USAGE_DAYS)]
+
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
         part = self.file("parts", f"{id}-note")
         part.write_text(json.dumps(note))
@@ -280,6 +296,7 @@ class Journal:
         for id, owner in self.run("SELECT id, owner FROM uploads WHERE created < ?", limit):
             self.drop_upload(owner, id)
         self.run("DELETE FROM idempotency WHERE created < ?", limit)
+        self.run("DELETE FROM usage WHERE day < date('now', ?)", f"-{USAGE_DAYS} days")
         remove_older(self.folder / "zips", limit)
         remove_older(self.folder / "notes", limit, {batch for (batch,) in self.run("SELECT DISTINCT batch FROM jobs")})
 

@@ -40,6 +40,7 @@ ROUTES = {
     ("GET", "/v1/predictions/{id}/stream"): OPEN,  # to whoever has the signed link
     ("GET", "/status"): KEY,
     ("GET", "/metrics"): KEY,
+    ("GET", "/usage"): KEY,
     ("POST", "/"): KEY,
     ("POST", "/invocations"): KEY,
     ("POST", "/upscale"): KEY,

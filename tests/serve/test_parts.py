@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from lab.report import ROOT
-from seesr.serving import access, fetch, middleware, uploads, webhooks
+from seesr.serving import fetch, keys, middleware, uploads, webhooks
 from seesr.serving.job import Job
 from seesr.serving.refusal import Refused
 
@@ -29,13 +29,11 @@ def test_the_server_loads_without_torch() -> None:
 
 
 def test_keys_have_names_and_are_long() -> None:
-    assert access.read_keys("ann:0123456789abcdef, 0123456789abcdeg") == {
-        "0123456789abcdef": "ann",
-        "0123456789abcdeg": "key2",
-    }
-    assert access.read_keys("") == {}
+    found = keys.read_tokens("ann:0123456789abcdef, 0123456789abcdeg")
+    assert [key.name for key in found] == ["ann", "key2"] and found[0].sha256 == keys.digest("0123456789abcdef")
+    assert keys.read_tokens("") == []
     with pytest.raises(ValueError, match="key 1 of SEESR_API_KEYS is shorter than 16"):
-        access.read_keys("ann:short")
+        keys.read_tokens("ann:short")
 
 
 def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
