@@ -28,6 +28,7 @@ from seesr import Engine, Settings
 from seesr.config import Configuration
 from seesr.fleet import broker, redis_client, transport
 from seesr.fleet.job_store import EXPIRY, HOOKS, Records
+from seesr.fleet.metadata_store import FleetLedger
 from seesr.serving.job import NORMAL, Job
 
 QUICK: dict[str, Any] = {"num_inference_steps": 1, "seed": 1}
@@ -318,3 +319,15 @@ def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_result_is_a_picture_of_its_settings(pocket_fleet: Fleet) -> None:
     answer = ask(pocket_fleet, "POST", "/upscale", content=sharp(), headers=PNG, params={**QUICK, "scale_factor": 2})
     assert Image.open(io.BytesIO(answer.content)).size == (48, 36)
+
+
+def test_usage_is_counted_over_gateways_within_a_quota(echo: Fleet, tmp_path: Path) -> None:
+    before = ask(echo, "GET", "/usage").json()["days"]
+    for gateway in echo.addresses:
+        assert send(echo, gateway).status_code == 202
+    (first, second) = (ask(echo, "GET", "/usage", gateway).json()["days"] for gateway in echo.addresses)
+    assert first == second and first[0]["images"] == (before[0]["images"] if before else 0) + 2
+    ledger = FleetLedger(redis_client.Link(echo.environment["SEESR_REDIS"]), None, tmp_path, 60)  # type: ignore[arg-type]
+    added = [ledger.add_usage("quota", "2030-01-01", 1, 0.5, 1.2) for _ in range(3)]
+    assert added == [True, True, False] and ledger.usage("quota") == [("2030-01-01", 2, 1.0)]
+    ledger.close()
