@@ -86,7 +86,7 @@ ERRORS = {
     "unavailable": ErrorCode(
         503, "The server is shutting down, or its queue or store cannot be reached.", "Try again later."
     ),
-    "disk_full": ErrorCode(503, "The disk of the server takes no data.", "Free disk space.", "SEESR_DATA"),
+    "disk_full": ErrorCode(503, "The server cannot write to its disk.", "Free disk space.", "SEESR_DATA"),
 }  # fmt: skip
 CODE_OF_STATUS = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed"}  # errors of Starlette itself
 
