@@ -38,6 +38,7 @@ PAGES = (
     "docs/configuration.md",
     "docs/fleet.md",
     "docs/http-api.md",
+    "docs/costs.md",
     "docs/openapi.json",
     "docs/architecture.md",
     "docs/decisions/0015-mutation-testing.md",
@@ -257,6 +258,15 @@ def quote() -> str:
     return f"{table(read(RESULTS / 'quote.json'), columns)}\n\n{table([promises], dict.fromkeys(promises, '.3g'))}"
 
 
+def price_dates() -> str:
+    """From when the prices of scripts/prices.toml are."""
+    import tomllib
+
+    prices = tomllib.loads((ROOT / "scripts" / "prices.toml").read_text())["price"]
+    days = sorted(price["read_on"] for price in prices)
+    return f"The {len(prices)} prices were read from {days[0]} to {days[-1]}."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "inputs": inputs,
     "effects": effects,
@@ -273,6 +283,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ratio": ratio,
     "packages": packages,
     "routes": routes,
+    "price-dates": price_dates,
     "errors": errors,
     "mutation": mutation,
     "stages": stages,

@@ -5,7 +5,8 @@
     python scripts/endpoint.py pause --name seesr
 
 Scales to zero after --idle minutes. The hardware is checked first: a CPU, less than 8 GB of GPU memory, or an instance
-that is not to be had is refused with the smallest one that fits. --dry-run prints the request and sends nothing.
+that is not available is refused with the smallest one that fits. --dry-run prints the request; it sends nothing and
+needs no token, so it does not check the hardware.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def chosen(hardware: list[InferenceEndpointHardware], kind: str, size: str) -> I
     return available[0]
 
 
-def request(args: argparse.Namespace, instance: InferenceEndpointHardware) -> dict[str, Any]:
-    """What is asked for, in the words of huggingface_hub's create_inference_endpoint."""
+def request(args: argparse.Namespace, instance: InferenceEndpointHardware | None) -> dict[str, Any]:
+    """The arguments of huggingface_hub's create_inference_endpoint; without vendor and region for a dry run."""
     if not re.fullmatch(r"[0-9a-f]{40}", args.revision or ""):
         raise Refused("--revision must be the 40 digits of a commit: a branch may change under a running endpoint")
     if not args.repository:
@@ -62,8 +63,7 @@ def request(args: argparse.Namespace, instance: InferenceEndpointHardware) -> di
         "framework": "custom",
         "task": "custom",
         "accelerator": "gpu",
-        "vendor": instance.vendor,
-        "region": instance.region,
+        **({"vendor": instance.vendor, "region": instance.region} if instance else {}),
         "instance_type": args.instance_type,
         "instance_size": args.instance_size,
         "min_replica": 0,
@@ -97,14 +97,15 @@ def run(args: argparse.Namespace, api: HfApi) -> int:
             )
         print(json.dumps({"verb": args.verb, "name": args.name}))
         return 0
+    if args.dry_run:
+        print(json.dumps({"verb": args.verb, "name": args.name, **request(args, None)}, indent=1))
+        return 0
     hardware = api.list_inference_endpoints_hardware(namespace=args.namespace)
     instance = chosen(hardware, args.instance_type, args.instance_size)
     wanted = request(args, instance)
     ceiling = instance.price_per_hour * HOURS * args.most
     print(f"at most {ceiling:.0f} US$ a month if it never sleeps; 0 while it does", file=sys.stderr)
     print(json.dumps({"verb": args.verb, "name": args.name, **wanted}, indent=1))
-    if args.dry_run:
-        return 0
     if args.verb == "create":
         api.create_inference_endpoint(args.name, namespace=args.namespace, **wanted)
     else:
