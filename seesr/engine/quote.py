@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ def size_of(source: Source | LoadedImage) -> tuple[int, int]:
     if isinstance(source, LoadedImage):
         source = source.image_data
     if isinstance(source, (ImageData, Image.Image)):
-        return cast("tuple[int, int]", source.size)
+        return source.size
     if isinstance(source, np.ndarray):
         return source.shape[1], source.shape[0]
     return open_header(read_bytes(source)).size
