@@ -2,4 +2,5 @@
 
 from lab.fleet.figures import main
 
-main()
+if __name__ == "__main__":  # the process of lab.fleet.live imports this file too
+    main()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import http.client
 import io
 import json
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -155,30 +151,3 @@ class Client(Caller):
         if result.status_code == 200 and result.content != PICTURE:
             misreported.append("another image")
         return result.status_code == 200
-
-
-@contextlib.contextmanager
-def watched(of: Fleet) -> Iterator[list[float]]:
-    """Asks /live of every gateway 20 times a second, on fresh connections; the seconds that each answer took."""
-    seconds: list[float] = []
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(0.05):
-            for name, address in list(of.addresses.items()):
-                url, started = urlsplit(address), time.perf_counter()
-                with contextlib.suppress(OSError, http.client.HTTPException):
-                    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=30)
-                    connection.request("GET", "/live")
-                    connection.getresponse().read()
-                    connection.close()
-                    if of.addresses.get(name) == address:
-                        seconds.append(time.perf_counter() - started)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seconds
-    finally:
-        stopped.set()
-        thread.join()

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from lab.fleet.callers import PICTURE, PNG, THREADS, Client, Figures, watched
+from lab.fleet.callers import PICTURE, PNG, THREADS, Client, Figures
+from lab.fleet.live import LiveWatch, watched
 from lab.fleet.servers import Fleet, fleet, free_port
 from seesr.fleet.job_store import Records
 from seesr.fleet.redis_client import Link
@@ -30,7 +31,7 @@ SENDING = 10.0  # seconds in which the images of `chaos` are sent, without the f
 class Experiment:
     """A fleet, its client, and the figures that all experiments have."""
 
-    def __init__(self, of: Fleet, live: list[float]) -> None:
+    def __init__(self, of: Fleet, live: LiveWatch) -> None:
         self.fleet, self.client, self.live = of, Client(of), live
         self.started = time.monotonic()
 
@@ -53,7 +54,8 @@ class Experiment:
 
         with suppress(TimeoutError):
             self.fleet.until(expired, EXPIRED)
-        median, p99, slowest = np.percentile(self.live, (50, 99, 100)) * 1000
+        seconds = self.live.stop()
+        median, p99, slowest = np.percentile(seconds, (50, 99, 100)) * 1000
         return {
             **found,
             "mixed": sum(self.client.versions.get(id, version) != version for id, version in runs),
@@ -63,7 +65,7 @@ class Experiment:
             **figures,
             "refused_and_sent_again": self.client.refused,
             "live_ms": {"median": round(median, 1), "p99": round(p99, 1), "max": round(slowest, 1)},
-            "live_asked": len(self.live),
+            "live_asked": len(seconds),
             "seconds": round(time.monotonic() - self.started, 1),
         }
 
