@@ -68,6 +68,11 @@ class Configuration(BaseSettings):
         None,
         "Server: JSON file of API keys with their limits, written by seesr keys and read again when it changes.",
     )
+    local_webhooks: bool = option(
+        False,
+        "Server: also sends webhooks to http addresses of this machine, to test them. Only for a server on a loopback "
+        "address.",
+    )
     platform: Literal["vertex", "sagemaker", "huggingface"] | None = option(
         None, "Server: platform that checks the callers. The routes that it calls then need no key."
     )

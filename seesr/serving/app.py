@@ -57,7 +57,8 @@ class WebhookSender:
         assert job.webhook
         content = replicate.prediction(self.service, self.base, job, whole=False)
         secret = self.service.webhook_secret(job.owner)
-        return await webhooks.send_once(secret, job.webhook, f"{job.id}-{job.revision}-{event}", content)
+        local = self.service.configuration.local_webhooks
+        return await webhooks.send_once(secret, job.webhook, f"{job.id}-{job.revision}-{event}", content, local)
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -190,6 +191,8 @@ def serve(
     if not keys and not configuration.platform and not is_loopback(host):
         remedy = "set SEESR_API_KEYS or SEESR_KEYS_FILE, or use --host 127.0.0.1"
         raise ValueError(f"--host {host} can be reached from outside: {remedy}")
+    if configuration.local_webhooks and not is_loopback(host):
+        raise ValueError("SEESR_LOCAL_WEBHOOKS is for a server on this machine: unset it, or use --host 127.0.0.1")
     if not keys and not configuration.platform:
         log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
     path = bundle or configuration.weights or weights.locate()

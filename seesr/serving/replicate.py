@@ -87,7 +87,7 @@ async def create(request: Request) -> Response:
     inputs = parse(Input, body.input, "input.")
     settings = settings_of(inputs.model_extra or {})
     if body.webhook is not None:
-        check_target(body.webhook)
+        check_target(body.webhook, of.configuration.local_webhooks)
     sources = [await run_in_threadpool(upload_of, request, source) for source in (inputs.image, inputs.mask)]
     stored, mask = await store_both(request, *sources)
     await of.check(stored, settings, mask)

@@ -11,10 +11,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
+from seesr.serving.access import is_loopback
 from seesr.serving.fetch import public_address
 from seesr.serving.job import Job
 from seesr.serving.refusal import Refused
@@ -30,19 +31,29 @@ Send = Callable[[Job, str], Awaitable[bool]]  # (job, event) -> whether the rece
 log = logging.getLogger(__name__)
 
 
-def check_target(url: Any) -> None:
+def check_target(url: Any, local: bool = False) -> None:
     """Refuses a webhook that is no https URL; its address is checked when it is called.
+
+    Args:
+        local: SEESR_LOCAL_WEBHOOKS; http URLs of this machine are allowed too.
 
     Raises:
         Refused: 422.
     """
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
-        good = parts is not None and parts.scheme == "https" and parts.hostname and parts.port != 0 and len(url) <= 4096
+        good = parts is not None and parts.hostname and parts.port != 0 and len(url) <= 4096
+        good = good and (parts.scheme == "https" or (local and is_local(parts)))
     except ValueError:  # a port over 65535, brackets without an address
         good = False
     if not good:
-        raise Refused("invalid_input", "webhook must be an https URL", "webhook")
+        words = "an https URL, or an http URL of this machine" if local else "an https URL"
+        raise Refused("invalid_input", f"webhook must be {words}", "webhook")
+
+
+def is_local(parts: SplitResult) -> bool:
+    """Whether a URL is plain http to this machine."""
+    return parts.scheme == "http" and is_loopback(parts.hostname or "")
 
 
 def whsec(secret: bytes) -> str:
@@ -58,13 +69,13 @@ def signed(secret: bytes, id: str, body: bytes, now: float) -> dict[str, str]:
     return {"webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature}
 
 
-async def send_once(secret: bytes, url: str, id: str, content: Mapping[str, Any]) -> bool:
-    """Posts to a public address; whether the receiver took it."""
+async def send_once(secret: bytes, url: str, id: str, content: Mapping[str, Any], local: bool = False) -> bool:
+    """Posts to a public address, or with `local` to this machine; whether the receiver took it."""
     body = json.dumps(content).encode()
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or 443
-        address = await public_address(host, port)
+        host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+        address = host if local and is_local(parts) else await public_address(host, port)
         netloc = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         headers = {"Host": parts.netloc.rpartition("@")[2], "Content-Type": "application/json"}
         headers |= signed(secret, id, body, time.time())

@@ -16,9 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from lab.report import ROOT
-from seesr.serving import fetch, keys, middleware, uploads, webhooks
+from seesr.config import Configuration
+from seesr.serving import app, fetch, keys, middleware, uploads, webhooks
 from seesr.serving.job import Job
 from seesr.serving.refusal import Refused
 
@@ -194,6 +196,22 @@ def test_a_webhook_must_be_https(url: object) -> None:
         webhooks.check_target(url)
 
 
+def test_webhooks_to_this_machine_need_the_switch(answers: Answers) -> None:
+    local = f"http://127.0.0.1:{answers.server_address[1]}/hook"
+    webhooks.check_target(local, local=True)
+    for url in ("http://a.org/", "http://10.0.0.1/", "ftp://localhost/", "http://localhost.a.org/"):
+        with pytest.raises(Refused, match="of this machine"):
+            webhooks.check_target(url, local=True)
+    with pytest.raises(Refused):
+        webhooks.check_target(local)
+    assert asyncio.run(webhooks.send_once(b"s" * 32, local, "id", {}, local=True)) and len(answers.got) == 1
+    assert not asyncio.run(webhooks.send_once(b"s" * 32, local, "id", {}))
+    assert not asyncio.run(webhooks.send_once(b"s" * 32, "http://10.0.0.1/hook", "id", {}, local=True))
+    assert len(answers.got) == 1
+    with pytest.raises(ValueError, match="SEESR_LOCAL_WEBHOOKS"):
+        app.serve(Configuration(local_webhooks=True, api_keys=SecretStr("a:" + "0" * 16)), "0.0.0.0", 0, None, None)
+
+
 def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole server in this process, its engine made of a copy."""
     import time
@@ -205,7 +223,7 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
     from seesr.engine.rates import Quote
     from seesr.networks import weights
     from seesr.runtime.progress import Position
-    from seesr.serving import app, replicate
+    from seesr.serving import app
 
     class Copy:
         def run(
@@ -231,7 +249,8 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
         def about(self) -> dict:
             return {}
 
-    monkeypatch.setattr(replicate, "check_target", lambda url: None)  # plain http, on this machine
+    monkeypatch.setenv("SEESR_LOCAL_WEBHOOKS", "1")
+    answers.url = answers.url.replace("pictures.test", "localhost")
     monkeypatch.setenv("SEESR_DATA", str(tmp_path))
     from serving import sharp
 
