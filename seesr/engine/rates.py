@@ -134,7 +134,7 @@ class Rates:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path, self.lock = path, threading.Lock()
+        self.path, self.lock, self.writing = path, threading.Lock(), threading.Lock()
         self.images, self.lines = 0, Lines()
         self.memory: dict[str, tuple[float, float]] = {}
         self.errors: collections.deque[float] = collections.deque(maxlen=LATEST)
@@ -220,15 +220,16 @@ class Rates:
         """Writes the file. A disk that does not take it is logged and stops nothing."""
         if self.path is None:
             return
-        with self.lock:
-            errors = [round(error, 4) for error in self.errors]
-            lines, memory = self.lines.sums, self.memory
-            state = json.dumps({"images": self.images, "lines": lines, "memory": memory, "errors": errors})
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write.save(state.encode(), self.path)
-        except (OSError, RuntimeError) as error:
-            log.warning("the rates of this machine are not kept: %s", error)
+        with self.writing:  # so that the last state to be written is the latest
+            with self.lock:
+                errors = [round(error, 4) for error in self.errors]
+                lines, memory = self.lines.sums, self.memory
+                state = json.dumps({"images": self.images, "lines": lines, "memory": memory, "errors": errors})
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write.save(state.encode(), self.path)
+            except (OSError, RuntimeError) as error:
+                log.warning("the rates of this machine are not kept: %s", error)
 
 
 def rates_file(folder: Path, digest: str, device: str, threads: int) -> Path:

@@ -147,10 +147,10 @@ def test_a_stream_of_a_failed_and_a_canceled_prediction(service: Serving) -> Non
     slow = create(service, None, **LONG)
     service.ask("POST", f"/v1/predictions/{slow['id']}/cancel")
     assert stream(slow).endswith('data: {"reason": "canceled"}\n\n')
-    job = service.upscale(deadline=0.001, wait=0, **LONG).json()
+    job = service.upscale(sharp()[:-40], wait=0).json()  # its header is whole
     service.until(job["id"], "failed")
     text = stream(service.ask("GET", f"/v1/predictions/{job['id']}").json())
-    assert "event: error\n" in text and "deadline" in text and text.endswith('data: {"reason": "error"}\n\n')
+    assert "event: error\n" in text and "damaged" in text and text.endswith('data: {"reason": "error"}\n\n')
     assert service.ask("GET", f"/v1/predictions/{job['id']}/stream").status_code == 404
 
 
