@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEESR_"
-SECRET = {"api_keys", "redis"}  # no message shows their values
+SECRET = {"api_keys", "metrics_token", "redis"}  # no message shows their values
 REDIS_URL = "redis://[:password@]host:port/db, with special characters of the password percent-encoded"
 
 
@@ -67,6 +67,9 @@ class Configuration(BaseSettings):
     keys_file: Path | None = option(
         None,
         "Server: JSON file of API keys with their limits, written by seesr keys and read again when it changes.",
+    )
+    metrics_token: SecretStr = option(
+        SecretStr(""), "Server: a token that can read /metrics and nothing else. Unset: /metrics needs an API key."
     )
     local_webhooks: bool = option(
         False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +86,7 @@ class Access:
         platform: SEESR_PLATFORM, owner of what the platform sends without a key.
         public_url: SEESR_PUBLIC_URL.
         environment: names the routes of Vertex AI.
+        metrics_token: SEESR_METRICS_TOKEN.
 
     Raises:
         ValueError: the environment is not the platform's; one line.
@@ -97,7 +99,9 @@ class Access:
         platform: str | None,
         public_url: str | None,
         environment: Mapping[str, str],
+        metrics_token: str = "",
     ) -> None:
+        self.metrics_token = metrics_token
         self.keys, self.routes, self.platform = keys, routes, platform
         self.public = urlsplit(public_url or "")
         self.platform_routes = platform_routes(platform, environment)
@@ -114,6 +118,8 @@ class Access:
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and "origin" in headers:
             self.check_origin(headers["origin"], host)
         key = self.key(headers.get("authorization", ""))
+        if key is None and route == ("GET", "/metrics") and self.may_scrape(headers.get("authorization", "")):
+            return None
         if key is None and route in self.platform_routes:
             return Key(name=self.platform or LOCAL, sha256="")
         if key is None and route not in OPEN:
@@ -138,6 +144,12 @@ class Access:
         if not netloc or netloc not in (host, self.public.netloc.lower()):
             detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if it is its address"
             raise Refused("forbidden_origin", detail)
+
+    def may_scrape(self, header: str) -> bool:
+        """Whether an Authorization header has SEESR_METRICS_TOKEN."""
+        kind, _, token = header.partition(" ")
+        good = hmac.compare_digest(token.strip().encode(), self.metrics_token.encode())
+        return bool(self.metrics_token) and kind.lower() == "bearer" and good
 
     def key(self, header: str) -> Key | None:
         """The key in an Authorization header; None: there is no valid one."""

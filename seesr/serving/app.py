@@ -148,7 +148,8 @@ def build(
         ledger.close()
 
     routes = all_routes()
-    access = Access(Keys(configuration), routes, configuration.platform, configuration.public_url, os.environ)
+    scrape = configuration.metrics_token.get_secret_value()
+    access = Access(Keys(configuration), routes, configuration.platform, configuration.public_url, os.environ, scrape)
     gate = Middleware(Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing)
     app = Starlette(routes=routes, middleware=[gate], lifespan=life, exception_handlers={HTTPException: refused})
     app.state.service = service

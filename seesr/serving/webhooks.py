@@ -43,7 +43,7 @@ def check_target(url: Any, local: bool = False) -> None:
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
         good = parts is not None and parts.hostname and parts.port != 0 and len(url) <= 4096
-        good = good and (parts.scheme == "https" or (local and is_local(parts)))
+        good = good and parts is not None and (parts.scheme == "https" or (local and is_local(parts)))
     except ValueError:  # a port over 65535, brackets without an address
         good = False
     if not good:

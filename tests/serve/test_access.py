@@ -324,3 +324,14 @@ def test_files_can_be_read_by_their_user_alone(tmp_path: Path) -> None:
     assert len(modes) > 10
     for path, mode in modes.items():
         assert mode == (0o700 if (tmp_path / path).is_dir() else 0o600), (path, oct(mode))
+
+
+def test_the_scrape_token_reads_metrics_and_nothing_else(tmp_path: Path) -> None:
+    with serving(tmp_path, api_keys=f"ann:{ANN}", metrics_token="scrape-me") as client:
+        assert client.get("/metrics", headers=bearer("scrape-me")).status_code == 200
+        for path in ("/status", "/usage", "/v1/predictions", "/jobs/x"):
+            assert client.get(path, headers=bearer("scrape-me")).status_code == 401
+        for token in ("", "scrape", "scrape-me2"):
+            assert client.get("/metrics", headers=bearer(token)).status_code == 401
+    with serving(tmp_path / "none", api_keys=f"ann:{ANN}") as client:
+        assert client.get("/metrics", headers=bearer("")).status_code == 401
