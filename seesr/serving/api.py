@@ -116,21 +116,19 @@ async def quote(request: Request) -> Response:
     """POST of the same request as `/upscale`: what it would take and give, and nothing is queued."""
     of = service(request)
     try:
-        upscale_request = await take(request)
-        settings = upscale_request.settings()
-        stored, mask = await store_both(request, upscale_request.image, upscale_request.mask)
+        body = await take(request)
+        settings = body.settings()
+        stored, mask = await store_both(request, body.image, body.mask)
     finally:
         await request.close()
     await of.check(stored, settings, mask)
-    job = Job.of(
-        owner(request), settings, priority=PRIORITIES[upscale_request.priority], deadline=upscale_request.deadline
-    )
+    job = Job.of(owner(request), settings, priority=PRIORITIES[body.priority], deadline=body.deadline)
     if (reason := of.jobs.ready()) is not None:
         raise Unavailable(reason, "not_ready")
     quoted = await run_in_threadpool(of.jobs.quote, job, stored.path)
     if quoted is None:
         raise Refused("no_quotes", "a fleet gives no quotes; run seesr IMAGE --dry-run on a worker's machine")
-    deadline = upscale_request.deadline
+    deadline = body.deadline
     met = None if deadline is None else quoted.promised is None or quoted.promised <= deadline
     answer: responses.Quote = {**dataclasses.asdict(quoted), "promised": quoted.promised, "meets_deadline": met}  # type: ignore[typeddict-item]
     return JSONResponse(answer)
