@@ -42,7 +42,7 @@ COMMANDS = {  # what a user does: as it was and as it is; None: it did not exist
 def cpu_seconds(command: list[str], tree: Path, folder: Path) -> float:
     """User and system seconds of a process and of those that it waited for."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
-    environment["PYTHONPATH"] = str(tree)
+    environment |= {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(folder)}  # no rates of earlier images
     process = subprocess.Popen(
         [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -124,7 +124,7 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
     conditioning = torch.from_numpy(run.source.rgb).to(case.device)
     size = conditioning.shape[0] // run.factor, conditioning.shape[1] // run.factor
     denoiser = run.denoiser(conditioning, *run.contexts(), size)
-    start, update = run.start(conditioning, denoiser)
+    start, update = run.start(run.encode(conditioning, size, None))
     tile = case.options["latent_tile"]
     if tile:
         tiles = reference.latent_tiles(*start.shape[2:], tile, case.options["latent_overlap"])

@@ -41,13 +41,13 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
         settings = dataclasses.replace(settings, positive_prompt=settings.negative_prompt)
     job = UpscaleRun(upscaler.networks, settings, ImageData(low), Progress())
     tags, image_tokens = job.tag()
-    words = job.encode_text([] if variant in ("prompt without tags", "negative prompt as prompt") else tags)
+    _, text_tokens = job.encode_text([] if variant in ("prompt without tags", "negative prompt as prompt") else tags)
     if variant == "image tokens zeroed":
         image_tokens = torch.zeros_like(image_tokens)
     conditioning = job.enlarge()
     size = conditioning.shape[0] // job.factor, conditioning.shape[1] // job.factor
-    denoiser = job.denoiser(conditioning, words, image_tokens, size)
-    z, update = job.start(conditioning, denoiser)
+    denoiser = job.denoiser(conditioning, text_tokens, image_tokens, size)
+    z, update = job.start(job.encode(conditioning, size, None))
     if variant == "no ControlNet":
         denoiser = dataclasses.replace(denoiser, conditioning_scale=0.0)
     z, _, _ = job.denoise(denoiser, z, update)

@@ -55,8 +55,9 @@ class Trial:
         tags, image_tokens = self.job.tag()
         self.conditioning = self.job.enlarge()
         size = self.conditioning.shape[0] // self.job.factor, self.conditioning.shape[1] // self.job.factor
-        self.denoiser = self.job.denoiser(self.conditioning, self.job.encode_text(tags), image_tokens, size)
-        self.starts, _ = self.job.start(self.conditioning, self.denoiser)
+        _, text_tokens = self.job.encode_text(tags)
+        self.denoiser = self.job.denoiser(self.conditioning, text_tokens, image_tokens, size)
+        self.starts, _ = self.job.start(self.job.encode(self.conditioning, size, None))
         self.steps = sampling.schedule(upscaler.networks.scheduler, steps)
 
     def sample(self, count: int, steer: sampling.Steer = sampling.unsteered) -> Tensor:

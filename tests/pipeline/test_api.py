@@ -117,7 +117,7 @@ def test_iterables_give_a_generator(small: Path) -> None:
 def test_changes_are_fields_of_settings_and_numpy_numbers_count(small: Path) -> None:
     output = upscale(small, QUICK, scale_factor=np.float32(1.5), seed=np.int64(7), keep_exif=np.bool_(False))
     assert output.image_data.size == (30, 24) and output.seed == 7 and type(output.settings.seed) is int
-    with pytest.raises(TypeError, match="there is no setting 'scale'; there are scale_factor, "):
+    with pytest.raises(TypeError, match="there is no setting 'scale'; the settings are scale_factor, "):
         upscale(small, scale=2)
     with pytest.raises(ValueError, match="scale_factor is 9"):
         upscale(small, scale_factor=9)

@@ -199,7 +199,7 @@ def test_the_named_side_is_exact_and_the_other_within_a_pixel(width: int, height
     [
         ({"target_side": 100}, r"target_side 100 of a 200x150 image needs a scale of 0.5; it must be from 1 to 8"),
         ({"target_side": 2000}, "needs a scale of 10"),
-        ({"target_megapixels": 0.001}, "takes a scale of 0.18"),
+        ({"target_megapixels": 0.001}, "needs a scale of 0.18"),
         ({"target_side": 400, "target_megapixels": 1.0}, "are both set"),
         ({"target_side": 0}, "must be from 1 to 32768"),
         ({"target_side": 10**9}, "must be from 1 to 32768"),
