@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -64,6 +65,8 @@ class Child:
         self.objects = Objects(Store.configured(), configuration.data / "worker")
         self.roster = Roster(link)
         self.name = configuration.worker_name or ""
+        self.state: dict[str, Any] = {"child": os.getpid()}
+        self.telling = threading.Lock()
         self.say("loading", job=None)  # of a child before, which was killed
         self.engine = engine_of()
         self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
@@ -71,13 +74,18 @@ class Child:
         self.supervisor.thread("orders", self.obey)
         self.supervisor.thread("cache", self.trim)
 
-    def say(self, state: str, **more: Any) -> None:
-        self.roster.tell(self.name, state=state, child=os.getpid(), **more)
+    def say(self, state: str | None = None, **more: Any) -> None:
+        """Writes the state of this worker; None: the latest again, which a Redis that was restarted may have lost."""
+        with self.telling:
+            self.state |= more if state is None else {"state": state, **more}
+            self.roster.tell(self.name, **self.state)
 
     def obey(self) -> None:
-        """Unloads and loads the engine on command (seesr fleet unload | load)."""
+        """Unloads and loads the engine on command (seesr fleet unload | load), and repeats the worker's state."""
         while not self.supervisor.stopping.is_set():
             order = self.roster.order(self.name)
+            if order is None:
+                self.say()
             if order == "unload":
                 self.engine.unload()
                 self.say("unloaded")

@@ -159,12 +159,27 @@ def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch
 
     child = object.__new__(worker.Child)
     child.roster, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
-    monkeypatch.setattr(child, "say", lambda state, **more: said.append({"state": state, **more}))
+    monkeypatch.setattr(child, "say", lambda state=None, **more: state and said.append({"state": state, **more}))
     child.supervisor.thread("orders", child.obey)
     until(lambda: len(said) == 4)
     child.supervisor.stop()
     assert [words["state"] for words in said] == ["loading", "failed", "loading", "idle"]
     assert said[1]["error"] == "RuntimeError: no memory" and child.supervisor.tasks["orders"].failures == 1
+
+
+def test_a_worker_repeats_the_state_that_redis_has_lost(configuration: Configuration) -> None:
+    from seesr.fleet import worker
+
+    child = object.__new__(worker.Child)
+    child.roster, child.name, child.supervisor = Roster(Link(configuration.redis or "")), "w@here", Supervisor()
+    child.state, child.telling = {}, threading.Lock()
+    child.say("busy", job="of yesterday")
+    child.say("idle", job=None)
+    child.roster.tell("w@here", state="busy", job="of yesterday")  # as if the last write were lost
+    child.supervisor.thread("orders", child.obey)
+    until(lambda: child.roster.workers()["w@here"]["state"] == "idle")
+    child.supervisor.stop()
+    assert child.roster.workers()["w@here"]["job"] is None
 
 
 def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(

@@ -191,7 +191,7 @@ HEAD = f"POST /upscale HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ANN}\r\nCon
         (HEAD.replace(b"/upscale", b"/upscale/../../etc/passwd") + b"Content-Length: 0\r\n\r\n", b"404"),
         (HEAD.replace(b"/upscale", b"/jobs/..%2f..%2fetc") + b"Content-Length: 0\r\n\r\n", b"4"),
         (HEAD + b"Content-Type: text/html\r\nContent-Length: 2\r\n\r\nhi", b"415"),
-        (HEAD + b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9\r\n\r\n--x\r\nrub", b"4"),
+        (HEAD + b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 8\r\n\r\n--x\r\nrub", b"4"),
         (HEAD + b"Content-Type: application/json\r\nContent-Length: 3\r\n\r\n[1]", b"400"),
         (HEAD + b"Content-Type: application/json\r\nContent-Length: 12\r\n\r\n" + b"[" * 12, b"400"),
     ],

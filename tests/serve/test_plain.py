@@ -115,12 +115,10 @@ def test_cancelling_a_running_and_a_waiting_job(service: Serving) -> None:
 
 @pytest.mark.parametrize("how", ["wait", "events"])
 def test_hanging_up_frees_the_engine(service: Serving, how: str) -> None:
+    headers = {"Authorization": f"Bearer {ANN}", "Content-Type": "image/png", "Idempotency-Key": "hang up"}
     if how == "wait":
         with pytest.raises(requests.exceptions.ReadTimeout):
-            requests.post(
-                f"{service.url}/upscale", params=LONG, data=sharp(), timeout=1,
-                headers={"Authorization": f"Bearer {ANN}", "Content-Type": "image/png"},
-            )  # fmt: skip
+            requests.post(f"{service.url}/upscale", params=LONG, data=sharp(), timeout=1, headers=headers)
     else:
         job = service.begin(**LONG)
         stream = service.ask("GET", f"/jobs/{job['id']}/events?cancel_on_close=1", stream=True)
@@ -132,6 +130,11 @@ def test_hanging_up_frees_the_engine(service: Serving, how: str) -> None:
     while service.ask("GET", "/status").json()["running"] is not None:
         assert time.monotonic() - started < 1.5
         time.sleep(0.02)
+    if how == "wait":  # the canceled job has released its key
+        params = {**LONG, "wait": 0}
+        again = requests.post(f"{service.url}/upscale", params=params, data=sharp(), timeout=10, headers=headers)
+        assert again.status_code == 202 and again.json()["status"] in ("starting", "processing"), again.text
+        service.ask("DELETE", f"/jobs/{again.json()['id']}")
 
 
 def test_an_idempotency_key_gives_the_same_job_or_is_refused(service: Serving) -> None:
