@@ -44,6 +44,7 @@ def test_an_image_that_kills_its_worker_fails_after_three_runs() -> None:
     assert found["error"] == "the worker died 3 times on this image"
 
 
+@pytest.mark.long
 def test_the_urgent_one_is_next() -> None:
     found = measure("priority")
     assert found["others_before_the_urgent"] <= 1 and found["ended"] == 101  # the one that ran already

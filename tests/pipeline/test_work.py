@@ -116,6 +116,7 @@ def rerun(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     return replay, result
 
 
+@pytest.mark.long
 def test_a_recorded_pass_gives_the_same_images(pocket: Upscaler, photo: Image.Image) -> None:
     recorded = Upscaler(pocket.networks)
     recorded.graphs = Graphs(rerun)

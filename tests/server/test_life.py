@@ -17,6 +17,7 @@ from scripts.cog_server import ROOT, CogServer
 POCKET = ROOT / "weights/pocket"
 
 
+@pytest.mark.long
 def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo: Image.Image) -> None:
     given = {"image": data_uri(png(photo.resize((160, 120)))), "scale_factor": 8, "num_inference_steps": 1, "seed": 1}
     seconds = predict(server, **given)["metrics"]["seconds"]
