@@ -55,6 +55,7 @@ def test_the_decoder_of_large_pictures(size: int, free: float, conv: float, atte
     assert decode.peak <= peak * 1e9
 
 
+@pytest.mark.long
 def test_a_row_has_what_is_asked_for() -> None:
     stages = count.count(512, int(20e9), TWO_STEPS)
     row = count.row(512, 20, 2, stages)
