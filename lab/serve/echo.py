@@ -1,6 +1,7 @@
 """`seesr serve` whose engine sleeps and gives its input back, to test the server without computing.
 
     python -m lab.serve.echo --port 0
+    python -m lab.serve.echo mcp            seesr mcp in place of seesr serve
 
 ECHO_SECONDS is the time of one image. ECHO_RUNS names a file to which every run appends a line when it begins: the id
 of the job, and "again" if its result was stored already.
@@ -81,7 +82,7 @@ def main() -> int:
     runs = os.environ.get("ECHO_RUNS")
     echo = Echo(float(os.environ.get("ECHO_SECONDS", "0.05")), Path(runs) if runs else None)
     app.load_engine = lambda *_: echo  # type: ignore[assignment, return-value]
-    return cli(["serve", *sys.argv[1:]])
+    return cli(sys.argv[1:] if sys.argv[1:2] == ["mcp"] else ["serve", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

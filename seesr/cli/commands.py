@@ -20,7 +20,7 @@ from seesr.settings import Settings
 from seesr.settings.presets import PRESETS
 from seesr.version import __version__
 
-COMMANDS = ("upscale", "verify", "serve", "doctor", "info", "worker", "fleet", "keys", "completion")
+COMMANDS = ("upscale", "verify", "serve", "doctor", "info", "mcp", "worker", "fleet", "keys", "completion")
 SHELLS = ("bash", "zsh", "fish")
 OUTPUT_FLAGS = ("-o", "--out")
 ABOUT = """SeeSR super-resolution on this machine.
@@ -56,8 +56,11 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
     info.add_argument("--json", action="store_true", help="accepted for consistency; the output is always JSON")
     serve = commands.add_parser("serve", help="run the HTTP server: Replicate's API, a plain API and a web page")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    serve.add_argument("--port", type=int, default=5000, help="0 uses a free port (default: 5000)")
+    mcp = commands.add_parser("mcp", help="give assistants the tools upscale, quote and status (MCP, over stdio)")
+    mcp.add_argument("--http", action="store_true", help="run the HTTP server, with the tools at /mcp")
+    for command in (serve, mcp):
+        command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+        command.add_argument("--port", type=int, default=5000, help="0 uses a free port (default: 5000)")
     commands.add_parser("worker", help="run the jobs of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
     fleet = commands.add_parser("fleet", help="manage the workers of a fleet")
     fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {text}" for name, text in ORDERS.items()))
@@ -66,7 +69,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=SHELLS, help='for bash and zsh: eval "$(seesr completion bash)"')
     add_upscale(upscale, preset or {})
-    for command in (upscale, verify, doctor, info, serve):
+    for command in (upscale, verify, doctor, info, serve, mcp):
         command.add_argument("--bundle", type=Path, help="folder of weights (default: SEESR_WEIGHTS)")
         command.add_argument("--device", help="torch device (default: SEESR_DEVICE, or the GPU if there is one)")
     return top
@@ -189,14 +192,23 @@ def run(args: argparse.Namespace) -> int:
 
     configuration = Configuration.read()
     logs.configure(configuration.log_format, logging.WARNING)
-    if args.command == "serve":
-        from seesr.serving.app import serve
+    if args.command == "mcp" and not args.http:
+        from seesr.serving.mcp_server import run_stdio
 
+        return run_stdio(configuration, args.bundle, args.device)
+    if args.command in ("serve", "mcp"):
+        from seesr.serving.app import Addition, serve
+
+        addition = Addition()
+        if args.command == "mcp":
+            from seesr.serving.mcp_server import http_parts
+
+            addition = http_parts()
         logs.configure(configuration.log_format)
         fleet = None
         if configuration.redis:
             from seesr.fleet.gateway import parts as fleet
-        return serve(configuration, args.host, args.port, args.bundle, args.device, fleet)
+        return serve(configuration, args.host, args.port, args.bundle, args.device, fleet, addition)
     if args.command == "keys":
         from seesr.cli import keys
 

@@ -12,11 +12,11 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from seesr.images.formats import FORMATS, ZIP
 from seesr.images.kinds import SUFFIXES, media_type
-from seesr.images.record import read_record
+from seesr.images.record import read_record, record_of
 from seesr.networks.weights import Bundle
 from seesr.settings import Settings
 
@@ -129,14 +129,6 @@ def skip_reason(path: Path) -> str | None:
     if suffix not in SUFFIXES and (suffix in RAW or media_type(head) is None):
         return f"{suffix or 'no suffix'}: not a readable image"
     return RESULTS if record_of(path) is not None else None
-
-
-def record_of(path: Path) -> dict[str, Any] | None:
-    """The settings record of a file, if there is one."""
-    try:
-        return read_record(path)
-    except Exception:  # of the image libraries: OSError, ValueError, SyntaxError, DecompressionBombError, ...
-        return None
 
 
 def choose_output(out: str | None, tasks: list[Task], folders: bool) -> Output:

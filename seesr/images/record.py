@@ -43,6 +43,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def record_of(path: Path) -> dict[str, Any] | None:
+    """The settings record of a file, if there is one."""
+    try:
+        return read_record(path)
+    except Exception:  # of the image libraries: OSError, ValueError, SyntaxError, DecompressionBombError, ...
+        return None
+
+
 def read_source_type(path: Path) -> str | None:
     """The IPTC digital source type of a file that this package wrote, or None."""
     return xmp.source_type(texts(path)[1])

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,6 +82,17 @@ class Parts(NamedTuple):
     drained: Callable[[float], Coroutine[Any, Any, None]] | None = None
 
 
+class Addition(NamedTuple):
+    """Routes beside those of every server.
+
+    Attributes:
+        context: entered while the server runs.
+    """
+
+    routes: Sequence[Route] = ()
+    context: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext
+
+
 def load_engine(bundle: Path, device: str | None, rates: Path) -> Engine:
     """The engine of this process, which keeps its rates in a folder; its import loads torch."""
     from seesr.engine.engine import Engine
@@ -111,7 +122,11 @@ def all_routes() -> list[Route]:
 
 
 def build(
-    configuration: Configuration, base: str, bundle: Path, assemble: Callable[[webhooks.Send], Parts]
+    configuration: Configuration,
+    base: str,
+    bundle: Path,
+    assemble: Callable[[webhooks.Send], Parts],
+    addition: Addition = Addition(),  # noqa: B008
 ) -> Starlette:
     """The application.
 
@@ -119,6 +134,7 @@ def build(
         base: the address that webhooks name where no public one is configured.
         bundle: whose version the API shows.
         assemble: makes the parts.
+        addition: more routes.
     """
     sender, supervisor = WebhookSender(), Supervisor()
     jobs, ledger, secret, background, drained = assemble(sender)
@@ -136,7 +152,8 @@ def build(
         jobs.start(supervisor)
         named = {"housekeeping": housekeeping, **background}
         tasks = [asyncio.ensure_future(supervisor.run(name, work)) for name, work in named.items()]
-        yield
+        async with addition.context():
+            yield
         supervisor.stop()
         stop_by = getattr(app.state, "stop_by", None)  # set by the signal
         await asyncio.to_thread(jobs.close, None if stop_by is None else max(0.0, stop_by - time.monotonic()))
@@ -147,7 +164,7 @@ def build(
         await asyncio.wait(tasks, timeout=10)
         ledger.close()
 
-    routes = all_routes()
+    routes = [*all_routes(), *addition.routes]
     scrape = configuration.metrics_token.get_secret_value()
     access = Access(Keys(configuration), routes, configuration.platform, configuration.public_url, os.environ, scrape)
     gate = Middleware(Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing)
@@ -179,11 +196,13 @@ def serve(
     bundle: Path | None,
     device: str | None,
     fleet: Callable[[Configuration, Path, webhooks.Send], Parts] | None = None,
+    addition: Addition = Addition(),  # noqa: B008
 ) -> int:
     """Runs the server until a signal stops it; returns the exit code.
 
     Args:
         fleet: makes the parts of a gateway; None: images are made in this process.
+        addition: more routes.
 
     Raises:
         ValueError: other machines could reach it without keys, or the port is in use; one line.
@@ -219,6 +238,7 @@ def serve(
         base,
         path,
         lambda send: fleet(configuration, path, send) if fleet else local(configuration, load, path, send),
+        addition,
     )
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
     limit = configuration.shutdown

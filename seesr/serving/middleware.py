@@ -98,7 +98,7 @@ class Gate:
         request_id = Headers(scope=scope).get("x-request-id", "")
         if not (request_id.isascii() and request_id.isalnum() and len(request_id) <= 64):
             request_id = secrets.token_hex(8)
-        scope["state"]["request_id"] = request_id
+        scope.setdefault("state", {})["request_id"] = request_id  # servers need not set it
         started, status = time.perf_counter(), 500
         begun = False
 

@@ -27,13 +27,14 @@ DRAWINGS = {"mermaid", "text"}
 SHELLS = ("", "sh", "bash", "shell", "console")
 OTHER_LANGUAGES = {
     "js": "tests/serve/test_replicate.py runs Replicate's JavaScript client",
-    "json": "data",
+    "json": "data; tests/serve/test_mcp.py connects as the blocks of docs/mcp.md say",
     "yaml": "tests/deploy reads the real files",
     "toml": "data",
     "html": "data",
     "ini": "tests/deploy reads the real files",
 }
 REASONS = {  # programs that a test cannot run: why not
+    "claude": "needs the assistant",
     "cog": "needs Cog and Docker",
     "docker": "needs Docker",
     "kubectl": "needs a cluster",
