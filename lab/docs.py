@@ -103,9 +103,9 @@ def fleet() -> str:
     """What `python -m lab.fleet all --json results/fleet` wrote."""
     rows = []
     for path in sorted((RESULTS / "fleet").glob("*.json")):
-        (found,) = read(path)
-        name = found.pop("experiment")
-        rows.append({"experiment": name, "seen": ", ".join(f"{key} {value}" for key, value in found.items())})
+        (result,) = read(path)
+        name = result.pop("experiment")
+        rows.append({"experiment": name, "seen": ", ".join(f"{key} {value}" for key, value in result.items())})
     return table(rows, {"experiment": "", "seen": ""})
 
 
@@ -175,13 +175,13 @@ def packages() -> str:
 
 def reachable(uses: dict[str, set[str]], start: str) -> set[str]:
     """Everything that `start` uses, directly or not."""
-    found: set[str] = set()
+    results: set[str] = set()
     todo = [start]
     while todo:
-        for name in uses[todo.pop()] - found:
-            found.add(name)
+        for name in uses[todo.pop()] - results:
+            results.add(name)
             todo.append(name)
-    return found
+    return results
 
 
 def cards() -> str:
@@ -295,11 +295,11 @@ def filled(page: Path) -> str:
     """The page with its tables as they should be."""
     if page.name == "openapi.json":
         return openapi()
-    words = page.read_text()
+    text = page.read_text()
     for name, make in TABLES.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        words = re.sub(pattern, lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", words, flags=re.S)
-    return words
+        text = re.sub(pattern, lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text, flags=re.S)
+    return text
 
 
 def main() -> None:

@@ -80,15 +80,15 @@ def mutants_of(module: str) -> list[Mutant]:
     from cosmic_ray.plugins import get_operator
 
     code = (ROOT / f"seesr/{module}.py").read_text()
-    lines, found = code.splitlines(), []
+    lines, result = code.splitlines(), []
     for name in OPERATORS:
         operator = get_operator(name)()
         places = [at for node in ast_nodes(get_ast(code)) for at, _ in operator.mutation_positions(node)]
         for occurrence, (line, _) in enumerate(places):
             changed = mutate_code(code, operator, occurrence)
             if changed not in (None, code):
-                found.append(Mutant(module, name.removeprefix("core/"), line, lines[line - 1].strip(), changed))
-    return found
+                result.append(Mutant(module, name.removeprefix("core/"), line, lines[line - 1].strip(), changed))
+    return result
 
 
 def compiles(mutant: Mutant) -> bool:
@@ -144,7 +144,7 @@ def begin(mutant: Mutant, tests: list[str], folder: Path, core: int) -> int:
 def run(mutants: list[Mutant], tests: list[str], folders: list[Path], limit: float) -> list[tuple[Mutant, str, float]]:
     """(mutant, "survived", "killed" or "killed: too slow", seconds) of each, as many at once as there are folders."""
     cores = sorted(os.sched_getaffinity(0))
-    waiting, free, found = list(reversed(mutants)), list(range(len(folders))), []
+    waiting, free, result = list(reversed(mutants)), list(range(len(folders))), []
     running: dict[int, tuple[Mutant, int, float]] = {}
     while waiting or running:
         while waiting and free:
@@ -163,9 +163,9 @@ def run(mutants: list[Mutant], tests: list[str], folders: list[Path], limit: flo
             free.append(place)
             (folders[place] / f"seesr/{mutant.module}.py").write_text((ROOT / f"seesr/{mutant.module}.py").read_text())
             verdict = "killed: too slow" if late else "killed" if status else "survived"
-            found.append((mutant, verdict, seconds))
+            result.append((mutant, verdict, seconds))
             print(f"{mutant.module}:{mutant.line} {mutant.operator} {verdict} {seconds:.0f} s", flush=True)
-    return found
+    return result
 
 
 def copies(top: Path, count: int) -> list[Path]:
@@ -183,8 +183,8 @@ def as_it_is(module: str, tests: list[str], folders: list[Path]) -> float:
     """Seconds of the tests with nothing broken; they must pass."""
     [(_, verdict, seconds)] = run([Mutant(module, "nothing", 0, "", None)], tests, folders, 3600)
     if verdict != "survived":
-        said = "\n".join(line for folder in folders for line in (folder / "log").read_text().splitlines()[-20:])
-        raise SystemExit(f"the tests of {module} fail as they are:\n{said}")
+        output = "\n".join(line for folder in folders for line in (folder / "log").read_text().splitlines()[-20:])
+        raise SystemExit(f"the tests of {module} fail as they are:\n{output}")
     return seconds
 
 
@@ -220,8 +220,8 @@ def main() -> None:
             tried = len(left)
             for tests in filter(None, TESTS[module]):
                 if left:
-                    found = run(left, tests, folders, 3 * as_it_is(module, tests, folders) + 20)
-                    left = [mutant for mutant, verdict, _ in found if verdict == "survived"]
+                    result = run(left, tests, folders, 3 * as_it_is(module, tests, folders) + 20)
+                    left = [mutant for mutant, verdict, _ in result if verdict == "survived"]
             rows[module] = summary(module, left, tried, len(every), old)
             if args.json:
                 write(args.json, [rows[name] for name in TESTS if name in rows])

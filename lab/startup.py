@@ -55,7 +55,7 @@ def measure(trees: tuple[Path | None, Path], times: int, names: list[str]) -> li
     """Medians of every command in both trees."""
     from PIL import Image
 
-    found: dict[tuple[str, int], list[float]] = {}
+    results: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         Image.new("RGB", (64, 48)).save(folder / "photo.png")
@@ -64,11 +64,11 @@ def measure(trees: tuple[Path | None, Path], times: int, names: list[str]) -> li
                 for side, tree in enumerate(trees):
                     command = COMMANDS[name][side]
                     if tree is not None and command is not None:
-                        found.setdefault((name, side), []).append(cpu_seconds(command, tree, folder))
+                        results.setdefault((name, side), []).append(cpu_seconds(command, tree, folder))
     rows = []
     for name in names:
-        sides = [statistics.median(found[name, side]) if (name, side) in found else None for side in (0, 1)]
-        torch = statistics.median(found["`import torch` alone", 1])
+        sides = [statistics.median(results[name, side]) if (name, side) in results else None for side in (0, 1)]
+        torch = statistics.median(results["`import torch` alone", 1])
         assert sides[1] is not None
         rows.append({"command": name, "before": sides[0], "after": sides[1], "of torch": sides[1] / torch})
     return rows

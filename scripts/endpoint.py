@@ -102,15 +102,15 @@ def run(args: argparse.Namespace, api: HfApi) -> int:
         return 0
     hardware = api.list_inference_endpoints_hardware(namespace=args.namespace)
     instance = chosen(hardware, args.instance_type, args.instance_size)
-    wanted = request(args, instance)
+    expected = request(args, instance)
     ceiling = instance.price_per_hour * HOURS * args.most
     print(f"at most {ceiling:.0f} US$ a month if it never sleeps; 0 while it does", file=sys.stderr)
-    print(json.dumps({"verb": args.verb, "name": args.name, **wanted}, indent=1))
+    print(json.dumps({"verb": args.verb, "name": args.name, **expected}, indent=1))
     if args.verb == "create":
-        api.create_inference_endpoint(args.name, namespace=args.namespace, **wanted)
+        api.create_inference_endpoint(args.name, namespace=args.namespace, **expected)
     else:
         fixed = ("vendor", "region", "type")
-        changes = {name: value for name, value in wanted.items() if name not in fixed and value is not None}
+        changes = {name: value for name, value in expected.items() if name not in fixed and value is not None}
         api.update_inference_endpoint(args.name, namespace=args.namespace, **changes)
     return 0
 

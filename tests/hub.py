@@ -128,9 +128,9 @@ class Hub:
             data = data[:-1] + bytes([data[-1] ^ 1])
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X_Repo_Commit": COMMIT}
         status, part = 200, data
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
-        if wanted and self.ranges:
-            start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or "")
+        if requested and self.ranges:
+            start, end = int(requested[1]), int(requested[2] or len(data) - 1)
             status, part = 206, data[start : end + 1]
             headers["Content_Range"] = f"bytes {start}-{end}/{len(data)}"
         suffix = next((s for s, left in self.fail.items() if path.endswith(s) and left), None)

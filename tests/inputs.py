@@ -58,13 +58,13 @@ def check_pixels(name: str, image: ImageData) -> None:
     """Asserts that an image has the size, colors and alpha that an independent reader sees in the file `name`."""
     expected = arrays()[EXPECTED[name]]
     expected = expected / (257 if expected.dtype == np.uint16 else 1)
-    found = shown(image)
-    assert found.shape[:2] == expected.shape[:2], name
-    difference = np.abs(found - expected[..., :3])
+    result = shown(image)
+    assert result.shape[:2] == expected.shape[:2], name
+    difference = np.abs(result - expected[..., :3])
     lab = "lab" in name  # D50 or D65: programs do not agree
     lossy = Path(name).suffix in LOSSY or name in JXL_LOSSY or "lossy" in name
-    most, mean = (32, 4) if lab else (24, 1) if lossy else (2.1, 0.4)
-    assert difference.max() <= most and difference.mean() <= mean, name
+    maximum, mean = (32, 4) if lab else (24, 1) if lossy else (2.1, 0.4)
+    assert difference.max() <= maximum and difference.mean() <= mean, name
     assert (image.alpha is not None) == (expected.shape[2] == 4), name
     if image.alpha is not None:
         alpha = image.alpha / (257 if image.alpha.dtype == np.uint16 else 1)

@@ -128,11 +128,11 @@ def publish(root: Path) -> None:
 
 def sums(root: Path) -> dict[str, dict[str, str | int]]:
     """What published.json would hold for the miniatures."""
-    found: dict[str, dict[str, str | int]] = {}
+    results: dict[str, dict[str, str | int]] = {}
     for target in sources.published():
         name = target.partition("/")[2]
         for place in (TURBO, SEESR, RAM, "models/CannotFindObject/RAM_ONNX"):
             if (root / place / name).is_file():
                 data = (root / place / name).read_bytes()
-                found[target] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return found
+                results[target] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return results

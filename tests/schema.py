@@ -18,10 +18,10 @@ def run_function() -> ast.FunctionDef:
 def inputs() -> dict[str, tuple[str, dict[str, Any]]]:
     """name -> (annotation, keyword literals of Input). Raises ValueError where a value is no literal."""
     arguments = run_function().args
-    found = {}
+    results = {}
     for argument, default in zip(arguments.args[1:], arguments.defaults, strict=True):
         assert isinstance(default, ast.Call) and not default.args
         keywords = {k.arg or "": ast.literal_eval(k.value) for k in default.keywords}
         assert argument.annotation is not None
-        found[argument.arg] = (ast.unparse(argument.annotation), keywords)
-    return found
+        results[argument.arg] = (ast.unparse(argument.annotation), keywords)
+    return results

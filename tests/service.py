@@ -36,21 +36,21 @@ def ask(server: CogServer, body: object) -> requests.Response:
     return answer
 
 
-def ask_in_background(server: CogServer, **given: object) -> tuple[threading.Thread, list[dict]]:
+def ask_in_background(server: CogServer, **changes: object) -> tuple[threading.Thread, list[dict]]:
     """A prediction named "long" on its way, and the list that will hold its answer."""
     answers: list[dict] = []
 
     def send() -> None:
         url = f"{server.url}/predictions/long"
-        answers.append(requests.put(url, json={"input": given}, timeout=300).json())
+        answers.append(requests.put(url, json={"input": changes}, timeout=300).json())
 
     thread = threading.Thread(target=send)
     thread.start()
     return thread, answers
 
 
-def predict(server: CogServer, **given: object) -> dict:
-    return ask(server, {"input": given}).json()
+def predict(server: CogServer, **changes: object) -> dict:
+    return ask(server, {"input": changes}).json()
 
 
 def picture_of(answer: dict) -> Image.Image:
@@ -61,6 +61,6 @@ def picture_of(answer: dict) -> Image.Image:
 def wait_for(server: CogServer, status: str, seconds: float = 30) -> None:
     """Waits until the health check says `status`; a slot is freed a moment after its answer."""
     deadline = time.monotonic() + seconds
-    while (found := server.health()["status"]) != status:
-        assert time.monotonic() < deadline, f"{found} instead of {status}"
+    while (result := server.health()["status"]) != status:
+        assert time.monotonic() < deadline, f"{result} instead of {status}"
         time.sleep(0.01)

@@ -37,8 +37,8 @@ class Serving:
     def __init__(self, folder: Path, *arguments: str, ready: bool = True, **environment: str) -> None:
         self.folder, self.arguments, self.wait = folder, arguments, ready
         keys = f"ann:{ANN},bob:{BOB}"
-        given = {"SEESR_DATA": str(folder / "data"), "SEESR_API_KEYS": keys, "SEESR_RATE": "100000", **environment}
-        self.environment = {**os.environ, **given}
+        values = {"SEESR_DATA": str(folder / "data"), "SEESR_API_KEYS": keys, "SEESR_RATE": "100000", **environment}
+        self.environment = {**os.environ, **values}
 
     def __enter__(self) -> Serving:
         self.folder.mkdir(exist_ok=True)

@@ -41,5 +41,5 @@ class EndpointHandler:
         if not isinstance(inputs, str):
             raise ValueError("inputs must be the image in base64, or a data URI")
         output = self.engine.run(from_data_uri(inputs), settings, mask=mask)
-        words = base64.b64encode(output.data).decode()
-        return {"image": words, "format": settings.suffix, "seed": output.seed, "metrics": output.metrics}
+        encoded = base64.b64encode(output.data).decode()
+        return {"image": encoded, "format": settings.suffix, "seed": output.seed, "metrics": output.metrics}

@@ -36,7 +36,7 @@ class Curve:
                 self.sums.setdefault(name, []).append(value)
         if (step + 1) % self.every == 0:
             row = {"step": step + 1, "seconds": round(time.monotonic() - self.started, 1)}
-            row |= {name: round(float(np.mean(found)), 5) for name, found in self.sums.items()}
+            row |= {name: round(float(np.mean(result)), 5) for name, result in self.sums.items()}
             self.sums = {}
             log.info("%s", row)
             self.file.write(json.dumps(row) + "\n")

@@ -48,7 +48,7 @@ def shipped() -> list[Rgb]:
 
 def at_sizes(pictures: list[Rgb]) -> list[Rgb]:
     """Each picture, in colour, also at smaller sizes, where the same detail is sharper."""
-    found = []
+    results = []
     for picture in pictures:
         if picture.ndim == 2:
             picture = np.repeat(picture[..., None], 3, axis=2)
@@ -56,8 +56,8 @@ def at_sizes(pictures: list[Rgb]) -> list[Rgb]:
             height, width = (round(side * scale) for side in picture.shape[:2])
             if min(height, width) >= 192:
                 resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-                found.append(np.ascontiguousarray(resized))
-    return found
+                results.append(np.ascontiguousarray(resized))
+    return results
 
 
 def colour(rng: Random, palette: Rgb) -> NDArray[np.float32]:
@@ -160,13 +160,15 @@ def letters(rng: Random, canvas: NDArray[np.float32], palette: Rgb) -> None:
 def corpus(seed: int, drawn: int) -> tuple[list[Rgb], list[float]]:
     """All photographs and `drawn` drawn pictures, with the weight of each in the training mix (MIX)."""
     rng = np.random.default_rng(seed)
-    domains = {kind: at_sizes(found) for kind, found in {**photographs(held_out=False), "shipped": shipped()}.items()}
-    palettes = [picture for found in domains.values() for picture in found]
+    domains = {
+        kind: at_sizes(pictures) for kind, pictures in {**photographs(held_out=False), "shipped": shipped()}.items()
+    }
+    palettes = [picture for pictures in domains.values() for picture in pictures]
     chosen = [palettes[rng.integers(len(palettes))] for _ in range(drawn)]
     with workers() as pool:
         domains["drawn"] = list(pool.map(dead_leaves, rng.spawn(drawn), chosen))
-    weights = [MIX[kind] / len(found) for kind, found in domains.items() for _ in found]
-    return [picture for found in domains.values() for picture in found], weights
+    weights = [MIX[kind] / len(pictures) for kind, pictures in domains.items() for _ in pictures]
+    return [picture for pictures in domains.values() for picture in pictures], weights
 
 
 def crop(rng: Random, picture: Rgb, side: int) -> Rgb:
@@ -194,8 +196,8 @@ def example(rng: Random, picture: Rgb) -> tuple[Rgb, Rgb, Rgb, bool]:
 
     Clean ones are averaged, most by 4, some by less; the damaged ones follow MILD and STRONG.
     """
-    most = min(LARGEST, *picture.shape[:2]) // 64
-    high = crop(rng, picture, 64 * int(3 + (most - 2) * rng.random() ** 0.5))
+    maximum = min(LARGEST, *picture.shape[:2]) // 64
+    high = crop(rng, picture, 64 * int(3 + (maximum - 2) * rng.random() ** 0.5))
     kind, seed = rng.random(), int(rng.integers(2**31))
     damaged = kind < MILD + STRONG
     if kind < MILD:
@@ -238,11 +240,11 @@ def part(rng: Random, *pictures: Rgb) -> list[Rgb]:
     """The same rectangle of pictures of one content, each side at least 0.6 of the whole: damage at other aspects."""
     size = rng.uniform(0.6, 1, 2)
     start = rng.uniform(0, 1 - size)
-    found = []
+    results = []
     for picture in pictures:
         (top, left), (bottom, right) = ((at * picture.shape[:2]).astype(int) for at in (start, start + size))
-        found.append(picture[top:bottom, left:right])
-    return found
+        results.append(picture[top:bottom, left:right])
+    return results
 
 
 def batches(rng: Random, pictures: list[Rgb], weights: list[float], side: int, count: int) -> Iterator[Rgb]:

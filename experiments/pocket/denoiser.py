@@ -54,9 +54,9 @@ class Student(nn.Module):
             if isinstance(module, nn.GroupNorm) and module.eps == BLOCKS["norm_eps"]:
                 nn.init.constant_(module.weight, 2 * module.eps**0.5)
 
-    def forward(self, z: Tensor, t: Tensor, hint: Tensor, words: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, hint: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         """Noisy latents [B, 32, h, w] at t -> predicted noise."""
-        context = (words, tokens)
+        context = (text, tokens)
         down, mid = self.controlnet(z, t, context, hint)
         return self.unet(z, t, context, down, mid)
 
@@ -100,12 +100,12 @@ class Pool:
         """
         device = self.damaged.device
         i = np.where(rng.random(count) < share, rng.choice(self.kinds[1], count), rng.choice(self.kinds[0], count))
-        i, crop = (torch.from_numpy(found).to(device) for found in (i, rng.integers(data.CROPS, size=count)))
+        i, crop = (torch.from_numpy(result).to(device) for result in (i, rng.integers(data.CROPS, size=count)))
         poor = torch.from_numpy(rng.random(count) < 1 / 12).to(device)
         turn, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
 
-        def laid(found: Tensor) -> Tensor:
-            turned = torch.rot90(found[i, crop].permute(0, 3, 1, 2), turn, (2, 3))
+        def laid(result: Tensor) -> Tensor:
+            turned = torch.rot90(result[i, crop].permute(0, 3, 1, 2), turn, (2, 3))
             return (turned.flip(3) if mirror else turned).float() / 255
 
         truth, hint = laid(self.high), laid(self.hint)
@@ -212,9 +212,9 @@ def train(
             states = [part.state_dict() for part in (net, average, optimiser)]
             now = {"recipe": recipe, "step": step, "elapsed": elapsed, "states": states, "rng": rng.bit_generator.state}
             torch.save(now, interrupted)
-            made = [future.result() for future in asked_for]
+            result = [future.result() for future in asked_for]
             asked_for = ask_for(step // steps_per_pool + 1)
-            pool = Pool(made, rng, tags, net.text, tokenizer, UNTAGGED if joined == 1 else 0)
+            pool = Pool(result, rng, tags, net.text, tokenizer, UNTAGGED if joined == 1 else 0)
             torch.manual_seed(SEED + step)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, done, group["peak"])

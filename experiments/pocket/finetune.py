@@ -67,14 +67,14 @@ class Vgg(nn.Module):
         self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, found = (x - self.mean) / self.std, []
+        x, result = (x - self.mean) / self.std, []
         for number, stage in enumerate(self.stages):
             if number:
                 x = F.max_pool2d(x, 2)
             for layer in stage:
                 x = F.relu(layer(x))
-            found.append(x)
-        return found
+            result.append(x)
+        return result
 
     def distance(self, ours: list[Tensor], truth: list[Tensor]) -> Tensor:
         """The mean squared difference of normalised features, summed over the stages: [B]."""
@@ -95,8 +95,10 @@ def prepare(folder: Path, wheel: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
-    found = photographs(held_out=False)
-    images = [("wallpaper", image) for image in found["wallpapers"]] + [("stamp", image) for image in found["stamps"]]
+    pictures = photographs(held_out=False)
+    images = [("wallpaper", image) for image in pictures["wallpapers"]] + [
+        ("stamp", image) for image in pictures["stamps"]
+    ]
     images += [("shipped", image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)) for image in shipped()]
     palettes = [image for _, image in images]
     images += [("drawn", dead_leaves(rng, palettes[rng.integers(len(palettes))], 256)) for _ in range(60)]
@@ -223,12 +225,12 @@ class Context:
         prompts = []
         for number, row in enumerate(self.tagger.logits(tokens).cpu()):
             names = [] if rng.random() < UNTAGGED else self.tagger.names(row[None])
-            words = prompt.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else "")
-            prompts.append(Settings.negative_prompt if poor[number] else words)
+            text = prompt.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else "")
+            prompts.append(Settings.negative_prompt if poor[number] else text)
         if new := sorted({*prompts} - self.known.keys()):
             encoded = prompt.encode(self.text, self.tokenizer, new, Budget()).float()
             self.known.update(zip(new, encoded, strict=True))
-        return torch.stack([self.known[words] for words in prompts]), tokens
+        return torch.stack([self.known[text] for text in prompts]), tokens
 
 
 def squares(x: Tensor, places: list[tuple[int, int]], side: int) -> Tensor:
@@ -292,7 +294,7 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
     log.info("%d images, ready after %.0f s", len(images.images), time.monotonic() - started)
-    begun, step, noted, kept, bad = time.monotonic(), 0, 0.0, 0.0, 0
+    begun, step, noted, saved, bad = time.monotonic(), 0, 0.0, 0.0, 0
     sums: dict[str, list[float]] = {}
     curve = (out / "curve.jsonl").open("w")
     while (done := (time.monotonic() - begun) / seconds) < 1:
@@ -305,12 +307,12 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
             small, kind = examples(truth)
             hint = upscaled(small)
             poor = rng.random(len(truth)) < 1 / 12
-            words, tokens = context(small, rng, poor)
+            text, tokens = context(small, rng, poor)
             places = (rng.integers(0, (size - side) // 4 + 1, (len(truth) * SQUARES, 2)) * 4).tolist()
             index = torch.arange(len(truth), device=device).repeat_interleave(SQUARES)
 
             truth, hint = squares(truth, places, side), squares(hint, places, side)
-            words, tokens, kind = words[index], tokens[index], kind[index]
+            text, tokens, kind = text[index], tokens[index], kind[index]
             negative = torch.from_numpy(poor).to(device)[index]
             target = torch.where(negative[:, None, None, None], hint, truth)
             with rough:
@@ -319,12 +321,12 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
                 x = sampling.start_latents(z, torch.randn_like(z), schedule)
                 if rng.random() < LATER:
                     visits = sampling.schedule(schedule, int(rng.integers(2, 5)))
-                    first = predict(x, t, net(x, t, hint, words, tokens))
+                    first = predict(x, t, net(x, t, hint, text, tokens))
                     x = sampling.ddpm_step(x, first, visits[0], torch.randn_like(x))
                     t = torch.full_like(t, visits[1].t)
                 features = vgg(torch.cat([target, hint]).to(memory_format=torch.channels_last))
         with rough:
-            z = predict(x, t, net(x, t, hint, words, tokens))
+            z = predict(x, t, net(x, t, hint, text, tokens))
             image = (net.vae.decoder((z / scaling).to(memory_format=torch.channels_last)).float() + 1) / 2
             ours = vgg(image)
         goal, plain_features = zip(*(f.chunk(2) for f in features), strict=True)
@@ -369,8 +371,8 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
             curve.write(json.dumps(line) + "\n")
             curve.flush()
             log.info("%s", line)
-        if now - kept > 60:
-            kept = now
+        if now - saved > 60:
+            saved = now
             save(average, out)
     save(average, out)
 
@@ -388,7 +390,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE, help="of the squares, in pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(text)s")
     if args.prepare:
         prepare(args.prepare, args.wheel)
     elif args.install:

@@ -71,8 +71,8 @@ def coded(plane: Tensor, scale: Tensor, table: tuple[tuple[int, ...], ...]) -> T
     b, c, h, w = plane.shape
     blocks = plane.reshape(b, c, h // 8, 8, w // 8, 8).permute(0, 1, 2, 4, 3, 5)
     steps = (plane.new_tensor(table) * scale[..., None, None]).clamp_min(1)
-    found = dct.T @ ((dct @ blocks @ dct.T / steps).round() * steps) @ dct
-    return found.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h, w)
+    result = dct.T @ ((dct @ blocks @ dct.T / steps).round() * steps) @ dct
+    return result.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h, w)
 
 
 def shrink(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -42,12 +42,12 @@ COLUMNS = {"shape": "", "parameters_m": ".2f", "gmac_per_mp": ".0f", "seconds_pe
 
 def least(call: Callable[[], Any]) -> float:
     """CPU seconds of the fastest of three calls."""
-    found = []
+    results = []
     for _ in range(3):
         before = time.process_time()
         call()
-        found.append(time.process_time() - before)
-    return min(found)
+        results.append(time.process_time() - before)
+    return min(results)
 
 
 @torch.inference_mode()

@@ -148,7 +148,7 @@ def tagger(device: torch.device, steps: int, further: bool = False) -> None:
             recent.append((small, attributes(high, small, damaged)))
         examples = [recent[i] for i in rng.integers(len(recent), size=12)]
         x = torch.cat([preprocess(to_tensor(small[None], device), net.image_size) for small, _ in examples])
-        truth = torch.from_numpy(np.stack([found for _, found in examples])).to(device).float()
+        truth = torch.from_numpy(np.stack([result for _, result in examples])).to(device).float()
         with torch.autocast(device.type, torch.bfloat16):
             logits = net.logits(net.tokens(x)).float()
         loss = F.binary_cross_entropy_with_logits(logits, truth, importance)
@@ -165,7 +165,7 @@ def build_tokenizer() -> ClipTokenizer:
     """A byte-pair vocabulary in CLIP's format, from the tags and the default prompts; other words are spelled out."""
     folder = WORK / "tokenizer"
     folder.mkdir(exist_ok=True)
-    words = [*TAGS, Settings.positive_prompt, Settings.negative_prompt]
+    lines = [*TAGS, Settings.positive_prompt, Settings.negative_prompt]
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     ends = [f"{letter}</w>" for letter in alphabet]  # named here, or every run would number them in another order
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
@@ -183,7 +183,7 @@ def build_tokenizer() -> ClipTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    bpe.train_from_iterator(words, trainer)
+    bpe.train_from_iterator(lines, trainer)
     bpe.model.save(str(folder))
     config = {"model_max_length": 77, "pad_token": "!", "tokenizer_class": "CLIPTokenizer", **TOKENIZER}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -46,8 +46,8 @@ class Caller:
 
     def send(self, number: int = 0, **query: Any) -> str:
         """A picture -> the id of its job."""
-        asked = {"wait": 0, "num_inference_steps": 1, **query}
-        answer = self.ask("POST", "/upscale", number, params=asked, content=PICTURE, headers=PNG)
+        requested = {"wait": 0, "num_inference_steps": 1, **query}
+        answer = self.ask("POST", "/upscale", number, params=requested, content=PICTURE, headers=PNG)
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
@@ -102,11 +102,11 @@ class Client(Caller):
         self.pause = 0.0
 
     def send(self, number: int = 0, **query: Any) -> str:
-        asked = {"wait": 0, "num_inference_steps": 1, "seed": 1, **query}
+        requested = {"wait": 0, "num_inference_steps": 1, "seed": 1, **query}
         headers = {**PNG, "Idempotency-Key": f"image-{number}"}
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                answer = self.ask("POST", "/upscale", number, params=asked, content=PICTURE, headers=headers)
+                answer = self.ask("POST", "/upscale", number, params=requested, content=PICTURE, headers=headers)
                 if answer.status_code in (200, 202):  # 200: it was taken before, and is made already
                     self.jobs[number] = answer.headers.get("x-job-id") or answer.json()["id"]
                     return self.jobs[number]
@@ -134,8 +134,8 @@ class Client(Caller):
                     if self.compare(id, misreported):
                         waiting.discard(id)
             time.sleep(0.2)
-        found = {"jobs": len(self.jobs), "lost": len(waiting), "misreported": len(misreported)}
-        return {**found, "said": misreported[:3]} if misreported else found
+        results = {"jobs": len(self.jobs), "lost": len(waiting), "misreported": len(misreported)}
+        return {**results, "said": misreported[:3]} if misreported else results
 
     def compare(self, id: str, misreported: list[str]) -> bool:
         """Whether a job has ended; what is wrong with its end is added to `misreported`."""

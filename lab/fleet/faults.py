@@ -45,7 +45,7 @@ class Experiment:
 
     def outcome(self, **figures: Any) -> Figures:
         """Waits until all jobs have ended, and then until everything of them has expired."""
-        found, runs = self.client.collect(90), self.fleet.runs()
+        result, runs = self.client.collect(90), self.fleet.runs()
         left: list[str] = []
 
         def expired() -> bool:
@@ -57,7 +57,7 @@ class Experiment:
         seconds = self.live.stop()
         median, p99, slowest = np.percentile(seconds, (50, 99, 100)) * 1000
         return {
-            **found,
+            **result,
             "mixed": sum(self.client.versions.get(id, version) != version for id, version in runs),
             "run_twice": len(runs) - len({id for id, _ in runs}),
             "left": len(left),

@@ -75,9 +75,9 @@ def load(folder: Path, jobs: int, workers: int) -> Figures:
         slowest = np.percentile(caller.seconds, (50, 99)) * 1000
         caller.wait_for(jobs, 120)
         seconds = time.monotonic() - started
-        found = caller.summary(ids)
+        result = caller.summary(ids)
         return {
-            **found,
+            **result,
             "workers": workers,
             "gateways": 2,
             "seconds": round(seconds, 2),
@@ -91,11 +91,11 @@ def load(folder: Path, jobs: int, workers: int) -> Figures:
 
 def resident(of: Fleet) -> dict[str, int]:
     """MB that the gateways hold."""
-    found = {}
+    results = {}
     for name in of.addresses:
-        words = Path(f"/proc/{of.processes[name].pid}/statm").read_text().split()
-        found[name] = int(words[1]) * 4096 // 10**6
-    return found
+        parts = Path(f"/proc/{of.processes[name].pid}/statm").read_text().split()
+        results[name] = int(parts[1]) * 4096 // 10**6
+    return results
 
 
 def lease(folder: Path, jobs: int, workers: int) -> Figures:
@@ -140,9 +140,9 @@ def child(folder: Path, jobs: int, workers: int) -> Figures:
         canceled = time.monotonic() - started
         last = caller.send()
         caller.wait_for(2, 20)
-        found = caller.summary([first, last])
+        result = caller.summary([first, last])
         return {
-            "results": found["results"],
+            "results": result["results"],
             "new_child": after != before,
             "served_after_seconds": round(served, 1),
             "cancel_seconds": round(canceled, 2),
@@ -184,8 +184,8 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
             started = time.monotonic()
             method = "POST" if path == "/upscale" else "GET"
             content = PICTURE if method == "POST" else None
-            found = caller.ask(method, path, content=content, headers=PNG)
-            answers.append((found.status_code, round(time.monotonic() - started, 2)))
+            result = caller.ask(method, path, content=content, headers=PNG)
+            answers.append((result.status_code, round(time.monotonic() - started, 2)))
         alive = caller.ask("GET", "/live").status_code
         of.processes["redis"].send_signal(signal.SIGCONT)
         of.until(lambda: caller.ask("GET", "/ready").status_code == 200, 30)
@@ -257,8 +257,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file, or for all a folder")
     args = parser.parse_args()
     for name in ALL if args.experiment == "all" else [args.experiment]:
-        found = measure(name, args.jobs, args.workers)
-        print(name, json.dumps(found), flush=True)
+        figures = measure(name, args.jobs, args.workers)
+        print(name, json.dumps(figures), flush=True)
         if args.json:
             path = args.json / f"{name}.json" if args.experiment == "all" else args.json
-            report.write(path, [{"experiment": name, **found}])
+            report.write(path, [{"experiment": name, **figures}])

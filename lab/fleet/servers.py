@@ -24,9 +24,9 @@ HOW = "redis-server is missing: apt-get install redis-server"
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Fleet:
@@ -64,9 +64,9 @@ class Fleet:
 
     def spawn(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
-            found = subprocess.Popen(command, env={**self.environment, **environment}, stdout=log, stderr=log)
-        self.processes[name] = found
-        return found
+            process = subprocess.Popen(command, env={**self.environment, **environment}, stdout=log, stderr=log)
+        self.processes[name] = process
+        return process
 
     def start_redis(self, *more: str) -> None:
         options = ["--port", str(self.port), "--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
@@ -116,8 +116,8 @@ class Fleet:
             self.until(lambda: self.works(name), 90)
 
     def state(self, name: str) -> str | None:
-        found = self.redis.hget(f"seesr:worker:{name}@here", "state")
-        return found.strip('"') if found else None
+        state = self.redis.hget(f"seesr:worker:{name}@here", "state")
+        return state.strip('"') if state else None
 
     def works(self, name: str) -> bool:
         """Whether the worker that was started last under this name has loaded."""
@@ -217,17 +217,17 @@ class Fleet:
 @contextlib.contextmanager
 def fleet(folder: Path, workers: int = 1, gateways: int = 1, s3: bool = False, **options: Any) -> Iterator[Fleet]:
     """A running fleet, ended whatever happens."""
-    found = Fleet(folder, **options)
+    running = Fleet(folder, **options)
     names = [f"worker{number}" for number in range(workers)]
     try:
-        found.start_redis()
+        running.start_redis()
         if s3:
-            found.start_store()
+            running.start_store()
         for name in names:
-            found.start_worker(name, wait=False)
+            running.start_worker(name, wait=False)
         for number in range(gateways):
-            found.start_gateway(f"gateway{number}" if number else "gateway")
-        found.until(lambda: all(found.state(name) == "idle" for name in names), 120)
-        yield found
+            running.start_gateway(f"gateway{number}" if number else "gateway")
+        running.until(lambda: all(running.state(name) == "idle" for name in names), 120)
+        yield running
     finally:
-        found.close()
+        running.close()

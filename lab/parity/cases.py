@@ -66,8 +66,8 @@ class Case:
         """Weights of one network under the reference's names."""
         source = self.about["weights"]
         if "recipe" in source:
-            made = json.loads((self.folder / source["recipe"]).read_text())[network]
-            return {k: torch.from_numpy(v) for k, v in recipe.state_dict(made["shapes"], made["salt"]).items()}
+            result = json.loads((self.folder / source["recipe"]).read_text())[network]
+            return {k: torch.from_numpy(v) for k, v in recipe.state_dict(result["shapes"], result["salt"]).items()}
         files = sorted((self.bundle / network).glob("*.safetensors"))
         return load_file(files[0]) if files else self.made(network)
 
@@ -79,11 +79,11 @@ class Case:
         names = reference.foreign_keys(module.state_dict())
         if cls is TextEncoder:
             names = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in names.items()}
-        made = recipe.state_dict({key: tuple(value.shape) for key, value in names.items()}, salt)
+        result = recipe.state_dict({key: tuple(value.shape) for key, value in names.items()}, salt)
         if cls is AutoencoderKL:
-            made["quant_conv.weight"] /= 2
-            made["quant_conv.bias"][4:] -= 2
-        return {key: torch.from_numpy(value) for key, value in made.items()}
+            result["quant_conv.weight"] /= 2
+            result["quant_conv.bias"][4:] -= 2
+        return {key: torch.from_numpy(value) for key, value in result.items()}
 
     def config(self, network: str) -> dict[str, Any]:
         configs = self.about.get("configs", {})
@@ -312,8 +312,8 @@ def tiling_tables(case: Case) -> list[tuple[str, Any, Any]]:
         height, width = grid["latent_height"], grid["latent_width"]
         tiles = reference.latent_tiles(height, width, grid["latent_tile"], grid["latent_overlap"])
         name = f"grid_{height}x{width}_{grid['latent_tile']}/{grid['latent_overlap']}"
-        found = sorted({t.left for t in tiles}), sorted({t.top for t in tiles}), tiles[0].right - tiles[0].left
-        rows.append((name, found, (grid["x_offsets"], grid["y_offsets"], grid["tile_used"])))
+        results = sorted({t.left for t in tiles}), sorted({t.top for t in tiles}), tiles[0].right - tiles[0].left
+        rows.append((name, results, (grid["x_offsets"], grid["y_offsets"], grid["tile_used"])))
     return rows
 
 

@@ -117,8 +117,8 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
     run = Recorded(case)
     reached: dict[str, Tensor] = {}
 
-    def keep_first(module: Any, given: Any, made: Tensor) -> None:
-        reached.setdefault("first_noise_pred", made)
+    def keep_first(module: Any, values: Any, result: Tensor) -> None:
+        reached.setdefault("first_noise_pred", result)
 
     run.networks.unet.register_forward_hook(keep_first)
     conditioning = torch.from_numpy(run.source.rgb).to(case.device)

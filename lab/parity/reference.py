@@ -67,13 +67,13 @@ def vae_boxes(height: int, width: int, tile: int, encoder: bool) -> tuple[list[l
 
     def spans(size: int) -> list[tuple[list[int], list[int]]]:
         count, real = max(math.ceil((size - 2 * pad) / tile), 1), real_tile(size, tile, pad)
-        found = []
+        results = []
         for j in range(count):
             start, end = pad + j * real, min(pad + (j + 1) * real, size)
             out = [0 if start <= pad else start, size if end >= size - pad else end]
             scaled = [side // 8 if encoder else side * 8 for side in out]
-            found.append(([max(start - pad, 0), min(end + pad, size)], scaled))
-        return found
+            results.append(([max(start - pad, 0), min(end + pad, size)], scaled))
+        return results
 
     inputs, outputs = [], []
     for row_in, row_out in spans(height):

@@ -48,22 +48,22 @@ def faults(bicubic: np.ndarray, result: np.ndarray, metrics: Any) -> list[str]:
         result: [H, W, 3] uint8.
         metrics: of the run: tags, float32_retries, faithful.
     """
-    found = []
+    results = []
     if not metrics["tags"]:
-        found.append("the tagger found no tags")
+        results.append("the tagger found no tags")
     if metrics["float32_retries"]:
-        found.append(f"{metrics['float32_retries']} parts were computed again in float32")
+        results.append(f"{metrics['float32_retries']} parts were computed again in float32")
     if metrics["faithful"] < LEAST_FAITHFUL:
-        found.append(f"faithful is {metrics['faithful']} dB, below {LEAST_FAITHFUL}")
+        results.append(f"faithful is {metrics['faithful']} dB, below {LEAST_FAITHFUL}")
     contrast = float(result.std()) / max(float(bicubic.std()), 1e-6)
     if not CONTRAST[0] <= contrast <= CONTRAST[1]:
-        found.append(
+        results.append(
             f"the contrast is {contrast:.2f} of the bicubic upscale's, not from {CONTRAST[0]} to {CONTRAST[1]}"
         )
     sharper = gradient(result) / max(gradient(bicubic), 1e-6)
     if sharper < SHARPER:
-        found.append(f"the gradients are {sharper:.2f} of the bicubic upscale's: nothing was added")
-    return found
+        results.append(f"the gradients are {sharper:.2f} of the bicubic upscale's: nothing was added")
+    return results
 
 
 def restore(bundle: Path, out: Path, images: list[tuple[str, Image.Image]], device: str | None = None,
@@ -91,14 +91,14 @@ def restore(bundle: Path, out: Path, images: list[tuple[str, Image.Image]], devi
         result.save(out / f"{name}-x4.png")
         bicubic.save(out / f"{name}-bicubic.png")
         metrics: Any = output.metrics
-        found = faults(np.asarray(bicubic), np.asarray(result), metrics)
+        outcome = faults(np.asarray(bicubic), np.asarray(result), metrics)
         rows.append(
             {
                 "name": name,
                 "size": "x".join(map(str, image.size)),
                 **{key: metrics[key] for key in ("tags", "float32_retries", "faithful")},
-                "faults": found,
-                "plausible": not found,
+                "faults": outcome,
+                "plausible": not outcome,
             }
         )
     return rows
@@ -114,8 +114,8 @@ def main() -> None:
     rows = restore(args.bundle, args.out, samples(args.image), args.device)
     (args.out / "bundle_check.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
-        words = "plausible" if row["plausible"] else f"NOT plausible: {'; '.join(row['faults'])}"
-        print(f"{row['name']} ({row['size']}): faithful {row['faithful']} dB, {row['tags'] or 'no tags'}: {words}")
+        message = "plausible" if row["plausible"] else f"NOT plausible: {'; '.join(row['faults'])}"
+        print(f"{row['name']} ({row['size']}): faithful {row['faithful']} dB, {row['tags'] or 'no tags'}: {message}")
     sys.exit(not all(row["plausible"] for row in rows))
 
 

@@ -57,8 +57,8 @@ def of_latents(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     return job.run().image_data.rgb
 
 
-def of_product(upscaler: Upscaler, low: ImageData, value: float, **given: Any) -> Rgb:
-    settings = Settings(seed=1, fidelity=value, num_inference_steps=STEPS, **given)
+def of_product(upscaler: Upscaler, low: ImageData, value: float, **changes: Any) -> Rgb:
+    settings = Settings(seed=1, fidelity=value, num_inference_steps=STEPS, **changes)
     return upscaler(low, settings).image_data.rgb
 
 
@@ -99,18 +99,18 @@ def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
     rows = []
     for way, work in WAYS.items():
         for value in DIAL:
-            found = []
+            results = []
             for _, high in built_in():
                 low = ImageData(degradations.clean(high, 0))
                 ours, plain = work(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
-                found.append({
+                results.append({
                     "psnr to plain": min(99.0, psnr(luma(ours), luma(plain))),
                     "psnr to truth": psnr(luma(ours), luma(high)),
                     "sharpness": sharpness(ours),
                     "niqe": niqe(ours),
                     **trust(ours, plain, low.rgb),
                 })  # fmt: skip
-            means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+            means = {name: float(np.mean([row[name] for row in results])) for name in results[0]}
             rows.append({"way": way, "fidelity": value, **means})
             print(rows[-1], flush=True)
     return rows
@@ -118,14 +118,14 @@ def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
 
 def presets(upscaler: Upscaler) -> list[dict[str, Any]]:
     rows = []
-    for name, given in PRESETS.items():
-        found, seconds = [], []
+    for name, values in PRESETS.items():
+        rows, seconds = [], []
         for _, high in built_in():
-            result = upscaler(ImageData(degradations.clean(high, 0)), Settings(seed=1, **given))
+            result = upscaler(ImageData(degradations.clean(high, 0)), Settings(seed=1, **values))
             trusted = {key: result.metrics[key] for key in ("invented", "faithful")}
-            found.append({**measure(result.image_data.rgb, high), **trusted})
+            rows.append({**measure(result.image_data.rgb, high), **trusted})
             seconds.append(sum(result.metrics["seconds"].values()))
-        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         rows.append({"preset": name, **means, "seconds": float(np.mean(seconds))})
         print(rows[-1], flush=True)
     return rows

@@ -45,8 +45,8 @@ def held_out() -> Iterator[tuple[str, Rgb]]:
     """The middle of each of Debian's pictures that the pocket model was not trained on."""
     from lab.quality.photographs import photographs
 
-    for kind, found in photographs(held_out=True).items():
-        for number, picture in enumerate(found):
+    for kind, result in photographs(held_out=True).items():
+        for number, picture in enumerate(result):
             top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[:2])
             yield f"{kind}-{number}", cut(picture[top : top + SIDE, left : left + SIDE])
 

@@ -60,7 +60,7 @@ def rows(upscaler: Upscaler) -> Iterator[dict[str, Any]]:
     for color_fix in ("wavelet", "adain", "none"):
         row: dict[str, Any] = {"color_fix": color_fix}
         for column, applied in (("not white without", False), ("not white", True)):
-            postprocess.textured = rule if applied else lambda *given: None
+            postprocess.textured = rule if applied else lambda *args: None
             settings = dataclasses.replace(SETTINGS, color_fix=color_fix)
             rgb = upscaler(ImageData(source), settings).image_data.rgb
             far = resize(255 * near, rgb.shape[1::-1], Image.Resampling.NEAREST) == 0
@@ -71,8 +71,8 @@ def rows(upscaler: Upscaler) -> Iterator[dict[str, Any]]:
 
 def share(pixels: Rgb) -> float:
     """The share of input pixels in which the model's part is reduced."""
-    found = postprocess.textured(pixels, SCALE)
-    return 0.0 if found is None else float((found < 255).mean())
+    result = postprocess.textured(pixels, SCALE)
+    return 0.0 if result is None else float((result < 255).mean())
 
 
 def as_jpeg(pixels: Rgb, quality: int) -> Rgb:
@@ -86,15 +86,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = list(rows(Upscaler.load(weights.POCKET, "cpu")))
+    results = list(rows(Upscaler.load(weights.POCKET, "cpu")))
     shares = []
     for name in PHOTOGRAPHS:
         pixels = photograph(name)
         after = {f"JPEG {quality}": share(as_jpeg(pixels, quality)) for quality in QUALITIES}
         shares.append({"photograph": name, "as it is": share(pixels), **after})
-    print(report.table(found, COLUMNS), report.table(shares, SHARES), sep="\n\n")
+    print(report.table(results, COLUMNS), report.table(shares, SHARES), sep="\n\n")
     if args.json:
-        report.write(args.json, found, photographs=shares)
+        report.write(args.json, results, photographs=shares)
 
 
 if __name__ == "__main__":

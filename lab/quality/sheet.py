@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
-    words: str
+    label: str
     shown: list[Rgb]
     gain: float
 
@@ -56,13 +56,13 @@ def pieces(upscaler: Upscaler, name: str, high: Rgb, damage: str, seed: int) -> 
     whole = [resize(low, size, Image.Resampling.NEAREST), resize(low, size), ours, high]
     middle = (high.shape[0] - SIDE) // 2, (high.shape[1] - SIDE) // 2
     grid = [(y, x) for y in range(0, size[1] - SIDE + 1, SIDE) for x in range(0, size[0] - SIDE + 1, SIDE)]
-    found = []
+    results = []
     for top, left in [PIECES.get(name, middle), *grid]:
         shown = [picture[top : top + SIDE, left : left + SIDE] for picture in whole]
         _, plain, mine, truth = map(metrics.luma, shown)
         gain = metrics.psnr(mine, truth) - metrics.psnr(plain, truth)
-        found.append(Piece(f"{name}, {damage}", shown, gain))
-    return found
+        results.append(Piece(f"{name}, {damage}", shown, gain))
+    return results
 
 
 def draw(rows: list[Piece]) -> Rgb:
@@ -71,8 +71,8 @@ def draw(rows: list[Piece]) -> Rgb:
     for row in rows:
         strip = np.concatenate(row.shown, axis=1)
         label = np.full((18, strip.shape[1], 3), 255, np.uint8)
-        words = f"{row.words}: {row.gain:+.2f} dB"
-        cv2.putText(label, words, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        message = f"{row.label}: {row.gain:+.2f} dB"
+        cv2.putText(label, message, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
         drawn += [label, strip]
     return np.concatenate(drawn)
 
@@ -93,7 +93,7 @@ def main() -> None:
                 rows.append(first)
             worst = min([*rest, *([worst] if worst else [])], key=lambda piece: piece.gain, default=None)
         if worst is not None:
-            rows.append(worst._replace(words=f"least of all: {worst.words}"))
+            rows.append(worst._replace(label=f"least of all: {worst.label}"))
     Image.fromarray(draw(rows)).save(args.png)
 
 

@@ -149,11 +149,11 @@ def fill_disk(server: EchoServer) -> str:
         while file.write(bytes(4096)):
             pass
     until(lambda: ready(server)[0] == 503, 20)
-    words = json.loads(ready(server)[1])["detail"]
+    message = json.loads(ready(server)[1])["detail"]
     time.sleep(FULL_SECONDS)
     filler.unlink()
     until(lambda: ready(server)[0] == 200, 20)
-    return words
+    return message
 
 
 def damage_journal(server: EchoServer) -> str:
@@ -165,13 +165,13 @@ def damage_journal(server: EchoServer) -> str:
     try:
         server.start()
     except RuntimeError as error:
-        words = str(error).strip().splitlines()[-1]
+        message = str(error).strip().splitlines()[-1]
     else:
         server.end(signal.SIGKILL)
         raise RuntimeError("the server starts with a damaged journal")
     for path in paths:
         path.with_name(f"kept-{path.name}").replace(path)
-    return words
+    return message
 
 
 def add_unknown_fields(server: EchoServer) -> None:
@@ -193,11 +193,11 @@ def chaos(folder: Path, jobs: int, kills: int) -> dict[str, Any]:
         try:
             for thread in threads:
                 thread.start()
-            said = disturb(server, callers, kills)
+            messages = disturb(server, callers, kills)
             threads[1].join()
             until(lambda: server.ask("GET", "/status").json()["queue_length"] == 0, 60)
             until(lambda: server.ask("GET", "/status").json()["running"] is None, 60)
-            found = summary(server, callers, runs)
+            result = summary(server, callers, runs)
         finally:
             callers.stopped.set()
             for thread in threads:
@@ -209,33 +209,33 @@ def chaos(folder: Path, jobs: int, kills: int) -> dict[str, Any]:
     return {
         "jobs": jobs,
         "kills": kills,
-        **found,
+        **result,
         "refused_and_sent_again": callers.refused,
         "live_ms": {name: round(value, 1) for name, value in zip(("median", "p99", "max"), live, strict=True)},
         "live_asked": len(callers.live),
-        "said": {name: words.replace(str(disk), "") for name, words in said.items()},
+        "said": {name: message.replace(str(disk), "") for name, message in messages.items()},
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
 def disturb(server: EchoServer, callers: Callers, kills: int) -> dict[str, str]:
     """All faults, one after the other; what the server said of them."""
-    said: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for kill in range(kills):
         callers.up.set()
         enough = ended(server) + random.randint(2, 5)
         until(lambda enough=enough: ended(server) >= enough, 60)
         if kill == kills // 2:
-            said["full_disk"] = fill_disk(server)
+            messages["full_disk"] = fill_disk(server)
         callers.up.clear()
         server.end(signal.SIGKILL)
         if kill == kills // 3:
-            said["damaged_journal"] = damage_journal(server)
+            messages["damaged_journal"] = damage_journal(server)
         if kill == 2 * kills // 3:
             add_unknown_fields(server)
         server.start()
     callers.up.set()
-    return said
+    return messages
 
 
 def summary(server: EchoServer, callers: Callers, runs: Path) -> dict[str, Any]:
@@ -273,10 +273,10 @@ def main() -> None:
     args = parser.parse_args()
     random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        found = chaos(Path(folder), args.jobs, args.kills)
-    print(json.dumps(found, indent=1))
+        figures = chaos(Path(folder), args.jobs, args.kills)
+    print(json.dumps(figures, indent=1))
     if args.json:
-        report.write(args.json, [{"experiment": "chaos", **found}])
+        report.write(args.json, [{"experiment": "chaos", **figures}])
 
 
 if __name__ == "__main__":

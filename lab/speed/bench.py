@@ -109,7 +109,7 @@ class Plain:
             _, image_tokens = networks.tagger(pixels)
         with timed("text"):
             ids = networks.tokenizer.encode_batch([settings.positive_prompt]).to(networks.device)
-            words = networks.text_encoder.hidden(ids)
+            text = networks.text_encoder.hidden(ids)
         with timed("enlarge"):
             conditioning = to_floats(job.enlarge()).to(networks.dtype)
         scaling = networks.vae.config["scaling_factor"]
@@ -120,8 +120,8 @@ class Plain:
             z = sampling.start_latents(z.float(), torch.randn(z.shape, device=z.device), networks.scheduler)
             for step in steps:
                 x, t = z.to(networks.dtype), torch.full((1,), step.t, device=z.device)
-                down, mid = networks.controlnet(x, t, (words, image_tokens), conditioning, 1.0)
-                noise = networks.unet(x, t, (words, image_tokens), down, mid).float()
+                down, mid = networks.controlnet(x, t, (text, image_tokens), conditioning, 1.0)
+                noise = networks.unet(x, t, (text, image_tokens), down, mid).float()
                 x0 = sampling.predicted_x0(noise, z, step)
                 z = sampling.ddpm_step(z, x0, step, torch.randn_like(z))
         with timed("decode"):
@@ -135,7 +135,10 @@ def copies(networks: models.Models) -> models.Models:
 
     def copied(network: torch.nn.Module, share: bool) -> Any:
         shared = [network.config] if hasattr(network, "config") else []
-        return copy.deepcopy(network, {id(kept): kept for kept in [*shared, *(network.parameters() if share else [])]})
+        return copy.deepcopy(
+            network,
+            {id(shared_part): shared_part for shared_part in [*shared, *(network.parameters() if share else [])]},
+        )
 
     share = networks.device.type == "cpu"
     names = ("unet", "controlnet", "text_encoder", "tagger")
@@ -146,8 +149,8 @@ def copies(networks: models.Models) -> models.Models:
 def photograph(side: int) -> ImageData:
     import skimage.data
 
-    found = Image.fromarray(skimage.data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
-    return ImageData(np.asarray(found))
+    result = Image.fromarray(skimage.data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
+    return ImageData(np.asarray(result))
 
 
 def predict(upscaler: Upscaler, picture: ImageData, settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
@@ -162,11 +165,11 @@ def replayed(upscaler: Upscaler, picture: ImageData, settings: Settings) -> dict
     """How many graphs there are, and by how many levels of 255 a picture through them is off one without, at most."""
     graphs = upscaler.graphs
     assert graphs is not None
-    through, kept = upscaler(picture, settings).image_data.rgb, graphs.recordings
+    through, recordings = upscaler(picture, settings).image_data.rgb, graphs.recordings
     graphs.recordings = {}
     without = upscaler(picture, settings).image_data.rgb
-    graphs.recordings = kept
-    return {"graphs": len(kept), "levels_off": int(np.abs(through.astype(int) - without).max())}
+    graphs.recordings = recordings
+    return {"graphs": len(recordings), "levels_off": int(np.abs(through.astype(int) - without).max())}
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -242,8 +245,10 @@ def commit() -> str:
     """Of the working tree; SEESR_COMMIT where that has no git."""
     if shutil.which("git") is None or not (report.ROOT / ".git").exists():
         return os.environ.get("SEESR_COMMIT", "unknown")
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=report.ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    completed = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=report.ROOT, capture_output=True, text=True
+    )
+    return completed.stdout.strip() or "unknown"
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -316,7 +321,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def table(folder: Path) -> str:
     """results/bench.md from the files in results/bench."""
-    words = [
+    lines = [
         "# Benchmarks",
         "",
         "Made by `python -m lab.speed.bench --table` from the files in `bench`; nothing here is typed by hand.",
@@ -329,17 +334,17 @@ def table(folder: Path) -> str:
     for row in rows:
         groups.setdefault((row["device"], row["dtype"]), []).append(row)
     for (device, dtype), measured in groups.items():
-        words += ["", f"## {device}, {dtype}", "", report.table(map(flat, measured), COLUMNS)]
+        lines += ["", f"## {device}, {dtype}", "", report.table(map(flat, measured), COLUMNS)]
         for row in measured:
             if "ratio" in row:
                 each = ", ".join(f"{name} {value:.2f}" for name, value in row["ratio"].items())
                 base = sum(row["baseline_seconds"].values())
-                words += [
+                lines += [
                     "",
                     f"Against plain diffusers modules in the same run, {row['size']} px, {row['steps']} steps:"
                     f" **{row['ratio_total']:.2f} times as fast** ({base:.3g} s there; {each}).",
                 ]
-    return "\n".join(words) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ class Counted(UpscaleRun):
         yield
         self.counter.stage.synchronisations += 1
 
-    def metrics(self, *made: Any) -> dict[str, Any]:
+    def metrics(self, *result: Any) -> dict[str, Any]:
         return {}
 
 
@@ -84,9 +84,9 @@ class Repeated:
             stage.add(self.cost[z.shape])
             return torch.empty_like(z)
         before = copy.deepcopy(stage)
-        found = PREDICT(denoiser, z, t, conditioning)
+        result = PREDICT(denoiser, z, t, conditioning)
         self.cost[z.shape] = stage.less(before)
-        return found
+        return result
 
 
 PREDICT = Denoiser.predict
@@ -210,7 +210,7 @@ def tables(rows: list[dict[str, Any]], cards: list[dict[str, Any]]) -> str:
     sides = [name for name in cards[0] if name.endswith("px")]
     return WORDS.format(
         counted=report.table(rows, COUNTED),
-        decoders=report.table([found | found["stages"]["decode"] for found in rows], DECODED),
+        decoders=report.table([result | result["stages"]["decode"] for result in rows], DECODED),
         reached=", ".join(f"{share:.0%} ({kind})" for kind, share in REACHED.items() if kind != "other"),
         copied=COPIED,
         launch=LAUNCH * 1e6,
@@ -224,15 +224,15 @@ def rounded(seconds: float) -> str:
 
 def on_cards(settings: Settings) -> list[dict[str, Any]]:
     """Floor and expectation of every card for every size of ON_CARDS, by the way that its memory allows."""
-    found: dict[tuple[int, int], dict[str, Stage]] = {}
+    results: dict[tuple[int, int], dict[str, Stage]] = {}
     rows = []
     for card in CARDS:
         cells = {}
         for size in ON_CARDS:
             key = (size, card.memory_gb)
-            if key not in found:
-                found[key] = count(size, (card.memory_gb - OWN_GB) * 10**9, settings)
-            cells[f"{size} px"] = f"{rounded(floor(found[key], card))} / {rounded(expected(found[key], card))}"
+            if key not in results:
+                results[key] = count(size, (card.memory_gb - OWN_GB) * 10**9, settings)
+            cells[f"{size} px"] = f"{rounded(floor(results[key], card))} / {rounded(expected(results[key], card))}"
         rows.append({"card": card.name, "memory_gb": card.memory_gb, **cells})
     return rows
 
@@ -246,8 +246,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="COUNTS and CARDS: results/counts.json, counts.md")
     args = parser.parse_args()
     settings = Settings(num_inference_steps=args.steps)
-    asked = COUNTS if args.table else [(size, free) for size in args.size for free in args.free_gb]
-    rows = [row(size, free, args.steps, count(size, int(free * 1e9), settings)) for size, free in asked]
+    requested = COUNTS if args.table else [(size, free) for size in args.size for free in args.free_gb]
+    rows = [row(size, free, args.steps, count(size, int(free * 1e9), settings)) for size, free in requested]
     if args.json and len(rows) == 1:
         args.json.write_text(json.dumps(rows[0], indent=1) + "\n")
     elif args.json:

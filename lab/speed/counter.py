@@ -108,8 +108,8 @@ class Counter(TorchDispatchMode):
         if not any(isinstance(x, FakeTensor) for x in inputs) and torch.device(device or "cpu").type == "cpu":
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
-        found = func(*args, **kwargs)
-        outputs = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        result = func(*args, **kwargs)
+        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         for x in outputs:
             self.hold(x)
         source = args[1] if func.overloadpacket is aten.copy_ else args[0] if args else None
@@ -117,10 +117,10 @@ class Counter(TorchDispatchMode):
             self.arrive(outputs[0].nbytes, waits=not (kwargs.get("non_blocking") or True in args[2:]))
             if not outputs[0].is_cuda:
                 with unset_fake_temporarily():
-                    return torch.zeros(found.shape, dtype=found.dtype)
+                    return torch.zeros(result.shape, dtype=result.dtype)
         elif func.overloadpacket not in NOTHING and not is_view(func, inputs, outputs):
-            self.note(func, args, kwargs, found, inputs, outputs)
-        return found
+            self.note(func, args, kwargs, result, inputs, outputs)
+        return result
 
     def arrive(self, size: int, waits: bool) -> None:
         """Bytes went over the bus."""
@@ -141,9 +141,9 @@ class Counter(TorchDispatchMode):
         self.known.discard(key)
         self.held -= size
 
-    def note(self, func: Any, args: Any, kwargs: Any, found: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         packet = func.overloadpacket
-        flop = flop_registry[packet](*args, **kwargs, out_val=found) if packet in flop_registry else 0
+        flop = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
         if packet is aten.convolution:
             kind = "convolution"
         elif flop and packet not in FUSED and any(x.untyped_storage()._cdata in self.own for x in inputs):

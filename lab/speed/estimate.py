@@ -33,13 +33,13 @@ OPTIONS: list[dict[str, Any]] = [
 def cases(seed: int = 0) -> list[tuple[tuple[int, int], Settings]]:
     """((width, height), settings) of IMAGES images; the outputs have 0.03 to 0.8 megapixels."""
     chance = random.Random(seed)
-    found = []
+    results = []
     for _ in range(IMAGES):
         side, aspect = int(200 * 4.5 ** chance.random()), chance.choice([1.0, 0.75, 1.5])
         scale = chance.choice([2.0, 3.0, 4.0])
         size = max(24, int(side / scale)), max(24, int(side * aspect / scale))
-        found.append((size, Settings(scale_factor=scale, seed=1, **chance.choice(OPTIONS))))
-    return found
+        results.append((size, Settings(scale_factor=scale, seed=1, **chance.choice(OPTIONS))))
+    return results
 
 
 def record(engine: Engine, size: tuple[int, int], settings: Settings) -> dict[str, Any]:
@@ -78,12 +78,12 @@ def error_at_half(speed: Speed, image: dict[str, Any]) -> float:
 
 def errors(images: list[dict[str, Any]], first: Speed) -> list[float]:
     """The error of each image of at least LEAST seconds, where `first` learns from one after the other."""
-    found = []
+    results = []
     for image in images:
         if image["seconds"] >= LEAST:
-            found.append(round(error_at_half(first, image), 3))
+            results.append(round(error_at_half(first, image), 3))
         first.learn(image["work"], image["stages"])
-    return found
+    return results
 
 
 def main(target: str) -> int:
@@ -91,10 +91,10 @@ def main(target: str) -> int:
         first = Speed()
         first.totals = dict(engine.speed.totals)  # what the warm-up taught
         images = [record(engine, size, settings) for size, settings in cases()]
-    found = {"command": "python -m lab.speed.estimate", "first": dict(first.totals), "images": images}
-    found["errors"] = errors(images, first)
-    Path(target).write_text(json.dumps(found, separators=(",", ":")) + "\n")
-    print(found["errors"])
+    results = {"command": "python -m lab.speed.estimate", "first": dict(first.totals), "images": images}
+    results["errors"] = errors(images, first)
+    Path(target).write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    print(results["errors"])
     return 0
 
 

@@ -136,7 +136,7 @@ class Check:
     @torch.no_grad()
     def milliseconds(self, work: Callable[[], object], times: int | None = None) -> float:
         """The median on the device, after two runs to warm up."""
-        found = []
+        results = []
         for n in range(2 + (times or self.plan.times)):
             if self.device.type == "cuda":
                 first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -144,14 +144,14 @@ class Check:
                 work()
                 last.record()
                 last.synchronize()
-                found.append(first.elapsed_time(last))
+                results.append(first.elapsed_time(last))
             else:
                 started = time.perf_counter()
                 work()
-                found.append(1000 * (time.perf_counter() - started))
+                results.append(1000 * (time.perf_counter() - started))
             if n < 2:
-                found.clear()
-        return statistics.median(found)
+                results.clear()
+        return statistics.median(results)
 
     def probe(self) -> None:
         """Versions, clocks, ceilings, empty launches."""
@@ -226,13 +226,13 @@ class Check:
     def compare(self, layer: str, methods: dict[str, Callable[[], Tensor]], exact: Tensor, moved: int) -> None:
         """One row a method: milliseconds of one launch, alone and in a replayed graph; distance to float64."""
         for method, work in methods.items():
-            found = work()
+            result = work()
             again = work()
             row = {
                 "layer": layer,
                 "method": method,
-                "distance": distance(found, exact),
-                "same": same_bits(found, again),
+                "distance": distance(result, exact),
+                "same": same_bits(result, again),
             }
             row["ms"] = self.milliseconds(work)
             if self.device.type == "cuda":
@@ -320,10 +320,10 @@ class Check:
         """Without graphs inside, if `off`."""
         graphs = self.ours.graphs
         assert graphs is not None
-        kept = graphs.recordings
-        graphs.recordings = {} if off else kept
+        recordings = graphs.recordings
+        graphs.recordings = {} if off else recordings
         yield
-        graphs.recordings = kept
+        graphs.recordings = recordings
 
     def pictures(self) -> None:
         """Whole images: graphs on and off, both tile sides."""
@@ -331,7 +331,7 @@ class Check:
             picture = bench.photograph(output // 4)
             for side in (self.plan.side, self.plan.large):
                 settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=side)
-                found = []
+                results = []
                 for off in (False, True):
                     with self.eager(off):
                         runs = []
@@ -339,14 +339,14 @@ class Check:
                             started = time.perf_counter()
                             result = self.ours(picture, settings)
                             runs.append((time.perf_counter() - started, result.metrics["seconds"]))
-                        found.append(result.image_data.rgb)
+                        results.append(result.image_data.rgb)
                     seconds = [wall for wall, _ in runs[1:]]
                     self.keep(
                         output=output, side=side, graphs=not off, seconds=statistics.median(seconds),
                         least=min(seconds), first=runs[0][0], stages=runs[-1][1], tiles=result.metrics["tiles"],
                         batch=result.metrics["tile_batch"],
                     )  # fmt: skip
-                off_by = int(np.abs(found[0].astype(int) - found[1]).max())
+                off_by = int(np.abs(results[0].astype(int) - results[1]).max())
                 self.keep(output=output, side=side, levels_between_graphs_and_eager=off_by)
 
     @torch.no_grad()
@@ -356,17 +356,17 @@ class Check:
         z = torch.randn(1, self.networks.unet.config["in_channels"], side, side, device=self.device)
         plain = None
         for kinds in (frozenset(), frozenset({"strips"})):
-            kept = dict(hardware.FUSED)
+            saved = dict(hardware.FUSED)
             hardware.FUSED[torch.cuda.get_device_capability() if self.device.type == "cuda" else (0, 0)] = kinds
             hardware.strips_kernel.cache_clear()
             decode = lambda: autoencoder.decode(  # noqa: E731
                 self.networks.vae, z, self.networks.factor, Budget(whole=2**34), Progress()
             )
-            found = decode()
-            plain = found if plain is None else plain
-            self.keep(fused=sorted(kinds), ms=self.milliseconds(decode, 5), distance_to_torch=distance(found, plain))
+            decoded = decode()
+            plain = decoded if plain is None else plain
+            self.keep(fused=sorted(kinds), ms=self.milliseconds(decode, 5), distance_to_torch=distance(decoded, plain))
             hardware.FUSED.clear()
-            hardware.FUSED.update(kept)
+            hardware.FUSED.update(saved)
         hardware.strips_kernel.cache_clear()
 
     def profiled(self) -> None:

@@ -30,10 +30,10 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def row(layer: str, method: str, work: Callable[[], Any], exact: Tensor, device: torch.device) -> dict[str, Any]:
-    found = work()
-    found = found[0] if isinstance(found, tuple) else found
+    result = work()
+    result = result[0] if isinstance(result, tuple) else result
     seconds = least_seconds(work, device, times=3)
-    measured = {"layer": layer, "method": method, "ms": 1000 * seconds, "distance": distance(found, exact)}
+    measured = {"layer": layer, "method": method, "ms": 1000 * seconds, "distance": distance(result, exact)}
     print(measured, flush=True)
     return measured
 
@@ -48,9 +48,9 @@ def attention(keys: int, queries: int, device: torch.device, dtype: torch.dtype)
     name = f"attention, {queries} x {keys}"
     rows = []
     for method, attend in methods.items():
-        found = distance(attend(few, k, v), exact)
+        result = distance(attend(few, k, v), exact)
         work = functools.partial(attend, q, k, v)
-        rows.append(row(name, method, work, work(), device) | {"distance": found})
+        rows.append(row(name, method, work, work(), device) | {"distance": result})
         rows[-1]["tflops"] = 4 * 512 * keys * queries / rows[-1]["ms"] / 1e9
     return rows
 

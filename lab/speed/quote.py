@@ -65,15 +65,15 @@ def run(count: int, seed: int, folder: Path) -> tuple[list[dict[str, Any]], int]
             configuration, lambda: app.load_engine(weights.POCKET, "cpu", folder / "rates"), weights.POCKET, send
         ),
     )
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     open_jobs: list[tuple[str, dict[str, Any]]] = []
     refused = 0
     with TestClient(built, base_url="http://127.0.0.1:5000") as client:
         while client.get("/ready").status_code != 200:
             time.sleep(0.05)
 
-        def collect(most: int) -> None:
-            while len(open_jobs) > most:
+        def collect(maximum: int) -> None:
+            while len(open_jobs) > maximum:
                 id, row = open_jobs[0]
                 job = client.get(f"/jobs/{id}").json()
                 if job["completed"] is None:
@@ -85,10 +85,10 @@ def run(count: int, seed: int, folder: Path) -> tuple[list[dict[str, Any]], int]
                 if metrics:
                     row |= {"quoted": metrics["quote"]["seconds"], "actual": metrics["actual"]["seconds"]}
                     row |= {"quoted_wait": metrics["quote"]["wait"], "actual_wait": metrics["actual"]["wait"]}
-                found.append(row)
+                results.append(row)
 
         data, settings, number = b"", {}, -1
-        while len(found) + len(open_jobs) < count:
+        while len(results) + len(open_jobs) < count:
             if not data or rng.random() >= REPEATED:
                 (data, settings), number = image(rng), number + 1
             headers = {"Content-Type": "image/png"}
@@ -106,7 +106,7 @@ def run(count: int, seed: int, folder: Path) -> tuple[list[dict[str, Any]], int]
             open_jobs.append((answer.json()["id"], row))
             collect(int(rng.integers(0, LONGEST_QUEUE + 1)))
         collect(0)
-    return found, refused
+    return results, refused
 
 
 def errors(rows: list[dict[str, Any]]) -> list[float]:
@@ -114,15 +114,15 @@ def errors(rows: list[dict[str, Any]]) -> list[float]:
     return sorted(abs(row["quoted"] / row["actual"] - 1) for row in rows if "actual" in row)
 
 
-def summarized(name: str, found: list[float]) -> dict[str, Any]:
+def summarized(name: str, values: list[float]) -> dict[str, Any]:
     """Shares and percentiles of sorted errors, of which there is at least one."""
     return {
         "jobs": name,
-        "images": len(found),
-        "within_20_percent": sum(error <= WITHIN for error in found) / len(found),
-        "within": {f"{limit:.0%}": sum(error <= limit for error in found) / len(found) for limit in CURVE},
-        "median_error": statistics.median(found),
-        "p95_error": found[int(0.95 * (len(found) - 1))],
+        "images": len(values),
+        "within_20_percent": sum(error <= WITHIN for error in values) / len(values),
+        "within": {f"{limit:.0%}": sum(error <= limit for error in values) / len(values) for limit in CURVE},
+        "median_error": statistics.median(values),
+        "p95_error": values[int(0.95 * (len(values) - 1))],
     }
 
 
@@ -139,13 +139,13 @@ def repeats(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def promises(rows: list[dict[str, Any]], refused: int) -> dict[str, Any]:
     """What became of the jobs with a deadline."""
     with_deadline = [row for row in rows if row["deadline"] is not None]
-    kept = [row for row in with_deadline if row["status"] == "succeeded"]
+    in_time = [row for row in with_deadline if row["status"] == "succeeded"]
     return {
         "accepted": len(with_deadline),
         "refused": refused,
-        "in_time": len(kept),
-        "failed_at_the_deadline": len(with_deadline) - len(kept),
-        "latest_over_deadline": max((row["took"] / row["deadline"] for row in kept), default=0.0),
+        "in_time": len(in_time),
+        "failed_at_the_deadline": len(with_deadline) - len(in_time),
+        "latest_over_deadline": max((row["took"] / row["deadline"] for row in in_time), default=0.0),
     }
 
 
@@ -164,11 +164,11 @@ def main() -> None:
         table.append(summarized(f"{start + 1} to {start + len(part)}", errors(part)))
     table.append(repeats(rows))
     print(report.table(table, COLUMNS))
-    kept = promises(rows, refused)
-    print(kept)
+    summary = promises(rows, refused)
+    print(summary)
     if args.json:
         report.write(
-            args.json, table, promises=kept, jobs=[{k: v for k, v in row.items() if v is not None} for row in rows]
+            args.json, table, promises=summary, jobs=[{k: v for k, v in row.items() if v is not None} for row in rows]
         )
 
 

@@ -46,7 +46,7 @@ def rows(side: int) -> list[dict[str, Any]]:
     """All pairs for an input of `side` x `side` pixels."""
     plain = Upscaler.load(weights.POCKET, "cpu")
     plain.warm_up()
-    base, found = Settings(seed=1), []
+    base, result = Settings(seed=1), []
     pairs = [("the whole image", base, name, base.replace(**changes)) for name, changes in CHANGES.items()]
     pairs.append(("the whole image", base, "region", base.replace(region=REGION)))
     pairs.append((f"region {REGION}", base.replace(region=REGION), "the whole image", base))
@@ -58,8 +58,8 @@ def rows(side: int) -> list[dict[str, Any]]:
         if output.data != expected.data:
             raise AssertionError(f"{change} after {after}: the cached run gave other bytes")
         metrics = {name: output.metrics[name] for name in ("reused", "tiles_reused", "tiles")}
-        found.append({"after": after, "change": change, "cold": round(cold, 3), "warm": round(warm, 3), **metrics})
-    return found
+        result.append({"after": after, "change": change, "cold": round(cold, 3), "warm": round(warm, 3), **metrics})
+    return result
 
 
 def main() -> None:
@@ -67,10 +67,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=236, help="of the input, pixels")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = rows(args.side)
-    print(report.table(found, COLUMNS))
+    result = rows(args.side)
+    print(report.table(result, COLUMNS))
     if args.json:
-        report.write(args.json, found, side=args.side)
+        report.write(args.json, result, side=args.side)
 
 
 if __name__ == "__main__":

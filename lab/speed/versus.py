@@ -48,14 +48,14 @@ for _ in range(times):
 """
 
 
-def run(tree: Path, given: dict[str, Any], side: int, times: int, environment: dict[str, str]) -> list[dict[str, Any]]:
+def run(tree: Path, values: dict[str, Any], side: int, times: int, environment: dict[str, str]) -> list[dict[str, Any]]:
     """Rows of one process in a source tree."""
-    found = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(given), str(side), str(times)],
+    completed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(values), str(side), str(times)],
         cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), **environment},
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in completed.stdout.splitlines() if line.startswith("{")]
 
 
 def main() -> None:
@@ -70,14 +70,14 @@ def main() -> None:
     rows = []
     for isa in args.instructions:
         environment = INSTRUCTIONS[isa]
-        for name, given in {"default": {}, "4 steps": {"num_inference_steps": 4}}.items():
-            found: dict[str, list[dict[str, Any]]] = {"other": [], "this": []}
+        for name, values in {"default": {}, "4 steps": {"num_inference_steps": 4}}.items():
+            results: dict[str, list[dict[str, Any]]] = {"other": [], "this": []}
             for _ in range(args.rounds):
                 for tree, place in (("other", args.other.resolve()), ("this", report.ROOT)):
-                    found[tree] += run(place, given, args.side, args.times, environment)
-            seconds = {tree: statistics.median(row["seconds"] for row in each) for tree, each in found.items()}
+                    results[tree] += run(place, values, args.side, args.times, environment)
+            seconds = {tree: statistics.median(row["seconds"] for row in each) for tree, each in results.items()}
             row = {"instructions": isa, "settings": name, **seconds, "times": seconds["other"] / seconds["this"]}
-            rows.append(row | {f"{tree} run": each[-1] for tree, each in found.items()})
+            rows.append(row | {f"{tree} run": each[-1] for tree, each in results.items()})
             print({key: row[key] for key in ("instructions", "settings", "other", "this", "times")}, flush=True)
             if args.json:
                 report.write(args.json, rows, side=args.side, processor=processor(), torch=torch.__version__)

@@ -55,7 +55,7 @@ def answer(
     return JSONResponse({**body, "field": field, "setting": setting, **more}, status, headers)
 
 
-class Rates:
+class RateLimits:
     """A bucket of requests per key that fills at a constant rate."""
 
     def __init__(self, per_minute: int) -> None:
@@ -89,7 +89,7 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, access: Access, per_minute: int, closing: Callable[[], bool]) -> None:
-        self.app, self.access, self.rates, self.closing = app, access, Rates(per_minute), closing
+        self.app, self.access, self.rates, self.closing = app, access, RateLimits(per_minute), closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -53,7 +53,7 @@ def unconverted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def kept(repositories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(repositories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of downloads, as the command keeps them."""
     root, environment = tmp_path_factory.mktemp("cache"), pytest.MonkeyPatch()
     sums = published.sums(repositories)
@@ -66,5 +66,5 @@ def kept(repositories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def downloads(kept: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(kept / "downloads", tmp_path / "downloads"))
+def downloads(converted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(converted / "downloads", tmp_path / "downloads"))

@@ -24,12 +24,12 @@ def folders(files: dict[str, int]) -> list[str]:
         for path, size in files.items()
         if size >= LARGE and not path.startswith(PREFIXES) and not path.endswith(tuple(SUFFIXES.split()))
     ]
-    found: list[str] = []
+    results: list[str] = []
     for path in sorted(large, key=lambda path: (path.count("/"), path)):
         folder = path.rpartition("/")[0]
-        if folder and not any((folder + "/").startswith(parent + "/") for parent in found):
-            found.append(folder)
-    return [folder for folder in found if not any(path.startswith(folder) for path in code)]
+        if folder and not any((folder + "/").startswith(parent + "/") for parent in results):
+            results.append(folder)
+    return [folder for folder in results if not any(path.startswith(folder) for path in code)]
 
 
 def test_the_rule() -> None:

@@ -29,13 +29,13 @@ def test_renamed_missing_and_surplus_keys_are_named(
     downloads: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ram, dape = downloads / "ram/ram_swin_large_14m.pth", downloads / "dape/DAPE.pth"
-    kept = {path: path.read_bytes() for path in (ram, dape)}
+    remaining = {path: path.read_bytes() for path in (ram, dape)}
 
-    def refuses(words: str) -> None:
-        with pytest.raises(WeightsError, match=words):
+    def refuses(message: str) -> None:
+        with pytest.raises(WeightsError, match=message):
             convert.convert(downloads, tmp_path / "full", "licences")
         assert not (tmp_path / "full").exists() and not (tmp_path / "full.part").exists()
-        for path, data in kept.items():
+        for path, data in remaining.items():
             path.write_bytes(data)
 
     change_pickle(ram, lambda s: s["model"].update({"wordvec_proj2.weight": s["model"].pop("wordvec_proj.weight")}))
@@ -95,15 +95,15 @@ def test_a_truncated_checkpoint_is_an_error(downloads: Path, tmp_path: Path) -> 
         convert.convert(downloads, tmp_path / "full", "licences")
 
 
-def test_the_listing_is_diffable(kept: Path) -> None:
-    lines = list(convert.listing(kept / "full"))
+def test_the_listing_is_diffable(converted: Path) -> None:
+    lines = list(convert.listing(converted / "full"))
     assert "tagger/model.safetensors fc.bias [1] F16" in lines
     assert len(lines) == len(set(lines)) > 1000
 
 
-def test_stable_diffusion_2_pads_prompts_with_its_first_token(kept: Path) -> None:
+def test_stable_diffusion_2_pads_prompts_with_its_first_token(converted: Path) -> None:
     """The repository's own tokenizer_config.json is not used: it does not always name the padding."""
-    config = json.loads((kept / "full/tokenizer/tokenizer_config.json").read_text())
+    config = json.loads((converted / "full/tokenizer/tokenizer_config.json").read_text())
     assert config["pad_token"] == "!" and config["model_max_length"] == 77
 
 
@@ -144,9 +144,9 @@ def test_lora_goes_where_the_reference_puts_it() -> None:
 
 
 @pytest.fixture
-def single(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A miniature sd_turbo.safetensors: the networks of `kept` under Stability's names."""
-    source = kept / "downloads/sd-turbo"
+def single(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A miniature sd_turbo.safetensors: the networks of `converted` under Stability's names."""
+    source = converted / "downloads/sd-turbo"
     configs: dict[str, dict[str, Any]] = {
         name: convert.config_of(source / name) for name in ("unet", "vae", "text_encoder")
     }
@@ -180,20 +180,24 @@ def single(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_single_file_gives_the_same_bundle(single: Path, kept: Path, hub: Any, run: Any, tmp_path: Path) -> None:
+def test_the_single_file_gives_the_same_bundle(
+    single: Path, converted: Path, hub: Any, run: Any, tmp_path: Path
+) -> None:
     (tmp_path / "cache").mkdir()
-    run("--from", str(kept / "downloads"), "--source", f"sd-turbo={single}")
+    run("--from", str(converted / "downloads"), "--source", f"sd-turbo={single}")
     for name in ("unet", "vae", "text_encoder"):
-        mine, other = (next((folder / name).glob("*.safetensors")) for folder in (tmp_path / "full", kept / "full"))
+        mine, other = (
+            next((folder / name).glob("*.safetensors")) for folder in (tmp_path / "full", converted / "full")
+        )
         first, second = load_file(mine), load_file(other)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_another_single_file_is_refused_by_its_content(single: Path, kept: Path, hub: Any, run: Any) -> None:
+def test_another_single_file_is_refused_by_its_content(single: Path, converted: Path, hub: Any, run: Any) -> None:
     save_file({"model.diffusion_model.x": torch.zeros(1)}, single)
     with pytest.raises(SystemExit, match=r"has no '.*': it is not SD-Turbo; name another file"):
-        run("--from", str(kept / "downloads"), "--source", f"sd-turbo={single}")
+        run("--from", str(converted / "downloads"), "--source", f"sd-turbo={single}")
 
 
 @pytest.mark.slow  # imports diffusers

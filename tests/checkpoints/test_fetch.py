@@ -30,19 +30,19 @@ def refused(run: Run, *arguments: str) -> str:
     """The one line with which the command ends."""
     with pytest.raises(SystemExit) as error:
         run(*arguments)
-    words = str(error.value)
-    assert words and "\n" not in words
-    return words
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
 
 
 def test_one_command_fetches_converts_and_clears(
     hub: Hub, run: Run, tmp_path: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
-    told = capsys.readouterr().out
-    assert "stabilityai/sd-turbo@0123456789ab" in told and "licence: Stability AI Community License" in told
-    assert "GB needed" in told and "GB free" in told and "trusted at the first download" in told
-    assert "of tensors that are not used are left out" in told and "is complete" in told
+    output = capsys.readouterr().out
+    assert "stabilityai/sd-turbo@0123456789ab" in output and "licence: Stability AI Community License" in output
+    assert "GB needed" in output and "GB free" in output and "trusted at the first download" in output
+    assert "of tensors that are not used are left out" in output and "is complete" in output
     assert not (tmp_path / "cache/downloads").exists()
 
     upscaler = Upscaler.load(tmp_path / "full", "cpu")
@@ -54,21 +54,21 @@ def test_one_command_fetches_converts_and_clears(
     assert (tokens - ram.outputs["image_embeds"]).abs().max() < 0.03
     merge = cases.read_case(published.GOLDEN / "unet_turbo_merge", None)
     context = (merge.inputs["encoder_hidden_states"], merge.inputs["image_encoder_hidden_states"])
-    found = upscaler.networks.unet(merge.inputs["sample"], 999, context)
-    assert (found - merge.outputs["noise_pred"]).abs().max() < 0.03
+    outcome = upscaler.networks.unet(merge.inputs["sample"], 999, context)
+    assert (outcome - merge.outputs["noise_pred"]).abs().max() < 0.03
 
     hub.requests.clear()
     run()
     assert hub.requests == [] and "files verified" in capsys.readouterr().out
 
 
-def test_another_user_reads_what_root_converted(kept: Path) -> None:
+def test_another_user_reads_what_root_converted(converted: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can act as another user")
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (kept / "full").rglob("*") if path.is_file()}
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (converted / "full").rglob("*") if path.is_file()}
     assert modes == {0o644}
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        bundle = Path(shutil.copytree(kept / "full", Path(name) / "full"))
+        bundle = Path(shutil.copytree(converted / "full", Path(name) / "full"))
         Path(name).chmod(0o755)
         os.seteuid(1001)
         try:
@@ -120,8 +120,8 @@ def test_an_interrupted_run_goes_on_at_any_byte(hub: Hub, tmp_path: Path, monkey
                 assert target_path.read_bytes() == whole and not partial.exists()
 
 
-def test_only_the_image_attentions_are_fetched(hub: Hub, kept: Path) -> None:
-    path = kept / "downloads/seesr/unet/image_attentions.safetensors"
+def test_only_the_image_attentions_are_fetched(hub: Hub, converted: Path) -> None:
+    path = converted / "downloads/seesr/unet/image_attentions.safetensors"
     original = hub.folder / published.SEESR / "seesr/unet/diffusion_pytorch_model.safetensors"
     with safe_open(path, "pt") as file, safe_open(original, "pt") as all_of_it:
         keys = set(file.keys())
@@ -165,8 +165,8 @@ def test_a_flipped_byte_everywhere_leaves_no_bundle(
     hub: Hub, run: Run, unconverted: None, tmp_path: Path, name: str
 ) -> None:
     hub.lie.add(name)
-    words = refused(run)
-    assert "is damaged" in words and "--source" in words
+    message = refused(run)
+    assert "is damaged" in message and "--source" in message
     assert not (tmp_path / "full").exists()
     hub.lie.clear()
     run()
@@ -178,8 +178,8 @@ def test_a_server_that_stays_away_is_one_line(
 ) -> None:
     hub.fail["vae/diffusion_pytorch_model.fp16.safetensors"] = -1
     monkeypatch.setattr(web, "CHUNK", 2**30)  # so that half of a file never arrives as a chunk
-    words = refused(run)
-    assert "could not be fetched in 5 tries" in words and "resume" in words
+    message = refused(run)
+    assert "could not be fetched in 5 tries" in message and "resume" in message
     assert not (tmp_path / "full").exists()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "could not be reached in 5 tries" in refused(run)
@@ -206,8 +206,8 @@ def test_another_first_download_is_refused(
         path.unlink()
         path.write_text(data + " ")
     (tmp_path / "full").rmdir()
-    words = refused(run)
-    assert "is not the file of the first download" in words and "first-use.json" in words
+    message = refused(run)
+    assert "is not the file of the first download" in message and "first-use.json" in message
 
 
 def test_a_file_that_was_damaged_on_the_disk_is_fetched_again(
@@ -238,15 +238,15 @@ def test_a_full_disk_is_refused_before_and_named_during(
     assert "no space is left" in refused(run)
 
 
-def test_files_on_this_machine(hub: Hub, run: Run, kept: Path, tmp_path: Path) -> None:
+def test_files_on_this_machine(hub: Hub, run: Run, converted: Path, tmp_path: Path) -> None:
     """--from takes upstream's layout (preset/models), links instead of copying, and never removes it."""
     models = tmp_path / "models"
-    shutil.copytree(kept / "downloads/seesr", models / "seesr")
-    shutil.copytree(kept / "downloads/sd-turbo", models / "sd-turbo")
-    shutil.copytree(kept / "downloads/tokenizer", models / "sd-turbo/tokenizer")
+    shutil.copytree(converted / "downloads/seesr", models / "seesr")
+    shutil.copytree(converted / "downloads/sd-turbo", models / "sd-turbo")
+    shutil.copytree(converted / "downloads/tokenizer", models / "sd-turbo/tokenizer")
     for name in ("dape/DAPE.pth", "ram/ram_swin_large_14m.pth"):
-        shutil.copy(kept / "downloads" / name, models)
-    for path in (kept / "downloads/tags").iterdir():
+        shutil.copy(converted / "downloads" / name, models)
+    for path in (converted / "downloads/tags").iterdir():
         shutil.copy(path, models)
     hub.requests.clear()
     before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}

@@ -95,9 +95,9 @@ def test_a_gated_part_without_another_source_says_what_to_do(hub: Hub, run: Run)
     hub.gated["stabilityai/sd-turbo"] = 403
     with pytest.raises(SystemExit) as error:
         run("--plan")
-    words = str(error.value)
-    assert "\n" not in words and "sd-turbo was found in no source" in words
-    assert "gated (HTTP 403)" in words and "HF_TOKEN" in words and "--source sd-turbo=" in words
+    message = str(error.value)
+    assert "\n" not in message and "sd-turbo was found in no source" in message
+    assert "gated (HTTP 403)" in message and "HF_TOKEN" in message and "--source sd-turbo=" in message
 
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,16 +134,16 @@ def test_a_part_from_another_place(hub: Hub, run: Run, capsys: pytest.CaptureFix
         "ram=spaces/xinyu1205/recognize-anything",
     ]
     rows = planned(run, capsys, *(word for value in arguments for word in ("--source", value)))
-    found = {name: (mine[0]["source"], mine[0]["repository"]) for name, mine in rows.items()}
-    assert found["tags"] == ("url", raw)
-    assert found["sd-turbo"] == ("folder", str(folder)) and rows["sd-turbo"][0]["bytes_to_fetch"] == 0
-    assert found["seesr"] == ("huggingface", "alexnasa/SEESR")
-    assert found["dape"][0] == "url"
-    assert found["ram"] == ("huggingface", "xinyu1205/recognize-anything")
+    results = {name: (mine[0]["source"], mine[0]["repository"]) for name, mine in rows.items()}
+    assert results["tags"] == ("url", raw)
+    assert results["sd-turbo"] == ("folder", str(folder)) and rows["sd-turbo"][0]["bytes_to_fetch"] == 0
+    assert results["seesr"] == ("huggingface", "alexnasa/SEESR")
+    assert results["dape"][0] == "url"
+    assert results["ram"] == ("huggingface", "xinyu1205/recognize-anything")
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         ("unet=x", "the parts are sd-turbo, tokenizer, seesr, dape, ram, tags"),
         ("ram", "write PART=FOLDER"),
@@ -152,10 +152,10 @@ def test_a_part_from_another_place(hub: Hub, run: Run, capsys: pytest.CaptureFix
         ("ram=someone/else", "does not exist"),
     ],
 )
-def test_a_wrong_source_is_one_line(hub: Hub, run: Run, value: str, words: str) -> None:
+def test_a_wrong_source_is_one_line(hub: Hub, run: Run, value: str, message: str) -> None:
     with pytest.raises(SystemExit) as error:
         run("--plan", "--source", value)
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_plan_needs_no_torch() -> None:

@@ -43,17 +43,17 @@ class Case:
 
     Attributes:
         image: bytes to upload, or a string to send as it is; None leaves the field out.
-        given: other inputs; a str is a raw JSON body, with IMAGE in the place of the upload.
-        words: part of the error that must come back; None: a picture must.
+        inputs: other inputs; a str is a raw JSON body, with IMAGE in the place of the upload.
+        message: part of the error that must come back; None: a picture must.
         same_as: the pixels, [H, W, 3 or 4], that a plain PNG would have to hold for the same result.
         refused: answered by Cog's own check (HTTP 422).
     """
 
     name: str
     image: bytes | str | None
-    words: str | None = None
+    message: str | None = None
     same_as: Pixels | None = None
-    given: dict[str, Any] | str = dataclasses.field(default_factory=dict)
+    inputs: dict[str, Any] | str = dataclasses.field(default_factory=dict)
     refused: bool = False
 
 
@@ -140,29 +140,29 @@ def bombs() -> Iterator[Case]:
     yield Case("PNG of 30000x30000", small_file(30000, 30000), "far over the limit of 67.1 MP")
     yield Case("PNG of 2^31-1 x 1", small_file(2**31 - 1, 1), "far over the limit")
     yield Case("1-bit PNG of 144 MP", file(Image.new("1", (12000, 12000))), "limit is 67.1 MP")
-    yield Case("one row over the limit", small_file(8192, 8193), "limit is 67.1 MP", given={"scale_factor": 1})
-    yield Case("one pixel too wide", small_file(32769, 1), "limit is 32768 pixels", given={"scale_factor": 1})
-    yield Case("one pixel too high", small_file(1, 32769), "limit is 32768 pixels", given={"scale_factor": 1})
+    yield Case("one row over the limit", small_file(8192, 8193), "limit is 67.1 MP", inputs={"scale_factor": 1})
+    yield Case("one pixel too wide", small_file(32769, 1), "limit is 32768 pixels", inputs={"scale_factor": 1})
+    yield Case("one pixel too high", small_file(1, 32769), "limit is 32768 pixels", inputs={"scale_factor": 1})
     four = {"scale_factor": 4}
     yield Case(
-        "scale over the output limit", small_file(2049, 2048), "largest scale for this image is 3.99", given=four
+        "scale over the output limit", small_file(2049, 2048), "largest scale for this image is 3.99", inputs=four
     )
-    yield Case("side over the output limit", small_file(9000, 2), "largest scale for this image is 3.64", given=four)
+    yield Case("side over the output limit", small_file(9000, 2), "largest scale for this image is 3.64", inputs=four)
     webp = {"output_format": "webp", "scale_factor": 4}
-    yield Case("side over that of WebP", small_file(5000, 2), "webp may have 16383", given=webp)
+    yield Case("side over that of WebP", small_file(5000, 2), "webp may have 16383", inputs=webp)
     yield Case("21 bytes of PPM", b"P6 100000 100000 255\n", "not an image")
     text = with_chunk(file(PHOTO), b"zTXt", b"note\0\0" + zlib.compress(bytes(80_000_000)))
     yield Case("80 MB of text in a PNG", text, same_as=PHOTO)
     profile = with_chunk(file(PHOTO), b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000)))
     yield Case("80 MB of profile in a PNG", profile, same_as=PHOTO)
-    yield Case("claims more than it holds", small_file(4000, 4000), "damaged", given={"scale_factor": 2})
+    yield Case("claims more than it holds", small_file(4000, 4000), "damaged", inputs={"scale_factor": 2})
 
 
 def shapes() -> Iterator[Case]:
     for width, height in ((1, 1), (2, 1), (1, 3), (1, 40), (40, 1), (7, 5), (65, 3)):
         pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
         for scale in (1, 2.5):
-            yield Case(f"{width}x{height} by {scale}", file(pixels), same_as=pixels, given={"scale_factor": scale})
+            yield Case(f"{width}x{height} by {scale}", file(pixels), same_as=pixels, inputs={"scale_factor": scale})
     for name, value in (("all black", 0), ("all grey", 127), ("all white", 255)):
         pixels = np.full((18, 24, 3), value, np.uint8)
         yield Case(name, file(pixels), same_as=pixels)
@@ -290,33 +290,33 @@ def fields() -> Iterator[Case]:
     }
     for field, values in outside.items():
         for value in values:
-            yield Case(f"{field} = {value}", good, field, given={field: value}, refused=True)
+            yield Case(f"{field} = {value}", good, field, inputs={field: value}, refused=True)
     wrong: dict[str, Any] = {
         "scale_factor": "large", "num_inference_steps": 1.5, "use_kds": "perhaps", "color_fix": "lab",
         "output_format": "gif", "output_view": "every", "user_prompt": ["a"], "seed": {}, "negative_prompt": 3,
         "fidelity": "much", "target_side": 1.5,
     }  # fmt: skip
     for field, value in wrong.items():
-        yield Case(f"{field} = {value!r}", good, field, given={field: value}, refused=True)
+        yield Case(f"{field} = {value!r}", good, field, inputs={field: value}, refused=True)
     for field in ("user_prompt", "positive_prompt", "negative_prompt"):
-        yield Case(f"{field} of 2001 characters", good, field, given={field: "x" * 2001}, refused=True)
+        yield Case(f"{field} of 2001 characters", good, field, inputs={field: "x" * 2001}, refused=True)
         for name, value in {"emoji": "\U0001f600" * 40, "right to left": "שלום עולם", "long": "a b " * 500}.items():
-            yield Case(f"{field}, {name}", good, same_as=PHOTO, given={field: value})
-        yield Case(f"{field} with NUL", good, "NUL", given={field: "a\0b"})
+            yield Case(f"{field}, {name}", good, same_as=PHOTO, inputs={field: value})
+        yield Case(f"{field} with NUL", good, "NUL", inputs={field: "a\0b"})
     yield Case(
-        "overlap that cannot advance", good, "smaller", given={"latent_tiled_size": 16, "latent_tiled_overlap": 16}
+        "overlap that cannot advance", good, "smaller", inputs={"latent_tiled_size": 16, "latent_tiled_overlap": 16}
     )
-    yield Case("map without steering", good, "cannot disagree", given={"output_view": "uncertainty"})
+    yield Case("map without steering", good, "cannot disagree", inputs={"output_view": "uncertainty"})
     view = {"output_view": "uncertainty", "use_kds": True, "output_format": "jpg"}
-    yield Case("16-bit map as JPEG", good, "16-bit PNG", given=view)
-    yield Case("seed = 1.0", good, same_as=PHOTO, given={"seed": 1.0})
-    yield Case("largest seed", good, same_as=PHOTO, given={"seed": 2**32 - 1})
-    yield Case("unknown field", good, same_as=PHOTO, given={"upscaler": "other"})
+    yield Case("16-bit map as JPEG", good, "16-bit PNG", inputs=view)
+    yield Case("seed = 1.0", good, same_as=PHOTO, inputs={"seed": 1.0})
+    yield Case("largest seed", good, same_as=PHOTO, inputs={"seed": 2**32 - 1})
+    yield Case("unknown field", good, same_as=PHOTO, inputs={"upscaler": "other"})
     for number in ("NaN", "1e400", "-Infinity"):
         body = json.dumps({"input": {"image": "IMAGE"}})[:-2] + f', "scale_factor": {number}}}}}'
-        yield Case(f"scale_factor = {number}", good, NOT_JSON, given=body, refused=True)
+        yield Case(f"scale_factor = {number}", good, NOT_JSON, inputs=body, refused=True)
     yield Case("no image", None, "image", refused=True)
-    yield Case("body that is no JSON", good, NOT_JSON, given="{", refused=True)
+    yield Case("body that is no JSON", good, NOT_JSON, inputs="{", refused=True)
 
 
 def dials() -> Iterator[Case]:
@@ -325,12 +325,12 @@ def dials() -> Iterator[Case]:
     def mask(picture: Image.Image, **options: Any) -> dict[str, str]:
         return {"mask": "data:image/png;base64," + base64.b64encode(file(picture, **options)).decode()}
 
-    yield Case("target below the input", good, "needs a scale of 0.4167", given={"target_side": 10})
-    yield Case("target far above the input", good, "must be from 1 to 8", given={"target_megapixels": 1.0})
-    yield Case("two targets", good, "both set", given={"target_side": 48, "target_megapixels": 0.001})
-    yield Case("target side", good, same_as=PHOTO, given={"target_side": 50})
-    yield Case("target megapixels", good, same_as=PHOTO, given={"target_megapixels": 0.002})
-    yield Case("half fidelity", good, same_as=PHOTO, given={"fidelity": 0.5})
+    yield Case("target below the input", good, "needs a scale of 0.4167", inputs={"target_side": 10})
+    yield Case("target far above the input", good, "must be from 1 to 8", inputs={"target_megapixels": 1.0})
+    yield Case("two targets", good, "both set", inputs={"target_side": 48, "target_megapixels": 0.001})
+    yield Case("target side", good, same_as=PHOTO, inputs={"target_side": 50})
+    yield Case("target megapixels", good, same_as=PHOTO, inputs={"target_megapixels": 0.002})
+    yield Case("half fidelity", good, same_as=PHOTO, inputs={"fidelity": 0.5})
     white = Image.new("L", size, 255)
     for name, picture in {
         "white mask": white,
@@ -338,10 +338,10 @@ def dials() -> Iterator[Case]:
         "mask with alpha": Image.new("RGBA", (48, 36), (255, 255, 255, 255)),
         "mask of one bit": Image.new("1", (240, 180), 1),
     }.items():
-        yield Case(name, good, same_as=PHOTO, given=mask(picture))
-    yield Case("turned mask", good, "the mask is 18x24 and the image 24x18", given=mask(Image.new("L", (18, 24))))
+        yield Case(name, good, same_as=PHOTO, inputs=mask(picture))
+    yield Case("turned mask", good, "the mask is 18x24 and the image 24x18", inputs=mask(Image.new("L", (18, 24))))
     moving = mask(white, save_all=True, append_images=[Image.new("L", size)], duration=9)
-    yield Case("animated mask", good, "the mask cannot be used: the image has 2 frames", given=moving)
+    yield Case("animated mask", good, "the mask cannot be used: the image has 2 frames", inputs=moving)
 
 
 def paths() -> Iterator[Case]:

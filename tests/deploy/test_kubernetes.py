@@ -21,7 +21,7 @@ OTHERS = {"REDIS_PASSWORD", "POD_NAME"}
 
 def documents(folder: Path) -> list[dict[str, Any]]:
     names = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
-    return [found for name in names for found in yaml.safe_load_all((folder / name).read_text())]
+    return [result for name in names for result in yaml.safe_load_all((folder / name).read_text())]
 
 
 def pods(folder: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -45,17 +45,17 @@ def test_pods_are_locked_down_and_name_what_exists(folder: Path) -> None:
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"], name
         assert context["capabilities"] == {"drop": ["ALL"]} and container["resources"]["limits"]["memory"], name
-        given = {entry["name"] for entry in container["env"]}
-        assert given <= VARIABLES | OTHERS, given - VARIABLES
+        values = {entry["name"] for entry in container["env"]}
+        assert values <= VARIABLES | OTHERS, values - VARIABLES
         mounts = {mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"] for volume in pod["volumes"]} | {"data"}  # a StatefulSet's comes from its template
         assert mounts <= volumes, name
         if container["image"] != "seesr":
             continue
-        words = container["command"]
-        assert commands.parser().parse_args(words[1:]).command == words[1]
-        if words[1] == "serve":
-            port = int(words[words.index("--port") + 1])
+        parts = container["command"]
+        assert commands.parser().parse_args(parts[1:]).command == parts[1]
+        if parts[1] == "serve":
+            port = int(parts[parts.index("--port") + 1])
             assert [entry["containerPort"] for entry in container["ports"]] == [port]
             assert container["livenessProbe"]["httpGet"]["path"] == "/live"
             assert container["readinessProbe"]["httpGet"]["path"] in ("/live", "/ready")

@@ -30,10 +30,10 @@ from seesr.networks import weights
 VARIABLES = {variable(name) for name in Configuration.model_fields}
 
 
-def serves(words: list[str]) -> None:
+def serves(command: list[str]) -> None:
     """The command line understands this command."""
-    assert words[0].endswith("seesr")
-    assert commands.parser().parse_args(words[1:]).command == words[1]
+    assert command[0].endswith("seesr")
+    assert commands.parser().parse_args(command[1:]).command == command[1]
 
 
 def test_the_dockerfile_says_what_the_project_has() -> None:
@@ -45,8 +45,8 @@ def test_the_dockerfile_says_what_the_project_has() -> None:
         if name == "COPY":
             *sources, _ = rest.split()
             assert all((ROOT / source).exists() for source in sources)
-    given = dict(part.split("=", 1) for name, rest in steps if name == "ENV" for part in rest.split())
-    assert {name for name in given if name.startswith("SEESR_")} <= VARIABLES
+    values = dict(part.split("=", 1) for name, rest in steps if name == "ENV" for part in rest.split())
+    assert {name for name in values if name.startswith("SEESR_")} <= VARIABLES
     port = command[command.index("--port") + 1]
     assert ["EXPOSE", port] in steps and any(name == "HEALTHCHECK" and f":{port}/ready" in rest for name, rest in steps)
     assert ["USER", "seesr"] in steps
@@ -104,22 +104,22 @@ class Answer(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         self.server.asked.append((self.command, self.path, body))
-        found: Any = {}
+        results: Any = {}
         if "/provider/" in self.path:
-            found = {
+            results = {
                 "vendors": [{"name": "aws", "regions": [{"name": "us-east-1", "computes": self.server.computes()}]}]
             }
         elif self.command in ("POST", "PUT"):
             state = {"state": "pending", "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z"}
             model = {"repository": "you/seesr", "framework": "custom", "revision": "0" * 40, "task": "custom"}
-            found = {
+            results = {
                 "name": "seesr",
                 "model": model,
                 "status": state,
                 "type": "authenticated",
                 "healthRoute": "/health",
             }
-        data = json.dumps(found).encode()
+        data = json.dumps(results).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -147,8 +147,8 @@ CREATE = ["create", "--name", "seesr", "--namespace", "you", "--repository", "yo
 
 def test_the_endpoint_that_is_created(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
     assert endpoint.main(CREATE) == 0
-    told = capsys.readouterr()
-    assert "at most 584 US$ a month" in told.err
+    captured = capsys.readouterr()
+    assert "at most 584 US$ a month" in captured.err
     method, path, body = platform.asked[-1]
     assert (method, path) == ("POST", "/v2/endpoint/you")
     assert body["compute"]["scaling"] == {"minReplica": 0, "maxReplica": 1, "scaleToZeroTimeout": 15}
@@ -161,8 +161,8 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
 ) -> None:
     monkeypatch.setattr(endpoint, "HfApi", lambda: HfApi(token=False))
     assert endpoint.main([*CREATE, "--dry-run"]) == 0
-    wanted = json.loads(capsys.readouterr().out)
-    assert wanted["min_replica"] == 0 and wanted["revision"] == "a" * 40 and wanted["verb"] == "create"
+    expected = json.loads(capsys.readouterr().out)
+    assert expected["min_replica"] == 0 and expected["revision"] == "a" * 40 and expected["verb"] == "create"
     without_namespace = [word for word in CREATE if word not in ("--namespace", "you")]
     assert endpoint.main([*without_namespace, "--dry-run"]) == 0
     assert endpoint.main(["delete", "--name", "seesr", "--dry-run"]) == 0
@@ -170,7 +170,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         (
             ["--instance-type", "intel-xeon", "--instance-size", "x2"],
@@ -183,10 +183,10 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
     ],
 )
 def test_hardware_that_cannot_do_it_is_refused(
-    platform: Platform, changes: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    platform: Platform, changes: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert endpoint.main([*CREATE, *changes]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert all(method == "GET" for method, _, _ in platform.asked)
 
 
@@ -206,8 +206,8 @@ def test_a_missing_token_is_one_line(
     monkeypatch.setattr(endpoint, "HfApi", lambda: HfApi(token=False))
     monkeypatch.setattr(huggingface_hub.constants, "INFERENCE_ENDPOINTS_ENDPOINT", "http://127.0.0.1:9/v2")
     assert endpoint.main(CREATE) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and "Traceback" not in output
 
 
 @pytest.mark.slow
@@ -273,17 +273,17 @@ def test_costs_come_from_files_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
     row = {"size": 512, "steps": 2, "particles": 1, "weights": "full", "device": "NVIDIA L40S", "seconds_total": 0.5,
            "setup_seconds": {"load": 10}}  # fmt: skip
     (tmp_path / "l40s.jsonl").write_text(json.dumps(row) + "\n")
-    given = ["--size", "512", "--per-hour", "1", "10", "--results", str(tmp_path)]
-    assert cost.main(given) == 0
+    arguments = ["--size", "512", "--per-hour", "1", "10", "--results", str(tmp_path)]
+    assert cost.main(arguments) == 0
     first = capsys.readouterr().out
     assert "Replicate L40S" in first and "T4" not in first and "(old price)" in first
     prices = tmp_path / "prices.toml"
     prices.write_text((ROOT / "scripts/prices.toml").read_text().replace("usd = 1.95", "usd = 3.90"))
-    assert cost.main([*given, "--prices", str(prices)]) == 0
+    assert cost.main([*arguments, "--prices", str(prices)]) == 0
     second = capsys.readouterr().out
     changed = [a for a, b in zip(first.splitlines(), second.splitlines(), strict=True) if a != b]
     assert len(changed) == 1 and "Modal" in changed[0]
-    assert cost.main([*given, "--device", "T4"]) == 2
+    assert cost.main([*arguments, "--device", "T4"]) == 2
     assert "T4 has not been measured at 512 px" in capsys.readouterr().err
     assert cost.main(["--size", "2048", "--per-hour", "1", "--goals", "--results", str(tmp_path)]) == 0
     assert "T4 (goal)" in capsys.readouterr().out
@@ -293,7 +293,7 @@ FULL = 4_500_000_000
 
 
 @pytest.mark.parametrize(
-    ("seen", "words"),
+    ("seen", "message"),
     [
         (Machine("cpu", None, None, 64 * 10**9, False), "no GPU is visible; set SEESR_DEVICE=cpu to run on the CPU"),
         (Machine("cpu", None, None, 8 * 10**9, True), "11.0 GB of memory are needed on the CPU"),
@@ -301,8 +301,8 @@ FULL = 4_500_000_000
         (Machine("T4", (7, 5), 4 * 10**9, 64 * 10**9, False), "T4 has 4.0 GB free; 5.5 are needed"),
     ],
 )
-def test_a_machine_that_cannot_serve_is_refused_before_anything_loads(seen: Machine, words: str) -> None:
-    with pytest.raises(CannotServe, match=words):
+def test_a_machine_that_cannot_serve_is_refused_before_anything_loads(seen: Machine, message: str) -> None:
+    with pytest.raises(CannotServe, match=message):
         preflight.check(seen, "full", FULL)
     if seen.capability is None:
         preflight.check(seen, "pocket", 17_000_000)

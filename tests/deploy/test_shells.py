@@ -110,17 +110,17 @@ def test_hugging_face_gives_the_bytes_and_keeps_depth(hugging_face: str, expecte
 
     deep = cv2.imencode(".png", np.linspace(0, 65535, 24 * 18 * 3).reshape(18, 24, 3).astype(np.uint16))[1].tobytes()
     body = {"inputs": base64.b64encode(deep).decode(), "parameters": QUICK}
-    found = base64.b64decode(requests.post(hugging_face, json=body, timeout=60).json()["image"])
-    assert found == engine.run(deep, Settings(**QUICK)).data
+    result = base64.b64decode(requests.post(hugging_face, json=body, timeout=60).json()["image"])
+    assert result == engine.run(deep, Settings(**QUICK)).data
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_to_hugging_face(hugging_face: str, name: str) -> None:
-    changes, words = BAD[name]
-    given = {"image": WORDS, **QUICK, **changes}
-    body = {"inputs": given.pop("image"), "parameters": given}
+    changes, message = BAD[name]
+    values = {"image": WORDS, **QUICK, **changes}
+    body = {"inputs": values.pop("image"), "parameters": values}
     answer = requests.post(hugging_face, json=body, timeout=60)
-    assert answer.status_code == 400 and words in answer.json()["error"] and "\n" not in answer.json()["error"]
+    assert answer.status_code == 400 and message in answer.json()["error"] and "\n" not in answer.json()["error"]
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,8 @@ def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[
     command = [*worker, "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
     with running(command, port, tmp_path_factory.mktemp("runpod"), PYTHONPATH=str(ROOT)) as url:
 
-        def ask(given: dict[str, Any]) -> dict[str, Any]:
-            return requests.post(f"{url}/runsync", json={"input": given}, timeout=60).json()
+        def ask(values: dict[str, Any]) -> dict[str, Any]:
+            return requests.post(f"{url}/runsync", json={"input": values}, timeout=60).json()
 
         yield ask
 
@@ -145,9 +145,9 @@ def test_runpod_gives_the_bytes(runpod: Callable[[dict[str, Any]], dict[str, Any
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_to_runpod(runpod: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> None:
-    changes, words = BAD[name]
+    changes, message = BAD[name]
     answer = runpod({"image": WORDS, **QUICK, **changes})
-    assert answer["status"] == "FAILED" and words in answer["error"]
+    assert answer["status"] == "FAILED" and message in answer["error"]
     assert "Traceback" not in json.dumps(answer) and "\n" not in answer["error"]
 
 
@@ -199,10 +199,10 @@ def test_modal_gives_the_bytes_and_a_link(modal_app: Any, expected: bytes) -> No
         assert set(answer) == {"file_key", "public_url"} and answer["file_key"].endswith(".png")
         with urllib.request.urlopen(answer["public_url"], timeout=30) as link:
             assert link.read() == expected and link.headers["content-type"] == "image/png"
-        for changes, words in BAD.values():
+        for changes, message in BAD.values():
             with pytest.raises(HTTPException) as caught:
                 machine.web.local({"image": WORDS, **QUICK, **changes})
-            assert caught.value.status_code == 422 and (words in caught.value.detail or "base64" in words)
+            assert caught.value.status_code == 422 and (message in caught.value.detail or "base64" in message)
 
 
 def test_without_a_store_modal_is_refused_at_start(modal_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_a_result_over_runpods_limit_goes_to_the_store(
         import runpod_worker
     monkeypatch.setattr(runpod_worker, "engine", engine)
     monkeypatch.setattr(runpod_worker, "LARGEST_ANSWER", 1000)
-    monkeypatch.setattr(runpod_worker.runpod.serverless, "progress_update", lambda job, words: None)
+    monkeypatch.setattr(runpod_worker.runpod.serverless, "progress_update", lambda job, message: None)
     answer = runpod_worker.handler({"id": "1", "input": {"image": WORDS, **QUICK}})
     with urllib.request.urlopen(answer["public_url"], timeout=30) as link:
         assert link.read() == expected
@@ -261,7 +261,7 @@ def shells(hub_folder: Path, modal_app: Any, monkeypatch: pytest.MonkeyPatch) ->
         warnings.simplefilter("ignore")
         import handler
         import runpod_worker
-    monkeypatch.setattr(runpod_worker.runpod.serverless, "progress_update", lambda job, words: None)
+    monkeypatch.setattr(runpod_worker.runpod.serverless, "progress_update", lambda job, message: None)
     monkeypatch.setattr(runpod_worker, "LARGEST_ANSWER", 1000)
 
     def hugging_face() -> str:
@@ -289,21 +289,21 @@ def shells(hub_folder: Path, modal_app: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("shell", ["hugging_face", "runpod", "modal"])
 @pytest.mark.parametrize(
-    ("variable", "value", "words"),
+    ("variable", "value", "message"),
     [
         ("SEESR_DEADLINE", "0.001", "the deadline of 0.001 s has passed"),  # a platform's time limit
         ("AWS_ENDPOINT", "http://127.0.0.1:9", "the result cannot be stored"),  # a store that is down
     ],
 )
 def test_faults_around_a_shell_are_one_line(
-    shells: dict[str, Shell], shell: str, variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+    shells: dict[str, Shell], shell: str, variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable.startswith("AWS") and shell == "hugging_face":
-        value, words = os.environ.get(variable, ""), ""  # it needs no store
+        value, message = os.environ.get(variable, ""), ""  # it needs no store
     monkeypatch.setenv(variable, value)
     line = shells[shell]()
-    assert words in line and "Traceback" not in line and "\n" not in line
-    assert bool(line) == bool(words)
+    assert message in line and "Traceback" not in line and "\n" not in line
+    assert bool(line) == bool(message)
 
 
 def test_an_image_body_of_hugging_face_is_answered_with_an_image(
@@ -318,10 +318,10 @@ def test_an_image_body_of_hugging_face_is_answered_with_an_image(
     import handler
 
     picture = Image.open(io.BytesIO(sharp())).convert("RGB")
-    found = handler.EndpointHandler(str(hub_folder))(
+    result = handler.EndpointHandler(str(hub_folder))(
         {"inputs": picture, "parameters": {**QUICK, "scale_factor": "1.5"}}
     )
-    assert isinstance(found, Image.Image) and found.size == (36, 27)
+    assert isinstance(result, Image.Image) and result.size == (36, 27)
 
 
 def test_a_full_disk_leaves_no_half_repository(tmp_path: Path) -> None:

@@ -73,13 +73,13 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    found = []
+    results = []
     for page in PAGES:
         text = page.read_text()
         for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.S | re.M):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page.relative_to(ROOT).as_posix(), line, match[1], match[2]))
-    return found
+            results.append(Block(page.relative_to(ROOT).as_posix(), line, match[1], match[2]))
+    return results
 
 
 def commands(text: str) -> list[str]:
@@ -96,7 +96,7 @@ def is_drawing(block: Block) -> bool:
 
 @pytest.fixture(autouse=True)
 def one_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "load", lambda *given, **named: engine)
+    monkeypatch.setattr(Engine, "load", lambda *args, **named: engine)
     monkeypatch.setattr(Engine, "__exit__", lambda *error: None)
     api.cached_engine.cache_clear()
 
@@ -130,16 +130,16 @@ def run_line(line: str, reader: Path, request: pytest.FixtureRequest) -> None:
     """
     if any(part in line for part in ELSEWHERE):
         return
-    words = shlex.split(re.sub(r"\$\([^)]*\)", "X", line), comments=True)
-    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        words.pop(0)
-    program = Path(words[0]).name if words else ""
-    if not words or program in ("export", "cd", "echo", "eval", "mkdir", "cp") or words[0] in REASONS:
+    parts = shlex.split(re.sub(r"\$\([^)]*\)", "X", line), comments=True)
+    while parts and re.fullmatch(r"[A-Z_]+=.*", parts[0]):
+        parts.pop(0)
+    program = Path(parts[0]).name if parts else ""
+    if not parts or program in ("export", "cd", "echo", "eval", "mkdir", "cp") or parts[0] in REASONS:
         return
     if program == "seesr":
-        end = next((n for n, word in enumerate(words) if word in ("&&", "|", ">", "&", ";")), len(words))
-        arguments = with_command(words[1:end])
-        if "|" in words or ">" in words or "-" in arguments:
+        end = next((n for n, word in enumerate(parts) if word in ("&&", "|", ">", "&", ";")), len(parts))
+        arguments = with_command(parts[1:end])
+        if "|" in parts or ">" in parts or "-" in arguments:
             piped(line, reader)
         elif arguments[0] in ("upscale", "verify"):
             assert cli.main(arguments) == 0, line
@@ -151,12 +151,12 @@ def run_line(line: str, reader: Path, request: pytest.FixtureRequest) -> None:
         done = subprocess.run(["bash", "-c", text], cwd=reader, env={**os.environ, "TOKEN": "x"}, capture_output=True)
         assert done.returncode == 0, (line, done.stderr)
     elif program in ("python", "python3"):
-        target = next(word for word in words[1:] if not word.startswith("-"))
+        target = next(word for word in parts[1:] if not word.startswith("-"))
         file = ROOT / target if target.endswith(".py") else ROOT / (target.replace(".", "/") + ".py")
         assert file.exists() or file.with_suffix("").is_dir() or target in ("pip", "pytest", "venv"), line
-    elif words[0].startswith(("./scripts/", "scripts/")):
-        assert os.access(ROOT / words[0], os.X_OK), line
-    elif program == "cat" or "seesr" in words:
+    elif parts[0].startswith(("./scripts/", "scripts/")):
+        assert os.access(ROOT / parts[0], os.X_OK), line
+    elif program == "cat" or "seesr" in parts:
         piped(line, reader)
     else:
         pytest.fail(f"no test can run {line!r}: run it in run_line, or give the reason in REASONS")

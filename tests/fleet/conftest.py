@@ -21,13 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Two gateways and a worker that gives its input back."""
-    with fleet(tmp_path_factory.mktemp("echo"), gateways=2, ECHO_SECONDS="0.1") as found:
-        yield found
+    with fleet(tmp_path_factory.mktemp("echo"), gateways=2, ECHO_SECONDS="0.1") as running:
+        yield running
 
 
 @pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def pocket_fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A gateway and a worker with the pocket bundle, on a folder and on an S3 server."""
     folder = tmp_path_factory.mktemp("pocket")
-    with fleet(folder, worker="seesr worker", lease=20, s3=request.param == "s3", SEESR_DEVICE="cpu") as found:
-        yield found
+    with fleet(folder, worker="seesr worker", lease=20, s3=request.param == "s3", SEESR_DEVICE="cpu") as running:
+        yield running

@@ -75,10 +75,10 @@ def test_every_task_of_a_gateway_survives_an_error(
     owner, function = BREAKS[name]
     real, broken = getattr(owner, function), threading.Event()
 
-    def work(*given: Any, **more: Any) -> Any:
+    def work(*args: Any, **more: Any) -> Any:
         if broken.is_set():
             raise RuntimeError("broken on purpose")
-        return real(*given, **more)
+        return real(*args, **more)
 
     monkeypatch.setattr(owner, function, work)
     monkeypatch.setattr(app, "EXPIRY", 0.05)
@@ -145,7 +145,7 @@ def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch
 
     orders = iter(["load", "load"])
     reloads = iter([RuntimeError("no memory"), None])
-    said: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
 
     class Engine:
         def reload(self) -> None:
@@ -159,12 +159,12 @@ def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch
 
     child = object.__new__(worker.Child)
     child.roster, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
-    monkeypatch.setattr(child, "say", lambda state=None, **more: state and said.append({"state": state, **more}))
+    monkeypatch.setattr(child, "say", lambda state=None, **more: state and messages.append({"state": state, **more}))
     child.supervisor.thread("orders", child.obey)
-    until(lambda: len(said) == 4)
+    until(lambda: len(messages) == 4)
     child.supervisor.stop()
-    assert [words["state"] for words in said] == ["loading", "failed", "loading", "idle"]
-    assert said[1]["error"] == "RuntimeError: no memory" and child.supervisor.tasks["orders"].failures == 1
+    assert [message["state"] for message in messages] == ["loading", "failed", "loading", "idle"]
+    assert messages[1]["error"] == "RuntimeError: no memory" and child.supervisor.tasks["orders"].failures == 1
 
 
 def test_a_worker_repeats_the_state_that_redis_has_lost(configuration: Configuration) -> None:
@@ -189,10 +189,10 @@ def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(
     link = Link(configuration.redis or "")
     jobs = FleetJobs(configuration, link, Objects(Store.configured(), configuration.data / "f"), "v1" * 32)
     receivers = Receivers()
-    made = []
+    created = []
     for host in ("slow", "broken", "good"):
         job = Job.of("ann", Settings(seed=1), webhook=f"https://{host}.test/hook", status=DONE)
-        made.append(job)
+        created.append(job)
         jobs.records.add(job)
         for event in ("start", "output", "completed"):
             jobs.records.hook(job, event)
@@ -209,5 +209,5 @@ def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(
         await asyncio.wait([task])
 
     asyncio.run(work())
-    assert receivers.got == [(made[2].id, event) for event in ("start", "output", "completed")]
+    assert receivers.got == [(created[2].id, event) for event in ("start", "output", "completed")]
     jobs.close()

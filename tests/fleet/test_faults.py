@@ -27,8 +27,8 @@ CALLERS = 6
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A gateway without a worker."""
-    with fleet(tmp_path_factory.mktemp("gateway"), workers=0) as found:
-        yield found
+    with fleet(tmp_path_factory.mktemp("gateway"), workers=0) as running:
+        yield running
 
 
 @contextlib.contextmanager
@@ -156,11 +156,11 @@ def test_calls_beyond_the_limit_wait_for_a_place_and_not_for_a_slow_call() -> No
         assert all(call.result() is None for call in quick)
         slow = [pool.submit(work, 0.8) for _ in range(2)]
         time.sleep(0.05)
-        for least, most in ((0.2, 0.5), (0.0, 0.05)):  # the second one does not wait at all
+        for least, maximum in ((0.2, 0.5), (0.0, 0.05)):  # the second one does not wait at all
             started = time.monotonic()
             with pytest.raises(Unavailable, match="too slow"), limit.call():
                 pass
-            assert least <= time.monotonic() - started < most
+            assert least <= time.monotonic() - started < maximum
         assert all(call.result() is None for call in slow)
     with limit.call():
         pass

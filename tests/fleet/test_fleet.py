@@ -44,14 +44,14 @@ def send(fleet: Fleet, gateway: str = "gateway", headers: dict[str, str] | None 
 
 
 def ended(fleet: Fleet, id: str, gateway: str = "gateway") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def look() -> bool:
-        found.update(ask(fleet, "GET", f"/jobs/{id}", gateway).json())
-        return found["status"] in ("succeeded", "failed", "canceled")
+        results.update(ask(fleet, "GET", f"/jobs/{id}", gateway).json())
+        return results["status"] in ("succeeded", "failed", "canceled")
 
     fleet.until(look, 60)
-    return found
+    return results
 
 
 def test_bytes_are_those_of_the_engine(pocket_fleet: Fleet, engine: Engine) -> None:
@@ -75,26 +75,26 @@ def test_the_corpus_is_answered_as_by_one_server(pocket_fleet: Fleet) -> None:
 
     def answer(case: Case) -> httpx.Response:
         image = data_uri(case.image) if isinstance(case.image, bytes) else case.image
-        given = {} if image is None else {"image": image}
-        assert isinstance(case.given, dict)
-        return ask(pocket_fleet, "POST", "/upscale", json={**SMALL, **given, **case.given})
+        values = {} if image is None else {"image": image}
+        assert isinstance(case.inputs, dict)
+        return ask(pocket_fleet, "POST", "/upscale", json={**SMALL, **values, **case.inputs})
 
     for case in corpus.cases():
-        if case.name not in corpus.SAMPLE or isinstance(case.given, str):
+        if case.name not in corpus.SAMPLE or isinstance(case.inputs, str):
             continue
-        words, found = OTHERWISE.get(case.name, OURS.get(case.words or "", case.words)), answer(case)
-        if words is None:
-            assert found.status_code == 200, (case.name, found.text[:200])
+        message, result = OTHERWISE.get(case.name, OURS.get(case.message or "", case.message)), answer(case)
+        if message is None:
+            assert result.status_code == 200, (case.name, result.text[:200])
         else:
-            assert found.status_code in (400, 413, 422), (case.name, found.status_code, found.text[:200])
-            assert re.search(words, found.json()["detail"]), (case.name, found.text)
+            assert result.status_code in (400, 413, 422), (case.name, result.status_code, result.text[:200])
+            assert re.search(message, result.json()["detail"]), (case.name, result.text)
     assert ask(pocket_fleet, "POST", "/upscale", content=sharp(), headers=PNG, params=QUICK).status_code == 200
 
 
 def test_whichever_gateway_is_asked(echo: Fleet) -> None:
-    made = send(echo).json()
-    assert ended(echo, made["id"], "gateway1")["status"] == "succeeded"
-    link = ask(echo, "GET", f"/jobs/{made['id']}", "gateway1").json()["result"]
+    result = send(echo).json()
+    assert ended(echo, result["id"], "gateway1")["status"] == "succeeded"
+    link = ask(echo, "GET", f"/jobs/{result['id']}", "gateway1").json()["result"]
     assert httpx.get(link).content == PICTURE
     assert httpx.get(link.replace(echo.addresses["gateway1"], echo.addresses["gateway"])).content == PICTURE
     upload = ask(echo, "POST", "/v1/files", files={"content": ("x.png", PICTURE)}).json()
@@ -103,9 +103,9 @@ def test_whichever_gateway_is_asked(echo: Fleet) -> None:
     url = f"{echo.addresses['gateway1']}/v1/files/{upload['id']}"
     version = ask(echo, "GET", "/status").json()["version"]
     body = {"version": version, "input": {"image": url, "num_inference_steps": 1}}
-    found = ask(echo, "POST", "/v1/predictions", "gateway1", json=body, headers={"Prefer": "wait=30"}).json()
-    assert found["status"] == "succeeded"
-    assert base64.b64decode(found["output"].partition(",")[2]) == PICTURE
+    response = ask(echo, "POST", "/v1/predictions", "gateway1", json=body, headers={"Prefer": "wait=30"}).json()
+    assert response["status"] == "succeeded"
+    assert base64.b64decode(response["output"].partition(",")[2]) == PICTURE
     assert ask(echo, "DELETE", f"/v1/files/{upload['id']}").status_code == 204
     assert ask(echo, "GET", f"/v1/files/{upload['id']}", "gateway1").status_code == 404
 
@@ -120,9 +120,9 @@ def test_an_idempotency_key_holds_for_all_gateways(echo: Fleet) -> None:
 
 def test_a_batch_has_one_status_and_a_bad_image_fails_alone(echo: Fleet) -> None:
     files = [("a", ("a.png", PICTURE)), ("b", ("b.png", b"no picture")), ("c", ("c.png", PICTURE))]
-    made = ask(echo, "POST", "/batches", files=files, params={"num_inference_steps": 1, "priority": "low"}).json()
-    assert [entry["name"] for entry in made["refused"]] == ["b.png"]
-    path = f"/batches/{made['id']}"
+    result = ask(echo, "POST", "/batches", files=files, params={"num_inference_steps": 1, "priority": "low"}).json()
+    assert [entry["name"] for entry in result["refused"]] == ["b.png"]
+    path = f"/batches/{result['id']}"
     echo.until(lambda: ask(echo, "GET", path, "gateway1").json()["status"] == "ended", 30)
     archive = zipfile.ZipFile(io.BytesIO(ask(echo, "GET", f"{path}/result", "gateway1").content))
     assert sorted(archive.namelist()) == ["a.png", "c.png", "failed.txt"]
@@ -164,9 +164,9 @@ def test_a_full_queue_says_when_to_come_again(echo: Fleet) -> None:
 
 
 def test_a_link_instead_of_the_file(echo: Fleet) -> None:
-    told = send(echo, wait=20, answer="link").json()
-    assert httpx.get(told["public_url"]).content == PICTURE
-    assert (echo.folder / "store" / "out" / told["file_key"]).exists()
+    body = send(echo, wait=20, answer="link").json()
+    assert httpx.get(body["public_url"]).content == PICTURE
+    assert (echo.folder / "store" / "out" / body["file_key"]).exists()
 
 
 def test_a_queued_job_is_canceled_at_once_and_its_image_is_removed(echo: Fleet) -> None:
@@ -187,10 +187,10 @@ def test_a_record_deleted_during_a_run_does_not_stop_the_worker(echo: Fleet) -> 
     assert ask(echo, "GET", f"/jobs/{job}").status_code == 404
 
 
-@pytest.mark.parametrize("words", ["no JSON", "{}", '{"body": "x"}', "\x00\xff"])
-def test_a_malformed_message_in_redis_is_dropped(echo: Fleet, words: str) -> None:
+@pytest.mark.parametrize("message", ["no JSON", "{}", '{"body": "x"}', "\x00\xff"])
+def test_a_malformed_message_in_redis_is_dropped(echo: Fleet, message: str) -> None:
     version = ask(echo, "GET", "/status").json()["version"]
-    echo.redis.lpush(transport.list_of(broker.queue_of(version, 0), NORMAL), words)
+    echo.redis.lpush(transport.list_of(broker.queue_of(version, 0), NORMAL), message)
     assert ended(echo, send(echo).json()["id"])["status"] == "succeeded"
 
 
@@ -215,12 +215,12 @@ def test_a_worker_of_another_version_takes_no_job_of_this_one(echo: Fleet, tmp_p
 
 @pytest.mark.long
 def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
-    def fleet(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "seesr.cli", "fleet", *words]
+    def fleet(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "seesr.cli", "fleet", *arguments]
         return subprocess.run(command, env=echo.environment, capture_output=True, text=True, timeout=60)
 
-    told = json.loads(fleet("status").stdout)
-    worker = told["workers"]["worker0@here"]
+    output = json.loads(fleet("status").stdout)
+    worker = output["workers"]["worker0@here"]
     assert (
         worker["state"] == "idle"
         and worker["bundle"] == "echo"
@@ -246,10 +246,10 @@ def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
 
 def test_records_and_objects_expire_together(echo: Fleet) -> None:
     job = ended(echo, send(echo).json()["id"])
-    kept = echo.folder / "store" / "out" / f"{job['id']}.png"
-    assert kept.exists()
+    stored = echo.folder / "store" / "out" / f"{job['id']}.png"
+    assert stored.exists()
     echo.redis.zadd(EXPIRY, {f"job:{job['id']}": 1})
-    echo.until(lambda: not kept.exists(), 20)
+    echo.until(lambda: not stored.exists(), 20)
     assert ask(echo, "GET", f"/jobs/{job['id']}").status_code == 404
 
 
@@ -259,10 +259,10 @@ def test_a_gateway_needs_no_torch(echo: Fleet) -> None:
 
 
 def test_status_and_metrics_show_the_fleet(echo: Fleet) -> None:
-    found = ask(echo, "GET", "/status").json()
-    assert found["ready"] and list(found["workers"]) == ["worker0@here"] and found["ended"]["succeeded"] > 0
-    told = ask(echo, "GET", "/metrics").text
-    assert 'seesr_workers{state="idle"} 1.0' in told and "seesr_queue_length 0.0" in told
+    body = ask(echo, "GET", "/status").json()
+    assert body["ready"] and list(body["workers"]) == ["worker0@here"] and body["ended"]["succeeded"] > 0
+    metrics = ask(echo, "GET", "/metrics").text
+    assert 'seesr_workers{state="idle"} 1.0' in metrics and "seesr_queue_length 0.0" in metrics
 
 
 def test_a_webhook_that_one_gateway_leaves_is_sent_by_another(echo: Fleet) -> None:
@@ -307,13 +307,13 @@ def test_celery_is_set_up_against_its_traps(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "seesr.cli"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
-    for words in (["worker"], ["fleet", "status"]):
-        found = subprocess.run([*command, *words], env=plain, capture_output=True, text=True)
-        assert found.returncode == 2 and found.stderr.startswith("SEESR_REDIS is not set")
+    for arguments in (["worker"], ["fleet", "status"]):
+        completed = subprocess.run([*command, *arguments], env=plain, capture_output=True, text=True)
+        assert completed.returncode == 2 and completed.stderr.startswith("SEESR_REDIS is not set")
     away = {**plain, "SEESR_REDIS": "redis://127.0.0.1:1/0", "SEESR_STORE": "file:///tmp"}
-    for words in (["worker"], ["serve", "--port", "0"]):
-        found = subprocess.run([*command, *words], env=away, capture_output=True, text=True, timeout=60)
-        assert found.returncode == 2 and "Redis does not answer" in found.stderr.splitlines()[-1]
+    for arguments in (["worker"], ["serve", "--port", "0"]):
+        completed = subprocess.run([*command, *arguments], env=away, capture_output=True, text=True, timeout=60)
+        assert completed.returncode == 2 and "Redis does not answer" in completed.stderr.splitlines()[-1]
 
 
 def test_a_result_is_a_picture_of_its_settings(pocket_fleet: Fleet) -> None:

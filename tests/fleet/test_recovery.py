@@ -96,8 +96,8 @@ def test_a_job_whose_version_no_worker_has_fails_when_its_time_is_over(
     jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
     upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]
     upkeep.expire()
-    found = jobs.find(job.id)
-    assert found and found.status == FAILED and f"no worker of version {OLD[:12]}" in (found.error or "")
+    stored = jobs.find(job.id)
+    assert stored and stored.status == FAILED and f"no worker of version {OLD[:12]}" in (stored.error or "")
     assert not jobs.objects.exists(f"in/{job.id}") and not jobs.link.redis.zcard(WAITING)
 
 
@@ -105,15 +105,15 @@ def test_files_without_a_record_are_removed_when_they_are_old(gateways: dict[str
     """Of a gateway that was killed, a worker whose job had ended, and a Redis that lost its last writes."""
     jobs, store = gateways[OLD], tmp_path / "store"
     job = sent(jobs, tmp_path)
-    kept = [f"in/{job.id}", f"in/{job.id}-mask", f"out/{job.id}.png", "elsewhere/file", f"in/{'2' * 32}"]
+    expected = [f"in/{job.id}", f"in/{job.id}-mask", f"out/{job.id}.png", "elsewhere/file", f"in/{'2' * 32}"]
     gone = [f"in/{'0' * 32}", f"in/{'0' * 32}-mask", f"out/{'1' * 32}.png", f"uploads/{'3' * 32}"]
-    for name in [*kept, *gone]:
+    for name in [*expected, *gone]:
         jobs.objects.put(name, b"file")
         old = time.time() - jobs.records.keep - 60
-        os.utime(store / name, None if name == kept[-1] else (old, old))
+        os.utime(store / name, None if name == expected[-1] else (old, old))
     Upkeep(jobs, 2, None).sweep()  # type: ignore[arg-type]
-    found = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
-    assert found == set(kept)
+    results = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+    assert results == set(expected)
     jobs.objects.put(gone[0], b"file")
     os.utime(store / gone[0], (1, 1))
     Upkeep(jobs, 2, None).sweep()  # type: ignore[arg-type]
@@ -161,8 +161,8 @@ def test_a_record_with_fields_of_a_newer_version_is_read(gateways: dict[str, Fle
     settings = {**job.settings, "of_tomorrow": 1}
     fields = {"of_tomorrow": "[1]", "settings": json.dumps(settings)}
     jobs.link.redis.hset(f"seesr:job:{job.id}", mapping=fields)
-    for found in (jobs.find(job.id), *jobs.recent("ann", 10)):
-        assert found and found.id == job.id and found.suffix == "png"
+    for result in (jobs.find(job.id), *jobs.recent("ann", 10)):
+        assert result and result.id == job.id and result.suffix == "png"
 
 
 def test_a_file_that_another_thread_removes_meanwhile_is_no_error(
@@ -228,7 +228,7 @@ def test_an_order_that_no_worker_takes_is_forgotten(gateways: dict[str, FleetJob
 def test_a_job_that_redis_did_not_take_leaves_no_file(
     gateways: dict[str, FleetJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*given: Any) -> None:
+    def away(*args: Any) -> None:
         raise Unavailable("the queue is unavailable")
 
     monkeypatch.setattr(Records, "add", away)
@@ -249,9 +249,9 @@ def test_a_result_is_looked_for_before_a_job_fails(gateways: dict[str, FleetJobs
         if result:
             jobs.objects.put(f"out/{job.id}.png", b"result")
         child.run(job)
-        found = jobs.find(job.id)
-        assert found
-        ended.append((found.status, found.output))
+        stored = jobs.find(job.id)
+        assert stored
+        ended.append((stored.status, stored.output))
     assert ended[0] == (DONE, f"{ended[0][1]}") and ended[0][1]
     assert ended[1] == (FAILED, None)
 
@@ -282,5 +282,5 @@ def test_a_worker_retries_the_store_and_then_names_it(
     job = sent(jobs, tmp_path)
     monkeypatch.setattr(child.objects, "get", away)
     child.run(job)
-    found = jobs.find(job.id)
-    assert found and found.error and "s3://images" in found.error and "SEESR_STORE_RETRY" in found.error
+    stored = jobs.find(job.id)
+    assert stored and stored.error and "s3://images" in stored.error and "SEESR_STORE_RETRY" in stored.error

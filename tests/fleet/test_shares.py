@@ -17,8 +17,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A gateway of two keys and one worker."""
     folder = tmp_path_factory.mktemp("shares")
     keys = f"ann:{ANN},bob:{BOB}"
-    with fleet(folder, ECHO_SECONDS="0.3", SEESR_API_KEYS=keys, SEESR_MAX_QUEUE="8") as found:
-        yield found
+    with fleet(folder, ECHO_SECONDS="0.3", SEESR_API_KEYS=keys, SEESR_MAX_QUEUE="8") as running:
+        yield running
 
 
 def post(of: Fleet, token: str, **query: object) -> httpx.Response:

@@ -30,8 +30,8 @@ VERSION = "c" * 64
 @pytest.fixture
 def app(configuration: Configuration) -> Iterator[Celery]:  # noqa: F811
     Link(configuration.redis or "").redis.flushall()
-    with application(configuration, VERSION, publishes=True) as made:
-        yield made
+    with application(configuration, VERSION, publishes=True) as publisher:
+        yield publisher
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_the_requests_of_a_worker_have_delivery_tags() -> None:
     assert transport.taken_tags() == []
 
 
-@pytest.mark.parametrize("words", ["no JSON", "{}", "[]", "3", '{"headers": []}', '["x"]'])
-def test_a_message_that_is_none_of_ours_has_no_job(words: str) -> None:
-    assert transport.job_of(words) is None
+@pytest.mark.parametrize("message", ["no JSON", "{}", "[]", "3", '{"headers": []}', '["x"]'])
+def test_a_message_that_is_none_of_ours_has_no_job(message: str) -> None:
+    assert transport.job_of(message) is None
 
 
 def test_keys_take_turns_and_an_urgent_job_is_first(app: Celery) -> None:
@@ -98,9 +98,9 @@ def test_keys_take_turns_and_an_urgent_job_is_first(app: Celery) -> None:
 
 
 def test_no_other_module_uses_the_inner_parts() -> None:
-    words = ("unacked", "reserved_requests", "_brpop", "celery.worker", "kombu.transport", "x06")
+    private = ("unacked", "reserved_requests", "_brpop", "celery.worker", "kombu.transport", "x06")
     for path in (ROOT / "seesr" / "fleet").glob("*.py"):
-        lines = [line for line in path.read_text().splitlines() if any(word in line for word in words)]
+        lines = [line for line in path.read_text().splitlines() if any(word in line for word in private)]
         allowed = ("celery.worker.consumer.tasks:Tasks", "unacked_key", "unacked_index_key", "unacked_restore")
         others = [line for line in lines if not any(word in line for word in allowed)]
         assert path.name == "transport.py" or not others, (path.name, others)

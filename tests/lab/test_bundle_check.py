@@ -27,8 +27,8 @@ def test_what_is_not_plausible() -> None:
     noise = np.random.default_rng(0).integers(0, 256, bicubic.shape, dtype=np.uint8)
     sharp = bicubic // 64 * 64 + noise // 64
     assert bundle_check.faults(bicubic, sharp, GOOD) == []
-    words = " ".join(
+    output = " ".join(
         bundle_check.faults(bicubic, np.full_like(bicubic, 128), {"tags": "", "float32_retries": 2, "faithful": 9.0})
     )
     for expected in ("no tags", "2 parts", "faithful is 9.0", "contrast is 0.00", "nothing was added"):
-        assert expected in words
+        assert expected in output

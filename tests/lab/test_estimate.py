@@ -16,5 +16,5 @@ def test_twenty_images_of_mixed_sizes_are_within_20_percent_at_half_time() -> No
         first = Speed()
         first.totals = dict(engine.speed.totals)
         images = [estimate.record(engine, size, settings) for size, settings in estimate.cases()]
-    found = estimate.errors(images, first)
-    assert len(found) >= 12 and max(found) <= 0.2, found
+    result = estimate.errors(images, first)
+    assert len(result) >= 12 and max(result) <= 0.2, result

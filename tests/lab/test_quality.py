@@ -66,7 +66,7 @@ def test_degraded_images_beat_bicubic_and_most_are_detected_as_degraded(pocket: 
             tags.append(result.metrics["tags"])
     assert np.mean(gains) >= DAMAGED, gains
     assert min(gains) >= DAMAGED_EACH, gains
-    assert sum("damaged" in found for found in tags) >= 4, tags
+    assert sum("damaged" in outcome for outcome in tags) >= 4, tags
 
 
 @pytest.mark.slow
@@ -81,11 +81,11 @@ def test_removing_an_input_lowers_the_quality(pocket: Upscaler) -> None:
     losses: dict[str, list[float]] = {variant: [] for variant in LOSSES}
     for _, high in metrics.built_in():
         low = degradations.clean(high, 0)
-        found = {
+        results = {
             variant: metrics.psnr(luma(ablate.restore(pocket, low, 1, variant)), luma(high))
             for variant in ("all", *LOSSES)
         }
         for variant, lost in losses.items():
-            lost.append(found["all"] - found[variant])
+            lost.append(results["all"] - results[variant])
     for variant, least in LOSSES.items():
         assert np.mean(losses[variant]) >= least, (variant, losses[variant])

@@ -71,21 +71,21 @@ def test_every_kind_of_source_gives_the_same_image(engine: Engine, pocket: Upsca
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
 def test_arrays_keep_their_layout_and_depth(shape: tuple[int, ...], dtype: Any, rng: np.random.Generator) -> None:
     array = rng.random(shape)
-    most = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
-    given = (array * most).astype(dtype)
-    found = upscale(given, QUICK).array
-    assert found.shape == (32, 40, *shape[2:])
-    assert found.dtype == (np.float32 if np.dtype(dtype).kind == "f" else dtype)
-    assert found.min() >= 0 and found.max() <= (1 if found.dtype == np.float32 else np.iinfo(found.dtype).max)
+    maximum = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    values = (array * maximum).astype(dtype)
+    result = upscale(values, QUICK).array
+    assert result.shape == (32, 40, *shape[2:])
+    assert result.dtype == (np.float32 if np.dtype(dtype).kind == "f" else dtype)
+    assert result.min() >= 0 and result.max() <= (1 if result.dtype == np.float32 else np.iinfo(result.dtype).max)
 
 
 def test_an_opaque_alpha_stays_in_the_array() -> None:
-    found = upscale(np.full((16, 16, 4), 255, np.uint8), QUICK).array
-    assert found.shape == (32, 32, 4) and (found[..., 3] == 255).all()
+    result = upscale(np.full((16, 16, 4), 255, np.uint8), QUICK).array
+    assert result.shape == (32, 32, 4) and (result[..., 3] == 255).all()
 
 
 @pytest.mark.parametrize(
-    ("source", "error", "words"),
+    ("source", "error", "message"),
     [
         (None, TypeError, "source is of type NoneType: use a path, the bytes of an image file"),
         ({"image": "x.png"}, TypeError, "of type dict"),
@@ -102,8 +102,8 @@ def test_an_opaque_alpha_stays_in_the_array() -> None:
         ("missing.png", FileNotFoundError, "missing.png"),
     ],
 )
-def test_other_sources_are_refused_in_a_sentence(source: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_other_sources_are_refused_in_a_sentence(source: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         upscale(source, QUICK)
 
 
@@ -142,10 +142,10 @@ def test_save_takes_the_format_of_the_suffix_and_refuses_to_lose_alpha_or_depth(
         output.save(tmp_path / "a.bmp")
     deep = upscale(np.zeros((16, 16, 3), np.uint16), QUICK)
     clear = upscale(np.zeros((16, 16, 4), np.uint8), QUICK, fidelity=1)
-    for lossy, name, words in (
+    for lossy, name, message in (
         (deep, "b.jpg", "16 bits per colour"), (deep, "b.webp", "16 bits"), (clear, "b.jpg", "transparency"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=f"loses the result's {words}.*allow_loss=True"):
+        with pytest.raises(ValueError, match=f"loses the result's {message}.*allow_loss=True"):
             lossy.save(tmp_path / name)
         lossy.save(tmp_path / name, allow_loss=True)
     clear.save(tmp_path / "b.webp")
@@ -225,28 +225,30 @@ def test_a_forked_child_gets_an_error_instead_of_hanging(engine: Engine, pocket:
     with engine.turn:  # as another thread may hold it
         child = os.fork()
     if child == 0:
-        told = []
+        messages = []
         for call in calls:
             try:
-                told.append(str(call()))
+                messages.append(str(call()))
             except RuntimeError as error:
-                told.append(str(error))
-        os.write(write, "\n".join(told).encode())
+                messages.append(str(error))
+        os.write(write, "\n".join(messages).encode())
         os._exit(0)
     os.close(write)
     signal.alarm(60)
     with os.fdopen(read) as pipe:
-        told = pipe.read().splitlines()
+        messages = pipe.read().splitlines()
     signal.alarm(0)
     os.waitpid(child, 0)
-    assert len(told) == len(calls)
-    assert all(line.startswith(f"the networks were loaded in process {os.getpid()}, before os.fork()") for line in told)
+    assert len(messages) == len(calls)
+    assert all(
+        line.startswith(f"the networks were loaded in process {os.getpid()}, before os.fork()") for line in messages
+    )
 
 
 def test_one_engine_is_kept_for_a_bundle_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     loads: list[tuple[object, ...]] = []
-    monkeypatch.setattr(Engine, "load", lambda *given: loads.append(given))
+    monkeypatch.setattr(Engine, "load", lambda *args: loads.append(args))
     api.cached_engine.cache_clear()
     for bundle in (None, None, "a", "a", None):
         api.cached_engine(bundle, "cpu")
@@ -257,8 +259,8 @@ def test_one_engine_is_kept_for_a_bundle_and_device(monkeypatch: pytest.MonkeyPa
 def test_help_explains_every_public_name_and_types_are_shipped() -> None:
     for name in seesr.__all__:
         if name != "__version__":
-            words = pydoc.getdoc(getattr(seesr, name))
-            assert len(words.splitlines()) > 1 or len(words) > 60, name
+            message = pydoc.getdoc(getattr(seesr, name))
+            assert len(message.splitlines()) > 1 or len(message) > 60, name
     assert (Path(seesr.__file__).parent / "py.typed").exists()
     for method in (Engine.run, Engine.arun, Engine.load, Output.save, Upscaler.load, upscale):
         assert "Raises:" in (method.__doc__ or "") or "same as `run`" in (method.__doc__ or ""), method

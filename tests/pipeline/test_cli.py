@@ -45,7 +45,7 @@ def quick(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "load", lambda *given: pytest.fail("loaded although there is nothing to do"))
+    monkeypatch.setattr(Engine, "load", lambda *args: pytest.fail("loaded although there is nothing to do"))
 
 
 def image(path: Path | str, shade: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
@@ -124,8 +124,8 @@ def test_every_source_has_a_target_of_its_own(
     for source in sources:
         image(source)
     assert run(*arguments, "-o", "o", "--dry-run", "--json") == 0
-    told = [json.loads(line)["target"] for line in capsys.readouterr().out.splitlines()]
-    assert sorted(told) == [f"o/{name}" for name in expected]
+    targets = [json.loads(line)["target"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(targets) == [f"o/{name}" for name in expected]
 
 
 def test_a_result_is_skipped_only_for_the_same_source_settings_and_bundle(
@@ -155,7 +155,7 @@ def test_a_finished_folder_is_reported_without_loading(
     monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
     image("a.png")
     assert run("a.png") == 0
-    monkeypatch.setattr(Engine, "load", lambda *given: pytest.fail("loaded"))
+    monkeypatch.setattr(Engine, "load", lambda *args: pytest.fail("loaded"))
     assert run("a.png") == 0
     assert "0 to do, 1 already there" in capsys.readouterr().out
 
@@ -200,9 +200,9 @@ def test_folders_are_read_by_content(quick: None, folder: Path, capsys: Capture)
     (folder / "in/notes.txt").write_text("text")
     (folder / "in/clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
     assert run("in", "-o", "o") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert files(folder / "o") == ["a-x2.png", "photo-x2.png", "render-x2.png", "scan-x2.png", "web-x2.png"]
-    assert all(f"1 skipped, {kind}: not a readable image" in told for kind in (".txt", ".mp4", ".gif", ".nef"))
+    assert all(f"1 skipped, {kind}: not a readable image" in output for kind in (".txt", ".mp4", ".gif", ".nef"))
 
 
 def test_sidecars_and_folders_with_the_name_of_an_image(quick: None, folder: Path, capsys: Capture) -> None:
@@ -211,8 +211,8 @@ def test_sidecars_and_folders_with_the_name_of_an_image(quick: None, folder: Pat
         (folder / "in" / name).write_bytes(b"no image")
     assert run("in", "-o", "o") == 0
     assert files(folder / "o") == ["holiday.png/inner-x2.png", "p-x2.png"]
-    told = capsys.readouterr()
-    assert "skipped" not in told.out and told.err.strip() == ""
+    captured = capsys.readouterr()
+    assert "skipped" not in captured.out and captured.err.strip() == ""
 
 
 def bomb(path: Path) -> None:
@@ -220,7 +220,7 @@ def bomb(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (bomb, "limit"),
         (lambda path: path.write_bytes(b"no image"), "not an image"),
@@ -232,15 +232,15 @@ def bomb(path: Path) -> None:
     ids=["bomb", "text", "empty", "cut", "link", "large"],
 )
 def test_a_bad_file_fails_alone_and_its_error_is_printed_twice(
-    quick: None, folder: Path, make: Callable[[Path], object], words: str, capsys: Capture
+    quick: None, folder: Path, make: Callable[[Path], object], message: str, capsys: Capture
 ) -> None:
     image("in/a.png"), image("in/zz.png")
     make(folder / "in/bad.png")
     assert run("in", "-o", "o", "--scale-factor", "4") in (1,)
-    told = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr().err.splitlines()
     assert len(files(folder / "o")) == 2
-    assert told[0].startswith("in/bad.png: ") and words in told[0]
-    assert told[-2:] == ["1 of 3 images failed:", f"  {told[0]}"]
+    assert output[0].startswith("in/bad.png: ") and message in output[0]
+    assert output[-2:] == ["1 of 3 images failed:", f"  {output[0]}"]
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), Image.DecompressionBombError("far too\nlarge")])
@@ -250,24 +250,24 @@ def test_any_exception_of_one_file_fails_that_file_alone(
     image("in/a.png", 1), image("in/b.png", 2)
     run_one = engine.run
 
-    def fail(source: Path, *given: Any, **options: Any) -> Any:
+    def fail(source: Path, *args: Any, **options: Any) -> Any:
         if source.name == "a.png":
             raise error
-        return run_one(source, *given, **options)
+        return run_one(source, *args, **options)
 
     monkeypatch.setattr(engine, "run", fail)
     assert run("in", "-o", "o") == 1
     assert files(folder / "o") == ["b-x2.png"]
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith(f"in/a.png: {type(error).__name__}") and len(told) == 3
+    output = capsys.readouterr().err.splitlines()
+    assert output[0].startswith(f"in/a.png: {type(error).__name__}") and len(output) == 3
 
 
 def test_missing_files_are_reported_before_loading_and_the_others_are_upscaled(
     unloaded: None, folder: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, capsys: Capture
 ) -> None:
     assert run("missing.jpg", "*.tif") == 1
-    told = capsys.readouterr().err.splitlines()
-    assert told[:2] == ["missing.jpg: no such file or directory", "*.tif: no such file or directory"]
+    output = capsys.readouterr().err.splitlines()
+    assert output[:2] == ["missing.jpg: no such file or directory", "*.tif: no such file or directory"]
     monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
     image("a.png")
     assert run("missing.jpg", "a.png") == 1
@@ -281,8 +281,8 @@ def test_names_that_are_not_utf_8(folder: Path) -> None:
     for encoding in ("utf-8:strict", "ascii"):
         done = process("names", "-o", f"o-{encoding[:3]}", *QUICK, cwd=folder, env={"PYTHONIOENCODING": encoding})
         assert done.returncode == 0, done.stderr
-        made = sorted(os.listdir(os.fsencode(folder / f"o-{encoding[:3]}")))  # noqa: PTH208
-        assert made == [b"a1-x2.png", b"caf\xe9-x2.png", b"zz-x2.png"]
+        result = sorted(os.listdir(os.fsencode(folder / f"o-{encoding[:3]}")))  # noqa: PTH208
+        assert result == [b"a1-x2.png", b"caf\xe9-x2.png", b"zz-x2.png"]
         assert rb"caf\udce9.png -> " in done.stdout
 
 
@@ -296,7 +296,7 @@ def test_unwritable_targets_are_reported_before_the_work(unloaded: None, folder:
     (folder / "x.png").mkdir()
     assert run("a.png", "-o", "a.png/b") == 2
     assert "cannot be written to" in capsys.readouterr().err
-    for arguments, words in (
+    for arguments, message in (
         (["a.png", "a.png/../x.png", "-o", "y.png"], "--out y.png is one file, and there are 2 images"),
         (["x.png"], "there is no image in x.png"),
         (["a.png", "-o", "y.zip"], "--out y.zip needs --output-view all"),
@@ -306,7 +306,7 @@ def test_unwritable_targets_are_reported_before_the_work(unloaded: None, folder:
     ):
         image("x.png/../c.png")
         assert run(*arguments) in (1, 2), arguments
-        assert words in capsys.readouterr().err or words == "there is no image in x.png"
+        assert message in capsys.readouterr().err or message == "there is no image in x.png"
 
 
 def test_parallel_starts_do_not_disturb_one_another(folder: Path) -> None:
@@ -350,9 +350,9 @@ def test_json_is_one_line_per_image(quick: None, folder: Path, capsys: Capture) 
 def test_a_dry_run_says_what_would_be_done(unloaded: None, folder: Path, capsys: Capture) -> None:
     image("a.png"), image("b.png", size=(40, 30))
     assert run("a.png", "b.png", "-o", "o", "--dry-run") == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("a.png -> o/a-x2.png, 40x32, about ") and "80x60" in told[1]
-    assert told[-1].endswith("s in all; nothing was written") and not (folder / "o").exists()
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith("a.png -> o/a-x2.png, 40x32, about ") and "80x60" in output[1]
+    assert output[-1].endswith("s in all; nothing was written") and not (folder / "o").exists()
 
 
 def test_the_bar_has_percent_number_and_time_left(
@@ -382,9 +382,9 @@ def test_help_version_completion_and_misspelt_commands(capsys: Capture) -> None:
     for arguments in (["--help"], ["upscale", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
-        told = " ".join(capsys.readouterr().out.split())
-        assert ended.value.code == 0 and "exit codes: 0 all images are done; 1 an image failed; 2 " in told
-    assert "(1 to 8, default: 4.0)" in told and "(default: on)" in told and "default: random, reported" in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert ended.value.code == 0 and "exit codes: 0 all images are done; 1 an image failed; 2 " in output
+    assert "(1 to 8, default: 4.0)" in output and "(default: on)" in output and "default: random, reported" in output
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.strip() == "seesr 0.1.0"
@@ -456,16 +456,16 @@ def test_wrong_devices_and_variables_are_one_line(
     assert "the device 'nonsense' cannot be used here" in capsys.readouterr().err
     monkeypatch.setenv("SEESR_DEADLINE", "soon")
     assert cli.main(["a.png"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("SEESR_DEADLINE is 'soon'") and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("SEESR_DEADLINE is 'soon'") and output.count("\n") == 1
 
 
 def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: Capture) -> None:
     assert cli.main(["info", "--json", "--bundle", str(weights.POCKET), "--device", "cpu"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["bundle"]["name"] == "pocket" and len(found["bundle"]["files"]["unet/config.json"]) == 64
-    assert found["libraries"]["torch"] and found["device"] == "cpu"
-    assert found["configuration"]["SEESR_ATTENTION"] == "auto" and found["limits"]["largest_side"] == 32768
+    result = json.loads(capsys.readouterr().out)
+    assert result["bundle"]["name"] == "pocket" and len(result["bundle"]["files"]["unet/config.json"]) == 64
+    assert result["libraries"]["torch"] and result["device"] == "cpu"
+    assert result["configuration"]["SEESR_ATTENTION"] == "auto" and result["limits"]["largest_side"] == 32768
 
 
 @pytest.mark.long
@@ -519,17 +519,17 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cli.main(["doctor", "--bundle", str(weights.POCKET)])
-    told = capsys.readouterr().out
-    assert "ok      weights: pocket" in told and "this is the small model" in told
+    output = capsys.readouterr().out
+    assert "ok      weights: pocket" in output and "this is the small model" in output
     assert cli.main(["doctor", "--bundle", str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert "PROBLEM weights: no weights" in told and f"to fix it: {weights.FETCH}" in told
+    output = capsys.readouterr().out
+    assert "PROBLEM weights: no weights" in output and f"to fix it: {weights.FETCH}" in output
     monkeypatch.setenv("SEESR_WEIGHTS", str(tmp_path))
     assert cli.main(["doctor"]) == 1
     assert "to fix it: point SEESR_WEIGHTS to a bundle" in capsys.readouterr().out
     monkeypatch.setenv("SEESR_WEIGHTS", str(weights.POCKET))
     monkeypatch.setenv("SEESR_ATTENTION", "fast")
     assert cli.main(["doctor", "--device", "nonsense"]) == 1
-    told = capsys.readouterr().out
-    assert "PROBLEM SEESR_ATTENTION is 'fast'" in told and "to fix it: unset SEESR_ATTENTION" in told
-    assert "PROBLEM the device 'nonsense' cannot be used here" in told
+    output = capsys.readouterr().out
+    assert "PROBLEM SEESR_ATTENTION is 'fast'" in output and "to fix it: unset SEESR_ATTENTION" in output
+    assert "PROBLEM the device 'nonsense' cannot be used here" in output

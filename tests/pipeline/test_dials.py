@@ -32,8 +32,8 @@ def small() -> ImageData:
     return ImageData(np.asarray(Image.fromarray(skimage.data.chelsea()[40:168, 110:270]).reduce(2)))
 
 
-def made(pocket: Upscaler, source: ImageData, shape: np.ndarray | None = None, **given: object) -> np.ndarray:
-    return pocket(source, dataclasses.replace(QUICK, **given), mask=shape).image_data.rgb
+def made(pocket: Upscaler, source: ImageData, shape: np.ndarray | None = None, **changes: object) -> np.ndarray:
+    return pocket(source, dataclasses.replace(QUICK, **changes), mask=shape).image_data.rgb
 
 
 def plain(source: ImageData, scale: float = 4) -> np.ndarray:
@@ -71,9 +71,9 @@ def test_fidelity_1_is_the_bicubic_upscale_in_every_depth_and_format(engine: Eng
 @pytest.mark.slow
 def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, use_kds=True, num_particles=4, fidelity=0.0)
-    model, kept = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
+    model, blended = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
     assert model.uncertainty is not None
-    moved = np.abs(kept.image_data.rgb.astype(int) - model.image_data.rgb).sum(2)
+    moved = np.abs(blended.image_data.rgb.astype(int) - model.image_data.rgb).sum(2)
     possible = np.abs(plain(small).astype(int) - model.image_data.rgb).sum(2)
     share = moved / np.maximum(possible, 1)
     unsure = model.uncertainty > np.quantile(model.uncertainty, 0.8)
@@ -109,9 +109,9 @@ def test_black_is_bicubic_and_white_is_the_model_without_the_black_tiles(
 def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: ImageData) -> None:
     """Between the two pictures, pixel by pixel, also at the edge of a mask of another resolution."""
     shape = left_half(small, 2)
-    model, found = made(pocket, small), made(pocket, small, shape)
+    model, result = made(pocket, small), made(pocket, small, shape)
     low, high = np.minimum(model, plain(small)), np.maximum(model, plain(small))
-    assert (found.astype(int) >= low.astype(int) - 1).all() and (found.astype(int) <= high.astype(int) + 1).all()
+    assert (result.astype(int) >= low.astype(int) - 1).all() and (result.astype(int) <= high.astype(int) + 1).all()
 
 
 def test_grey_blends_and_a_wholly_black_mask_denoises_nothing(pocket: Upscaler, small: ImageData) -> None:
@@ -150,7 +150,7 @@ def test_masks_that_can_be_read_mean_what_they_show() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (file(Image.new("L", (30, 40))), "the mask is 30x40 and the image 40x30: their aspect ratios differ"),
         (file(Image.new("L", (41, 30))), "their aspect ratios differ"),
@@ -163,8 +163,8 @@ def test_masks_that_can_be_read_mean_what_they_show() -> None:
     ],
     ids=["turned", "too wide", "empty", "words", "animated"],
 )
-def test_a_mask_that_cannot_be_used_is_refused(engine: Engine, data: bytes, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_mask_that_cannot_be_used_is_refused(engine: Engine, data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         engine.run(file(Image.new("RGB", (40, 30))), QUICK, mask=data)
 
 
@@ -181,21 +181,21 @@ def test_the_engine_takes_a_mask_and_the_record_names_it(engine: Engine, small: 
 def test_the_named_side_is_exact_and_the_other_within_a_pixel(width: int, height: int, side: int, size: float) -> None:
     for settings in (Settings(target_side=side), Settings(target_megapixels=size)):
         try:
-            found = settings.output_size(width, height)
+            result = settings.output_size(width, height)
         except ValueError as error:
             assert "scale of" in str(error) or "asks for" in str(error)
             continue
         scale = settings.scale_for(width, height)
         assert 1 <= scale <= 8
         if settings.target_side:
-            assert max(found) == side
+            assert max(result) == side
         else:
-            assert abs(found[0] * found[1] - size * 1e6) <= found[0] + found[1]
-        assert all(abs(got - own * scale) <= 1 for got, own in zip(found, (width, height), strict=True))
+            assert abs(result[0] * result[1] - size * 1e6) <= result[0] + result[1]
+        assert all(abs(actual - own * scale) <= 1 for actual, own in zip(result, (width, height), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("values", "message"),
     [
         ({"target_side": 100}, r"target_side 100 of a 200x150 image needs a scale of 0.5; it must be from 1 to 8"),
         ({"target_side": 2000}, "needs a scale of 10"),
@@ -209,9 +209,9 @@ def test_the_named_side_is_exact_and_the_other_within_a_pixel(width: int, height
         ({"fidelity": float("nan")}, "must be a float"),
     ],
 )
-def test_targets_that_cannot_be_are_refused(given: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Settings(**given).output_size(200, 150)
+def test_targets_that_cannot_be_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**values).output_size(200, 150)
 
 
 def test_a_target_replaces_the_scale(pocket: Upscaler, small: ImageData) -> None:
@@ -241,9 +241,9 @@ def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: ImageData) -
 def test_all_views_come_from_one_run_and_are_those_of_single_runs(
     engine: Engine, small: ImageData, tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(QUICK, use_kds=True, num_particles=2, output_format="jpg", output_view="all")
+    requested = dataclasses.replace(QUICK, use_kds=True, num_particles=2, output_format="jpg", output_view="all")
     data = encode_png(ImageData(small.rgb[:40]))
-    output = engine.run(data, asked)
+    output = engine.run(data, requested)
     assert output.metrics["difference_gain"] == 2
     with zipfile.ZipFile(io.BytesIO(output.data)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -251,14 +251,14 @@ def test_all_views_come_from_one_run_and_are_those_of_single_runs(
     assert list(files) == [*(f"{view}.jpg" for view in views), "uncertainty.png"]
     for name, file in files.items():
         view, _, kind = name.partition(".")
-        alone = engine.run(data, dataclasses.replace(asked, output_view=view, output_format=kind)).data
-        both = [Image.open(io.BytesIO(found)) for found in (file, alone)]
+        alone = engine.run(data, dataclasses.replace(requested, output_view=view, output_format=kind)).data
+        both = [Image.open(io.BytesIO(result)) for result in (file, alone)]
         assert both[0].mode == both[1].mode and both[0].size == both[1].size
         np.testing.assert_array_equal(*map(np.asarray, both))
     (tmp_path / "all.zip").write_bytes(output.data)
-    assert read_record(tmp_path / "all.zip")["settings"] == dataclasses.asdict(asked)
-    assert engine.run(data, asked).data == output.data
-    with zipfile.ZipFile(io.BytesIO(engine.run(data, dataclasses.replace(asked, use_kds=False)).data)) as archive:
+    assert read_record(tmp_path / "all.zip")["settings"] == dataclasses.asdict(requested)
+    assert engine.run(data, requested).data == output.data
+    with zipfile.ZipFile(io.BytesIO(engine.run(data, dataclasses.replace(requested, use_kds=False)).data)) as archive:
         assert archive.namelist() == [f"{view}.jpg" for view in views]  # one sample has no uncertainty
 
 
@@ -277,14 +277,14 @@ def test_all_views_are_saved_as_a_zip_alone(pocket: Upscaler, small: ImageData, 
 
 
 def test_faithful_and_invented_follow_the_added_detail(pocket: Upscaler, small: ImageData) -> None:
-    found = [pocket(small, dataclasses.replace(QUICK, fidelity=value)).metrics for value in (0.0, 0.5, 1.0)]
-    invented = [metrics["invented"] for metrics in found]
+    results = [pocket(small, dataclasses.replace(QUICK, fidelity=value)).metrics for value in (0.0, 0.5, 1.0)]
+    invented = [metrics["invented"] for metrics in results]
     assert invented == sorted(invented, reverse=True) and invented[0] > 0.001 and invented[2] == 0
-    assert all(25 < metrics["faithful"] <= 100 for metrics in found)
+    assert all(25 < metrics["faithful"] <= 100 for metrics in results)
 
 
 def test_a_record_with_dials_is_replayed(engine: Engine, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, fidelity=0.3, target_side=300)
     data = engine.run(file(small.pil()), settings).data
-    kept = decode(data)
-    assert kept.size[0] == 300
+    decoded = decode(data)
+    assert decoded.size[0] == 300

@@ -64,11 +64,11 @@ def test_the_seconds_of_the_stages_are_those_that_passed(engine: Engine, photo: 
 
 
 def test_what_is_loaded_is_told(engine: Engine) -> None:
-    told = engine.about()
-    assert told["loaded"] is True and told["device"] == "cpu"
-    assert told["attention"] in kernels.KERNELS
+    about = engine.about()
+    assert about["loaded"] is True and about["device"] == "cpu"
+    assert about["attention"] in kernels.KERNELS
     defaults = {"num_inference_steps": 1, "latent_tiled_size": (64, 72)}
-    assert told["bundle"] == {**engine.loaded._asdict(), "path": str(weights.POCKET), "defaults": defaults}
+    assert about["bundle"] == {**engine.loaded._asdict(), "path": str(weights.POCKET), "defaults": defaults}
     assert engine.loaded.kind == "pocket"
 
 
@@ -80,8 +80,8 @@ def test_bundle_and_device_are_the_callers_or_those_of_the_environment(
     with caplog.at_level("INFO"):
         engine = Engine.load()
     assert (engine.bundle, engine.device) == (tiny_bundle, "cpu:0") and "pocket bundle" not in caplog.text
-    said = re.search(r"setup: load (\S+) s, warm-up (\S+) s", caplog.text)
-    assert said and all(0 <= float(seconds) < 60 for seconds in said.groups())
+    match = re.search(r"setup: load (\S+) s, warm-up (\S+) s", caplog.text)
+    assert match and all(0 <= float(seconds) < 60 for seconds in match.groups())
     engine = Engine.load(weights.POCKET, "cpu")
     assert (engine.bundle, engine.device) == (weights.POCKET, "cpu") and "the small pocket bundle" in caplog.text
     monkeypatch.delenv("SEESR_WEIGHTS")
@@ -93,17 +93,17 @@ def test_bundle_and_device_are_the_callers_or_those_of_the_environment(
 
 def test_callers_on_many_threads_wait_for_their_turn(engine: Engine, photo: Image.Image) -> None:
     expected = {seed: engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data for seed in range(4)}
-    made: dict[int, bytes] = {}
+    result: dict[int, bytes] = {}
 
     def ask(seed: int) -> None:
-        made[seed] = engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data
+        result[seed] = engine.run(png(photo), Settings(num_inference_steps=1, seed=seed)).data
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == expected
+    assert result == expected
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -177,16 +177,16 @@ def test_loading_runs_one_picture_first(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_watchers_see_every_stage_count_up_to_its_total(pocket: Upscaler, photo: Image.Image) -> None:
     """The filling of the last batch of tiles is not counted."""
-    told: list[Position] = []
+    positions: list[Position] = []
     settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=32, latent_tiled_overlap=8)
-    road = UpscaleRun(pocket.networks, settings, decode(png(photo)), Progress(told.append))
+    road = UpscaleRun(pocket.networks, settings, decode(png(photo)), Progress(positions.append))
     road.budget = Budget(4)
     tiles = road.run().metrics["tiles"]
     assert tiles % 4 != 0
-    denoised = [position for position in told if position.stage == "denoise"]
+    denoised = [position for position in positions if position.stage == "denoise"]
     assert denoised[-1] == Position("denoise", 2 * tiles, 2 * tiles)
-    assert all(position.done <= position.total for position in told)
-    assert list(dict.fromkeys(position.stage for position in told)) == STAGES[1:-1]
+    assert all(position.done <= position.total for position in positions)
+    assert list(dict.fromkeys(position.stage for position in positions)) == STAGES[1:-1]
 
 
 def test_a_saved_result_keeps_depth_profile_exif_and_record(pocket: Upscaler, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def at_distance(rgb: Pixels, pixels: int, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("color", [(0, 0, 0), (128, 128, 128), (255, 255, 255), (255, 0, 0)], ids=str)
 @pytest.mark.parametrize("color_fix", ["wavelet", "none"])
 def test_a_flat_image_stays_flat(pocket: Upscaler, color: tuple[int, int, int], color_fix: str) -> None:
-    found = upscaled(pocket, np.full((12, 16, 3), color, np.uint8), color_fix=color_fix)
-    assert (found == color).all()
+    result = upscaled(pocket, np.full((12, 16, 3), color, np.uint8), color_fix=color_fix)
+    assert (result == color).all()
 
 
 def test_sixteen_bits_stay_flat(pocket: Upscaler) -> None:
@@ -53,17 +53,17 @@ def test_sixteen_bits_stay_flat(pocket: Upscaler) -> None:
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("color_fix", ["wavelet", "adain", "none"])
 def test_a_white_background_stays_white(pocket: Upscaler, product: Pixels, scale: int, color_fix: str) -> None:
-    found = upscaled(pocket, product, scale_factor=scale, color_fix=color_fix)
-    far = at_distance(product, FAR, found.shape[1::-1])
-    assert far.mean() > 0.1 and (found[far] == 255).all()
+    result = upscaled(pocket, product, scale_factor=scale, color_fix=color_fix)
+    far = at_distance(product, FAR, result.shape[1::-1])
+    assert far.mean() > 0.1 and (result[far] == 255).all()
 
 
 def test_no_edge_shows_where_the_flat_area_begins(pocket: Upscaler) -> None:
     """Pure red beside texture, without color fix."""
     red = np.full((48, 64, 3), (255, 0, 0), np.uint8)
     red[:, :12] = np.random.default_rng(0).integers(0, 256, (48, 12, 3))
-    found = upscaled(pocket, red, color_fix="none").astype(int)
-    ramp = found[40:-40, 4 * (12 + postprocess.CLEAR) :]
+    result = upscaled(pocket, red, color_fix="none").astype(int)
+    ramp = result[40:-40, 4 * (12 + postprocess.CLEAR) :]
     assert np.abs(ramp - (255, 0, 0)).max() >= 3  # the ramp has something to hide
     assert np.abs(np.diff(ramp.mean(0), axis=0)).max() <= 2
 
@@ -73,7 +73,7 @@ def test_what_is_not_flat_keeps_its_bytes(
 ) -> None:
     texture = np.asarray(photo)
     ruled = upscaled(pocket, texture), upscaled(pocket, product)
-    monkeypatch.setattr(postprocess, "textured", lambda *given: None)
+    monkeypatch.setattr(postprocess, "textured", lambda *args: None)
     free = upscaled(pocket, texture), upscaled(pocket, product)
     np.testing.assert_array_equal(ruled[0], free[0])
     near = ~at_distance(product, postprocess.CLEAR + 1, ruled[1].shape[1::-1])

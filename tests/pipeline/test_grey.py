@@ -49,10 +49,10 @@ def test_the_mode_of_the_file_is_kept(engine: Engine, grey: Image.Image, mode: s
         source.putalpha(Image.linear_gradient("L").resize(source.size))
     result = opened(engine, file(source), output_format=output_format)
     assert spread(result) <= (output_format == "webp")  # its decoder turns 3 of 256 greys into unequal channels
-    kept = {"1": "L"}.get(mode, mode)
-    no_alpha = {"LA": "L", "RGBA": "RGB"}.get(kept, kept)
-    three = {"L": "RGB", "LA": "RGBA"}.get(kept, kept)  # WebP has no grey
-    assert result.mode == {"png": kept, "jpg": no_alpha, "webp": three}[output_format]
+    remaining = {"1": "L"}.get(mode, mode)
+    no_alpha = {"LA": "L", "RGBA": "RGB"}.get(remaining, remaining)
+    three = {"L": "RGB", "LA": "RGBA"}.get(remaining, remaining)  # WebP has no grey
+    assert result.mode == {"png": remaining, "jpg": no_alpha, "webp": three}[output_format]
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -104,12 +104,12 @@ def test_a_grey_result_is_the_luma_of_the_color_result(
     pocket: Upscaler, grey: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.asarray(grey.convert("RGB"))
-    found = pocket(ImageData(pixels), QUICK).image_data.rgb
+    result = pocket(ImageData(pixels), QUICK).image_data.rgb
     monkeypatch.setattr(ImageData, "colorless", False)
     color = pocket(ImageData(pixels), QUICK).image_data.rgb
     assert np.ptp(color, axis=2).max() > 2  # the networks do add colors
     luma = color @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(found - luma[..., None]).max() <= 0.51
+    assert np.abs(result - luma[..., None]).max() <= 0.51
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

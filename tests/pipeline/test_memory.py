@@ -30,20 +30,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, config["in_chan
 def peak(side: int) -> tuple[int, int]:
     """Peak bytes of one prediction, and the bytes of the buffers that are as large as the picture."""
     command = [sys.executable, "-c", PROGRAM, str(side)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    most, channels, factor = map(int, found.split())
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    maximum, channels, factor = map(int, completed.split())
     pixels = side * side
     latents = 4 * channels * pixels // factor**2  # float32
     # The enlarged input and the result, 3 bytes a pixel each; the decoded picture in float32. Of the latents: the
     # noisy ones, the noise, the blended prediction and the clean ones made from them.
-    return most, (3 + 3 + 12) * pixels + 4 * latents
+    return maximum, (3 + 3 + 12) * pixels + 4 * latents
 
 
 def bounded(small: int, large: int) -> None:
-    (least, small_buffers), (most, buffers) = peak(small), peak(large)
-    figures = f"{small}: {least / 1e6:.0f} MB, {large}: {most / 1e6:.0f} MB, buffers {buffers / 1e6:.0f} MB"
+    (least, small_buffers), (maximum, buffers) = peak(small), peak(large)
+    figures = f"{small}: {least / 1e6:.0f} MB, {large}: {maximum / 1e6:.0f} MB, buffers {buffers / 1e6:.0f} MB"
     logging.getLogger(__name__).info(figures)
-    assert most <= 1.5 * (least - small_buffers) + buffers, figures
+    assert maximum <= 1.5 * (least - small_buffers) + buffers, figures
 
 
 @pytest.mark.long

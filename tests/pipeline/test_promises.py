@@ -57,18 +57,18 @@ def test_saturated_colours_of_a_wide_profile_come_back(pocket: Upscaler) -> None
 def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
     rng = np.random.default_rng(5)
     source = ImageData(rng.integers(0, 256, (20, 24, 3), np.uint8), alpha=rng.integers(0, 256, (20, 24), np.uint8))
-    found = pocket(source, QUICK).image_data.alpha
-    assert source.alpha is not None and found is not None
-    np.testing.assert_array_equal(found, resize(source.alpha, (48, 40), Image.Resampling.LANCZOS))
-    assert (found != resize(source.alpha, (48, 40))).any()
+    result = pocket(source, QUICK).image_data.alpha
+    assert source.alpha is not None and result is not None
+    np.testing.assert_array_equal(result, resize(source.alpha, (48, 40), Image.Resampling.LANCZOS))
+    assert (result != resize(source.alpha, (48, 40))).any()
 
 
 def test_nothing_asks_the_network(tmp_path: Path) -> None:
     """Loading and a picture with every connection and every name refused."""
     Image.new("RGB", (24, 18), (90, 120, 60)).save(tmp_path / "small.png")
-    words = f"""
+    script = f"""
 import socket
-def refuse(*given):
+def refuse(*args):
     raise SystemExit(f"the network was asked: {{given}}")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from pathlib import Path
@@ -76,5 +76,5 @@ from seesr import Engine, Settings
 engine = Engine.load("weights/pocket", "cpu")
 print(len(engine.run(Path({str(tmp_path / "small.png")!r}), Settings(num_inference_steps=1, seed=1)).data))
 """
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr[-500:]

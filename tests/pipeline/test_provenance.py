@@ -69,12 +69,12 @@ def test_a_file_is_verified_with_its_source(folder: Path, capsys: Capture, small
     assert run("upscale", "a.png", *FLAGS) == 0
     capsys.readouterr()
     assert run("verify", "a-x2.png") == 0
-    told = capsys.readouterr().out
-    assert "bundle: ok" in told and '"seed": 1' in told and "source_sha256: " in told and "again" not in told
+    output = capsys.readouterr().out
+    assert "bundle: ok" in output and '"seed": 1' in output and "source_sha256: " in output and "again" not in output
     assert run("verify", "a-x2.png", "a.png", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["checks"]["again"] == {"state": "ok", "about": "the same bytes"}
-    assert told["digital_source_type"].endswith("compositeWithTrainedAlgorithmicMedia")
+    output = json.loads(capsys.readouterr().out)
+    assert output["checks"]["again"] == {"state": "ok", "about": "the same bytes"}
+    assert output["digital_source_type"].endswith("compositeWithTrainedAlgorithmicMedia")
 
     small.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("other.png")
     assert run("verify", "a-x2.png", "other.png") == 1
@@ -103,7 +103,7 @@ def test_what_cannot_be_verified_is_said(folder: Path, capsys: Capture) -> None:
     assert run("verify", "m-x2.webp", "a.png", "--mask", "a.png") == 1
     assert "another mask" in capsys.readouterr().err
     assert run("verify", "m-x2.webp", "a.png", "--mask", "m.png") == 0
-    for arguments, words in (
+    for arguments, message in (
         (["a.png"], "a.png: the file has no settings record"),
         (["nowhere.png"], "nowhere.png: no such file or directory"),
         (["m-x2.webp", "nowhere.png"], "nowhere.png: no such file or directory"),
@@ -111,7 +111,7 @@ def test_what_cannot_be_verified_is_said(folder: Path, capsys: Capture) -> None:
     ):
         capsys.readouterr()
         assert cli.main(["verify", *BUNDLE, *arguments]) == 2
-        assert words in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_a_zip_is_verified(folder: Path, capsys: Capture) -> None:
@@ -189,8 +189,8 @@ def test_a_signed_result_is_valid_and_names_its_source(
     signed = engine.run(buffer.getvalue(), settings).data
     assert content_credentials.state(plain) is None and content_credentials.state(signed) in ("Valid", "Trusted")
     assert content_credentials.without(signed) == plain
-    found = manifests(signed)
-    active = found["manifests"][found["active_manifest"]]
+    result = manifests(signed)
+    active = result["manifests"][result["active_manifest"]]
     actions = next(a for a in active["assertions"] if a["label"].startswith("c2pa.actions"))["data"]["actions"]
     assert [action["action"] for action in actions] == ["c2pa.opened", "c2pa.edited"]
     assert actions[1]["digitalSourceType"] == xmp.SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
@@ -200,11 +200,11 @@ def test_a_signed_result_is_valid_and_names_its_source(
     assert content_credentials.state(damaged) == "Invalid"
 
     output = engine.run(signed, settings.replace(scale_factor=1))  # the manifest of the input goes along
-    twice, found = output.data, manifests(output.data)
+    twice, result = output.data, manifests(output.data)
     assert "the file has a C2PA manifest" in output.metrics["warnings"]
-    assert len(found["manifests"]) == 2 and content_credentials.state(twice) in ("Valid", "Trusted")
-    (parent,) = found["manifests"][found["active_manifest"]]["ingredients"]
-    assert parent["active_manifest"] in found["manifests"]
+    assert len(result["manifests"]) == 2 and content_credentials.state(twice) in ("Valid", "Trusted")
+    (parent,) = result["manifests"][result["active_manifest"]]["ingredients"]
+    assert parent["active_manifest"] in result["manifests"]
 
 
 def test_what_a_manifest_says_of_ai_survives(
@@ -241,7 +241,7 @@ def test_a_certificate_that_cannot_sign_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image
 ) -> None:
     (tmp_path / "x.pem").write_text("nothing")
-    for variables, words in (
+    for variables, message in (
         ({"SEESR_C2PA_CERTIFICATE": "x.pem"}, "needs SEESR_C2PA_KEY"),
         ({"SEESR_C2PA_CERTIFICATE": "x.pem", "SEESR_C2PA_KEY": "y.pem"}, "cannot be read: .*y.pem"),
         ({"SEESR_C2PA_CERTIFICATE": "x.pem", "SEESR_C2PA_KEY": "x.pem"}, "cannot sign"),
@@ -250,7 +250,7 @@ def test_a_certificate_that_cannot_sign_stops_the_start(
         with monkeypatch.context() as context:
             for name, value in variables.items():
                 context.setenv(name, value)
-            with pytest.raises(ValueError, match=words):
+            with pytest.raises(ValueError, match=message):
                 Engine.load(weights.POCKET, "cpu")
 
 

@@ -61,14 +61,14 @@ def test_a_quote_needs_the_header_alone_and_becomes_right(engine: Engine, photo:
     data = png(photo)
     for seed in range(4):
         output = engine.run(data, QUICK.replace(seed=100 + seed, latent_tiled_size=32))
-    told: Any = output.metrics
+    metrics: Any = output.metrics
     quote = engine.quote(data[:200], QUICK.replace(latent_tiled_size=32))
-    assert quote.output_size == "128x96" and quote.tiles == told["tiles"] and quote.images > 0
+    assert quote.output_size == "128x96" and quote.tiles == metrics["tiles"] and quote.images > 0
     assert quote.seconds is not None and quote.seconds_at_most is not None and quote.bytes is not None
     assert 0 < quote.seconds <= quote.seconds_at_most and quote.price is None
-    assert told["quote"]["seconds"] > 0 and told["actual"]["bytes"] == len(output.data)
-    assert told["actual"]["seconds"] == pytest.approx(sum(told["seconds"].values()), rel=0.2, abs=0.05)
-    assert quote.peak_memory_mb["host"] >= told["actual"]["peak_memory_mb"]
+    assert metrics["quote"]["seconds"] > 0 and metrics["actual"]["bytes"] == len(output.data)
+    assert metrics["actual"]["seconds"] == pytest.approx(sum(metrics["seconds"].values()), rel=0.2, abs=0.05)
+    assert quote.peak_memory_mb["host"] >= metrics["actual"]["peak_memory_mb"]
     (tmp_path / "photo.png").write_bytes(data)
     for source in (photo, np.asarray(photo), ImageData(np.asarray(photo)), tmp_path / "photo.png"):
         assert engine.quote(source, QUICK).output_size == "128x96"
@@ -126,8 +126,8 @@ def test_a_dry_run_quotes_what_this_machine_measured(
     engine = Engine.load(weights.POCKET, "cpu")
     engine.run(photo, QUICK)
     assert cli.main(command) == 0
-    told = capsys.readouterr().out
-    assert " tiles, " in told and "MB of memory" in told and "MB file" in told
+    output = capsys.readouterr().out
+    assert " tiles, " in output and "MB of memory" in output and "MB file" in output
     assert cli.main([*command, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["quote"]["output_size"] == "128x96" and row["quote"]["images"] == 1

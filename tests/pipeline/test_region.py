@@ -149,8 +149,8 @@ def tile_count(pocket: Upscaler, side: int, region: tuple[int, int, int, int]) -
     """Tiles of 64 latent pixels that a square output of `side` latent pixels has, and that a region needs."""
     tiles, pixels = grid(side, side, 64, 6), 4 * side
     settings = Settings(region=",".join(map(str, region)))
-    found = needed(pocket.networks.vae, settings, 1, None, tiles, (pixels, pixels), (pixels, pixels), 4.0)
-    return len(tiles), len(found[0])
+    result = needed(pocket.networks.vae, settings, 1, None, tiles, (pixels, pixels), (pixels, pixels), 4.0)
+    return len(tiles), len(result[0])
 
 
 def test_tiles_of_a_tenth_of_the_area(pocket: Upscaler) -> None:
@@ -164,7 +164,7 @@ def test_tiles_of_a_tenth_of_the_area(pocket: Upscaler) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"region": "abc"}, "region is 'abc'; it must be left,top,width,height"),
         ({"region": "1,2,3"}, "must be left,top,width,height"),
@@ -182,8 +182,8 @@ def test_tiles_of_a_tenth_of_the_area(pocket: Upscaler) -> None:
         ({"region": "0,0,9,9", "output_view": "all"}, "output_view all, .*; set output_view image"),
     ],
 )
-def test_regions_that_cannot_be_are_refused_in_one_line(changes: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
+def test_regions_that_cannot_be_are_refused_in_one_line(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         Settings(scale_factor=2, **changes).output_size(100, 80)
     assert "\n" not in str(caught.value)
 

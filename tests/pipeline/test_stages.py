@@ -90,8 +90,8 @@ def photo() -> ImageData:
 
 def data_of(output: Output) -> tuple[bytes, Any]:
     """The file, and what the metrics say of the image."""
-    told: dict[str, Any] = dict(output.metrics)
-    return output.data, {name: told[name] for name in ("tags", "tiles", "tiles_skipped", "steps", "output_size")}
+    metrics: dict[str, Any] = dict(output.metrics)
+    return output.data, {name: metrics[name] for name in ("tags", "tiles", "tiles_skipped", "steps", "output_size")}
 
 
 def test_every_setting_belongs_to_a_stage_or_to_none() -> None:
@@ -144,10 +144,10 @@ def test_the_whole_image_reuses_the_tiles_of_a_region(cached: Upscaler, pocket: 
     wide = ImageData(np.concatenate([RGB, RGB[:, ::-1], RGB, RGB], axis=1))
     settings = BASE.replace(num_inference_steps=steps)
     part = cached(wide, settings.replace(region="0,0,16,16"))
-    made = part.metrics["tiles"] - part.metrics["tiles_skipped"]
+    result = part.metrics["tiles"] - part.metrics["tiles_skipped"]
     whole = cached(wide, settings)
     assert data_of(whole) == data_of(pocket(wide, settings))
-    assert 0 < made < part.metrics["tiles"] and whole.metrics["tiles_reused"] >= made
+    assert 0 < result < part.metrics["tiles"] and whole.metrics["tiles_reused"] >= result
     other = settings.replace(region="200,20,30,30")
     assert data_of(cached(wide, other)) == data_of(pocket(wide, other))
 
@@ -157,8 +157,8 @@ def test_other_pixels_and_owners_share_nothing(cached: Upscaler, pocket: Upscale
     assert cached(dataclasses.replace(photo(), exif=None), BASE).metrics["reused"].endswith("decode")
     other = ImageData(np.ascontiguousarray(RGB[::-1]))
     for image in (other, ImageData(RGB.astype(np.uint16)), ImageData(RGB.reshape(40, 30, 3))):
-        found = cached(image, BASE)
-        assert found.metrics["reused"] == "" and data_of(found) == data_of(pocket(image, BASE))
+        result = cached(image, BASE)
+        assert result.metrics["reused"] == "" and data_of(result) == data_of(pocket(image, BASE))
     with image_of("somebody else"):
         assert cached(photo(), BASE).metrics["reused"] == ""
     assert cached(photo(), BASE).metrics["reused"].endswith("decode")
@@ -210,8 +210,8 @@ def test_many_threads_use_one_cache() -> None:
         for i in range(300):
             number = (start + i) % 40
             cache.put(number, torch.full((100,), float(number)))
-            found = cache.get((number + 7) % 40)
-            if found is not None and not (found == (number + 7) % 40).all():
+            result = cache.get((number + 7) % 40)
+            if result is not None and not (result == (number + 7) % 40).all():
                 errors.append(number)
 
     threads = [threading.Thread(target=use, args=(5 * i,)) for i in range(6)]

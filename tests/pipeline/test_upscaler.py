@@ -193,7 +193,7 @@ def test_invisible_pixels_do_not_change_visible_ones(pocket: Upscaler, photo: Im
 def test_tags_are_in_the_prompt(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[list[str]] = []
     encode_text = prompt.encode
-    monkeypatch.setattr(prompt, "encode", lambda *given: (prompts.append(given[2]), encode_text(*given))[1])
+    monkeypatch.setattr(prompt, "encode", lambda *args: (prompts.append(args[2]), encode_text(*args))[1])
     metrics = pocket(photo, dataclasses.replace(QUICK, user_prompt="a cat")).metrics
     assert metrics["tags"] and prompts == [[f"{metrics['tags']}, a cat,{Settings.positive_prompt}"]]
 
@@ -228,7 +228,7 @@ def test_a_decoder_that_gives_no_picture_fails(
     pocket: Upscaler, photo: Image.Image, color_fix: str, fault: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     """Whatever the colour fix pastes into it afterwards."""
-    hook = pocket.networks.vae.decoder.register_forward_hook(lambda module, given, made: fault(made))
+    hook = pocket.networks.vae.decoder.register_forward_hook(lambda module, values, result: fault(result))
     try:
         with pytest.raises(RuntimeError, match="the decoder produced no image"):
             pocket(photo, dataclasses.replace(QUICK, color_fix=color_fix))
@@ -274,10 +274,10 @@ def test_every_memory_reduction_recovers_with_the_same_pixels(pocket: Upscaler, 
     undisturbed, _ = run(pocket, photo, Budget(8))
     hook = pocket.networks.unet.conv_in.register_forward_pre_hook(allocate)
     try:
-        found, metrics = run(pocket, photo, Budget(8))
+        result, metrics = run(pocket, photo, Budget(8))
     finally:
         hook.remove()
-    np.testing.assert_array_equal(found, undisturbed)
+    np.testing.assert_array_equal(result, undisturbed)
     assert metrics["tile_batch"] == fits
     assert metrics["out_of_memory_retries"] == {4: 2, 1: 3}[fits]
 
@@ -368,9 +368,9 @@ def test_exif_is_kept_or_gone(pocket: Upscaler, photo: Image.Image) -> None:
     exif[0x0110] = "a camera"
     exif.get_ifd(0x8825)[1] = "N"  # GPS
     source = dataclasses.replace(from_pil(photo), exif=exif.tobytes())
-    for kept in (True, False):
-        found = pocket(source, dataclasses.replace(QUICK, keep_exif=kept)).image_data
+    for keep in (True, False):
+        result = pocket(source, dataclasses.replace(QUICK, keep_exif=keep)).image_data
         for kind in ("png", "webp", "jpg"):
-            with Image.open(io.BytesIO(encode(found, kind, 90))) as opened:
-                assert (opened.getexif().get(0x0110) == "a camera") == kept
-                assert bool(opened.getexif().get_ifd(0x8825)) == kept
+            with Image.open(io.BytesIO(encode(result, kind, 90))) as opened:
+                assert (opened.getexif().get(0x0110) == "a camera") == keep
+                assert bool(opened.getexif().get_ifd(0x8825)) == keep

@@ -28,16 +28,16 @@ META = torch.device("meta")
 
 def calls(modules: dict[str, nn.Module], work: Callable[[], object]) -> Counter[str]:
     """How often each of the modules runs."""
-    found: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     hooks = [
-        module.register_forward_hook(lambda *_, name=name: found.update([name])) for name, module in modules.items()
+        module.register_forward_hook(lambda *_, name=name: results.update([name])) for name, module in modules.items()
     ]
     try:
         work()
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return results
 
 
 @pytest.mark.parametrize(("steps", "particles", "guidance"), [(1, 1, 1.0), (3, 1, 1.0), (2, 2, 1.0), (2, 1, 1.5)])
@@ -67,20 +67,20 @@ def test_what_is_constant_is_computed_once(
         cfg_scale=guidance,
     )
     tiles = []
-    found = calls(watched, lambda: tiles.append(pocket(photo, settings).metrics["tiles"]))
+    result = calls(watched, lambda: tiles.append(pocket(photo, settings).metrics["tiles"]))
     assert tiles[0] > 1
-    assert found["tagger"] == found["text"] == 1
-    assert found["conditioning"] == tiles[0]  # once per place, over all steps and particles
-    assert found["unet"] == steps * particles * tiles[0]  # batches of one on a CPU, guidance within the batch
-    assert own and all(found[name] == 1 for name in own)
+    assert result["tagger"] == result["text"] == 1
+    assert result["conditioning"] == tiles[0]  # once per place, over all steps and particles
+    assert result["unet"] == steps * particles * tiles[0]  # batches of one on a CPU, guidance within the batch
+    assert own and all(result[name] == 1 for name in own)
 
 
-@pytest.mark.parametrize(("side", "most"), [(2048, 1.57), (4096, 1.35), (8192, 1.35)])
-def test_overlap_wastes_little(side: int, most: float) -> None:
+@pytest.mark.parametrize(("side", "maximum"), [(2048, 1.57), (4096, 1.35), (8192, 1.35)])
+def test_overlap_wastes_little(side: int, maximum: float) -> None:
     """At 2048 pixels four tiles a row would not overlap, so there are five."""
     tile = 64
     tiles = tiling.grid(side // 8, side // 8, tile, Settings.latent_tiled_overlap)
-    assert len(tiles) * tile**2 <= most * (side // 8) ** 2
+    assert len(tiles) * tile**2 <= maximum * (side // 8) ** 2
 
 
 def tflop(network: nn.Module, *inputs: object, **options: object) -> float:
@@ -126,8 +126,8 @@ def test_a_recorded_pass_gives_the_same_images(pocket: Upscaler, photo: Image.Im
             recorded(photo, dataclasses.replace(settings, cfg_scale=scale))
     other = photo.transpose(Image.Transpose.ROTATE_180)
     for picture in (photo, other, photo):  # the second must not be made with the first one's tokens
-        for given in (settings, dataclasses.replace(settings, cfg_scale=1.3, user_prompt="red")):
-            assert recorded(picture, given).image.tobytes() == pocket(picture, given).image.tobytes()
+        for values in (settings, dataclasses.replace(settings, cfg_scale=1.3, user_prompt="red")):
+            assert recorded(picture, values).image.tobytes() == pocket(picture, values).image.tobytes()
     assert len(recorded.graphs.recordings) == 3  # with guidance of any scale, without, and the conditioning's embedding
     assert bench.replayed(recorded, from_pil(photo), settings) == {"graphs": 3, "levels_off": 0}
     for recording in recorded.graphs.recordings.values():

@@ -163,12 +163,12 @@ def test_a_platform_opens_exactly_the_routes_that_it_calls(
     vertex_environment(monkeypatch)
     expected = access.platform_routes(platform, os.environ) - access.OPEN
     with serving(tmp_path, "http://10.1.2.3:8080", platform=platform, api_keys=keys) as client:
-        found = set()
+        results = set()
         for method, route in walked(client):
             answer = client.request(method, path_of(route, {}), headers={"Content-Type": "text/plain"})
             if answer.status_code != 401 and (method, route) not in access.OPEN:
-                found.add((method, route))
-        assert found == expected
+                results.add((method, route))
+        assert results == expected
         predict = next(route for method, route in expected if method == "POST")
         body = {"inputs": "!", "instances": [{"image": "!"}]}
         assert client.post(predict, json=body, headers=bearer("a token of the platform")).status_code == 422
@@ -212,13 +212,13 @@ def test_a_server_without_keys_answers_to_its_own_names_alone(open_client: TestC
 def test_pages_of_other_sites_change_nothing(
     open_client: TestClient, client: TestClient, origin: str, keyed: bool
 ) -> None:
-    asked = client if keyed else open_client
+    requested = client if keyed else open_client
     headers = {"Origin": origin, **(bearer(ANN) if keyed else {})}
     for method, route in ROUTES:
         if method != "GET":
-            answer = asked.request(method, path_of(route, {}), content=sharp(), headers={**PNG, **headers})
+            answer = requested.request(method, path_of(route, {}), content=sharp(), headers={**PNG, **headers})
             assert answer.status_code == 403, (method, route)
-    assert asked.get("/settings", headers=headers).status_code == 200
+    assert requested.get("/settings", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:5000", "https://images.example"])
@@ -245,8 +245,8 @@ def test_every_answer_has_the_headers_that_protect_browsers(client: TestClient, 
 
 
 def secret_of(client: TestClient, token: str) -> bytes:
-    words = client.get("/v1/webhooks/default/secret", headers=bearer(token)).json()["key"]
-    return base64.b64decode(words.removeprefix("whsec_"))
+    secret = client.get("/v1/webhooks/default/secret", headers=bearer(token)).json()["key"]
+    return base64.b64decode(secret.removeprefix("whsec_"))
 
 
 def test_a_webhook_secret_is_its_owners_alone_and_forges_no_link(client: TestClient, ids: dict[str, str]) -> None:
@@ -300,8 +300,8 @@ def test_the_status_shows_no_foreign_ids() -> None:
         "running": [{"id": "theirs"}, {"id": "mine"}],
         "workers": {"a": {"job": "theirs"}, "b": {"state": "idle"}},
     }
-    found = health.without_foreign(status, own)
-    assert [entry["id"] for entry in found["running"]] == [None, "mine"] and found["workers"]["a"]["job"] is None
+    result = health.without_foreign(status, own)
+    assert [entry["id"] for entry in result["running"]] == [None, "mine"] and result["workers"]["a"]["job"] is None
 
 
 def test_files_can_be_read_by_their_user_alone(tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ def serving(folder: Path, engine: Echo | None = None) -> Iterator[TestClient]:
 
 def until(true: Callable[[], Any], seconds: float = 10) -> Any:
     end = time.monotonic() + seconds
-    while not (found := true()):
+    while not (result := true()):
         assert time.monotonic() < end
         time.sleep(0.01)
-    return found
+    return result
 
 
 def begin(client: TestClient, headers: dict[str, str] | None = None, **query: Any) -> str:
@@ -87,10 +87,10 @@ def test_every_background_task_survives_an_error(
     owner, function = BREAKS[name]
     real, broken = getattr(owner, function), threading.Event()
 
-    def work(*given: Any) -> Any:
+    def work(*args: Any) -> Any:
         if broken.is_set():
             raise RuntimeError("broken on purpose")
-        return real(*given)
+        return real(*args)
 
     monkeypatch.setattr(owner, function, work)
     monkeypatch.setattr(app, "EXPIRY", 0.05)
@@ -154,11 +154,11 @@ def test_a_full_disk_loses_no_result_and_says_why_nothing_runs(tmp_path: Path, m
     monkeypatch.setattr(Journal, "keep", full_keep)
     monkeypatch.setattr(LocalJobs, "save", full_save)
     with serving(tmp_path) as client:
-        for what, words in (("record", "database or disk is full"), ("result", "No space left on device")):
+        for what, message in (("record", "database or disk is full"), ("result", "No space left on device")):
             full.add(what)
             id = begin(client)
-            answer = until(lambda: (found := client.get("/ready")).status_code == 503 and found)
-            assert words in answer.json()["detail"] and "free space under SEESR_DATA" in answer.json()["detail"]
+            answer = until(lambda: (result := client.get("/ready")).status_code == 503 and result)
+            assert message in answer.json()["detail"] and "free space under SEESR_DATA" in answer.json()["detail"]
             assert status(client, id) in (WAITING, RUNNING)
             full.clear()
             until(lambda id=id: status(client, id) == DONE)
@@ -215,8 +215,8 @@ def test_after_a_kill_between_result_and_record_the_job_has_succeeded(journal: C
     job = left(one, attempts=3)
     one.file("outputs", f"{job.id}.png").write_bytes(b"result")
     jobs = LocalJobs(Echo, (two := journal()), 9, "v1")  # type: ignore[arg-type]
-    found = jobs.find(job.id)
-    assert found is not None and found.status == DONE and jobs.result(found).read_bytes() == b"result"
+    stored = jobs.find(job.id)
+    assert stored is not None and stored.status == DONE and jobs.result(stored).read_bytes() == b"result"
     assert not jobs.waiting and not list((two.folder / "inputs").iterdir())
 
 
@@ -224,10 +224,10 @@ def test_a_job_of_another_version_is_not_run(journal: Callable[[], Journal]) -> 
     other, own = left(journal(), version="0" * 64), left(journal(), version="v1")
     jobs = LocalJobs(Echo, journal(), 9, "v1")  # type: ignore[arg-type]
     assert [job.id for job in jobs.waiting] == [own.id]
-    found = jobs.find(other.id)
-    assert found is not None and found.status == FAILED
+    stored = jobs.find(other.id)
+    assert stored is not None and stored.status == FAILED
     assert (
-        found.error
+        stored.error
         == "this image waited for version 000000000000 of the model; this server runs v1; send the image again"
     )
 
@@ -265,8 +265,10 @@ def test_records_of_another_version_and_damaged_ones(
     with caplog.at_level(logging.ERROR):
         jobs = LocalJobs(Echo, journal(), 9, "v1")  # type: ignore[arg-type]
     assert {job.id for job in jobs.waiting} == {newer.id, good.id}
-    found = jobs.find(damaged.id)
-    assert found is not None and (found.status, found.owner) == (FAILED, "ann") and "is damaged" in (found.error or "")
+    stored = jobs.find(damaged.id)
+    assert (
+        stored is not None and (stored.status, stored.owner) == (FAILED, "ann") and "is damaged" in (stored.error or "")
+    )
     assert "jobs.sqlite, table jobs, row 2" in caplog.text
     assert len(jobs.recent("ann", 10)) == 3
 

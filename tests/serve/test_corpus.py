@@ -32,13 +32,13 @@ OTHERWISE = {  # what this server says in its own way
 
 def send(service: Serving, case: Case) -> requests.Response:
     image = data_uri(case.image) if isinstance(case.image, bytes) else case.image
-    if isinstance(case.given, str):
-        body, path = case.given.replace("IMAGE", str(image)), "/v1/models/you/seesr/predictions"
+    if isinstance(case.inputs, str):
+        body, path = case.inputs.replace("IMAGE", str(image)), "/v1/models/you/seesr/predictions"
         return service.ask("POST", path, data=body, headers={"Content-Type": "application/json"})
-    if isinstance(case.image, bytes) and all(isinstance(value, (str, float)) for value in case.given.values()):
-        return service.ask("POST", "/upscale", files={"image": ("x", case.image)}, data={**SMALL, **case.given})
-    given = {} if image is None else {"image": image}
-    return service.ask("POST", "/upscale", json={**SMALL, **given, **case.given})
+    if isinstance(case.image, bytes) and all(isinstance(value, (str, float)) for value in case.inputs.values()):
+        return service.ask("POST", "/upscale", files={"image": ("x", case.image)}, data={**SMALL, **case.inputs})
+    values = {} if image is None else {"image": image}
+    return service.ask("POST", "/upscale", json={**SMALL, **values, **case.inputs})
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def good(service: Serving) -> Iterator[Callable[[], bytes]]:
     """The answer to a good request, which must be the same at any time."""
 
     def answer() -> bytes:
-        found = service.upscale(corpus.file(corpus.PHOTO), **SMALL)
-        assert found.status_code == 200, found.text
-        return found.content
+        result = service.upscale(corpus.file(corpus.PHOTO), **SMALL)
+        assert result.status_code == 200, result.text
+        return result.content
 
     first = answer()
     yield lambda: first
@@ -58,14 +58,14 @@ def good(service: Serving) -> Iterator[Callable[[], bytes]]:
 @pytest.mark.parametrize("case", corpus.parameters())
 def test_request(service: Serving, good: Callable[[], bytes], case: Case) -> None:
     answer = send(service, case)
-    words = OTHERWISE.get(case.name, OURS.get(case.words or "", case.words))
-    if words is None:
+    message = OTHERWISE.get(case.name, OURS.get(case.message or "", case.message))
+    if message is None:
         assert answer.status_code == 200, answer.text
         Image.open(io.BytesIO(answer.content)).load()
         return
     assert answer.status_code in (400, 413, 422), (answer.status_code, answer.text[:200])
     detail = answer.json()["detail"]
-    assert re.search(words, detail), detail
+    assert re.search(message, detail), detail
     assert "\n" not in detail and "Traceback" not in detail and str(service.folder) not in detail
     assert service.upscale(corpus.file(corpus.PHOTO), **SMALL).content == good()
 

@@ -74,7 +74,7 @@ def test_the_command_line_shows_what_an_independent_reader_shows(
     assert cli.main(["upscale", str(FOLDER), "--out", str(tmp_path), *flags, "--bundle", str(weights.POCKET)]) == 1
     refused = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{FOLDER}/")]
     assert [Path(line.partition(": ")[0]).name for line in refused] == ["vips-lab-16.tif", "vips-lab.tif"]
-    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for name in EXPECTED:
-        (data,) = (made[target] for target in (f"{Path(name).stem}-x1.png", f"{name}-x1.png") if target in made)
+        (data,) = (result[target] for target in (f"{Path(name).stem}-x1.png", f"{name}-x1.png") if target in result)
         check_result(name, data)

@@ -156,11 +156,11 @@ def test_a_server_without_keys_does_not_listen_on_other_addresses(tmp_path: Path
     assert done.returncode == 2 and "set SEESR_API_KEYS" in done.stderr
 
 
-def raw(service: Serving, words: bytes, *more: bytes, pause: float = 0) -> bytes:
+def raw(service: Serving, data: bytes, *more: bytes, pause: float = 0) -> bytes:
     """What comes back for bytes that no client library would send."""
     address = urllib.parse.urlsplit(service.url)
     with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
-        connection.sendall(words)
+        connection.sendall(data)
         for part in more:
             time.sleep(pause)
             try:
@@ -168,20 +168,20 @@ def raw(service: Serving, words: bytes, *more: bytes, pause: float = 0) -> bytes
             except OSError:
                 break
         connection.settimeout(60)
-        found = b""
+        response = b""
         try:
             while chunk := connection.recv(65536):
-                found += chunk
+                response += chunk
         except OSError:
             pass
-        return found
+        return response
 
 
 HEAD = f"POST /upscale HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ANN}\r\nConnection: close\r\n".encode()
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
+    ("data", "status"),
     [
         (HEAD + b"Content-Length: 10737418240\r\n\r\n", b"413"),
         (HEAD + b"Content-Length: -5\r\n\r\n", b"400"),
@@ -196,9 +196,9 @@ HEAD = f"POST /upscale HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ANN}\r\nCon
         (HEAD + b"Content-Type: application/json\r\nContent-Length: 12\r\n\r\n" + b"[" * 12, b"400"),
     ],
 )
-def test_odd_requests_are_answered_and_the_next_is_good(service: Serving, words: bytes, status: bytes) -> None:
+def test_odd_requests_are_answered_and_the_next_is_good(service: Serving, data: bytes, status: bytes) -> None:
     before = service.upscale().content
-    answer = raw(service, words)
+    answer = raw(service, data)
     assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]
     assert b"Traceback" not in answer
     assert service.upscale().content == before
@@ -240,11 +240,11 @@ def test_unknown_routes_and_methods_are_json(service: Serving) -> None:
 def test_hugging_face_vertex_and_sagemaker(service: Serving) -> None:
     import base64
 
-    words = base64.b64encode(sharp()).decode()
+    encoded = base64.b64encode(sharp()).decode()
     expected = service.upscale().content
-    face = service.ask("POST", "/", json={"inputs": words, "parameters": {**QUICK, "scale_factor": "4"}}).json()
+    face = service.ask("POST", "/", json={"inputs": encoded, "parameters": {**QUICK, "scale_factor": "4"}}).json()
     assert base64.b64decode(face["image"]) == expected and face["seed"] == 1
-    vertex = service.ask("POST", "/invocations", json={"instances": [{"image": words}], "parameters": QUICK}).json()
+    vertex = service.ask("POST", "/invocations", json={"instances": [{"image": encoded}], "parameters": QUICK}).json()
     assert base64.b64decode(vertex["predictions"][0]["image"]) == expected
     maker = service.ask("POST", "/invocations", params=QUICK, data=sharp(), headers={"Content-Type": "image/png"})
     assert maker.content == expected

@@ -99,15 +99,15 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture
 def new_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
-    made = []
+    created = []
 
     def make(**options: object) -> BrowserContext:
-        made.append(browser.new_context(**options))  # type: ignore[arg-type]
-        made[-1].set_default_timeout(30_000)
-        return made[-1]
+        created.append(browser.new_context(**options))  # type: ignore[arg-type]
+        created[-1].set_default_timeout(30_000)
+        return created[-1]
 
     yield make
-    for context in made:
+    for context in created:
         context.close()
 
 
@@ -574,8 +574,8 @@ def test_it_is_accessible(page: Page, photo_file: Path, scheme: str, width: int)
 
 def check_access(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()
 
 
 def test_the_page_is_small(slow: Serving) -> None:
@@ -608,5 +608,5 @@ def test_every_text_is_in_every_language_and_is_used() -> None:
 def test_no_text_is_written_in_the_markup() -> None:
     """Each element takes its text from the table; what stays is the name, signs and commands."""
     markup = re.sub(r"<[^>]*>", "\n", (PAGE / "index.html").read_text())
-    words = [line.strip() for line in markup.splitlines() if re.search(r"[A-Za-z]", line)]
-    assert set(words) == {"SeeSR", "./scripts/weights", "seesr serve"}
+    lines = [line.strip() for line in markup.splitlines() if re.search(r"[A-Za-z]", line)]
+    assert set(lines) == {"SeeSR", "./scripts/weights", "seesr serve"}

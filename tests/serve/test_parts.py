@@ -31,8 +31,8 @@ def test_the_server_loads_without_torch() -> None:
 
 
 def test_keys_have_names_and_are_long() -> None:
-    found = keys.read_tokens("ann:0123456789abcdef, 0123456789abcdeg")
-    assert [key.name for key in found] == ["ann", "key2"] and found[0].sha256 == keys.digest("0123456789abcdef")
+    result = keys.read_tokens("ann:0123456789abcdef, 0123456789abcdeg")
+    assert [key.name for key in result] == ["ann", "key2"] and result[0].sha256 == keys.digest("0123456789abcdef")
     assert keys.read_tokens("") == []
     with pytest.raises(ValueError, match="key 1 of SEESR_API_KEYS is shorter than 16"):
         keys.read_tokens("ann:short")
@@ -41,7 +41,7 @@ def test_keys_have_names_and_are_long() -> None:
 def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(middleware.time, "monotonic", lambda: now[0])
-    rates = middleware.Rates(2)
+    rates = middleware.RateLimits(2)
     assert [rates.take("ann"), rates.take("ann")] == [0, 0] and rates.take("ann") == pytest.approx(30)
     assert rates.take("bob") == 0
     now[0] = 30.5
@@ -153,8 +153,8 @@ def fetched(url: str, allowed: str = "*") -> bytes:
 
 def test_a_url_is_fetched_and_its_redirects_are_checked(answers: Answers) -> None:
     assert fetched(f"{answers.url}/picture") == b"picture"
-    for path, words in {"loop": "more than 5 times", "inside": "not public", "nothing": "answers 404"}.items():
-        with pytest.raises(ValueError, match=words):
+    for path, message in {"loop": "more than 5 times", "inside": "not public", "nothing": "answers 404"}.items():
+        with pytest.raises(ValueError, match=message):
             fetched(f"{answers.url}/{path}")
     with pytest.raises(Refused, match=r"URLs of internal\.test are not allowed"):
         fetched(f"{answers.url}/inside", "pictures.test")

@@ -158,8 +158,8 @@ def test_a_batch_of_files_in_which_a_bad_one_fails_alone(service: Serving) -> No
     assert batch["refused"][0]["name"] == "b.png" and "not an image" in batch["refused"][0]["error"]
     for job in batch["jobs"]:
         service.until(job["id"], "succeeded")
-    found = service.ask("GET", f"/batches/{batch['id']}").json()
-    assert found["status"] == "ended"
+    body = service.ask("GET", f"/batches/{batch['id']}").json()
+    assert body["status"] == "ended"
     archive = zipfile.ZipFile(io.BytesIO(service.ask("GET", f"/batches/{batch['id']}/result").content))
     names = archive.namelist()
     assert len(names) == 3 and "a.png" in names and "failed.txt" in names
@@ -181,7 +181,7 @@ def test_a_zip_is_a_batch_and_its_paths_are_not_followed(service: Serving) -> No
 
 
 @pytest.mark.parametrize(
-    ("query", "words"),
+    ("query", "message"),
     [
         ({"scale_factor": "9"}, "must be from 1 to 8"),
         ({"scale_factor": "big"}, "must be a float"),
@@ -194,9 +194,9 @@ def test_a_zip_is_a_batch_and_its_paths_are_not_followed(service: Serving) -> No
         ({"upscaler": "x"}, "there is no input 'upscaler'"),
     ],
 )
-def test_a_bad_value_is_refused_in_one_line(service: Serving, query: dict, words: str) -> None:
+def test_a_bad_value_is_refused_in_one_line(service: Serving, query: dict, message: str) -> None:
     answer = service.upscale(**query)
-    assert answer.status_code == 422 and words in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+    assert answer.status_code == 422 and message in answer.json()["detail"] and "\n" not in answer.json()["detail"]
 
 
 def test_a_deadline_of_one_job(service: Serving) -> None:
@@ -271,8 +271,8 @@ def test_the_description_has_every_setting(service: Serving) -> None:
     import dataclasses
 
     names = [field.name for field in dataclasses.fields(Settings)]
-    found = service.ask("GET", "/settings", None).json()
-    assert [field["name"] for field in found["fields"]] == names and set(found["presets"]) >= {"fast", "careful"}
+    body = service.ask("GET", "/settings", None).json()
+    assert [field["name"] for field in body["fields"]] == names and set(body["presets"]) >= {"fast", "careful"}
     document = service.ask("GET", "/openapi.json", None).json()
     parameters = {parameter["name"] for parameter in document["paths"]["/upscale"]["post"]["parameters"]}
     parameters -= {"Idempotency-Key"}
@@ -282,13 +282,13 @@ def test_the_description_has_every_setting(service: Serving) -> None:
 def test_a_mask_comes_by_form_by_json_and_by_replicates_client(service: Serving, engine: Engine) -> None:
     """Black stays the plain enlargement, whichever way it came."""
     white, black = (png(Image.new("L", (24, 18), value)) for value in (255, 0))
-    wanted = engine.run(sharp(), Settings(**QUICK), mask=black).data
+    expected = engine.run(sharp(), Settings(**QUICK), mask=black).data
     form = service.ask("POST", "/upscale", files={"image": sharp(), "mask": black}, data=QUICK)
-    assert form.content == wanted != service.upscale().content
-    given = {"image": data_uri(sharp()), "mask": data_uri(black), **QUICK}
-    assert service.ask("POST", "/upscale", json=given).content == wanted
-    made = service.ask("POST", "/v1/models/you/seesr/predictions", json={"input": given}, headers={"Prefer": "wait"})
-    assert base64.b64decode(made.json()["output"].partition(",")[2]) == wanted
+    assert form.content == expected != service.upscale().content
+    values = {"image": data_uri(sharp()), "mask": data_uri(black), **QUICK}
+    assert service.ask("POST", "/upscale", json=values).content == expected
+    result = service.ask("POST", "/v1/models/you/seesr/predictions", json={"input": values}, headers={"Prefer": "wait"})
+    assert base64.b64decode(result.json()["output"].partition(",")[2]) == expected
     vertex = {"instances": [{"image": data_uri(sharp())}], "parameters": {"mask": data_uri(white), **QUICK}}
     answer = service.ask("POST", "/invocations", json=vertex).json()
     assert (
@@ -305,19 +305,19 @@ def test_a_mask_is_compared_with_the_upright_image(service: Serving) -> None:
     mask = png(Image.new("L", (18, 24), 255))
     answer = service.ask("POST", "/upscale", files={"image": buffer.getvalue(), "mask": mask}, data=QUICK)
     assert answer.status_code == 200
-    found = Image.open(io.BytesIO(answer.content))
-    assert found.height > found.width
+    decoded = Image.open(io.BytesIO(answer.content))
+    assert decoded.height > decoded.width
 
 
 def test_a_mask_that_cannot_be_used_is_refused_before_it_waits(service: Serving) -> None:
     turned, inputs = png(Image.new("L", (18, 24))), service.folder / "data/parts"
-    for mask, words in ((turned, "aspect ratios differ"), (b"no image", "the mask cannot be used")):
-        for asked in (
+    for mask, message in ((turned, "aspect ratios differ"), (b"no image", "the mask cannot be used")):
+        for requested in (
             {"files": {"image": sharp(), "mask": mask}, "data": QUICK},
             {"json": {"image": data_uri(sharp()), "mask": data_uri(mask), **QUICK}},
         ):
-            answer = service.ask("POST", "/upscale", **asked)
-            assert answer.status_code == 422 and words in answer.json()["detail"]
+            answer = service.ask("POST", "/upscale", **requested)
+            assert answer.status_code == 422 and message in answer.json()["detail"]
     answer = service.ask("POST", "/upscale", json={"image": data_uri(sharp()), "mask": 7, **QUICK})
     assert answer.status_code == 422 and "mask" in answer.json()["detail"]
     batch = service.ask("POST", "/batches", files={"a": sharp()}, data={**QUICK, "mask": "x"})
@@ -326,8 +326,8 @@ def test_a_mask_that_cannot_be_used_is_refused_before_it_waits(service: Serving)
 
 
 def test_a_link_instead_of_the_file(service: Serving) -> None:
-    told = service.upscale(answer="link").json()
-    assert set(told) == {"file_key", "public_url"} and told["file_key"] in told["public_url"]
-    assert requests.get(told["public_url"], timeout=30).content == service.upscale().content
+    body = service.upscale(answer="link").json()
+    assert set(body) == {"file_key", "public_url"} and body["file_key"] in body["public_url"]
+    assert requests.get(body["public_url"], timeout=30).content == service.upscale().content
     refused = service.upscale(answer="fax")
     assert refused.status_code == 422 and "answer is 'fax'" in refused.json()["detail"]

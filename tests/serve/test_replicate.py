@@ -32,8 +32,8 @@ def connected(service: Serving, token: str) -> Iterator[replicate.Client]:
 
 @pytest.fixture
 def client(service: Serving) -> Iterator[replicate.Client]:
-    with connected(service, ANN) as found:
-        yield found
+    with connected(service, ANN) as client:
+        yield client
 
 
 def test_the_official_python_client_runs_the_readmes_example(client: replicate.Client, engine: Engine) -> None:
@@ -59,14 +59,14 @@ def test_it_creates_polls_follows_progress_and_cancels(client: replicate.Client)
     prediction.cancel()
     prediction.wait()
     assert prediction.status == "canceled"
-    assert prediction.id in [found.id for found in client.predictions.list()]
+    assert prediction.id in [result.id for result in client.predictions.list()]
 
 
 def test_it_uploads_lists_and_deletes_files(client: replicate.Client) -> None:
     picture = sharp()
     file = client.files.create(io.BytesIO(picture))
     assert client.files.get(file.id).size == len(picture)
-    assert file.id in [found.id for found in client.files.list()]
+    assert file.id in [result.id for result in client.files.list()]
     output = client.run("you/seesr", input={"image": file.urls["get"], **QUICK})
     assert len(output.read()) > 0
     client.files.delete(file.id)
@@ -99,9 +99,9 @@ def test_the_official_javascript_client(service: Serving, tmp_path: Path) -> Non
     environment = {**os.environ, "CLIENT": str(CLIENT), "URL": service.url, "TOKEN": ANN, "FOLDER": str(tmp_path)}
     done = subprocess.run(["node", str(script)], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     assert (tmp_path / "photo-x4.png").read_bytes() == service.upscale().content
-    assert found == {
+    assert result == {
         "progress": True,
         "canceled": "canceled",
         "listed": True,
@@ -112,12 +112,12 @@ def test_the_official_javascript_client(service: Serving, tmp_path: Path) -> Non
     }
 
 
-def create(service: Serving, prefer: str | None, **given: object) -> dict:
+def create(service: Serving, prefer: str | None, **changes: object) -> dict:
     import base64
 
     uri = "data:image/png;base64," + base64.b64encode(sharp()).decode()
     headers = {} if prefer is None else {"Prefer": prefer}
-    body = {"input": {"image": uri, **QUICK, **given}}
+    body = {"input": {"image": uri, **QUICK, **changes}}
     answer = service.ask("POST", "/v1/models/you/seesr/predictions", json=body, headers=headers)
     assert answer.status_code == 201, answer.text
     return answer.json()
@@ -155,10 +155,10 @@ def test_a_stream_of_a_failed_and_a_canceled_prediction(service: Serving) -> Non
 
 
 def test_what_a_prediction_holds(service: Serving) -> None:
-    found = create(service, "wait")
-    assert set(found) >= {"id", "model", "version", "status", "input", "output", "error", "logs", "metrics", "urls"}
-    assert found["output"].startswith("data:image/png;base64,") and found["metrics"]["predict_time"] > 0
-    assert found["created_at"].endswith("Z") and found["logs"].splitlines()[-1].startswith("100%|##########| ")
+    result = create(service, "wait")
+    assert set(result) >= {"id", "model", "version", "status", "input", "output", "error", "logs", "metrics", "urls"}
+    assert result["output"].startswith("data:image/png;base64,") and result["metrics"]["predict_time"] > 0
+    assert result["created_at"].endswith("Z") and result["logs"].splitlines()[-1].startswith("100%|##########| ")
     secret = service.ask("GET", "/v1/webhooks/default/secret").json()["key"]
     assert secret.startswith("whsec_")
 
@@ -172,7 +172,7 @@ def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         ({}, "input is required"),
         ({"input": 5}, "input is 5; it must be an object"),
@@ -190,6 +190,6 @@ def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_prediction_is_refused_in_one_line(service: Serving, body: dict, words: str) -> None:
+def test_a_bad_prediction_is_refused_in_one_line(service: Serving, body: dict, message: str) -> None:
     answer = service.ask("POST", "/v1/models/you/seesr/predictions", json=body)
-    assert answer.status_code == 422 and words in answer.json()["detail"]
+    assert answer.status_code == 422 and message in answer.json()["detail"]

@@ -148,8 +148,8 @@ def test_the_requests_that_once_failed(client: TestClient, path: Path) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def wrapped(words: str, width: int, end: str) -> str:
-    return end.join(words[start : start + width] for start in range(0, len(words), width))
+def wrapped(text: str, width: int, end: str) -> str:
+    return end.join(text[start : start + width] for start in range(0, len(text), width))
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_large_images_in_base64_do_not_block_the_event_loop(
     on_loop: list[str] = []
 
     def watched(name: str, function: Any) -> Any:
-        def call(*given: Any, **more: Any) -> Any:
-            result = function(*given, **more)
+        def call(*args: Any, **more: Any) -> Any:
+            result = function(*args, **more)
             with contextlib.suppress(RuntimeError):
                 asyncio.get_running_loop()
                 if len(result) > 10_000:
@@ -232,11 +232,11 @@ def test_large_images_in_base64_do_not_block_the_event_loop(
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
-    words = base64.b64encode(buffer.getvalue()).decode()
-    uri = f"data:image/png;base64,{words}"
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    uri = f"data:image/png;base64,{encoded}"
     for path, body in (
-        ("/", {"inputs": words}),
-        ("/invocations", {"instances": [{"image": words}]}),
+        ("/", {"inputs": encoded}),
+        ("/invocations", {"instances": [{"image": encoded}]}),
         ("/upscale", {"image": uri, "mask": uri}),
         ("/v1/models/x/seesr/predictions", {"input": {"image": uri}}),
     ):

@@ -26,10 +26,10 @@ def few_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoServer]:
         yield server
 
 
-def connect(server: EchoServer, words: bytes = b"") -> socket.socket:
+def connect(server: EchoServer, data: bytes = b"") -> socket.socket:
     address = urllib.parse.urlsplit(server.url)
     connection = socket.create_connection((address.hostname, address.port), timeout=10)
-    connection.sendall(words)
+    connection.sendall(data)
     return connection
 
 

@@ -27,13 +27,13 @@ def test_every_input_is_a_line_of_literals_that_equals_settings() -> None:
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     assert list(inputs)[2:] == list(fields)
     for name, field in fields.items():
-        annotation, given = inputs[name]
+        annotation, values = inputs[name]
         assert annotation in (str(field.type), f"Optional[{str(field.type).removesuffix(' | None')}]")
-        assert given.pop("default") == field.default
+        assert values.pop("default") == field.default
         limits = {name: value for name, value in field.metadata.items() if name not in ("kind", "empty")}
         if "choices" in limits:
             limits["choices"] = list(limits["choices"])
-        assert given == limits
+        assert values == limits
 
 
 def test_inputs_follow_cogs_static_rules() -> None:

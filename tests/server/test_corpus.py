@@ -22,10 +22,10 @@ QUICK = {"num_inference_steps": 1, "seed": 1, "scale_factor": 2, "latent_tiled_s
 
 def send(server: CogServer, case: Case) -> Any:
     image = data_uri(case.image) if isinstance(case.image, bytes) else case.image
-    if isinstance(case.given, str):
-        return ask(server, case.given.replace("IMAGE", str(image)))
-    given = {**QUICK, **case.given, **({} if image is None else {"image": image})}
-    return ask(server, {"input": given})
+    if isinstance(case.inputs, str):
+        return ask(server, case.inputs.replace("IMAGE", str(image)))
+    values = {**QUICK, **case.inputs, **({} if image is None else {"image": image})}
+    return ask(server, {"input": values})
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +44,15 @@ def test_request(server: CogServer, good: str, case: Case) -> None:
     seconds = time.monotonic() - started
     if case.refused:
         assert response.status_code in (400, 422), response.text
-        assert case.words and case.words in response.text, response.text
+        assert case.message and case.message in response.text, response.text
         return
     answer = response.json()
     if answer["status"] == "succeeded":
-        assert case.words is None, "must be refused"
+        assert case.message is None, "must be refused"
         picture_of(answer).load()
         return
     error = answer["error"]
-    assert case.words is not None and re.search(case.words, error), error
+    assert case.message is not None and re.search(case.message, error), error
     assert answer.get("output") is None and seconds < 1
     if "Input validation" in error:  # Cog's own words: it could not fetch the URL
         return
@@ -80,13 +80,17 @@ def test_the_record_makes_the_same_bytes(server: CogServer, tmp_path: Path) -> N
     from seesr.images.record import read_record
 
     for kind in ("png", "webp", "jpg"):
-        given = {"image": data_uri(png(Image.fromarray(corpus.PHOTO))), "output_format": kind, "num_inference_steps": 2}
-        first = predict(server, **given, user_prompt="<a> & \u00fc \U0001f600")
+        values = {
+            "image": data_uri(png(Image.fromarray(corpus.PHOTO))),
+            "output_format": kind,
+            "num_inference_steps": 2,
+        }
+        first = predict(server, **values, user_prompt="<a> & \u00fc \U0001f600")
         (tmp_path / kind).write_bytes(file_of(first))
         settings = read_record(tmp_path / kind)["settings"]
         assert settings["seed"] == first["metrics"]["seed"]
         stated = {name: value for name, value in settings.items() if value is not None}  # the runtime takes no null
-        again = predict(server, image=given["image"], **stated)
+        again = predict(server, image=values["image"], **stated)
         assert again["output"] == first["output"]
 
 

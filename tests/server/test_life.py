@@ -19,8 +19,8 @@ POCKET = ROOT / "weights/pocket"
 
 @pytest.mark.long
 def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo: Image.Image) -> None:
-    given = {"image": data_uri(png(photo.resize((160, 120)))), "scale_factor": 8, "num_inference_steps": 1, "seed": 1}
-    seconds = predict(server, **given)["metrics"]["seconds"]
+    values = {"image": data_uri(png(photo.resize((160, 120)))), "scale_factor": 8, "num_inference_steps": 1, "seed": 1}
+    seconds = predict(server, **values)["metrics"]["seconds"]
     stages = ("tags", "text", "enlarge", "encode", "denoise", "decode")
     assert sum(seconds[stage] for stage in stages) > 2
     for number, stage in enumerate(stages):
@@ -28,7 +28,7 @@ def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo
             continue
         for _ in range(5):  # a run may be quicker than the one before, and end before it is cancelled
             wait_for(server, "READY")
-            asking, answers = ask_in_background(server, **given)
+            asking, answers = ask_in_background(server, **values)
             wait_for(server, "BUSY")
             time.sleep(sum(seconds[name] for name in stages[:number]) + seconds[stage] / 2)
             started = time.monotonic()

@@ -22,23 +22,23 @@ from seesr.settings import cog_schema
 
 
 def test_a_photo_is_upscaled_with_metrics(server: CogServer, photo: Image.Image) -> None:
-    given = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 1}
-    first = predict(server, **given)
+    values = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 1}
+    first = predict(server, **values)
     assert picture_of(first).size == (256, 192)
     metrics = first["metrics"]
     assert metrics["seed"] == 5 and metrics["bundle"] == "pocket" and metrics["output_size"] == "256x192"
     assert metrics["seconds"]["denoise"] > 0
-    assert predict(server, **given)["output"] == first["output"]
-    assert predict(server, **{**given, "seed": 6})["output"] != first["output"]
+    assert predict(server, **values)["output"] == first["output"]
+    assert predict(server, **{**values, "seed": 6})["output"] != first["output"]
 
 
 def test_steering_reports_itself_and_gives_its_map(server: CogServer, photo: Image.Image) -> None:
-    given = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 2, "use_kds": True, "num_particles": 3}
-    answer = predict(server, **given, output_view="uncertainty")
+    values = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 2, "use_kds": True, "num_particles": 3}
+    answer = predict(server, **values, output_view="uncertainty")
     assert picture_of(answer).mode.startswith("I;16") and picture_of(answer).size == (256, 192)
     kds = answer["metrics"]["kds"]
     assert kds["particles"] == 3 and len(kds["distances"]) == 3 and len(kds["spread_before"]) == 2
-    refused = predict(server, **{**given, "num_particles": 1}, output_view="uncertainty")
+    refused = predict(server, **{**values, "num_particles": 1}, output_view="uncertainty")
     assert refused["status"] == "failed" and "one sample cannot disagree" in refused["error"]
 
 
@@ -56,7 +56,7 @@ def test_the_format_is_what_was_asked_for(server: CogServer, photo: Image.Image,
 
 
 @pytest.mark.parametrize(
-    "given",
+    "values",
     [
         {"scale_factor": 9},
         {"num_inference_steps": 0},
@@ -67,11 +67,11 @@ def test_the_format_is_what_was_asked_for(server: CogServer, photo: Image.Image,
         {"user_prompt": "x" * 2001},
     ],
 )
-def test_a_value_outside_the_schema_is_a_422(server: CogServer, photo: Image.Image, given: dict) -> None:
-    body = {"input": {"image": data_uri(png(photo)), **given}}
+def test_a_value_outside_the_schema_is_a_422(server: CogServer, photo: Image.Image, values: dict) -> None:
+    body = {"input": {"image": data_uri(png(photo)), **values}}
     answer = requests.post(f"{server.url}/predictions", json=body, timeout=30)
     assert answer.status_code == 422
-    assert next(iter(given)) in answer.text
+    assert next(iter(values)) in answer.text
 
 
 def test_a_missing_image_is_a_422(server: CogServer) -> None:
@@ -79,7 +79,7 @@ def test_a_missing_image_is_a_422(server: CogServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "message"),
     [
         (data_uri(b"not a picture", "image/png"), "not an image"),
         ("data:image/png;base64,@@@", "empty"),
@@ -88,12 +88,12 @@ def test_a_missing_image_is_a_422(server: CogServer) -> None:
     ],
 )
 def test_a_bad_image_fails_in_one_line_and_the_server_lives(
-    server: CogServer, photo: Image.Image, image: str, words: str
+    server: CogServer, photo: Image.Image, image: str, message: str
 ) -> None:
     started = time.monotonic()
-    answer = predict(server, image=image, scale_factor=4 if "limit" not in words else 8)
+    answer = predict(server, image=image, scale_factor=4 if "limit" not in message else 8)
     assert answer["status"] == "failed" and answer.get("output") is None
-    assert words in answer["error"]
+    assert message in answer["error"]
     assert "\n" not in answer["error"] and "Traceback" not in answer["error"] and "/tmp" not in answer["error"]
     assert time.monotonic() - started < 1
     good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
@@ -102,8 +102,8 @@ def test_a_bad_image_fails_in_one_line_and_the_server_lives(
 
 
 def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.Image) -> None:
-    given = {"image": data_uri(png(photo.resize((200, 150)))), "scale_factor": 8, "num_inference_steps": 8, "seed": 1}
-    asking, answers = ask_in_background(server, **given)
+    values = {"image": data_uri(png(photo.resize((200, 150)))), "scale_factor": 8, "num_inference_steps": 8, "seed": 1}
+    asking, answers = ask_in_background(server, **values)
     wait_for(server, "BUSY")
     time.sleep(0.5)
     assert requests.post(f"{server.url}/predictions/long/cancel", timeout=10).status_code == 200

@@ -20,15 +20,15 @@ POOL = "tokio-rt-worker"  # the runtime's own threads, which come and go with wh
 
 def processes(server: CogServer) -> list[Path]:
     """The server and its worker: everything in the session it was started in."""
-    found = []
+    results = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == server.process.pid:
-            found.append(folder)
-    return found
+            results.append(folder)
+    return results
 
 
 def name(thread: Path) -> str:
@@ -53,7 +53,7 @@ def usage(server: CogServer) -> dict[str, int]:
 def requests(count: int) -> list[dict]:
     rng = np.random.default_rng(3)
     upload = data_uri(corpus.file(corpus.PHOTO))
-    found = []
+    results = []
     for number in range(count):
         width, height = rng.integers(8, 48, 2)
         noise = data_uri(corpus.file(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
@@ -67,8 +67,8 @@ def requests(count: int) -> list[dict]:
             {"image": "/etc/passwd"},
             {"image": upload, "latent_tiled_size": 32, "latent_tiled_overlap": 8},
         )
-        found.append({"num_inference_steps": 1, **kinds[number % len(kinds)]})
-    return found
+        results.append({"num_inference_steps": 1, **kinds[number % len(kinds)]})
+    return results
 
 
 def soak(count: int, log: Path, growth: float) -> None:
@@ -76,8 +76,8 @@ def soak(count: int, log: Path, growth: float) -> None:
     looks: list[dict[str, int]] = []
     with CogServer(log, SEESR_WEIGHTS=str(ROOT / "weights/pocket")) as server:
         server.wait_until_ready()
-        for number, given in enumerate(requests(count)):
-            answer = predict(server, **given)
+        for number, values in enumerate(requests(count)):
+            answer = predict(server, **values)
             assert (answer["status"] == "failed") == (number % 8 in (3, 6)), answer
             looks.append(usage(server))
     before, after = looks[count // 3 : 2 * count // 3], looks[2 * count // 3 :]

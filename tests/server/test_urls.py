@@ -21,10 +21,10 @@ def address(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "photo.png").write_bytes(corpus.file(corpus.PHOTO))
 
     class Files(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *given: object) -> None:
-            super().__init__(*given, directory=str(tmp_path))  # type: ignore[arg-type]
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path))  # type: ignore[arg-type]
 
-        def log_message(self, *words: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:

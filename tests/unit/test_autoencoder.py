@@ -91,11 +91,11 @@ def test_strips_are_one_pass_over_the_whole(
 def test_strips_count_their_layers_and_hold_what_they_say(
     tiny_upscaler: Upscaler, small_tiles: None, frugal: bool
 ) -> None:
-    vae, told = tiny_upscaler.networks.vae, []
-    progress, needed = Progress(told.append), row_strips.peak(vae.decoder, SIZE, frugal)
+    vae, positions = tiny_upscaler.networks.vae, []
+    progress, needed = Progress(positions.append), row_strips.peak(vae.decoder, SIZE, frugal)
     autoencoder.decode(vae, torch.randn(1, 4, *SIZE), 8, Budget(whole=needed), progress)
-    assert [position.done for position in told] == list(range(row_strips.layers(vae.decoder) + 1))
-    assert told[-1].done == told[-1].total
+    assert [position.done for position in positions] == list(range(row_strips.layers(vae.decoder) + 1))
+    assert positions[-1].done == positions[-1].total
     needed = row_strips.peak(vae.decoder, SIZE, frugal=True)
     budget = Budget(hold=HELD, whole=needed - 1)
     assert autoencoder.run_whole("decode", vae.decoder, lambda tile: torch.empty(0), SIZE, budget, Progress()) is None
@@ -215,8 +215,8 @@ def test_attention_to_many_equal_latent_pixels_stays_within_half_precision() -> 
     """A sum of 2^18 values that are all weighted alike: seen not finite on a GPU at 4096 x 4096 pixels."""
     q, keys = torch.zeros(1, 1, 2, 8).half(), torch.zeros(1, 1, 2**18, 8).half()
     values = torch.full((1, 1, 2**18, 8), 1.5).half()
-    found = global_layers.attend_by_products(q, keys, values)
-    torch.testing.assert_close(found.float(), torch.full((1, 1, 2, 8), 1.5), rtol=2e-3, atol=0)
+    result = global_layers.attend_by_products(q, keys, values)
+    torch.testing.assert_close(result.float(), torch.full((1, 1, 2, 8), 1.5), rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("amount", [0, 2**40], ids=["tiles of the least side", "larger tiles, then one pass"])
@@ -231,8 +231,8 @@ def test_an_autoencoder_without_global_layers_gives_one_pass_bit_for_bit(
         z = torch.randn(1, vae.config["latent_channels"], *size)
         expected = vae.decoder(z / vae.config["scaling_factor"])[0] / 2 + 0.5
         seen: list[Position] = []
-        found = autoencoder.decode(vae, z, factor, Budget(whole=amount), Progress(seen.append))
-        assert torch.equal(found, expected)
+        result = autoencoder.decode(vae, z, factor, Budget(whole=amount), Progress(seen.append))
+        assert torch.equal(result, expected)
         assert (
             seen[-1].done == seen[-1].total == {(0, 48): 2, (0, 60): 4, (2**40, 48): 1, (2**40, 60): 2}[amount, size[1]]
         )

@@ -32,8 +32,8 @@ def test_a_foreign_request_gets_one_line_that_names_each_difference() -> None:
 
 
 def test_the_rest_of_it_carries_over() -> None:
-    kept = {name: value for name, value in UPSTREAM.items() if name not in ("cfg_scale", "sample_times")}
-    settings = settings_of(kept | {"num_inference_steps": 4})
+    remaining = {name: value for name, value in UPSTREAM.items() if name not in ("cfg_scale", "sample_times")}
+    settings = settings_of(remaining | {"num_inference_steps": 4})
     assert (settings.latent_tiled_size, settings.latent_tiled_overlap, settings.seed) == (320, 4, 231)
 
 

@@ -8,7 +8,7 @@ from seesr.config import Configuration, variable
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("SEESR_DEADLINE", "soon", "SEESR_DEADLINE is 'soon'"),
         ("SEESR_DEADLINE", "0", "greater than 0"),
@@ -18,10 +18,10 @@ from seesr.config import Configuration, variable
     ],
 )
 def test_a_bad_variable_is_one_line_that_names_it(
-    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         Configuration.read()
     assert "\n" not in str(caught.value)
 
@@ -53,9 +53,14 @@ def test_variables_are_typed_and_empty_ones_are_unset(monkeypatch: pytest.Monkey
     for name, value in {"WEIGHTS": "a/b", "DEADLINE": "2.5", "CUDA_GRAPHS": "1", "DEVICE": ""}.items():
         monkeypatch.setenv(f"SEESR_{name}", value)
     monkeypatch.setenv("LOG_FORMAT", "json")
-    found = Configuration.read()
-    assert (found.weights, found.deadline, found.cuda_graphs, found.device) == (Path("a/b"), 2.5, True, None)
-    assert found.log_format == "json" and variable("log_format") == "LOG_FORMAT"
+    configuration = Configuration.read()
+    assert (configuration.weights, configuration.deadline, configuration.cuda_graphs, configuration.device) == (
+        Path("a/b"),
+        2.5,
+        True,
+        None,
+    )
+    assert configuration.log_format == "json" and variable("log_format") == "LOG_FORMAT"
 
 
 def test_every_variable_says_what_it_does() -> None:

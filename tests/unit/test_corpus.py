@@ -14,7 +14,7 @@ from seesr.images.mask import read_mask
 from seesr.images.read import decode
 from seesr.settings.parsing import mask_of, settings_of
 
-CASES = [case for case in corpus.cases() if isinstance(case.given, dict) and case.name != "unknown field"]
+CASES = [case for case in corpus.cases() if isinstance(case.inputs, dict) and case.name != "unknown field"]
 
 
 def test_no_two_cases_have_one_name() -> None:
@@ -27,20 +27,20 @@ def test_the_sample_is_in_the_corpus() -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.image, bytes)], ids=lambda case: case.name)
 def test_file_and_fields(case: Case) -> None:
-    assert isinstance(case.image, bytes) and isinstance(case.given, dict)
-    given = {"scale_factor": 2, **case.given}
+    assert isinstance(case.image, bytes) and isinstance(case.inputs, dict)
+    values = {"scale_factor": 2, **case.inputs}
 
     def read() -> tuple[np.ndarray, np.ndarray | None]:
-        settings = settings_of(given, others=frozenset({"mask"}))
+        settings = settings_of(values, others=frozenset({"mask"}))
         picture = decode(case.image, settings.output_size)  # type: ignore[arg-type]
-        if (mask := mask_of(given)) is not None:
+        if (mask := mask_of(values)) is not None:
             read_mask(mask, picture.size)
         return picture.rgb, picture.alpha
 
-    if case.words is not None:
+    if case.message is not None:
         with pytest.raises(ValueError) as caught:
             read()
-        assert re.search(case.words, str(caught.value)) and "\n" not in str(caught.value)
+        assert re.search(case.message, str(caught.value)) and "\n" not in str(caught.value)
         return
     rgb, alpha = read()
     if case.same_as is None:

@@ -42,61 +42,61 @@ class UNet(nn.Module):
 CONDITIONING = torch.arange(128.0 * 128).view(1, 1, 128, 128).expand(1, 3, -1, -1) / 128**2
 
 
-def build(words: Tensor, side: int = 16, tile: int = 16, **options: float) -> Denoiser:
+def build(text: Tensor, side: int = 16, tile: int = 16, **options: float) -> Denoiser:
     tiles, weight = layout(side, side, tile, 0, torch.device("cpu"))
     return Denoiser(
-        unet=UNet(), controlnet=ControlNet(), text=Tokens(words), image=Tokens(torch.zeros(1, 5, 24)),
+        unet=UNet(), controlnet=ControlNet(), text=Tokens(text), image=Tokens(torch.zeros(1, 5, 24)),
         conditioning=lambda tile: tile.scaled(8).crop(CONDITIONING), tiles=tiles, weight=weight, **options,
     )  # fmt: skip
 
 
 def test_guidance_and_weight_of_the_controlnet() -> None:
-    z, words = torch.zeros(1, 4, 16, 16), torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
+    z, text = torch.zeros(1, 4, 16, 16), torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
     residual = float(CONDITIONING[..., ::8, ::8].mean())
-    for given, expected in (
-        (build(words[:1]), 2 + residual),
-        (build(words), 5 + residual),  # guidance 1 is the positive branch
-        (build(words, guidance=2.0), 2 + 2 * 3 + residual),
-        (build(words[:1], conditioning_scale=0.5), 2 + residual / 2),
+    for predict, expected in (
+        (build(text[:1]), 2 + residual),
+        (build(text), 5 + residual),  # guidance 1 is the positive branch
+        (build(text, guidance=2.0), 2 + 2 * 3 + residual),
+        (build(text[:1], conditioning_scale=0.5), 2 + residual / 2),
     ):
-        prediction = given(z, 999, 0)
+        prediction = predict(z, 999, 0)
         torch.testing.assert_close(prediction, torch.full_like(z, expected))
         assert not prediction.requires_grad
 
 
 def test_every_branch_of_a_batch_has_its_own_tile_and_words() -> None:
-    words = torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
-    one = build(words, tile=8, guidance=2.0)
+    text = torch.tensor([2.0, 5.0])[:, None, None].expand(2, 77, 16)
+    one = build(text, tile=8, guidance=2.0)
     z = torch.randn(2, 4, 16, 16)
     one.budget.batch.amount = 1
-    several = build(words, tile=8, guidance=2.0)
+    several = build(text, tile=8, guidance=2.0)
     several.budget.batch.amount = 4
     torch.testing.assert_close(several(z, 999, 0), one(z, 999, 0))
 
 
 def test_conditioning_features_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = build(torch.zeros(1, 77, 16), tile=8)
+    predict = build(torch.zeros(1, 77, 16), tile=8)
     size = 3 * 8 * 8 * 4
     monkeypatch.setattr(denoiser, "FEATURE_BYTES", 2 * size)
     for _ in range(2):
-        for tile in given.tiles:
-            features = given.conditioning_features(tile)
+        for tile in predict.tiles:
+            features = predict.conditioning_features(tile)
             torch.testing.assert_close(features, tile.scaled(8).crop(CONDITIONING)[..., ::8, ::8])
             assert not features.requires_grad
-    assert list(given.features) == given.tiles[:2]
-    assert len(given.controlnet.looked) == 4 + 2
-    given.release()
-    assert not given.features
+    assert list(predict.features) == predict.tiles[:2]
+    assert len(predict.controlnet.looked) == 4 + 2
+    predict.release()
+    assert not predict.features
 
 
 def test_tiles_that_no_step_needs_are_not_denoised() -> None:
-    given = build(torch.zeros(1, 77, 16), tile=8)
-    first = given.tiles[0]
-    given.needed.extend([[first], []])
+    predict = build(torch.zeros(1, 77, 16), tile=8)
+    first = predict.tiles[0]
+    predict.needed.extend([[first], []])
     z = torch.ones(1, 4, 16, 16)
-    some, none = given(z, 999, 0), given(z, 500, 1)
+    some, none = predict(z, 999, 0), predict(z, 500, 1)
     assert (first.crop(some) > 0.9).all() and int((some != 0).sum()) == 4 * 8 * 8
-    assert not none.any() and given.progress.position.done == 1
+    assert not none.any() and predict.progress.position.done == 1
 
 
 def test_the_weight_of_a_tile_has_its_shape() -> None:

@@ -24,8 +24,8 @@ def test_recorded_images_are_within_20_percent_at_half_time() -> None:
     recorded = json.loads(RECORDED.read_text())
     first = Speed()
     first.totals = {name: tuple(values) for name, values in recorded["first"].items()}
-    found = errors(recorded["images"], first)
-    assert len(found) >= 12 and max(found) <= 0.2, found
+    result = errors(recorded["images"], first)
+    assert len(result) >= 12 and max(result) <= 0.2, result
 
 
 def test_work_of_another_size_takes_its_share() -> None:

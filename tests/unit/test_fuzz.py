@@ -28,15 +28,15 @@ GOOD = [corpus.file(corpus.PHOTO, kind) for kind in ("PNG", "JPEG", "WEBP")]
 @given(st.dictionaries(st.sampled_from(NAMES), ANYTHING))
 def test_settings(values: dict) -> None:
     try:
-        made = Settings(**values)
+        result = Settings(**values)
     except ValueError as error:
         assert "\n" not in str(error)
         return
-    for field in dataclasses.fields(made):
-        value, limits = getattr(made, field.name), field.metadata
+    for field in dataclasses.fields(result):
+        value, limits = getattr(result, field.name), field.metadata
         assert value is None or "ge" not in limits or limits["ge"] <= value <= limits["le"]
         assert "choices" not in limits or value in limits["choices"]
-    assert Settings(**dataclasses.asdict(made)) == made
+    assert Settings(**dataclasses.asdict(result)) == result
 
 
 @settings(max_examples=400, deadline=None)

@@ -91,13 +91,13 @@ class Scaled(nn.Module):
 def test_weights_that_are_no_longer_where_they_were_are_not_replayed() -> None:
     """A recording reads the memory that the weights had; a second try in single precision has its own."""
     network = Scaled()
-    kept = copy.deepcopy(network)
+    copied = copy.deepcopy(network)
 
     def record(work: Callable[[], Tensor]) -> Recorded:
         result = work()
 
         def replay() -> None:
-            own, network.weight.data = network.weight.data, kept.weight.data
+            own, network.weight.data = network.weight.data, copied.weight.data
             result.copy_(work())
             network.weight.data = own
 

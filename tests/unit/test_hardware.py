@@ -31,7 +31,7 @@ def test_tuning_changes_the_order_of_sums_alone() -> None:
     torch.manual_seed(0)
     z, time = torch.randn(2, 16, 16, 16), torch.full((2,), 999)
     z = z.repeat(1, untuned().unet.config["in_channels"] // 16, 1, 1)
-    found = []
+    results = []
     for tuned in (False, True):
         networks = untuned()
         if tuned:
@@ -40,8 +40,8 @@ def test_tuning_changes_the_order_of_sums_alone() -> None:
         width = networks.unet.config["cross_attention_dim"]
         generator = torch.Generator().manual_seed(1)
         context = tuple(Tokens(torch.randn(1, n, width, generator=generator)) for n in (77, 145))
-        found.append((networks.unet(z, time, context), networks.vae.decoder(z), networks.text_encoder.hidden(text())))
-    for plain, tuned in zip(*found, strict=True):
+        results.append((networks.unet(z, time, context), networks.vae.decoder(z), networks.text_encoder.hidden(text())))
+    for plain, tuned in zip(*results, strict=True):
         torch.testing.assert_close(tuned, plain, rtol=0, atol=1e-5 * plain.abs().max().item())
 
 
@@ -56,30 +56,30 @@ def test_what_was_chosen_is_used() -> None:
     assert kernels == {F.scaled_dot_product_attention}
 
 
-@pytest.mark.parametrize(("name", "words"), [("fast", "not one of auto"), ("cudnn", "does not work here")])
-def test_a_kernel_that_cannot_work_is_refused(name: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize(("name", "message"), [("fast", "not one of auto"), ("cudnn", "does not work here")])
+def test_a_kernel_that_cannot_work_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         hardware.tune(untuned(), name)
 
 
 def test_kernel_and_layout_go_by_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.choose("auto", torch.device("cuda"), torch.float16) == "sdpa"
     for capability, expected in (((6, 1), False), ((7, 0), True), ((9, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, values=capability: values)
         assert hardware.channels_last_pays(torch.device("cuda"), torch.float16) == expected
         assert not hardware.channels_last_pays(torch.device("cuda"), torch.float32)
 
 
-@pytest.mark.parametrize(("version", "words"), [(91500, "no multiple of 128"), (91501, None)])
+@pytest.mark.parametrize(("version", "message"), [(91500, "no multiple of 128"), (91501, None)])
 def test_cudnn_is_taken_where_torch_would_take_it(
-    version: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+    version: int, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
     monkeypatch.setitem(kernels.KERNELS, "cudnn", F.scaled_dot_product_attention)
-    if words is None:
+    if message is None:
         assert hardware.choose("cudnn", CPU, torch.float32) == "cudnn"
         return
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         hardware.choose("cudnn", CPU, torch.float32)
 
 

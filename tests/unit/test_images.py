@@ -39,7 +39,7 @@ def random_picture(rng: np.random.Generator, *shape: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"hello", "not an image"),
@@ -48,14 +48,14 @@ def random_picture(rng: np.random.Generator, *shape: int) -> Image.Image:
         (b"GIF89a" + bytes(40), "not an image"),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(data: bytes, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
+def test_what_is_no_image_is_refused_in_one_line(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         decode(data)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"\0\0\0\x18ftypisom" + bytes(40), "a video (MP4"),
         (b"\0\0\0\x14ftypqt  " + bytes(40), "a video (MP4 or QuickTime)"),
@@ -65,8 +65,8 @@ def test_what_is_no_image_is_refused_in_one_line(data: bytes, words: str) -> Non
         (b"8BPS" + bytes(40), "a Photoshop document"),
     ],
 )
-def test_what_it_is_instead_is_said(data: bytes, words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"this is {words}")) as caught:
+def test_what_it_is_instead_is_said(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"this is {message}")) as caught:
         decode(data)
     assert str(caught.value).endswith("use JPEG, PNG, WebP, AVIF, TIFF, HEIC, JPEG XL")
 
@@ -159,8 +159,8 @@ def test_premultiplied_colors_of_a_deep_tiff_are_converted(ramps: np.ndarray) ->
     rgb, half = ramps[..., :3].astype(np.uint16) * 257, np.full(ramps.shape[:2], 32768, np.uint16)
     read = decode(tiff(np.dstack([rgb // 2, half]), extrasamples=["assocalpha"]))
     assert read.alpha is not None and np.abs(read.rgb.astype(int) - rgb).max() <= 2 and read.rgb.dtype == np.uint16
-    kept = decode(tiff(np.dstack([rgb, half]), extrasamples=["unassalpha"]))
-    np.testing.assert_array_equal(kept.rgb, rgb)
+    decoded = decode(tiff(np.dstack([rgb, half]), extrasamples=["unassalpha"]))
+    np.testing.assert_array_equal(decoded.rgb, rgb)
 
 
 def test_a_fourth_channel_that_is_not_alpha_is_ignored(ramps: np.ndarray) -> None:
@@ -185,8 +185,8 @@ def test_colours_that_lie_one_after_the_other_are_read(ramps: np.ndarray, depth:
 def test_several_pages_are_refused_by_their_name(rng: np.random.Generator) -> None:
     picture = random_picture(rng, 9, 9, 3)
     pillow_heif.register_heif_opener()
-    for kind, words in (("TIFF", "2 pages"), ("AVIF", "2 frames"), ("WEBP", "2 frames")):
-        with pytest.raises(ValueError, match=f"the image has {words}; send one still image"):
+    for kind, message in (("TIFF", "2 pages"), ("AVIF", "2 frames"), ("WEBP", "2 frames")):
+        with pytest.raises(ValueError, match=f"the image has {message}; send one still image"):
             decode(file(picture, kind, save_all=True, append_images=[random_picture(rng, 9, 9, 3)]))
 
 
@@ -324,15 +324,15 @@ def test_hidden_pixels_take_the_nearest_colour_a_strip_at_a_time(
     rgb, alpha = rng.integers(0, 256, (400, 90, 3), dtype=np.uint8), np.zeros((400, 90), np.uint8)
     alpha[150:170, 20:40] = alpha[160, 80] = alpha[168, 44] = 255
     at_once = fill_hidden(rgb, alpha)
-    asked = []
+    requested = []
     whole = scipy.ndimage.distance_transform_edt
     monkeypatch.setattr("seesr.images.image_data.STRIP", 16 * 90)
     monkeypatch.setattr("seesr.images.image_data.NEAR", 24)
     monkeypatch.setattr(
-        scipy.ndimage, "distance_transform_edt", lambda a, **k: (asked.append(len(a)), whole(a, **k))[1]
+        scipy.ndimage, "distance_transform_edt", lambda a, **k: (requested.append(len(a)), whole(a, **k))[1]
     )
     filled = fill_hidden(rgb, alpha)
-    assert len(asked) >= 2 and max(asked) <= 24 + 2 * 24
+    assert len(requested) >= 2 and max(requested) <= 24 + 2 * 24
     near = whole(alpha == 0) <= 24
     np.testing.assert_array_equal(filled[near], at_once[near])
     np.testing.assert_array_equal(filled[alpha > 0], rgb[alpha > 0])
@@ -348,24 +348,24 @@ def test_hidden_pixels_take_the_nearest_colour_a_strip_at_a_time(
 @pytest.mark.parametrize("size", [(32768, 1024), (6000, 5600), (1024, 32768)])
 def test_no_call_fills_more_than_some_megapixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture can be cancelled between them."""
-    asked = []
+    requested = []
 
     def nowhere(hidden: np.ndarray, **_: object) -> np.ndarray:
-        asked.append(hidden.size)
+        requested.append(hidden.size)
         return np.zeros((2, *hidden.shape), np.uint16)
 
     monkeypatch.setattr(scipy.ndimage, "distance_transform_edt", nowhere)
     alpha = np.zeros(size[::-1], np.uint8)
     alpha[:, :5] = 255
     fill_hidden(np.zeros((*alpha.shape, 3), np.uint8), alpha)
-    assert sum(asked) >= alpha.size and max(asked) <= 2 * STRIP
+    assert sum(requested) >= alpha.size and max(requested) <= 2 * STRIP
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 3), (np.uint16, 1023)])
-def test_what_is_hidden_has_a_64th_of_full_opacity_at_most(dtype: type, most: int) -> None:
+@pytest.mark.parametrize(("dtype", "maximum"), [(np.uint8, 3), (np.uint16, 1023)])
+def test_what_is_hidden_has_a_64th_of_full_opacity_at_most(dtype: type, maximum: int) -> None:
     rgb = np.array([[[9, 9, 9], [5, 6, 7], [1, 2, 3]]], dtype)
     full = np.iinfo(dtype).max
-    for alpha, hidden in ((most, True), (most + 1, False)):
+    for alpha, hidden in ((maximum, True), (maximum + 1, False)):
         filled = ImageData(rgb, np.array([[full, full, alpha]], dtype)).visible
         assert (filled[0, 2] == (rgb[0, 1] if hidden else rgb[0, 2])).all()
     nothing = ImageData(rgb, np.zeros((1, 3), dtype))
@@ -395,10 +395,10 @@ def test_metadata_is_copied_to_the_output(rng: np.random.Generator) -> None:
     alpha = rng.integers(0, 256, (4, 5), dtype=np.uint8)
     source = ImageData(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), alpha, b"icc", b"exif", (72.0, 72.0))
     rgb = np.zeros((8, 10, 3), np.uint8)
-    made = source.with_pixels(rgb, {"seed": 1}, keep_exif=True)
-    assert (made.icc, made.exif, made.dpi, made.record) == (b"icc", b"exif", (72.0, 72.0), {"seed": 1})
-    assert made.rgb is rgb and made.size == (10, 8)
-    np.testing.assert_array_equal(made.alpha, resize(alpha, (10, 8), Image.Resampling.LANCZOS))
+    edited = source.with_pixels(rgb, {"seed": 1}, keep_exif=True)
+    assert (edited.icc, edited.exif, edited.dpi, edited.record) == (b"icc", b"exif", (72.0, 72.0), {"seed": 1})
+    assert edited.rgb is rgb and edited.size == (10, 8)
+    np.testing.assert_array_equal(edited.alpha, resize(alpha, (10, 8), Image.Resampling.LANCZOS))
     assert source.with_pixels(rgb, {}, keep_exif=False).exif is None
     assert ImageData(source.rgb).with_pixels(rgb, {}, keep_exif=True).alpha is None
 
@@ -463,14 +463,14 @@ def test_png_strips_join(dtype: type, channels: int, rng: np.random.Generator, m
     alpha = pixels[..., 3] if channels in (2, 4) else None
     data = png.encode_png(ImageData(np.ascontiguousarray(rgb), alpha, one_channel=channels < 3))
     assert data[25] == {1: 0, 2: 4, 3: 2, 4: 6}[channels]  # the color type in IHDR
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert found.dtype == dtype
+    result = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert result.dtype == dtype
     if channels == 1:
-        np.testing.assert_array_equal(found, rgb[..., 0])
+        np.testing.assert_array_equal(result, rgb[..., 0])
     else:
-        np.testing.assert_array_equal(found[..., 2::-1], rgb)
+        np.testing.assert_array_equal(result[..., 2::-1], rgb)
     if channels in (2, 4):
-        np.testing.assert_array_equal(found[..., 3], pixels[..., 3])
+        np.testing.assert_array_equal(result[..., 3], pixels[..., 3])
     with Image.open(io.BytesIO(data)) as opened:
         opened.verify()
 
@@ -552,7 +552,7 @@ def test_a_cmyk_profile_is_applied(kind: str) -> None:
 
 def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = ImageData(np.zeros((4, 6, 3), np.uint8))
-    monkeypatch.setattr(write, "encode_png", lambda given: file(Image.new("RGB", (6, 5))))
+    monkeypatch.setattr(write, "encode_png", lambda values: file(Image.new("RGB", (6, 5))))
     with pytest.raises(RuntimeError, match=r"the written file has \(6, 5\) pixels instead of \(6, 4\)"):
         encode(picture, "png", 95)
 
@@ -573,10 +573,10 @@ def test_an_unusable_profile_is_dropped_with_a_warning(icc: bytes | str, caplog:
 def test_a_16_bit_grey_png_keeps_its_invisible_value() -> None:
     grey = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
     data = file(Image.fromarray(grey), transparency=5000)
-    found = decode(data)
-    assert found.alpha is not None
-    np.testing.assert_array_equal(found.alpha, np.where(grey == 5000, 0, 65535))
-    assert found.rgb.dtype == np.uint16
+    decoded = decode(data)
+    assert decoded.alpha is not None
+    np.testing.assert_array_equal(decoded.alpha, np.where(grey == 5000, 0, 65535))
+    assert decoded.rgb.dtype == np.uint16
 
 
 @pytest.mark.parametrize(
@@ -592,12 +592,12 @@ def test_a_png_of_few_bits_keeps_its_invisible_value(bits: int, row: bytes, kind
     data = b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
-    found = decode(b"\x89PNG\r\n\x1a\n" + data)
+    decoded = decode(b"\x89PNG\r\n\x1a\n" + data)
     values = {1: [0, 1, 1, 0], 2: [0, 1, 2, 3], 4: [0, 1, 2, 15], 8: [0, 1, 2, 3]}[bits]
     if kind == "grey":
-        assert found.rgb[0, :, 0].tolist() == [value * 255 // (2**bits - 1) for value in values]
-    assert found.alpha is not None
-    assert (found.alpha[2] == 0).tolist() == [value == clear for value in values]
+        assert decoded.rgb[0, :, 0].tolist() == [value * 255 // (2**bits - 1) for value in values]
+    assert decoded.alpha is not None
+    assert (decoded.alpha[2] == 0).tolist() == [value == clear for value in values]
 
 
 def test_a_16_bit_colour_png_keeps_its_invisible_colour(rng: np.random.Generator) -> None:
@@ -606,10 +606,10 @@ def test_a_16_bit_colour_png_keeps_its_invisible_colour(rng: np.random.Generator
     data = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
     body = b"tRNS" + struct.pack(">HHH", 1000, 2000, 3000)
     data = data[:33] + struct.pack(">I", 6) + body + struct.pack(">I", zlib.crc32(body)) + data[33:]
-    found = decode(data)
-    np.testing.assert_array_equal(found.rgb, deep)
-    assert found.alpha is not None
-    np.testing.assert_array_equal(found.alpha[:, 0] == 0, [2 <= row < 5 for row in range(12)])
+    decoded = decode(data)
+    np.testing.assert_array_equal(decoded.rgb, deep)
+    assert decoded.alpha is not None
+    np.testing.assert_array_equal(decoded.alpha[:, 0] == 0, [2 <= row < 5 for row in range(12)])
 
 
 def test_only_the_original_dimensions_are_removed_from_exif() -> None:
@@ -618,19 +618,19 @@ def test_only_the_original_dimensions_are_removed_from_exif() -> None:
     exif.get_ifd(0x8769).update({0xA002: 640, 0xA003: 480, 0x829A: 0.5})
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6)).save(buffer, "JPEG", exif=exif)
-    kept = Image.Exif()
-    kept.load(decode(buffer.getvalue()).exif)
-    assert kept[0x0110] == "a camera" and set(kept.get_ifd(0x8769)) == {0x829A}
+    read = Image.Exif()
+    read.load(decode(buffer.getvalue()).exif)
+    assert read[0x0110] == "a camera" and set(read.get_ifd(0x8769)) == {0x829A}
 
 
 def test_exif_that_is_too_long_for_a_jpeg_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "maker"
     block = exif.tobytes()
-    for length, kept in ((65533, True), (65534, False)):
+    for length, expected in ((65533, True), (65534, False)):
         read = ImageData(np.zeros((6, 8, 3), np.uint8), exif=block.ljust(length, b"\0"))
-        assert (ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "jpg", 95))).getexif()) == kept
-        assert ("too long for JPEG" in caplog.text) != kept
+        assert (ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "jpg", 95))).getexif()) == expected
+        assert ("too long for JPEG" in caplog.text) != expected
         assert ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "png", 95))).getexif()
 
 
@@ -654,11 +654,11 @@ def test_the_place_and_the_camera_of_a_tiff_are_kept() -> None:
     exif[ExifTags.Base.Make] = "maker"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.5
-    kept = Image.Exif()
-    kept.load(decode(file(Image.new("RGB", (8, 6)), "TIFF", exif=exif.tobytes())).exif)
-    assert kept[ExifTags.Base.Make] == "maker"
-    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N"}
-    assert set(kept.get_ifd(ExifTags.IFD.Exif)) == {ExifTags.Base.ExposureTime}
+    read = Image.Exif()
+    read.load(decode(file(Image.new("RGB", (8, 6)), "TIFF", exif=exif.tobytes())).exif)
+    assert read[ExifTags.Base.Make] == "maker"
+    assert read.get_ifd(ExifTags.IFD.GPSInfo) == {1: "N"}
+    assert set(read.get_ifd(ExifTags.IFD.Exif)) == {ExifTags.Base.ExposureTime}
 
 
 def test_unreadable_exif_does_not_rotate_the_image(caplog: pytest.LogCaptureFixture, ramps: np.ndarray) -> None:

@@ -20,13 +20,13 @@ def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, sha
     """Half of it for batches, half for what waits, more for a pass over the whole."""
     free = 2 * int(share * 8 * CELLS * BYTES_PER_LATENT_PIXEL)
     monkeypatch.setattr(memory, "free", lambda device: free)
-    found = Budget.for_device(GPU, CELLS)
-    assert (found.batch.amount, found.hold.amount) == (batch, free // 2)
-    assert found.whole.amount == pytest.approx(0.85 * free, abs=2)
+    result = Budget.for_device(GPU, CELLS)
+    assert (result.batch.amount, result.hold.amount) == (batch, free // 2)
+    assert result.whole.amount == pytest.approx(0.85 * free, abs=2)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory",
         "CUDA out of memory. Tried to allocate 2.00 GiB",
@@ -37,8 +37,8 @@ def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, sha
         "CUDA error: operation failed due to a previous error during capture (cudaErrorStreamCaptureInvalidated)",
     ],
 )
-def test_every_out_of_memory_message_is_recognized(words: str) -> None:
-    assert memory.is_out_of_memory(RuntimeError(words))
+def test_every_out_of_memory_message_is_recognized(message: str) -> None:
+    assert memory.is_out_of_memory(RuntimeError(message))
     assert not memory.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
@@ -87,9 +87,9 @@ def test_caches_are_freed_before_the_smallest_batch_fails() -> None:
 def test_recorded_passes_hold_memory_that_only_batches_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     need = 8 * CELLS * BYTES_PER_LATENT_PIXEL
     monkeypatch.setattr(memory, "free", lambda device: 2 * need)
-    found = Budget.for_device(GPU, CELLS, pool=need)
-    assert found.batch.amount == 8
-    assert found.hold.amount == need // 2 and found.whole.amount == pytest.approx(0.85 * need, abs=2)
+    result = Budget.for_device(GPU, CELLS, pool=need)
+    assert result.batch.amount == 8
+    assert result.hold.amount == need // 2 and result.whole.amount == pytest.approx(0.85 * need, abs=2)
 
 
 def test_without_a_plan_one_tile_is_run_and_nothing_held() -> None:
@@ -133,8 +133,8 @@ def test_free_host_memory_is_within_the_control_group(
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:   9 kB\nMemFree:   1 kB\nMemAvailable:       3 kB\n")
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    for name, words in group.items():
-        (tmp_path / "sys/fs/cgroup" / name).write_text(words)
+    for name, text in group.items():
+        (tmp_path / "sys/fs/cgroup" / name).write_text(text)
     monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name[1:])
     assert memory.free(CPU) == free
 
@@ -152,6 +152,6 @@ def test_free_gpu_memory_counts_what_torch_keeps_unused(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("free", [10**9, 10**12])
 def test_a_cpu_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(memory, "free", lambda device: free)
-    found = Budget.for_device(CPU, CELLS)
-    assert (found.batch.amount, found.hold.amount) == (1, min(free // 2, HOST_HOLD))
-    assert found.whole.amount == found.hold.amount <= 2**31
+    result = Budget.for_device(CPU, CELLS)
+    assert (result.batch.amount, result.hold.amount) == (1, min(free // 2, HOST_HOLD))
+    assert result.whole.amount == result.hold.amount <= 2**31

@@ -62,22 +62,22 @@ def test_norm_epsilons_that_no_recorded_number_can_see() -> None:
 def test_both_kinds_of_tokens_reach_the_prediction(tiny_upscaler: Upscaler) -> None:
     networks = tiny_upscaler.networks
     z, conditioning = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
-    words, tokens = torch.randn(1, 77, 16), torch.randn(1, 5, 24)
+    text, tokens = torch.randn(1, 77, 16), torch.randn(1, 5, 24)
 
-    def predict(words: torch.Tensor, tokens: torch.Tensor, conditioning: torch.Tensor, t: int = 999) -> torch.Tensor:
+    def predict(text: torch.Tensor, tokens: torch.Tensor, conditioning: torch.Tensor, t: int = 999) -> torch.Tensor:
         denoiser = Denoiser(
-            unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
+            unet=networks.unet, controlnet=networks.controlnet, text=Tokens(text), image=Tokens(tokens),
             conditioning=lambda tile: conditioning, tiles=[], weight=z,
         )  # fmt: skip
         return denoiser.predict(z, torch.tensor([t]), conditioning)
 
-    base = predict(words, tokens, conditioning)
-    assert torch.equal(base, predict(words, tokens, conditioning))
+    base = predict(text, tokens, conditioning)
+    assert torch.equal(base, predict(text, tokens, conditioning))
     for changed in (
-        predict(-words, tokens, conditioning),
-        predict(words, -tokens, conditioning),
-        predict(words, tokens, 1 - conditioning),
-        predict(words, tokens, conditioning, 499),
+        predict(-text, tokens, conditioning),
+        predict(text, -tokens, conditioning),
+        predict(text, tokens, 1 - conditioning),
+        predict(text, tokens, conditioning, 499),
     ):
         assert (changed - base).abs().max() > 1e-3
 
@@ -120,20 +120,20 @@ def test_networks_that_predict_something_else_are_refused(tmp_path: Path) -> Non
 def test_one_tile_equals_no_tiles_and_guidance_one_is_the_positive_branch(tiny_upscaler: Upscaler) -> None:
     networks = tiny_upscaler.networks
     z, conditioning = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 128, 128)
-    words, tokens = torch.randn(2, 77, 16), torch.randn(1, 5, 24)
+    text, tokens = torch.randn(2, 77, 16), torch.randn(1, 5, 24)
     tiles, weight = layout(16, 16, 16, 4, z.device)
 
-    def run(words: torch.Tensor, guidance: float) -> torch.Tensor:
+    def run(text: torch.Tensor, guidance: float) -> torch.Tensor:
         denoiser = Denoiser(
-            unet=networks.unet, controlnet=networks.controlnet, text=Tokens(words), image=Tokens(tokens),
+            unet=networks.unet, controlnet=networks.controlnet, text=Tokens(text), image=Tokens(tokens),
             conditioning=lambda tile: tile.scaled(8).crop(conditioning), tiles=tiles, weight=weight, guidance=guidance,
         )  # fmt: skip
         return denoiser(z, 999, 0)
 
-    positive = run(words[1:], 1.0)
-    torch.testing.assert_close(run(words, 1.0), positive, atol=1e-5, rtol=1e-5)
-    negative = run(words[:1], 1.0)
-    torch.testing.assert_close(run(words, 1.5), negative + 1.5 * (positive - negative), atol=1e-4, rtol=1e-4)
+    positive = run(text[1:], 1.0)
+    torch.testing.assert_close(run(text, 1.0), positive, atol=1e-5, rtol=1e-5)
+    negative = run(text[:1], 1.0)
+    torch.testing.assert_close(run(text, 1.5), negative + 1.5 * (positive - negative), atol=1e-4, rtol=1e-4)
 
 
 def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
@@ -173,9 +173,9 @@ def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Ups
 
 def test_cached_keys_and_values_give_the_same_prediction(tiny_upscaler: Upscaler) -> None:
     unet = tiny_upscaler.networks.unet
-    z, words, image = torch.randn(4, 4, 16, 16), torch.randn(2, 77, 16), torch.randn(1, 5, 24)
-    plain = unet(z, 999, (words.repeat_interleave(2, 0), image.expand(4, -1, -1)))
-    context = (Tokens(words), Tokens(image))
+    z, text, image = torch.randn(4, 4, 16, 16), torch.randn(2, 77, 16), torch.randn(1, 5, 24)
+    plain = unet(z, 999, (text.repeat_interleave(2, 0), image.expand(4, -1, -1)))
+    context = (Tokens(text), Tokens(image))
     for _ in range(2):
         torch.testing.assert_close(unet(z, 999, context), plain, atol=1e-5, rtol=1e-5)
 

@@ -18,18 +18,18 @@ class Terminal(io.StringIO):
 def test_every_change_is_told_to_all() -> None:
     first: list[Position] = []
     second: list[Position] = []
-    told = Progress(first.append, second.append)
-    assert told.position == Position("", 0, 0)
-    told.start("read")
-    told.finish()
-    told.finish()  # done already
-    told.start("denoise", 5)
-    told.advance()
-    told.advance(2)
-    told.finish()
+    progress = Progress(first.append, second.append)
+    assert progress.position == Position("", 0, 0)
+    progress.start("read")
+    progress.finish()
+    progress.finish()  # done already
+    progress.start("denoise", 5)
+    progress.advance()
+    progress.advance(2)
+    progress.finish()
     steps = [("read", 0, 1), ("read", 1, 1)] + [("denoise", done, 5) for done in (0, 1, 3, 5)]
     assert first == second == [Position(*step) for step in steps]
-    assert str(told.position) == "denoise, 5 of 5"
+    assert str(progress.position) == "denoise, 5 of 5"
 
 
 def test_a_deadline_ends_the_work_after_it_and_not_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,19 +47,19 @@ def test_a_deadline_ends_the_work_after_it_and_not_at_it(monkeypatch: pytest.Mon
 def test_carriage_returns_become_lines() -> None:
     stream = io.StringIO()
     lines = Lines(stream)
-    for words in ("\rhalf", "  ", "\r", "\rwhole  ", "\n"):
-        lines.write(words)
+    for message in ("\rhalf", "  ", "\r", "\rwhole  ", "\n"):
+        lines.write(message)
     lines.flush()
     assert stream.getvalue() == "half\nwhole\n"
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
 def test_a_bar_shows_a_long_stage_with_its_name_and_count(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
-    made: list[dict] = []
+    created: list[dict] = []
 
     class Shown(progress.tqdm):
         def __init__(self, **options: object) -> None:
-            made.append(options)
+            created.append(options)
             super().__init__(**{**options, "delay": 0, "mininterval": 0})
 
     monkeypatch.setattr(progress, "tqdm", Shown)
@@ -68,14 +68,14 @@ def test_a_bar_shows_a_long_stage_with_its_name_and_count(monkeypatch: pytest.Mo
     bar(Position("read", 1, 1))
     for done in (0, 2, 2, 1, 3):  # a second try of a stage begins again
         bar(Position("denoise", done, 4))
-    shown = [(options["desc"], options["total"]) for options in made]
+    shown = [(options["desc"], options["total"]) for options in created]
     assert shown == [("read", 1), ("denoise", 4), ("denoise", 4)] and bar.bar is not None and bar.bar.n == 3
-    assert all((options["delay"], options["mininterval"], options["leave"]) == (1, 1, False) for options in made)
+    assert all((options["delay"], options["mininterval"], options["leave"]) == (1, 1, False) for options in created)
     bar(Position("denoise", 4, 4))
     assert bar.bar is None
-    words = stream.getvalue()
-    assert "denoise:  50%" in words and "2/4" in words
-    assert ("\r" in words) == stream.isatty()
+    message = stream.getvalue()
+    assert "denoise:  50%" in message and "2/4" in message
+    assert ("\r" in message) == stream.isatty()
     bar.close()
 
 

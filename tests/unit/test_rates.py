@@ -24,8 +24,8 @@ SECONDS = {"read": 0.01, "denoise": 1.0, "file": 0.1}
 
 def measured(**changes: Any) -> Measured:
     """An image of one megapixel."""
-    found = Measured(WORK, SECONDS, 1.11, "png", 1.0, 2_000_000, 1.0, {"host": 500}, {"host": 530})
-    return found._replace(**changes)
+    result = Measured(WORK, SECONDS, 1.11, "png", 1.0, 2_000_000, 1.0, {"host": 500}, {"host": 530})
+    return result._replace(**changes)
 
 
 def test_a_line_has_a_fixed_cost_and_a_slope(rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ from seesr.images.limits import LARGEST_INPUT, LARGEST_OUTPUT
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "message"),
     [
         ("scale_factor", 0.5, "from 1 to 8"),
         ("scale_factor", float("nan"), "must be a float"),
@@ -33,8 +33,8 @@ from seesr.images.limits import LARGEST_INPUT, LARGEST_OUTPUT
         ("user_prompt", 3, "must be a str"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_field_and_limit(field: str, value: object, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
+def test_a_value_out_of_range_is_refused_with_field_and_limit(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         Settings(**{field: value})
     assert field in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -122,32 +122,32 @@ def test_too_large_a_result_is_refused_with_the_largest_scale_that_fits() -> Non
 def test_the_scale_that_a_refusal_names_is_accepted(
     width: int, height: int, scale: float, output_format: str, view: str
 ) -> None:
-    asked = Settings(scale_factor=scale, output_format=output_format, output_view=view)
+    requested = Settings(scale_factor=scale, output_format=output_format, output_view=view)
     assume(width * height <= LARGEST_INPUT)
     try:
-        asked.output_size(width, height)
+        requested.output_size(width, height)
         return
     except ValueError as error:
-        words = str(error)
-    if "largest scale" not in words:
-        assert words.endswith("no scale of 1 or more fits")
+        message = str(error)
+    if "largest scale" not in message:
+        assert message.endswith("no scale of 1 or more fits")
         with pytest.raises(ValueError, match="no scale"):
-            dataclasses.replace(asked, scale_factor=1).output_size(width, height)
+            dataclasses.replace(requested, scale_factor=1).output_size(width, height)
         return
-    largest = float(words.split()[-1])
-    dataclasses.replace(asked, scale_factor=largest).output_size(width, height)
+    largest = float(message.split()[-1])
+    dataclasses.replace(requested, scale_factor=largest).output_size(width, height)
     if largest + 0.01 <= scale:
         with pytest.raises(ValueError, match="largest scale"):
-            dataclasses.replace(asked, scale_factor=round(largest + 0.01, 2)).output_size(width, height)
+            dataclasses.replace(requested, scale_factor=round(largest + 0.01, 2)).output_size(width, height)
 
 
 @pytest.mark.parametrize("view", ["comparison", "all"])
 @pytest.mark.parametrize(("output_format", "side"), [("webp", 8192), ("jpg", 16385)])
 def test_the_sides_of_a_comparison_are_counted(output_format: str, side: int, view: str) -> None:
-    asked = Settings(scale_factor=1, output_format=output_format, output_view=view)
+    requested = Settings(scale_factor=1, output_format=output_format, output_view=view)
     with pytest.raises(ValueError, match=f"asks for {2 * side}x2 pixels in the comparison; a {output_format} may have"):
-        asked.output_size(side, 2)
-    assert asked.output_size(side - 1, 2) == (side - 1, 2)
+        requested.output_size(side, 2)
+    assert requested.output_size(side - 1, 2) == (side - 1, 2)
 
 
 def test_limits_themselves_are_allowed_and_what_is_beyond_is_named() -> None:
@@ -165,8 +165,8 @@ def test_limits_themselves_are_allowed_and_what_is_beyond_is_named() -> None:
 
 
 def test_names_of_files_say_the_size() -> None:
-    asked: list[dict[str, float]] = [{}, {"scale_factor": 1.5}, {"target_side": 4096}, {"target_megapixels": 12}]
-    assert [Settings(**given).label for given in asked] == ["x4", "x1.5", "4096px", "12MP"]
+    requested: list[dict[str, float]] = [{}, {"scale_factor": 1.5}, {"target_side": 4096}, {"target_megapixels": 12}]
+    assert [Settings(**values).label for values in requested] == ["x4", "x1.5", "4096px", "12MP"]
 
 
 def test_too_large_an_input_is_refused() -> None:

@@ -176,16 +176,16 @@ def test_k13_identical_particles_give_no_nan() -> None:
 def test_k13_the_bandwidth_is_the_median_over_pairs_and_their_mean_where_that_is_zero(count: int) -> None:
     x = torch.randn(count, 3, 2, 2)
     x[:, :, 1] = x[:1, :, 1]  # the lower patches agree
-    _, found = mean_shift(x, Steering(patch=1), DELTA)
+    _, result = mean_shift(x, Steering(patch=1), DELTA)
     i, k = zip(*[(i, k) for i in range(count) for k in range(i + 1, count)], strict=True)
     pairs = (x[list(i)] - x[list(k)]).square().mean(1)
     h2 = torch.tensor(np.median(pairs[:, 0].numpy(), axis=0)) / (2 * math.log(count + 1))
-    torch.testing.assert_close(found[0], h2.sqrt())
-    assert (found[1] == 0).all()
+    torch.testing.assert_close(result[0], h2.sqrt())
+    assert (result[1] == 0).all()
     x = torch.zeros(5, 1, 1, 1)
     x[0] = 2.0  # six pairs agree, four are 4 apart in squares
-    _, found = mean_shift(x, Steering(patch=1), DELTA)
-    torch.testing.assert_close(found.item(), math.sqrt(1.6 / (2 * math.log(6))))
+    _, result = mean_shift(x, Steering(patch=1), DELTA)
+    torch.testing.assert_close(result.item(), math.sqrt(1.6 / (2 * math.log(6))))
 
 
 def test_the_metrics_say_how_far_it_moved_and_whether_that_counts() -> None:
@@ -211,8 +211,8 @@ def test_k14_any_size_works_and_border_patches_count_what_they_hold(patch: int) 
                     w = torch.exp(-d2 / (2 * 0.6**2))
                     mean = torch.einsum("ik,kchw->ichw", w / w.sum(1, keepdim=True), p)
                     expected = p + DELTA * (mean - p)
-                    found = moved[:, :, top : top + patch, left : left + patch]
-                    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+                    result = moved[:, :, top : top + patch, left : left + patch]
+                    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_k14_strips_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_k18_a_dead_particle_fails_the_image(tiny_upscaler: Upscaler, photo: Ima
     """Not finite in single precision either: one particle's answer is no better than the network that gave it."""
     unet, calls = tiny_upscaler.networks.unet, []
 
-    def die(module: torch.nn.Module, given: object, prediction: Tensor) -> Tensor:
+    def die(module: torch.nn.Module, values: object, prediction: Tensor) -> Tensor:
         calls.append(module)
         return prediction * math.nan if len(calls) == 2 else prediction
 

@@ -119,10 +119,10 @@ def test_tokenizer(rng: np.random.Generator) -> None:
     assert ours.model_max_length == theirs.model_max_length == 77
     alphabet = list("abcdefghijklmnopqrstuvwxyz,.!?'-0123456789 ÄÖéñß\u4e2d\U0001f408")
     drawn = ["".join(rng.choice(alphabet, rng.integers(1, 60))) for _ in range(200)]
-    for words in WORDS + drawn:
-        ids = theirs(words)["input_ids"]
-        assert ours.encode(words) == ids, words
-        assert ours.decode(ids[1:-1]) == theirs.decode(ids[1:-1]), words
+    for text in WORDS + drawn:
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == ids, text
+        assert ours.decode(ids[1:-1]) == theirs.decode(ids[1:-1]), text
     options: Any = {"padding": "max_length", "truncation": True, "max_length": 77, "return_tensors": "pt"}
     assert torch.equal(ours.encode_batch(WORDS), theirs(WORDS, **options)["input_ids"])
 
@@ -156,7 +156,7 @@ def test_schedule(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "config", "words"),
+    ("build", "config", "message"),
     [
         (
             UNet2DConditionModel,
@@ -167,8 +167,8 @@ def test_schedule(kind: str) -> None:
         (AutoencoderKL, {**KL, "shift_factor": 0.1}, "shift_factor is 0.1"),
     ],
 )
-def test_what_a_config_cannot_ask_for(build: Any, config: dict[str, Any], words: str) -> None:
-    with pytest.raises(WeightsError, match=words):
+def test_what_a_config_cannot_ask_for(build: Any, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
         build(**config)
 
 

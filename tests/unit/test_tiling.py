@@ -48,13 +48,13 @@ def test_cores_meet_in_the_middle_of_overlaps_and_cover_each_latent_pixel_once(
 
 
 def test_batches_have_few_sizes_and_are_hardly_filled() -> None:
-    found = [tiling.batches(count, 8) for count in (1, 2, 3, 4, 6, 7, 9, 16, 25)]
-    assert found == [(1,), (1, 1), (4,), (4,), (5, 1), (8,), (5, 4), (8, 8), (8, 8, 5, 4)]
+    results = [tiling.batches(count, 8) for count in (1, 2, 3, 4, 6, 7, 9, 16, 25)]
+    assert results == [(1,), (1, 1), (4,), (4,), (5, 1), (8,), (5, 4), (8, 8), (8, 8, 5, 4)]
     assert tiling.batches(9, 4) == (4, 4, 1) and tiling.batches(3, 2) == (1, 1, 1) and tiling.batches(0, 8) == ()
     for count in range(1, 400):
-        for most in tiling.BATCHES:
-            sizes = tiling.batches(count, most)
-            assert set(sizes) <= set(tiling.BATCHES) and max(sizes) <= most
+        for maximum in tiling.BATCHES:
+            sizes = tiling.batches(count, maximum)
+            assert set(sizes) <= set(tiling.BATCHES) and max(sizes) <= maximum
             assert count <= sum(sizes) <= count + 1
 
 

@@ -86,14 +86,16 @@ def test_a_broken_manifest_is_an_error(bundle: Path) -> None:
 def test_missing_surplus_and_wrongly_shaped_keys_are_named(bundle: Path, part: str) -> None:
     path = next((bundle / part).glob("*.safetensors"))
     key = min(k for k, v in load_file(path).items() if v.ndim > 1)
-    kept: dict[str, torch.Tensor] = {}
-    change_weights(bundle, part, lambda state: kept.update({key: state.pop(key)}))
+    remaining: dict[str, torch.Tensor] = {}
+    change_weights(bundle, part, lambda state: remaining.update({key: state.pop(key)}))
     with pytest.raises(WeightsError, match=f"1 missing keys, first .*{key.removeprefix('text_model.')}"):
         reload(bundle)
-    change_weights(bundle, part, lambda state: state.update({key: kept[key], "surplus": torch.zeros(1)}))
+    change_weights(bundle, part, lambda state: state.update({key: remaining[key], "surplus": torch.zeros(1)}))
     with pytest.raises(WeightsError, match="1 extra keys, first surplus"):
         reload(bundle)
-    change_weights(bundle, part, lambda state: (state.pop("surplus"), state.update({key: kept[key][..., :1].clone()})))
+    change_weights(
+        bundle, part, lambda state: (state.pop("surplus"), state.update({key: remaining[key][..., :1].clone()}))
+    )
     with pytest.raises(WeightsError, match="has shape"):
         reload(bundle)
 

@@ -20,11 +20,11 @@ class Cancelled(BaseException):
 
 def test_all_work_is_done_by_one_thread_that_is_not_the_callers() -> None:
     thread = OneThread()
-    found = [thread.run(threading.get_ident) for _ in range(3)]
-    caller = threading.Thread(target=lambda: found.append(thread.run(threading.get_ident)))
+    results = [thread.run(threading.get_ident) for _ in range(3)]
+    caller = threading.Thread(target=lambda: results.append(thread.run(threading.get_ident)))
     caller.start()
     caller.join()
-    assert len(found) == 4 and set(found) == {thread.ident} != {threading.get_ident()}
+    assert len(results) == 4 and set(results) == {thread.ident} != {threading.get_ident()}
 
 
 def test_work_sees_the_context_of_its_caller() -> None:

@@ -54,8 +54,8 @@ def packet(elements: str = TITLE, attributes: str = 'xmp:Rating="3"', about: str
 def seen(data: bytes) -> dict[str, Any]:
     """All properties of a file's XMP, as Pillow reads them: the values by local name."""
     with Image.open(io.BytesIO(data)) as image:
-        found = image.getxmp()
-    parts = found.get("xmpmeta", {}).get("RDF", {}).get("Description", [])
+        result = image.getxmp()
+    parts = result.get("xmpmeta", {}).get("RDF", {}).get("Description", [])
     return {name: value for part in (parts if isinstance(parts, list) else [parts]) for name, value in part.items()}
 
 
@@ -88,9 +88,9 @@ def test_the_packet_of_every_format_is_found(kind: str) -> None:
     pillow_heif.register_heif_opener()
     read = decode(in_container(kind, packet(TITLE + OF_THE_OLD_FILE.replace("6", "1"))))
     assert read.warnings == () and read.size == (24, 16)
-    found = seen(encode(read, "png", 95))
-    assert found["title"] == {"Alt": {"li": {"lang": "x-default", "text": "a & b"}}} and found["Rating"] == "3"
-    assert not {"Orientation", "FullPanoWidthPixels", "Regions"} & set(found)
+    result = seen(encode(read, "png", 95))
+    assert result["title"] == {"Alt": {"li": {"lang": "x-default", "text": "a & b"}}} and result["Rating"] == "3"
+    assert not {"Orientation", "FullPanoWidthPixels", "Regions"} & set(result)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -99,10 +99,10 @@ def test_every_output_format_has_source_type_and_the_inputs_xmp(kind: str, tmp_p
     assert read.size == (16, 24)  # turned
     record = {"settings": {"user_prompt": '<a> & "ü" \ufffe \ud800'}}
     data = encode(read.with_pixels(read.rgb, record), kind, 90)
-    found = seen(data)
-    assert found["DigitalSourceType"] == xmp.SOURCE_TYPES + xmp.EDITED_WITH_AI
-    assert found["title"] and found["Rating"] == "3" and found["about"] == "uuid:1"
-    assert not {"Orientation", "FullPanoWidthPixels", "Regions", "Version"} & set(found)
+    result = seen(data)
+    assert result["DigitalSourceType"] == xmp.SOURCE_TYPES + xmp.EDITED_WITH_AI
+    assert result["title"] and result["Rating"] == "3" and result["about"] == "uuid:1"
+    assert not {"Orientation", "FullPanoWidthPixels", "Regions", "Version"} & set(result)
     save(data, tmp_path / "a")
     assert read_record(tmp_path / "a") == record
     again = decode(data)  # a result is an input, too
@@ -117,13 +117,13 @@ def parts(data: bytes) -> list[bytes]:
     if data.startswith(b"\x89PNG"):
         return [raw for name, _, raw in chunks(data) if name != b"iTXt"]
     if data.startswith(b"RIFF"):
-        place, found = 12, []
+        place, result = 12, []
         while place < len(data):
             length = int.from_bytes(data[place + 4 : place + 8], "little")
             if data[place : place + 4] not in (b"VP8X", b"XMP "):
-                found.append(data[place : place + 8 + length])
+                result.append(data[place : place + 8 + length])
             place += 8 + length + length % 2
-        return found
+        return result
     start = data.find(b"\xff\xe1") if b"<?xpacket" in data else -1
     length = int.from_bytes(data[start + 2 : start + 4], "big")
     return [data if start < 0 else data[:start] + data[start + 2 + length :]]
@@ -155,16 +155,16 @@ def test_a_mark_of_generative_ai_survives(before: str | None, stays: bool, gener
     name = "Iptc4xmpExt:DigitalSourceType"
     elements = {"element": f"<{name}>{before}</{name}>", "resource": f'<{name} rdf:resource="{before}"/>'}
     attributes = f'{name}="{before}"' if form == "attribute" else ""
-    given = b"" if before is None else packet(elements.get(form, ""), attributes)
-    read = decode(in_container("JPEG", given))
+    source = b"" if before is None else packet(elements.get(form, ""), attributes)
+    read = decode(in_container("JPEG", source))
     uri = None if before is None else xmp.SOURCE_TYPES + before.strip().split("/")[-1].split(":")[-1]
     assert read.source_type == uri
-    made = read.with_pixels(read.rgb, {"settings": {}}, generated=generated)
+    edited = read.with_pixels(read.rgb, {"settings": {}}, generated=generated)
     expected = xmp.SOURCE_TYPES + (xmp.EDITED_WITH_AI if generated else xmp.ALGORITHM)
-    data = encode(made, "jpg", 90)
+    data = encode(edited, "jpg", 90)
     assert seen(data)["DigitalSourceType"] == (uri if stays else expected)
     assert data.count(name.encode() + b">") == 2
-    assert made.record is not None and made.record.get("source_type_before") == (None if stays else uri)
+    assert edited.record is not None and edited.record.get("source_type_before") == (None if stays else uri)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -172,12 +172,12 @@ def test_without_keep_exif_labels_of_ai_stay_alone(kind: str) -> None:
     label = '<TC260:AIGC>{"Label":"1"}</TC260:AIGC>'
     mark = f"{xmp.SOURCE_TYPES}trainedAlgorithmicMedia"
     read = decode(in_container("JPEG", packet(TITLE + label, f'xmp:Rating="3" Iptc4xmpExt:DigitalSourceType="{mark}"')))
-    found = seen(encode(read.with_pixels(read.rgb, {"settings": {}}, keep_exif=False), kind, 90))
-    assert found["DigitalSourceType"] == mark and found["AIGC"] == '{"Label":"1"}'
-    assert not {"title", "Rating"} & set(found)
+    result = seen(encode(read.with_pixels(read.rgb, {"settings": {}}, keep_exif=False), kind, 90))
+    assert result["DigitalSourceType"] == mark and result["AIGC"] == '{"Label":"1"}'
+    assert not {"title", "Rating"} & set(result)
     read = decode(in_container("JPEG", packet()))
-    found = seen(encode(read.with_pixels(read.rgb, {"settings": {}}, keep_exif=False), kind, 90))
-    assert set(found) - {"record", "about", "text"} == {"DigitalSourceType"}
+    result = seen(encode(read.with_pixels(read.rgb, {"settings": {}}, keep_exif=False), kind, 90))
+    assert set(result) - {"record", "about", "text"} == {"DigitalSourceType"}
 
 
 BROKEN = {
@@ -205,10 +205,10 @@ def test_a_packet_that_cannot_be_read_is_left_out_with_a_warning(name: str) -> N
 
 def test_xmp_that_is_too_long_for_a_jpeg_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     read = decode(in_container("WEBP", packet(f"{TITLE}<dc:source>{'x' * 65500}</dc:source>")))
-    made = read.with_pixels(read.rgb, {"settings": {"seed": 1}})
-    assert "source" in seen(encode(made, "png", 90)) and "too long" not in caplog.text
-    found = seen(encode(made, "jpg", 90))
-    assert "source" not in found and found["DigitalSourceType"] and "too long for JPEG" in caplog.text
+    edited = read.with_pixels(read.rgb, {"settings": {"seed": 1}})
+    assert "source" in seen(encode(edited, "png", 90)) and "too long" not in caplog.text
+    result = seen(encode(edited, "jpg", 90))
+    assert "source" not in result and result["DigitalSourceType"] and "too long for JPEG" in caplog.text
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -216,8 +216,8 @@ def test_a_packet_that_grows_when_it_is_written_again_fits(kind: str) -> None:
     """A quotation mark in text becomes six bytes."""
     read = decode(in_container("WEBP", packet(f"<dc:source>{chr(34) * 200_000}</dc:source>")))
     assert read.xmp is not None and len(read.xmp) > xmp.LONGEST
-    found = seen(encode(read.with_pixels(read.rgb, {"settings": {"seed": 1}}, keep_exif=True), kind, 90))
-    assert found["DigitalSourceType"] and ("source" in found) == (kind != "jpg")
+    result = seen(encode(read.with_pixels(read.rgb, {"settings": {"seed": 1}}, keep_exif=True), kind, 90))
+    assert result["DigitalSourceType"] and ("source" in result) == (kind != "jpg")
     assert read.with_pixels(read.rgb, {}, keep_exif=False).xmp is None
 
 
