@@ -280,7 +280,10 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     ),
     show_docs: Operation(tag="Description", summary="This document as a page.", answers={200: {HTML: WORDS}}),
     pages.page: Operation(tag="Page", summary="The web page.", answers={200: {HTML: WORDS}}),
-    pages.asset: Operation(tag="Page", summary="A file of the web page.", answers={200: {"*/*": WORDS}}),
+    pages.asset: Operation(
+        tag="Page", summary="A file of the web page.",
+        answers={200: {**dict.fromkeys(pages.ASSETS.values(), WORDS), JSON: {"type": "object"}}},
+    ),
 }  # fmt: skip
 PATH = {"id": "Id of the job, batch or file.", "owner": "Any owner.", "name": "seesr; or the file name of a result.",
         "version": "Id of the version."}  # fmt: skip

@@ -15,7 +15,11 @@ from starlette.routing import Route
 
 PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"
-ASSETS = ("page.css", "page.js", "blend.js", "editor.js", "texts.json", "docs.css", "sample.webp")
+ASSETS = {  # file -> media type
+    "page.css": "text/css", "page.js": "text/javascript", "blend.js": "text/javascript",
+    "editor.js": "text/javascript", "texts.json": "application/json", "docs.css": "text/css",
+    "sample.webp": "image/webp",
+}  # fmt: skip
 
 
 async def page(request: Request) -> Response:
@@ -23,7 +27,8 @@ async def page(request: Request) -> Response:
 
 
 async def asset(request: Request) -> Response:
-    return FileResponse(PAGE / request.url.path.removeprefix("/"), headers={"Content-Security-Policy": POLICY})
+    name = request.url.path.removeprefix("/")
+    return FileResponse(PAGE / name, headers={"Content-Security-Policy": POLICY}, media_type=ASSETS[name])
 
 
 def documentation(document: dict[str, Any]) -> Response:

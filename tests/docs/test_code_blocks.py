@@ -28,7 +28,7 @@ SHELLS = ("", "sh", "bash", "shell", "console")
 OTHER_LANGUAGES = {
     "js": "tests/serve/test_replicate.py runs Replicate's JavaScript client",
     "json": "data; tests/serve/test_mcp.py connects as the blocks of docs/mcp.md say",
-    "yaml": "tests/deploy reads the real files",
+    "yaml": "tests/deploy reads the real files; tests/serve/test_generated_clients.py uses that of docs/http-api.md",
     "toml": "data",
     "html": "data",
     "ini": "tests/deploy reads the real files",
@@ -52,6 +52,7 @@ REASONS = {  # programs that a test cannot run: why not
     "npm": "needs a registry",
     "npx": "needs a registry",
     "nvidia-smi": "needs a GPU",
+    "openapi-python-client": "tests/serve/test_generated_clients.py runs it",
 }
 
 
