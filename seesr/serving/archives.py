@@ -23,7 +23,7 @@ def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list
     """Unpacks every file of a zip to a generated name below `folder`; the original name is only shown.
 
     Returns:
-        The files, and {"name", "error"} of each entry that cannot be unpacked.
+        The files, and {"name", "code", "error"} of each entry that cannot be unpacked.
 
     Raises:
         ValueError: no zip, too many files, or more bytes than it may hold; one line. Nothing is left in the folder.
@@ -48,7 +48,7 @@ def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list
                     reason = (
                         str(error) if isinstance(error, EntryRefused) else f"it is damaged ({type(error).__name__})"
                     )
-                    refused.append({"name": clean_name(entry.filename), "error": reason})
+                    refused.append({"name": clean_name(entry.filename), "code": "invalid_input", "error": reason})
     except BaseException:
         for stored in files:
             stored.path.unlink(missing_ok=True)

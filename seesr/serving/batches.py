@@ -87,7 +87,8 @@ async def queue_batch(
                 await of.check(stored, settings)
                 queued.append(await run_in_threadpool(of.submit, request, stored, settings, values, batch=batch))
             except (ValueError, QueueFull, Late) as error:
-                refused.append({"name": stored.name, "error": str(error)})
+                code = getattr(error, "code", "invalid_input")
+                refused.append({"name": stored.name, "code": code, "error": str(error)})
         note = {"refused": refused, "owner": owner(request)}
         await run_in_threadpool(of.ledger.keep_note, batch, note)
     except BaseException:  # the answer names no batch: a retry sends all of it again

@@ -142,8 +142,11 @@ class QueueFull(Exception):
     """The queue is full.
 
     Attributes:
+        code: of the error that callers get.
         seconds: after which there should be room, from measured times.
     """
+
+    code = "queue_full"
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the queue is full; try again in {seconds:.0f} s")
@@ -154,8 +157,11 @@ class Late(Exception):
     """A deadline cannot be met.
 
     Attributes:
+        code: of the error that callers get.
         quote: the job's.
     """
+
+    code = "deadline_too_short"
 
     def __init__(self, deadline: float, promised: float, quote: dict[str, Any]) -> None:
         super().__init__(

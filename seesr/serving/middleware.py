@@ -203,9 +203,9 @@ def respond(error: Exception) -> Response:
     if isinstance(error, Refused):
         return answer(error.code, error.detail, error.headers, error.field)
     if isinstance(error, QueueFull):
-        return answer("queue_full", str(error), {"Retry-After": str(int(error.seconds) + 1)})
+        return answer(error.code, str(error), {"Retry-After": str(int(error.seconds) + 1)})
     if isinstance(error, Late):
-        return answer("deadline_too_short", str(error), field="deadline", quote=error.quote)
+        return answer(error.code, str(error), field="deadline", quote=error.quote)
     error = storage_failure(error) or error
     if isinstance(error, Unavailable):
         return answer(error.code, str(error), {"Retry-After": "5"})

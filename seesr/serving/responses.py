@@ -83,6 +83,7 @@ class RefusedFile(TypedDict):
     """A file of a batch for which there is no job."""
 
     name: str
+    code: Annotated[str, Field(description="Stable name of the error.")]
     error: str
 
 

@@ -42,7 +42,7 @@ def damaged(**files: bytes) -> bytes:
 def test_a_bad_entry_fails_alone(tmp_path: Path) -> None:
     files, refused = unpacked(damaged(a=b"first", b=b"second"), tmp_path)
     assert [stored.name for stored in files] == ["b"]
-    assert refused == [{"name": "a", "error": "it is damaged (BadZipFile)"}]
+    assert refused == [{"name": "a", "code": "invalid_input", "error": "it is damaged (BadZipFile)"}]
     for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
         (tmp_path / "p-1").unlink(missing_ok=True)
         files, refused = unpacked(archive(method, a=bytes(10**6)), tmp_path)
@@ -53,7 +53,9 @@ def test_a_bad_entry_fails_alone(tmp_path: Path) -> None:
     assert len(refused) == 1 and refused[0]["error"].startswith("it is damaged") and len(files) == 1
     encrypted = archive(a=b"x").replace(b"PK\3\4\x14\0\0\0", b"PK\3\4\x14\0\1\0").replace(
         b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0")  # fmt: skip
-    assert unpacked(encrypted, tmp_path)[1] == [{"name": "a", "error": "it is encrypted; send it without a password"}]
+    assert unpacked(encrypted, tmp_path)[1] == [
+        {"name": "a", "code": "invalid_input", "error": "it is encrypted; send it without a password"}
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "p-1"]
 
 
@@ -63,7 +65,9 @@ def test_an_archive_is_refused_by_what_it_declares(tmp_path: Path, monkeypatch: 
         unpacked(archive(a=bytes(4_000_000), b=bytes(4_000_000), c=bytes(4_000_000)), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
     monkeypatch.setattr(archives, "LARGEST_FILE", 1000)
-    assert unpacked(archive(a=bytes(1001)), tmp_path)[1] == [{"name": "a", "error": uploads.TOO_LARGE}]
+    assert unpacked(archive(a=bytes(1001)), tmp_path)[1] == [
+        {"name": "a", "code": "invalid_input", "error": uploads.TOO_LARGE}
+    ]
     monkeypatch.setattr(archives, "MOST_FILES", 2)
     with pytest.raises(ValueError, match="has 3 files; the limit is 2"):
         unpacked(archive(a=b"", b=b"", c=b""), tmp_path)
@@ -77,7 +81,7 @@ def test_an_entry_that_declares_less_than_it_holds_is_damaged(tmp_path: Path) ->
     for place, at in ((data.find(b"PK\3\4"), 22), (data.find(b"PK\1\2"), 24)):
         data[place + at : place + at + 4] = struct.pack("<I", 1000)
     files, refused = unpacked(bytes(data), tmp_path)
-    assert not files and refused == [{"name": "a", "error": "it is damaged (BadZipFile)"}]
+    assert not files and refused == [{"name": "a", "code": "invalid_input", "error": "it is damaged (BadZipFile)"}]
 
 
 @pytest.mark.parametrize(

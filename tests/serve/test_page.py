@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 from serving import ANN, QUICK, Serving, sharp
 
 from seesr.serving.pages import ASSETS, PAGE
+from seesr.serving.refusal import ERRORS
 from seesr.settings import Settings
 from seesr.settings.presets import PRESETS
 
@@ -503,11 +504,37 @@ def test_a_bad_file_and_a_bad_setting(page: Page, tmp_path: Path, photo_file: Pa
     (tmp_path / "text.txt").write_bytes(b"no image")
     page.set_input_files("#files", [tmp_path / "bad.png", photo_file, tmp_path / "text.txt"])
     expect(page.locator("#note")).to_contain_text("1 of 3 files")
-    expect(page.locator(".failed .state")).to_contain_text("this is not an image")
+    expect(page.locator(".failed .why")).to_contain_text("this is not an image")
     expect(page.locator(".state").filter(has_text="Done")).to_have_count(1)
     page.fill("#size", "9")
     page.set_input_files("#files", photo_file)
-    expect(page.locator("#note")).to_contain_text("Size")
+    expect(page.locator("#note")).to_have_text("Size: must be a number from 1 to 8")
+
+
+@pytest.mark.long
+def test_an_error_and_the_options_are_in_the_chosen_language(page: Page, tmp_path: Path, photo_file: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    page.select_option("#language", "de")
+    page.select_option("#color_fix", label="Keine Korrektur")
+    page.set_input_files("#files", tmp_path / "bad.png")
+    state = page.locator(".failed .state")
+    expect(state).to_contain_text("Wählen Sie ein anderes Bild")
+    expect(page.locator(".failed .why")).to_contain_text("this is not an image")
+    page.route("**/upscale?*", lambda route: route.fulfill(status=418, json={"code": "new", "detail": "I am a teapot"}))
+    page.set_input_files("#files", photo_file)
+    expect(state.first).to_have_text("I am a teapot")
+    page.unroute("**/upscale?*")
+    page.route("**/upscale?*", lambda route: route.fulfill(status=502, body="<html>"))
+    page.set_input_files("#files", photo_file)
+    expect(state.first).to_have_text("Der Server antwortete 502.")
+    page.reload()
+    page.select_option("#language", "ja")
+    expect(page.locator("#color_fix")).to_have_value("none")
+    expect(state.first).to_have_text("サーバーの応答：502")
+    expect(state.last).to_contain_text("別の画像を選ぶか")
+    page.fill("#size", "9")
+    page.set_input_files("#files", photo_file)
+    expect(page.locator("#note")).to_have_text("サイズ：1 から 8 までの数にしてください")
 
 
 @pytest.mark.long
@@ -596,11 +623,14 @@ def test_every_text_is_in_every_language_and_is_used() -> None:
         assert len(texts) == len(table["languages"]) and all(texts), key
         assert all(set(places.findall(text)) == set(places.findall(texts[0])) for text in texts), key
     settings = {field.name for field in dataclasses.fields(Settings)} - {"region", *SIZES, "fidelity"}
-    fields = settings | {f"{name}.about" for name in settings}
+    choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(Settings)}
+    options = {f"{name}.{choice}" for name, values in choices.items() for choice in values}
+    fields = settings | {f"{name}.about" for name in settings} | options | {f"error.{code}" for code in ERRORS}
     markup = (PAGE / "index.html").read_text()
     code = "".join(path.read_text() for path in PAGE.glob("*.js"))
     named = set(re.findall(r'data-(?:t|label)="(\w+)"', markup))
     assert named | fields | set(PRESETS) | {"fidelity"} <= set(table["texts"]), "a text is missing"
+    assert {key for key in table["texts"] if "." in key} <= fields, "a code or an option is not of the server"
     unused = [key for key in table["texts"] if key not in named | fields | set(PRESETS) and f'"{key}"' not in code]
     assert [key for key in unused if key not in ("reading", "held")] == [], "a text is not used"
 

@@ -176,7 +176,7 @@ def test_a_zip_is_a_batch_and_its_paths_are_not_followed(service: Serving) -> No
     headers = {"Content-Type": "application/zip"}
     batch = service.ask("POST", "/batches", params=QUICK, data=buffer.getvalue(), headers=headers).json()
     assert [job["name"] for job in batch["jobs"]] == ["evil.png"]
-    assert [file["name"] for file in batch["refused"]] == ["broken.png"]
+    assert [(file["name"], file["code"]) for file in batch["refused"]] == [("broken.png", "invalid_input")]
     service.until(batch["jobs"][0]["id"], "succeeded")
 
 

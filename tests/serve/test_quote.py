@@ -76,6 +76,7 @@ def test_one_file_of_a_batch_that_cannot_be_in_time_is_refused_alone(client: Tes
     files = [("image", (f"{n}.png", sharp(), "image/png")) for n in range(3)]
     batch = client.post("/batches", params={**QUICK, "deadline": str(2.5 * SECONDS)}, files=files).json()
     assert len(batch["jobs"]) == 2 and "cannot be met" in batch["refused"][0]["error"]
+    assert batch["refused"][0]["code"] == "deadline_too_short"
 
 
 def test_quotes_are_refused_as_images_are(client: TestClient) -> None:

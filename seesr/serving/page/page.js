@@ -61,8 +61,26 @@ function authorization() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 const ask = (path, options = {}) => fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
-function detail(status, text) {
-  try { return JSON.parse(text).detail; } catch { return t("answered", { status }); }
+
+// Errors: {text, ...values} of this page, or {code, detail, field} of the server.
+
+function problem(status, text) {
+  try {
+    const { code, detail, field } = JSON.parse(text);
+    if (detail) return { code, detail, field };
+  } catch { /* not an answer of this server */ }
+  return { text: "answered", status };
+}
+// [what happened and what to do, in the chosen language; the server's own sentence].
+function explain({ text, code, detail, field, ...values }) {
+  if (text) return [t(text, values)];
+  if (!(`error.${code}` in texts)) return [detail];
+  const label = field in SIZES ? t("size") : fields.some(({ name }) => name === field) || field === "mask" ? name(field) : "";
+  return [label ? t("field", { label, error: t(`error.${code}`) }) : t(`error.${code}`), detail];
+}
+const sentence = (error) => explain(error).join(" ");
+class Failure extends Error {
+  constructor(status, text) { super(sentence(problem(status, text))); }
 }
 const note = (text) => { $("#note").textContent = text; };
 
@@ -91,10 +109,10 @@ async function useKey(event) {
 
 function showStatus(status) { $("#badge").hidden = status.engine?.bundle?.kind !== "pocket"; }
 
-// state: a key of the texts, or what the server says.
+// state: a key of the texts, or an error.
 function showServer(state = serverState) {
   serverState = state;
-  $("#ready").textContent = state in texts ? t(state) : state;
+  $("#ready").textContent = typeof state === "string" ? t(state) : sentence(state);
 }
 
 async function watchServer() {
@@ -102,7 +120,7 @@ async function watchServer() {
   for (;;) {
     try {
       const response = await ask("ready");
-      showServer(response.ok ? "ready" : detail(response.status, await response.text()));
+      showServer(response.ok ? "ready" : problem(response.status, await response.text()));
       if (response.ok && !known && !needsKey) {
         const status = await ask("status");
         if (status.status === 401) askForKey(); else { known = true; showStatus(await status.json()); }
@@ -115,12 +133,14 @@ async function watchServer() {
 // Settings
 
 const name = (id) => id in texts ? t(id) : id.replaceAll("_", " ");
+// What is wrong with the value of a number field, in the chosen language.
+const outside = ({ step, min, max }) => t(step === "1" ? "rangeWhole" : "range", { least: min, most: max });
 
 function build(field) {
   const id = field.name, about = make("small", { id: `about-${id}` }, `${id}.about` in texts ? t(`${id}.about`) : field.description);
   let input;
   if (field.choices) {
-    input = make("select", { id }, ...field.choices.map((choice) => make("option", { value: choice }, choice)));
+    input = make("select", { id }, ...field.choices.map((choice) => make("option", { value: choice }, name(`${id}.${choice}`))));
   } else if (field.kind === "switch") {
     input = make("input", { id, type: "checkbox" });
   } else if (field.kind === "text") {
@@ -173,14 +193,14 @@ function chosen() {
     if (!input) continue;
     if (!input.checkValidity()) {
       if ($("#advanced").contains(input)) $("#advanced").open = true;
-      throw new Error(t("field", { label: name(field.name), error: input.validationMessage }));
+      throw new Error(t("field", { label: name(field.name), error: outside(input) }));
     }
     const value = field.kind === "switch" ? input.checked : ["int", "float"].includes(field.kind) && input.value !== "" ? Number(input.value) : input.value;
     if (value !== (field.default ?? "")) values[field.name] = value;
   }
   const kind = $("#size-kind").value, size = Number($("#size").value);
   for (const [id, used] of [["size", true], ["dpi", kind in PRINTS]]) {
-    if (used && !$(`#${id}`).checkValidity()) throw new Error(t("field", { label: t(id), error: $(`#${id}`).validationMessage }));
+    if (used && !$(`#${id}`).checkValidity()) throw new Error(t("field", { label: t(id), error: outside($(`#${id}`)) }));
   }
   if (kind in PRINTS) values.target_side = Math.round(size / PRINTS[kind][1] * Number($("#dpi").value));
   else values[kind] = size;
@@ -295,6 +315,7 @@ function forget(entry) {
 async function restore() {
   const found = Object.keys(localStorage).filter((name) => name.startsWith("job:")).map((name) => JSON.parse(localStorage[name]));
   found.sort((a, b) => a.time - b.time);
+  for (const entry of found) if (typeof entry.error === "string") entry.error = { detail: entry.error }; // stored by an older page
   for (const entry of found) {
     if (Date.now() - entry.time > DAYS * 864e5) {
       localStorage.removeItem(`job:${entry.key}`);
@@ -307,7 +328,7 @@ async function restore() {
     entry.mask = mask;
     if (!entry.job && ["queued", "sending", "held"].includes(entry.state)) {
       const found = file && (mask || !entry.masked);
-      if (!found) Object.assign(entry, { state: "failed", error: t("lost") });
+      if (!found) Object.assign(entry, { state: "failed", error: { text: "lost" } });
       else if (entry.state === "sending") entry.state = "queued";
     }
     show(entry);
@@ -361,7 +382,7 @@ async function accept(file, values, { mask, source, saves, now = true } = {}) {
   if (entry.size) {
     const found = fit(entry.size, values);
     if (!found) {
-      Object.assign(entry, { state: "failed", error: t("tooLarge", { size: entry.size.join("x") }) });
+      Object.assign(entry, { state: "failed", error: { text: "tooLarge", size: entry.size.join("x") } });
     } else {
       entry.output = found.size;
       if (found.scale !== found.wanted) {
@@ -442,11 +463,11 @@ function answered(entry, request) {
   } else if (status === 0 || status === 429 || status === 503) {
     const wait = Number(request.getResponseHeader("Retry-After")) || 2;
     Object.assign(entry, { state: "queued", after: Date.now() + 1000 * wait - 50 });
-    entry.waiting = status ? detail(status, request.responseText) : t("noAnswer");
+    entry.waiting = status ? problem(status, request.responseText) : { text: "noAnswer" };
     setTimeout(pump, 1000 * wait);
   } else {
-    Object.assign(entry, { state: "failed", error: detail(status, request.responseText), refused: true });
-    news(t("newsFailed", entry));
+    Object.assign(entry, { state: "failed", error: problem(status, request.responseText), refused: true });
+    news(t("newsFailed", { name: entry.name, error: sentence(entry.error) }));
   }
   save(entry);
   show(entry);
@@ -459,7 +480,7 @@ function unpacked(entry, { id, jobs, refused }) {
     const part = add({ ...common, key: job.id, name: job.name, state: "sending", job });
     apply(part, job);
   }
-  for (const { name, error } of refused) save(add({ ...common, key: random(), name, state: "failed", error }));
+  for (const { name, code, error } of refused) save(add({ ...common, key: random(), name, state: "failed", error: { code, detail: error } }));
   forget(entry);
 }
 
@@ -477,7 +498,7 @@ async function cancel(entry) {
   try {
     const response = await ask(`jobs/${entry.job.id}`, { method: "DELETE" });
     if (response.ok) return apply(entry, await response.json());
-    throw new Error(detail(response.status, await response.text()));
+    throw new Failure(response.status, await response.text());
   } catch (error) {
     entry.canceling = false;
     note(t("notCanceled", { name: entry.name, error: error.message }));
@@ -493,11 +514,11 @@ function apply(entry, job) {
   const before = entry.state;
   entry.job = job;
   entry.state = job.status;
-  entry.error = job.error;
+  entry.error = job.error && { code: "job_failed", detail: job.error };
   if (before !== entry.state) {
     save(entry);
     if (ENDED.includes(entry.state)) {
-      news(entry.state === "succeeded" ? t("newsDone", entry) : t("newsFailed", { name: entry.name, error: entry.error ?? t("canceled") }));
+      news(entry.state === "succeeded" ? t("newsDone", entry) : t("newsFailed", { name: entry.name, error: entry.error ? sentence(entry.error) : t("canceled") }));
       if (entry.saves && entry.state === "succeeded") download(entry);
       if (entry.state === "succeeded" && [...entries.values()].filter((other) => other.opened).length < 3) toggle(entry);
     }
@@ -511,7 +532,7 @@ async function listen() {
   try {
     const response = await ask("events", { signal: stream.signal });
     if (response.status === 401) return askForKey(t("keyWrong"));
-    if (!response.ok) throw new Error(detail(response.status, await response.text()));
+    if (!response.ok) throw new Failure(response.status, await response.text());
     const seen = new Set();
     for await (const { type, data } of parse(response.body)) {
       const entry = [...entries.values()].find((entry) => entry.job?.id === data.id);
@@ -535,7 +556,7 @@ async function look(entry) {
   const response = await ask(`jobs/${entry.job.id}`);
   if (response.ok) return apply(entry, await response.json());
   if (response.status !== 404) return;
-  Object.assign(entry, { state: "failed", error: t("gone") });
+  Object.assign(entry, { state: "failed", error: { text: "gone" } });
   save(entry);
   show(entry);
 }
@@ -562,7 +583,7 @@ const news = (text) => { $("#news").textContent = text; };
 function words(entry) {
   const { state, job } = entry;
   if (entry.canceling && !ENDED.includes(state)) return t("canceling");
-  if (state === "queued") return needsKey ? t("waitKey") : entry.waiting ? t("waitSendWhy", { reason: entry.waiting }) : t("waitSend");
+  if (state === "queued") return needsKey ? t("waitKey") : entry.waiting ? t("waitSendWhy", { reason: sentence(entry.waiting) }) : t("waitSend");
   if (state === "sending") return t("sending", { percent: Math.floor(100 * (entry.sent ?? 0)) });
   if (state === "starting") return entry.ahead ? t("ahead", { count: entry.ahead }) : t("waiting");
   if (state === "processing") return job.seconds_left == null ? t("upscaling") : t("upscalingLeft", { seconds: Math.ceil(job.seconds_left) });
@@ -570,7 +591,7 @@ function words(entry) {
     const { seed } = job.settings, size = job.metrics.output_size;
     return size ? t("doneSize", { seed, size }) : t("done", { seed });
   }
-  return state === "failed" ? entry.error ?? t("failed") : t(state);
+  return state === "failed" && entry.error ? explain(entry.error)[0] : t(state);
 }
 
 function sizes({ size, output, limited, values }) {
@@ -582,6 +603,7 @@ function sizes({ size, output, limited, values }) {
 function show(entry, text) {
   const { card, state, job } = entry, ended = ENDED.includes(state);
   $(".state", card).textContent = text ?? words(entry);
+  $(".why", card).textContent = state === "failed" && entry.error ? explain(entry.error)[1] ?? "" : "";
   $(".size", card).textContent = sizes(entry);
   $("progress", card).setAttribute("aria-label", t("progressOf", entry));
   const bar = $("progress", card);
@@ -600,7 +622,7 @@ function show(entry, text) {
   }
   const thumb = $(".thumb", card);
   if (entry.url && entry.size && !thumb.src) Object.assign(thumb, { src: entry.url, loading: "lazy", hidden: false });
-  const remedy = state === "failed" && entry.file && /largest scale for this image is ([\d.]+)/.exec(entry.error ?? "");
+  const remedy = state === "failed" && entry.file && /largest scale for this image is ([\d.]+)/.exec(entry.error?.detail ?? "");
   const fix = $(".fix", card), convertible = state === "failed" && entry.refused && entry.file && entry.size && entry.file.type !== "image/png";
   fix.hidden = !remedy && !convertible;
   if (remedy) {
@@ -645,7 +667,7 @@ const target = ({ name, job }) => `${name.replace(/\.[^.]*$/, "").replace(/.*\//
 
 async function fetchFile(path, name) {
   const response = await ask(path);
-  if (!response.ok) throw new Error(detail(response.status, await response.text()));
+  if (!response.ok) throw new Failure(response.status, await response.text());
   saveFile(await response.blob(), name);
 }
 function saveFile(blob, name) {
@@ -780,7 +802,8 @@ function compare(entry, after) {
 const region = (settings) => settings.region?.split(",").map(Number) ?? null;
 const about = (entry) => t("result", { number: [...entries.keys()].indexOf(entry.key) + 1, about: described(entry.job.settings) });
 const described = (settings) => [`${t("seed")} ${settings.seed}`, ...fields.filter(({ name: id, default: value }) =>
-  id !== "seed" && settings[id] != null && settings[id] !== value).map(({ name: id }) => `${name(id)} ${settings[id]}`)].join(", ");
+  id !== "seed" && settings[id] != null && settings[id] !== value).map((field) => `${name(field.name)} ${valueName(field, settings[field.name])}`)].join(", ");
+const valueName = ({ name: id, choices, kind }, value) => choices ? name(`${id}.${value}`) : kind === "switch" ? t(value ? "on" : "off") : value;
 
 // Fills the list of what a result can be compared with: the original and every other result of the same image.
 function listOthers(entry) {
