@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from seesr.pipeline.stages import Tiles
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
-from seesr.runtime.tiling import Place, Tile, blend, grid, window
+from seesr.runtime.tiling import Place, Run, Tile, blend, grid, window
 
 FEATURE_BYTES = 2**28  # of cached conditioning features; more where there is more memory
 BATCHES_AHEAD = 1  # batches queued on a GPU behind the running one
@@ -54,6 +55,14 @@ class Forward:
         return self.unet(x, time, context, down, mid).float()
 
 
+class Share(Protocol):
+    """Runs batches of a step with the help of other processes, see seesr.pipeline.shared_tiles.SharedTiles."""
+
+    def __call__(self, run: Run, groups: list[list[Place]], z: Tensor, t: int) -> Iterator[Tensor]: ...
+
+    def stop(self) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """UNet and ControlNet with everything that stays the same for all tiles and steps of one image.
@@ -71,6 +80,7 @@ class Denoiser:
         graphs: records and replays the forward pass; None: it is run.
         needed: for every step the tiles that are denoised; empty: all of them, always.
         finished: tiles of an earlier run of the same job, which are not computed again; None: there are none.
+        share: runs the batches together with other processes; None: this process runs them one after the other.
     """
 
     unet: UNet2DConditionModel
@@ -87,6 +97,7 @@ class Denoiser:
     graphs: Graphs | None = None
     needed: list[list[Tile]] = dataclasses.field(default_factory=list)
     finished: Tiles | None = None
+    share: Share | None = None
     features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, z: Tensor, t: int, s: int) -> Tensor:
@@ -107,9 +118,14 @@ class Denoiser:
 
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
-            ahead = Ahead(self.progress, z.device)
-            reuse = functools.partial(self.reuse, run, s)
-            prediction = blend(reuse, tiles, z.shape, self.budget.batch.amount, self.weight, ahead.launched)
+            ahead, batch = Ahead(self.progress, z.device), self.budget.batch.amount
+            try:
+                prediction = blend(
+                    run, tiles, z.shape, batch, self.weight, ahead.launched, functools.partial(self.execute, z, t, s)
+                )
+            finally:
+                if self.share is not None:
+                    self.share.stop()
             ahead.wait(0)
             return prediction
 
@@ -120,19 +136,34 @@ class Denoiser:
 
         return retry_in_float32(work, self.budget, self.unet, self.controlnet)
 
-    def reuse(self, run: Callable[[list[Place]], Tensor], s: int, places: list[Place]) -> Tensor:
-        """run(places), or the same from an earlier run of the job. A run of some tiles leaves them to later runs."""
+    def execute(self, z: Tensor, t: int, s: int, run: Run, groups: list[list[Place]]) -> Iterator[Tensor]:
+        """The results of a step's batches, in their order: of an earlier run of the job where it has all of a batch.
+
+        A run of some tiles leaves them to later runs. Networks that were cast up are those of this process alone.
+        """
+        known = [self.known(s, group) for group in groups]
+        new = [group for group, predictions in zip(groups, known, strict=True) if predictions is None]
+        share = self.share if self.unet.dtype == self.text.values.dtype else None
+        computed = map(run, new) if share is None else share(run, new, z, t)
+        for group, predictions in zip(groups, known, strict=True):
+            if predictions is not None:
+                yield torch.stack(predictions)
+                continue
+            result = next(computed)
+            if self.finished is not None and self.needed:
+                for (_, tile), prediction in zip(group, result, strict=True):
+                    self.finished.put(s, tile, prediction)
+            yield result
+
+    def known(self, s: int, group: list[Place]) -> list[Tensor] | None:
+        """The predictions of a batch that an earlier run of the job has left; None: not all of them are there."""
         if self.finished is None:
-            return run(places)
-        known = [self.finished.get(s, tile) for _, tile in places]
-        cached = [prediction for prediction in known if prediction is not None]
-        if len(cached) == len(places):
-            self.finished.reused += len(places)
-            return torch.stack(cached)
-        predictions = run(places)
-        if self.needed:
-            for (_, tile), prediction in zip(places, predictions, strict=True):
-                self.finished.put(s, tile, prediction)
+            return None
+        cached = [self.finished.get(s, tile) for _, tile in group]
+        predictions = [prediction for prediction in cached if prediction is not None]
+        if len(predictions) < len(group):
+            return None
+        self.finished.reused += len(group)
         return predictions
 
     def release(self) -> None:

@@ -33,12 +33,14 @@ from seesr.networks.graphs import Graphs
 from seesr.pipeline import postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
 from seesr.pipeline.result import Metrics, Output, record
+from seesr.pipeline.shared_tiles import SharedTiles, encode_context
 from seesr.pipeline.stages import JobStages, Scope, StageCache
 from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import bounds, covered, needed, visible_part
 from seesr.pipeline.work import padding, tile_sides
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import Progress
+from seesr.runtime.tile_batches import TilePool
 from seesr.runtime.tiling import BATCHES, Tile, least_work
 from seesr.settings import Settings
 from seesr.vae import autoencoder
@@ -59,7 +61,10 @@ class UpscaleRun:
         graphs: Graphs | None = None,
         mask: Grey | None = None,
         cache: StageCache | None = None,
+        helpers: TilePool | None = None,
     ) -> None:
+        self.helpers = helpers
+        self.share: SharedTiles | None = None
         self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
         steps = settings.num_inference_steps
@@ -156,6 +161,7 @@ class UpscaleRun:
             "tile_batch": self.budget.batch.amount,
             "reused": ", ".join(self.stages.reused),
             "tiles_reused": 0 if denoiser.finished is None else denoiser.finished.reused,
+            "tiles_shared": 0 if self.share is None else self.share.tiles,
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
             "seconds": self.finished_seconds(),
@@ -246,6 +252,9 @@ class UpscaleRun:
         side = least_work(z_size[0], z_size[1], self.sides, overlap)
         self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
         tiles, weight = layout(z_size[0], z_size[1], side, overlap, self.networks.device)
+        if self.helpers is not None:
+            context = encode_context(text_tokens, image_tokens, self.settings.cfg_scale)
+            self.share = SharedTiles(self.helpers, context, self.crops(conditioning), self.progress)
         return Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
@@ -259,6 +268,7 @@ class UpscaleRun:
             progress=self.progress,
             graphs=self.graphs,
             finished=self.stages.tiles(),
+            share=self.share,
             needed=needed(
                 self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, padded_size, self.scale
             ),
@@ -279,8 +289,13 @@ class UpscaleRun:
 
     def conditioning_tiles(self, conditioning: Tensor) -> Callable[[Tile], Tensor]:
         """The bicubic upscale by tiles: a tile in latent pixels -> [1, 3, f*h, f*w] in [0, 1]."""
+        crop = self.crops(conditioning)
+        return lambda tile: to_floats(crop(tile))
+
+    def crops(self, conditioning: Tensor) -> Callable[[Tile], Tensor]:
+        """A tile in latent pixels -> its pixels of the bicubic upscale, [f*h, f*w, 3] integers."""
         planes = conditioning.permute(2, 0, 1)
-        return lambda tile: to_floats(tile.scaled(self.factor).crop(planes).permute(1, 2, 0))
+        return lambda tile: tile.scaled(self.factor).crop(planes).permute(1, 2, 0)
 
     def decode(self, z: Tensor) -> Tensor:
         """Clean latents [1, C, h, w] -> [3, H', W'], of which only the region is needed."""

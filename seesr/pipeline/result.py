@@ -42,6 +42,7 @@ class Metrics(TypedDict):
         steps, tiles, tiles_skipped, tile_batch: denoising steps; tiles of a step, those that nobody can see, and how
             many ran at once.
         reused, tiles_reused: stages, separated by commas, and tiles that an earlier run of the image had computed.
+        tiles_shared: tiles of all steps that helpers have computed.
         region: the rectangle of the output that was returned; empty: the whole output.
         out_of_memory_retries, float32_retries: parts that were computed again.
         seconds: of every stage.
@@ -64,6 +65,7 @@ class Metrics(TypedDict):
     tile_batch: int
     reused: str
     tiles_reused: int
+    tiles_shared: int
     out_of_memory_retries: int
     float32_retries: int
     seconds: dict[str, float]

@@ -22,6 +22,7 @@ from seesr.pipeline.stages import StageCache
 from seesr.runtime import precision
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Progress
+from seesr.runtime.tile_batches import TilePool
 from seesr.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ class Upscaler:
 
     upscaler = Upscaler.load("weights/pocket", "cpu")
     output = upscaler("photo.jpg", Settings(scale_factor=4, seed=1))
+
+    Attributes:
+        helpers: processes that share the denoiser's tiles; None: there are none.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Upscaler:
     ) -> None:
         self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention, graphs is not None))
         self.graphs, self.process, self.cache = graphs, os.getpid(), StageCache(cache)
+        self.helpers: TilePool | None = None
         if graphs is not None:
             for owner, method in networks.parts():
                 graphs.attach(owner, method)
@@ -101,7 +106,9 @@ class Upscaler:
         settings = settings or Settings()
         loaded = load_source(source, settings.output_size)
         progress = progress or Progress()
-        run = UpscaleRun(self.networks, settings, loaded.image_data, progress, self.graphs, mask, self.cache)
+        run = UpscaleRun(
+            self.networks, settings, loaded.image_data, progress, self.graphs, mask, self.cache, self.helpers
+        )
         output = dataclasses.replace(run.run(), array_layout=loaded.layout)
         if loaded.sha256 is None:
             return output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,8 @@ BATCHES = (1, 4, 5, 8)
 ATTENTION_AREA = 15_600  # latent pixels at which attention costs the full networks as much as everything else
 PASS = 0.5  # what a forward pass costs beside its tiles, in tiles
 Place = tuple[int, Tile]  # (index of the image in a batch, tile)
+Run = Callable[[list[Place]], Tensor]  # a batch of places -> [places, C, h, w]
+Execute = Callable[[Run, list[list[Place]]], Iterable[Tensor]]  # the results of batches, in their order
 
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
@@ -127,12 +129,13 @@ def batches(count: int, maximum: int) -> tuple[int, ...]:
 
 
 def blend(
-    fn: Callable[[list[Place]], Tensor],
+    fn: Run,
     tiles: list[Tile],
     shape: Sequence[int],
     batch: int,
     weight: Tensor,
     finished: Callable[[int], object] = lambda count: None,
+    execute: Execute = map,
 ) -> Tensor:
     """Runs `fn` over batches of places and averages its results where tiles overlap.
 
@@ -143,6 +146,7 @@ def blend(
         shape: [N, C, H, W] of the whole.
         weight: [h, w], relative weight of every latent pixel of a tile; see `window`.
         finished: called after every batch with the number of places in it, without padding.
+        execute: runs `fn` over the batches, in any order, and gives the results in their order.
 
     Returns:
         [N, C, H, W] in float32.
@@ -153,11 +157,10 @@ def blend(
         tile.crop(share).add_(weight)
     places = [(n, tile) for n in range(count) for tile in tiles]
     total = torch.zeros(tuple(shape), dtype=torch.float32, device=weight.device)
-    start = 0
-    for size in batches(len(places), batch):
-        group = places[start : start + size]
-        start += size
-        results = fn([*group, *[group[-1]] * (size - len(group))])
+    sizes = batches(len(places), batch)
+    groups = [places[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    padded = [[*group, *[group[-1]] * (size - len(group))] for size, group in zip(sizes, groups, strict=True)]
+    for group, results in zip(groups, execute(fn, padded), strict=True):
         for (n, tile), result in zip(group, results, strict=False):
             tile.crop(total[n]).add_(result.float() * (weight / tile.crop(share)))
         finished(len(group))

@@ -321,7 +321,7 @@ def test_an_overflow_in_half_precision_is_done_again(tiny_bundle: Path, photo: I
         assert value.dtype == torch.bfloat16 and value.data_ptr() == place and torch.equal(value, own)
 
 
-def hard_blend(fn, tiles, shape, batch, weight, finished=lambda count: None):
+def hard_blend(fn, tiles, shape, batch, weight, finished=lambda count: None, execute=map):
     """The later tile wins, as in tools whose tiles can be seen."""
     total = torch.zeros(tuple(shape))
     for n in range(shape[0]):
