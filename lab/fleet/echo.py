@@ -49,7 +49,7 @@ class Echo:
         with Path(os.environ["ECHO_RUNS"]).open("a") as runs:
             runs.write(f"{data.name.removeprefix('in-')} {worker.version}\n")
         metrics: Any = {"seed": settings.seed or 0, "seconds": {"denoise": seconds}, "tiles": TILES, "steps": 1}
-        metrics |= {"out_of_memory_retries": 0, "float32_retries": 0}
+        metrics |= {"out_of_memory_retries": 0, "float32_retries": 0, "output_size": "1x1"}
         nothing = ImageData(np.zeros((1, 1, 3), np.uint8))
         output = Output(nothing, None, settings.replace(seed=metrics["seed"]), metrics, nothing, ([], 1))
         output.__dict__["data"] = content  # the value of the cached property

@@ -62,6 +62,7 @@ class Echo:
             progress.advance()
         self.speed.learn({"denoise": 1.0}, {"denoise": self.seconds})
         metrics = {"seed": settings.seed, "seconds": {"denoise": self.seconds}, "tiles": TILES, "steps": 1}
+        metrics["output_size"] = "1x1"
         return Output(content, {**metrics, "out_of_memory_retries": 0, "float32_retries": 0}, settings.seed or 0)
 
     def quote(self, data: Path, settings: Settings) -> Quote:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+from prometheus_client import Histogram
 
 from seesr.object_store import Store
 from seesr.serving.job import Job, Unavailable
@@ -70,6 +71,8 @@ class Objects:
         self.store, self.cache = store.store, cache
         self.looked: tuple[float, str | None] = (0.0, None)
         self.limit = CallLimit(MOST_CALLS, SLOW)
+        description = "Duration of one call of the object store by this gateway, with its wait for a place"
+        self.seconds = Histogram("seesr_store_seconds", description, ["operation"], registry=None)
         cache.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, data: bytes | Path, once: bool = False) -> None:
@@ -78,19 +81,22 @@ class Objects:
         Raises:
             Unavailable: the store does not take it.
         """
-        with contextlib.suppress(obstore.exceptions.AlreadyExistsError), self.call():
+        with contextlib.suppress(obstore.exceptions.AlreadyExistsError), self.call("put"):
             obstore.put(self.store, name, data, mode="create" if once else "overwrite")
 
     @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, operation: str) -> Iterator[None]:
         """A call of the store.
+
+        Args:
+            operation: get, put, head, delete or list, for the metrics.
 
         Raises:
             FileNotFoundError: there is no such file.
             Unavailable: the store does not answer, or does not do it.
         """
         try:
-            with self.limit.call():
+            with self.seconds.labels(operation).time(), self.limit.call():
                 yield
         except obstore.exceptions.NotFoundError as error:
             raise FileNotFoundError(str(error)) from None
@@ -111,7 +117,7 @@ class Objects:
             return path
         part = path.with_name(f"{path.name}.{time.monotonic_ns()}")
         try:
-            with self.call(), part.open("wb") as file:
+            with self.call("get"), part.open("wb") as file:
                 for piece in obstore.get(self.store, name).stream():
                     file.write(piece)
             part.replace(path)
@@ -123,7 +129,7 @@ class Objects:
     def drop(self, name: str) -> None:
         """Removes a file, here and there; one that is gone is no error."""
         (self.cache / name.replace("/", "-")).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError), self.call():
+        with contextlib.suppress(FileNotFoundError), self.call("delete"):
             obstore.delete(self.store, name)
 
     def exists(self, name: str) -> bool:
@@ -133,7 +139,7 @@ class Objects:
             Unavailable: the store does not answer.
         """
         try:
-            with self.call():
+            with self.call("head"):
                 obstore.head(self.store, name)
         except FileNotFoundError:
             return False
@@ -149,7 +155,7 @@ class Objects:
         for folder in FOLDERS:
             pages: Any = obstore.list(self.store, folder, chunk_size=500)
             while True:
-                with self.call():
+                with self.call("list"):
                     page = next(pages, None)
                 if page is None:
                     break

@@ -30,7 +30,10 @@ def parts(configuration: Configuration, bundle: Path, send_once: Send) -> Parts:
     jobs = FleetJobs(configuration, link, objects, version_of(bundle))
     ledger = FleetLedger(link, objects, configuration.data, configuration.keep * 3600)
     upkeep = Upkeep(jobs, configuration.lease, send_once)
-    return Parts(jobs, ledger, shared_secret(link), {"upkeep": upkeep.clean, "webhooks": upkeep.send_webhooks})
+    return Parts(
+        jobs, ledger, shared_secret(link), {"upkeep": upkeep.clean, "webhooks": upkeep.send_webhooks},
+        collectors=(link.seconds, objects.seconds),
+    )  # fmt: skip
 
 
 def shared_secret(link: Link) -> bytes:

@@ -9,7 +9,8 @@ from typing import Any
 
 from seesr.fleet.broker import LANES
 from seesr.fleet.redis_client import Link
-from seesr.serving.job import CANCELED, Job
+from seesr.serving.job import CANCELED, DONE, Job
+from seesr.serving.job_counts import MOST_KEYS, OTHER, Name, Seen, exemplars, increments
 
 PREFIX = "seesr:"
 WAITING, RUNNING = PREFIX + "waiting", PREFIX + "running"  # ids by their creation, and by their latest start
@@ -17,7 +18,8 @@ CHANGES = PREFIX + "changes"  # channel: the id of every job that changed
 EXPIRY, HOOKS = PREFIX + "expiry", PREFIX + "hooks"
 LANE = PREFIX + "lanes"  # hash: the lane of each owner
 PROBE = PREFIX + "probe"
-COUNTS, STAGES, TIMES = PREFIX + "counts", PREFIX + "stage-seconds", PREFIX + "times"
+COUNTS, EXEMPLARS, OWNERS = PREFIX + "job-counts", PREFIX + "exemplars", PREFIX + "counted-keys"
+TIMES = PREFIX + "times"
 ATTEMPTS = 3
 
 ADD = """
@@ -57,7 +59,7 @@ redis.call('HINCRBY', KEYS[1], 'revision', 1)
 redis.call('PUBLISH', KEYS[2], ARGV[1])
 return redis.call('HGET', KEYS[1], 'cancel')
 """
-OWNERS = """
+WAITING_OWNERS = """
 local owners = {}
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     local owner = redis.call('HGET', ARGV[1] .. id, 'owner')
@@ -95,7 +97,11 @@ class Records:
         script = link.redis.register_script
         self.add_script, self.begin_script = script(ADD), script(BEGIN)
         self.end_script, self.update_script = script(END), script(UPDATE)
-        self.claim_script, self.owners_script, self.lane_script = script(CLAIM), script(OWNERS), script(ASSIGN_LANE)
+        self.claim_script, self.owners_script, self.lane_script = (
+            script(CLAIM),
+            script(WAITING_OWNERS),
+            script(ASSIGN_LANE),
+        )
 
     def count_waiting(self) -> int:
         return self.link(lambda client: client.zcard(WAITING))
@@ -152,38 +158,53 @@ class Records:
         args = [id, *(word for pair in encoded(values).items() for word in pair)]
         return self.link(lambda client: self.update_script(keys=[job_key(id), CHANGES], args=args))
 
-    def end(self, id: str, status: str, only_waiting: bool = False, **values: Any) -> bool:
-        """Ends a job that has not ended; False if it had, or `only_waiting` and it runs."""
+    def end(self, id: str, status: str, only_waiting: bool = False, **values: Any) -> Job | None:
+        """Ends and counts a job that has not ended, and returns it; None if it had, or `only_waiting` and it runs."""
         fields = encoded({"status": status, "completed": time.time(), **values})
         keys = [job_key(id), WAITING, RUNNING, CHANGES]
         args = [id, "waiting" if only_waiting else "any", *(word for pair in fields.items() for word in pair)]
-        ended = bool(self.link(lambda client: self.end_script(keys=keys, args=args)))
-        if ended:
-            self.link(lambda client: client.zadd(EXPIRY, {f"job:{id}": time.time() + self.keep}))
-            self.link(lambda client: client.hincrby(COUNTS, status, 1))
-        return ended
+        if not self.link(lambda client: self.end_script(keys=keys, args=args)):
+            return None
+        self.link(lambda client: client.zadd(EXPIRY, {f"job:{id}": time.time() + self.keep}))
+        job = self.find(id)
+        if job is not None:
+            self.count(job)
+        return job
 
-    def cancel(self, id: str) -> bool:
-        """Asks for the end; True if it was still waiting, and so has ended."""
+    def cancel(self, id: str) -> Job | None:
+        """Asks for the end; the job if it was still waiting, and so has ended."""
         self.update(id, cancel=True)
         return self.end(id, CANCELED, only_waiting=True)
 
     def count(self, job: Job) -> None:
-        """Adds an image that was made to what the fleet shows of itself."""
+        """Adds an ended job to the counts of the fleet. Two workers at once may each count one key too many."""
 
         def work(client: Any) -> None:
+            owner = job.owner
+            if not client.sismember(OWNERS, owner):
+                if client.scard(OWNERS) < MOST_KEYS:
+                    client.sadd(OWNERS, owner)
+                else:
+                    owner = OTHER
             with client.pipeline() as pipe:
-                pipe.lpush(TIMES, (job.completed or 0) - (job.started or 0))
-                pipe.ltrim(TIMES, 0, 49)
-                for name, seconds in job.metrics["seconds"].items():
-                    pipe.hincrbyfloat(STAGES, name, seconds)
-                pipe.hincrbyfloat(COUNTS, "queue_seconds", (job.started or 0) - job.created)
-                pipe.hincrby(COUNTS, "tiles", job.metrics["tiles"] * job.metrics["steps"])
-                retries = job.metrics["out_of_memory_retries"] + job.metrics["float32_retries"]
-                pipe.hincrby(COUNTS, "retries", retries)
+                if job.status == DONE and job.metrics:
+                    pipe.lpush(TIMES, (job.completed or 0) - (job.started or 0))
+                    pipe.ltrim(TIMES, 0, 49)
+                for name, value in increments(job, owner).items():
+                    pipe.hincrbyfloat(COUNTS, json.dumps(name), value)
+                for name, seen in exemplars(job).items():
+                    pipe.hset(EXEMPLARS, json.dumps(name), json.dumps(seen))
                 pipe.execute()
 
         self.link(work)
+
+    def counts(self) -> tuple[dict[Name, float], dict[Name, Seen]]:
+        """The counts of the fleet and the latest exemplars."""
+        counts, seen = self.link(lambda client: (client.hgetall(COUNTS), client.hgetall(EXEMPLARS)))
+        return (
+            {tuple(json.loads(name)): float(value) for name, value in counts.items()},
+            {tuple(json.loads(name)): tuple(json.loads(value)) for name, value in seen.items()},
+        )
 
     def hook(self, job: Job, event: str) -> None:
         """Queues an event for the job's webhook; any gateway sends it."""

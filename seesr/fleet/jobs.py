@@ -16,11 +16,12 @@ from kombu.exceptions import OperationalError
 from seesr.config import Configuration
 from seesr.fleet.broker import TASK, application, queue_of
 from seesr.fleet.file_store import Objects
-from seesr.fleet.job_store import CHANGES, COUNTS, PROBE, RUNNING, STAGES, TIMES, WAITING, Records
+from seesr.fleet.job_store import CHANGES, PROBE, RUNNING, TIMES, WAITING, Records
 from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
 from seesr.serving.fairness import has_room, share_of
-from seesr.serving.job import ENDED, Job, QueueFull, Unavailable
+from seesr.serving.job import Job, QueueFull, Unavailable
+from seesr.serving.job_counts import Name, Seen, summary
 from seesr.serving.listeners import Listeners
 from seesr.serving.supervisor import Supervisor
 
@@ -157,12 +158,11 @@ class FleetJobs:
         return {id: rank + running for id, rank in zip(ids, ranks, strict=True) if rank is not None}
 
     def cancel(self, id: str) -> None:
-        if self.records.cancel(id):
-            job = self.records.find(id)
-            if job is not None:
-                self.records.hook(job, "completed")
-                with contextlib.suppress(Unavailable):  # they are removed with the record
-                    self.objects.drop_inputs(job)
+        job = self.records.cancel(id)
+        if job is not None:
+            self.records.hook(job, "completed")
+            with contextlib.suppress(Unavailable):  # they are removed with the record
+                self.objects.drop_inputs(job)
 
     async def changed(self, id: str, revision: int, seconds: float) -> Job | None:
         return await self.listeners.changed(id, revision, seconds)
@@ -176,24 +176,21 @@ class FleetJobs:
                 pipe.zcard(WAITING)
                 pipe.zrange(WAITING, 0, 0, withscores=True)
                 pipe.zrange(RUNNING, 0, -1, withscores=True)
-                pipe.hgetall(COUNTS)
-                pipe.hgetall(STAGES)
                 return pipe.execute()
 
-        length, oldest, running, counts, stages = self.link(work)
+        length, oldest, running = self.link(work)
         return {
             "queue_length": length,
             "oldest_wait_seconds": time.time() - oldest[0][1] if oldest else 0.0,
             "running": [{"id": id, "since": since} for id, since in running] or None,
             "since": self.since,
-            "ended": {name: int(count) for name, count in counts.items() if name in ENDED},
-            "seconds_per_stage": {name: float(value) for name, value in stages.items()},
-            "queue_seconds": float(counts.get("queue_seconds", 0)),
-            "tiles": int(counts.get("tiles", 0)),
-            "retries": int(counts.get("retries", 0)),
+            **summary(self.counts()[0]),
             "engine": None,
             "workers": self.roster.workers(),
         }
+
+    def counts(self) -> tuple[dict[Name, float], dict[Name, Seen]]:
+        return self.records.counts()
 
     def stop(self) -> None:
         self.closing = True

@@ -20,6 +20,7 @@ from seesr.fleet.redis_client import Link
 from seesr.fleet.transport import UNACKED_INDEX, taken_tags
 from seesr.fleet.worker_registry import ALIVE, Roster
 from seesr.networks import weights
+from seesr.serving.gpu import gpu_usage
 from seesr.serving.identity import version_of
 from seesr.serving.job import Unavailable
 from seesr.serving.supervisor import Supervisor
@@ -46,7 +47,7 @@ def start_threads(configuration: Configuration) -> Supervisor:
 
     def register() -> None:
         failures = {name: task.failures for name, task in supervisor.tasks.items()}
-        roster.tell(name, version=version, parent=os.getpid(), gpu=gpu_memory(), failures=failures)
+        roster.tell(name, version=version, parent=os.getpid(), gpu=gpu_usage(), failures=failures)
 
     often = configuration.lease / 6
     supervisor.thread("lease", lambda: every(often, supervisor.stopping, lambda: renew(link)))
@@ -71,21 +72,3 @@ def renew(link: Link) -> None:
     if tags:
         now = time.time()
         link(lambda client: client.zadd(UNACKED_INDEX, dict.fromkeys(tags, now), xx=True))
-
-
-def gpu_memory() -> dict[str, int] | None:
-    """Bytes used and in all of this worker's GPU, without touching CUDA; None where there is none or NVML fails."""
-    import pynvml
-
-    place = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if not place or place.startswith("-"):  # CUDA sees no device
-        return None
-    try:
-        pynvml.nvmlInit()
-        by_index = place.isdigit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(place)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(place)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    except pynvml.NVMLError as error:
-        log.debug("GPU memory is not known: %s", error)
-        return None
-    return {"used": int(memory.used), "total": int(memory.total)}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import redis
 import redis.exceptions
+from prometheus_client import Histogram
 
 from seesr.config import REDIS_URL
 from seesr.serving.job import Unavailable
@@ -42,6 +43,7 @@ class Link:
         except ValueError:  # its words and the URL may contain the password
             raise ValueError(f"SEESR_REDIS is not a valid URL: it must be {REDIS_URL}") from None
         self.retry_at = 0.0
+        self.seconds = Histogram("seesr_redis_seconds", "Duration of one use of Redis by this gateway", registry=None)
 
     def __call__(self, work: Callable[[Any], T]) -> T:
         """work(the client).
@@ -61,7 +63,8 @@ class Link:
         if time.monotonic() < self.retry_at:
             raise Unavailable("the queue is unavailable: Redis does not answer")
         try:
-            return work(self.redis)
+            with self.seconds.time():
+                return work(self.redis)
         except redis.exceptions.OutOfMemoryError:
             raise Unavailable("the queue takes no more: Redis is full") from None
         except UNAVAILABLE as error:

@@ -194,12 +194,9 @@ class Child:
     def end(self, job: Job, status: str, **values: Any) -> None:
         """Only the first end counts: a second run of the same job changes nothing."""
         job.status = status
-        if not self.records.end(job.id, status, **values):
+        if self.records.end(job.id, status, **values) is None:
             self.objects.forget_inputs(job)
             return
-        record = self.records.find(job.id)
-        if record is not None and status == DONE and record.metrics:
-            self.records.count(record)
         for event in ("output", "completed") if status == DONE else ("completed",):
             self.records.hook(job, event)
         try:

@@ -148,6 +148,7 @@ def about(device: torch.device) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info(device)
         memory = {"free": free, "total": total, "held": torch.cuda.memory_reserved(device)}
         description |= {"capability": torch.cuda.get_device_capability(device), "gpu_memory": memory}
+        description["device_index"] = device.index or 0
     return description
 
 

@@ -15,6 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn
+from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,7 +33,7 @@ from seesr.serving.job import Job, Jobs
 from seesr.serving.keys import Keys
 from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
-from seesr.serving.middleware import Gate, answer
+from seesr.serving.middleware import Gate, Traffic, answer
 from seesr.serving.protocol import LimitedProtocol
 from seesr.serving.refusal import CODE_OF_STATUS
 from seesr.serving.service import Service
@@ -73,6 +75,7 @@ class Parts(NamedTuple):
     Attributes:
         background: tasks by name, each of which runs until it is cancelled.
         drained: waits at the end, for that many seconds at most, until no webhook is unsent.
+        collectors: metrics of the parts.
     """
 
     jobs: LocalJobs | Any
@@ -80,6 +83,7 @@ class Parts(NamedTuple):
     secret: bytes
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]]
     drained: Callable[[float], Coroutine[Any, Any, None]] | None = None
+    collectors: tuple[Collector, ...] = ()
 
 
 class Addition(NamedTuple):
@@ -107,7 +111,8 @@ def local(configuration: Configuration, load: Callable[[], Engine], bundle: Path
         version = version_of(bundle)
         jobs = LocalJobs(load, journal, configuration.max_queue, version, configuration.queue_share)
         queue = webhooks.WebhookQueue(journal, send_once)
-        return Parts(jobs, journal, read_secret(configuration.data), {"webhooks": queue.run}, queue.drained)
+        secret, metrics = read_secret(configuration.data), (journal.seconds,)
+        return Parts(jobs, journal, secret, {"webhooks": queue.run}, queue.drained, metrics)
     except BaseException:
         journal.close()
         raise
@@ -137,9 +142,13 @@ def build(
         addition: more routes.
     """
     sender, supervisor = WebhookSender(), Supervisor()
-    jobs, ledger, secret, background, drained = assemble(sender)
+    jobs, ledger, secret, background, drained, collectors = assemble(sender)
+    disable_created_metrics()
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
     bundle_created = (bundle / weights.MANIFEST).stat().st_mtime
-    service = Service(jobs, ledger, configuration, version_of(bundle), secret, bundle_created, supervisor)
+    service = Service(jobs, ledger, configuration, version_of(bundle), secret, bundle_created, supervisor, registry)
     sender.service, sender.base = service, (configuration.public_url or base).rstrip("/")
 
     async def housekeeping() -> None:
@@ -167,7 +176,9 @@ def build(
     routes = [*all_routes(), *addition.routes]
     scrape = configuration.metrics_token.get_secret_value()
     access = Access(Keys(configuration), routes, configuration.platform, configuration.public_url, os.environ, scrape)
-    gate = Middleware(Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing)
+    gate = Middleware(
+        Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing, traffic=Traffic(registry)
+    )
     app = Starlette(routes=routes, middleware=[gate], lifespan=life, exception_handlers={HTTPException: refused})
     app.state.service = service
     return app

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from seesr.serving import responses
+from seesr.serving.access import LOCAL
 from seesr.serving.api import service
+from seesr.serving.gpu import gpu_usage
+from seesr.serving.job_counts import families
 from seesr.serving.middleware import answer, key_of, owner
-from seesr.serving.supervisor import Supervisor
+from seesr.serving.service import Service
 
 STARTED = time.time()
 
@@ -78,56 +82,79 @@ def without_foreign(status: dict[str, Any], own: Callable[[str], bool]) -> dict[
     return status
 
 
-class Numbers:
-    """A collector of what the jobs say at the moment of asking."""
+class State:
+    """A collector of what the server and its jobs say at one moment.
 
-    def __init__(self, now: dict[str, Any], supervisor: Supervisor) -> None:
-        self.now, self.supervisor = now, supervisor
+    Args:
+        key: the one key whose counts are shown, without the ids of jobs; None: all.
+    """
 
-    def collect(self) -> Any:
-        ended = CounterMetricFamily("seesr_jobs", "Jobs that ended", labels=["status"])
-        for name, count in self.now["ended"].items():
-            ended.add_metric([name], count)
-        seconds = CounterMetricFamily("seesr_stage_seconds", "Seconds per stage", labels=["stage"])
-        for name, value in self.now["seconds_per_stage"].items():
-            seconds.add_metric([name], value)
-        yield from (
-            ended,
-            seconds,
-            CounterMetricFamily("seesr_queue_seconds", "Waited", value=self.now["queue_seconds"]),
-        )
-        tiles = CounterMetricFamily("seesr_tiles", "Tiles that were denoised", value=self.now["tiles"])
+    def __init__(self, of: Service, key: str | None) -> None:
+        self.of, self.key = of, key
+
+    def collect(self) -> Iterator[Metric]:
+        now = self.of.jobs.status()
+        yield from families(*self.of.jobs.counts(), self.key)
+        yield from self.background_tasks(now)
+        yield from self.workers(now)
+        yield from self.gpus(now)
+        for name, description, value in (
+            ("seesr_ready", "1 when images can be upscaled", self.of.ready() is None),
+            ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
+            ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
+            ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
+            ("seesr_memory_bytes", "Resident memory of this process", resident()),
+            ("seesr_disk_free_bytes", "Free bytes of the disk of SEESR_DATA", self.of.ledger.free_bytes()),
+        ):
+            yield GaugeMetricFamily(name, description, value=value)
+
+    def background_tasks(self, now: dict[str, Any]) -> Iterator[Metric]:
         failures = CounterMetricFamily("seesr_background_failures", "Errors of background tasks", labels=["task"])
         up = GaugeMetricFamily("seesr_background_up", "1 while the background task runs", labels=["task"])
-        for name, task in list(self.supervisor.tasks.items()):
+        for name, task in list(self.of.supervisor.tasks.items()):
             failures.add_metric([name], task.failures)
             up.add_metric([name], not task.down)
         yield from (failures, up)
-        yield from (tiles, CounterMetricFamily("seesr_retries", "Second tries", value=self.now["retries"]))
+
+    def workers(self, now: dict[str, Any]) -> Iterator[Metric]:
+        workers = now.get("workers", {})
+        states = GaugeMetricFamily("seesr_workers", "Workers of the fleet", labels=["state"])
+        for state, count in collections.Counter(worker.get("state", "starting") for worker in workers.values()).items():
+            states.add_metric([state], count)
+        yield states
+        failures = CounterMetricFamily(
+            "seesr_worker_background_failures", "Errors of a worker's background tasks", labels=["worker", "task"]
+        )
+        for name, worker in workers.items():
+            for task, count in worker.get("failures", {}).items():
+                failures.add_metric([name, task], count)
+        yield failures
+
+    def gpus(self, now: dict[str, Any]) -> Iterator[Metric]:
+        usages = {name: worker.get("gpu") for name, worker in now.get("workers", {}).items()}
+        engine = now["engine"] or {}
+        if "device_index" in engine:
+            usages["local"] = gpu_usage(engine["device_index"])
+        memory = GaugeMetricFamily("seesr_gpu_memory_bytes", "Memory of a worker's GPU", labels=["worker", "kind"])
+        busy = GaugeMetricFamily(
+            "seesr_gpu_utilization_ratio", "Share of the time in which a worker's GPU computes", labels=["worker"]
+        )
+        for name, usage in usages.items():
+            for kind in ("used", "total") if usage else ():
+                memory.add_metric([name, kind], usage[kind])
+            if usage and "utilization" in usage:
+                busy.add_metric([name], usage["utilization"])
+        yield from (memory, busy)
 
 
 def metrics(request: Request) -> Response:
-    """For Prometheus."""
-    of, registry = service(request), CollectorRegistry()
-    now = of.jobs.status()
-    registry.register(Numbers(now, of.supervisor))  # type: ignore[arg-type]
-    workers = collections.Counter(worker.get("state", "starting") for worker in now.get("workers", {}).values())
-    states = Gauge("seesr_workers", "Workers of the fleet", ["state"], registry=registry)
-    for state, count in workers.items():
-        states.labels(state).set(count)
-    memory = Gauge("seesr_worker_gpu_bytes", "GPU memory of a worker", ["worker", "kind"], registry=registry)
-    for name, worker in now.get("workers", {}).items():
-        for kind, value in (worker.get("gpu") or {}).items():
-            memory.labels(name, kind).set(value)
-    for name, description, value in (
-        ("seesr_ready", "1 when images can be upscaled", of.ready() is None),
-        ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
-        ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
-        ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
-        ("seesr_memory_bytes", "Resident memory of this process", resident()),
-    ):
-        Gauge(name, description, registry=registry).set(value)
-    return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+    """For Prometheus; in OpenMetrics, with ids of jobs as exemplars, for a scraper that accepts it."""
+    of, key, registry = service(request), request.scope["state"]["key"], CollectorRegistry()
+    sees_all = key is None or key.name == LOCAL  # the scrape token, or a server without keys
+    registry.register(State(of, None if sees_all else key.name))  # type: ignore[arg-type]
+    registry.register(of.registry)
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), media_type=media_type)
 
 
 def resident() -> int:

@@ -254,6 +254,10 @@ class Jobs(Protocol):
         """The file of a job that succeeded."""
         ...
 
+    def counts(self) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], tuple[str, float, float]]]:
+        """What the ended jobs add up to, and its exemplars: see seesr.serving.job_counts."""
+        ...
+
     def status(self) -> dict[str, Any]:
         """Queue length, running jobs and workers, for people and metrics."""
         ...

@@ -30,6 +30,7 @@ from seesr.serving.job import (
     Unavailable,
     storage_failure,
 )  # fmt: skip
+from seesr.serving.job_counts import JobCounts, Name, Seen, summary
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Interrupted, Reporter
 from seesr.serving.sqlite_store import Journal
@@ -37,7 +38,7 @@ from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
-    from seesr.engine.engine import Engine, Output
+    from seesr.engine.engine import Engine
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3
@@ -72,10 +73,7 @@ class LocalJobs:
         self.running: Job | None = None
         self.since = time.time()
         self.times: collections.deque[float] = collections.deque(maxlen=50)
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.seconds: collections.Counter[str] = collections.Counter()
-        self.waited = 0.0
-        self.tiles = self.retries = 0
+        self.ended = JobCounts()
         self.changes = threading.Condition()
         self.listeners = Listeners(self.find)
         self.closing = False
@@ -224,13 +222,12 @@ class LocalJobs:
             "oldest_wait_seconds": max((time.time() - job.created for job in list(self.waiting)), default=0.0),
             "running": running and {"id": running.id, "stage": running.stage, "since": running.started},
             "since": self.since,
-            "ended": dict(self.counts),
-            "seconds_per_stage": dict(self.seconds),
-            "queue_seconds": self.waited,
-            "tiles": self.tiles,
-            "retries": self.retries,
+            **summary(self.ended.snapshot()[0]),
             "engine": self.engine.about() if self.engine else None,
         }
+
+    def counts(self) -> tuple[dict[Name, float], dict[Name, Seen]]:
+        return self.ended.snapshot()
 
     def stop(self) -> None:
         """Takes nothing more and begins nothing more; what waits stays in the journal. May be called by a signal."""
@@ -311,11 +308,9 @@ class LocalJobs:
         """Runs one job to its end."""
         assert self.engine is not None
         job.status, job.started, job.attempts = RUNNING, time.time(), job.attempts + 1
-        self.waited += job.started - job.created
         job.revision += 1
         self.until_stored(lambda: self.journal.keep(job, "start"))
         self.listeners.wake(job.id)
-        output: Output | None = None
         try:
             settings = Settings(**job.settings)
             mask = self.input(job, "-mask") if job.masked else None
@@ -336,11 +331,8 @@ class LocalJobs:
             log.exception("job %s", job.id)
             ended = {"status": FAILED, "error": "internal error; see the server's log"}
         self.until_stored(lambda: self.end(job, **ended))
-        if job.status == DONE and output is not None:
+        if job.status == DONE:
             self.times.append(time.time() - job.started)
-            self.seconds.update(output.metrics["seconds"])
-            self.tiles += output.metrics["tiles"] * output.metrics["steps"]
-            self.retries += output.metrics["out_of_memory_retries"] + output.metrics["float32_retries"]
 
     def reporter(self, job: Job) -> Reporter:
         """Watches the running job for its callers and its webhook."""
@@ -403,7 +395,7 @@ class LocalJobs:
         for name, value in values.items():
             setattr(job, name, value)
         self.jobs.pop(job.id, None)
-        self.counts[status] += 1
+        self.ended.add(job)
         self.listeners.wake(job.id)
         self.remove_inputs(job)
 

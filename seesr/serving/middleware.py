@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -29,7 +30,7 @@ SLOWEST = 16 * 2**10  # bytes a second that a body must come at, after the first
 JSON_TOO_LARGE = (
     f"a JSON body may have {LARGEST_JSON // 2**20} MiB; send larger images as a file upload or an image body"
 )
-PROBES = {"/live", "/ready", "/health", "/ping"}
+PROBES = {"/live", "/ready", "/health", "/ping", "/metrics"}
 SAFE = {  # default headers of every response
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -79,6 +80,20 @@ class RateLimits:
         return 0.0
 
 
+class Traffic:
+    """What the middleware counts: bytes of bodies, and responses of all requests except probes.
+
+    Args:
+        registry: gets the metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.received = Counter("seesr_http_received_bytes", "Bytes of request bodies", registry=registry)
+        self.sent = Counter("seesr_http_sent_bytes", "Bytes of response bodies", registry=registry)
+        description = "Responses by status, without probes; 499: the caller hung up"
+        self.responses = Counter("seesr_http_responses", description, ["code"], registry=registry)
+
+
 class Gate:
     """The middleware around all routes.
 
@@ -86,10 +101,14 @@ class Gate:
         access: decides who may call which route.
         per_minute: requests that one key may start.
         closing: whether the server is shutting down; it takes no more bodies then.
+        traffic: counts the requests.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, per_minute: int, closing: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, per_minute: int, closing: Callable[[], bool], traffic: Traffic
+    ) -> None:
         self.app, self.access, self.rates, self.closing = app, access, RateLimits(per_minute), closing
+        self.traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,6 +130,7 @@ class Gate:
                 for name, value in SAFE.items():
                     headers.setdefault(name, value)
                 message["headers"] = headers.raw
+            self.traffic.sent.inc(len(message.get("body", b"")))
             await send(message)
 
         try:
@@ -128,9 +148,16 @@ class Gate:
             for path in scope["state"].get("parts", ()):
                 path.unlink(missing_ok=True)
             fields = {"request": request_id, "method": scope["method"], "path": scope["path"], "status": status}
-            quiet = scope["path"] in PROBES and status < 400  # they ask all the time
+            probe = self.is_probe(scope)
+            if not probe:
+                self.traffic.responses.labels(str(status)).inc()
             fields["seconds"] = round(time.perf_counter() - started, 4)
-            log.log(logging.DEBUG if quiet else logging.INFO, "%s", fields)
+            log.log(logging.DEBUG if probe and status in (200, 204, 503) else logging.INFO, "%s", fields)
+
+    def is_probe(self, scope: Scope) -> bool:
+        """Whether a platform or monitoring asks this all the time."""
+        path = scope["path"]
+        return path in PROBES or (scope["method"] == "GET" and ("GET", path) in self.access.platform_routes)
 
     def admit(self, scope: Scope) -> None:
         """Authenticates the request and applies the rate limit.
@@ -175,6 +202,7 @@ class Gate:
                         raise Refused("body_too_slow", f"the body is sent too slowly ({limits})") from None
             body = message.get("body", b"")
             received += len(body)
+            self.traffic.received.inc(len(body))
             if is_json:
                 values += body.count(b",") + body.count(b"[") + body.count(b"{")
                 if values > MOST_VALUES:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -50,6 +51,7 @@ class Service:
         secret: the keys of links and webhooks are derived from it.
         bundle_created: when the bundle was made, seconds since 1970.
         supervisor: runs the background tasks.
+        registry: metrics that the parts of this process count themselves.
     """
 
     jobs: Jobs
@@ -59,6 +61,7 @@ class Service:
     secret: bytes
     bundle_created: float
     supervisor: Supervisor
+    registry: CollectorRegistry
 
     def ready(self) -> str | None:
         """None if images can be upscaled and every background task runs, else why not, in one line."""

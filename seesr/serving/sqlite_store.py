@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prometheus_client import Histogram
+
 from seesr.serving.job import FAILED, RUNNING, WAITING, Job
 from seesr.serving.metadata_store import USAGE_DAYS, remove_older
 
@@ -66,6 +68,9 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self.lock = folder, folder / "jobs.sqlite", threading.Lock()
+        self.seconds = Histogram(
+            "seesr_journal_seconds", "Duration of one use of the job journal on disk", registry=None
+        )
         with self.one_line():
             for name in ("inputs", "outputs", "uploads", "parts", "zips", "notes"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -130,7 +135,7 @@ class Journal:
                 self.release(owner, key, id)
 
     def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self.lock:
+        with self.seconds.time(), self.lock:
             return self.base.execute(statement, values).fetchall()
 
     def keep(self, job: Job, *events: str) -> None:
@@ -141,7 +146,7 @@ class Journal:
         """
         record = json.dumps(dataclasses.asdict(job))
         values = (job.id, job.owner, job.status, job.priority, job.created, job.batch, record)
-        with self.lock:
+        with self.seconds.time(), self.lock:
             self.base.execute("BEGIN IMMEDIATE")
             try:
                 self.base.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", values)

@@ -30,6 +30,7 @@ from seesr.fleet.worker_registry import Roster
 from seesr.networks import weights
 from seesr.object_store import Store
 from seesr.serving import app, supervisor, webhooks
+from seesr.serving.gpu import gpu_usage
 from seesr.serving.identity import version_of
 from seesr.serving.job import DONE, Job
 from seesr.serving.supervisor import Supervisor
@@ -109,11 +110,11 @@ def test_the_lease_is_renewed_while_the_gpu_cannot_be_read(
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(lease, "renew", lambda link: renewed.append(time.monotonic()))
-    monkeypatch.setattr(lease, "gpu_memory", no_gpu)
+    monkeypatch.setattr(lease, "gpu_usage", no_gpu)
     tasks = lease.start_threads(configuration)
     assert set(tasks.tasks) == {"lease", "registry"}
     until(lambda: tasks.tasks["registry"].failures >= 2 and len(renewed) >= 3)
-    monkeypatch.setattr(lease, "gpu_memory", lambda: None)
+    monkeypatch.setattr(lease, "gpu_usage", lambda: None)
     roster = Roster(Link(configuration.redis or ""))
     until(lambda: roster.workers().get("w@here", {}).get("failures", {}).get("registry", 0) >= 2)
     assert tasks.tasks["lease"].failures == 0
@@ -137,7 +138,7 @@ def test_a_gpu_that_nvml_does_not_know(visible: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", unknown)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", unknown)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert lease.gpu_memory() is None
+    assert gpu_usage() is None
 
 
 def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,13 @@
-"""What deploy/fleet asks for exists: variables, commands, metrics."""
+"""What deploy/fleet asks for exists: variables and commands."""
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
 import yaml
 
 from seesr.cli.commands import parser
 from seesr.config import Configuration, variable
-from seesr.serving.health import Numbers
-from seesr.serving.supervisor import Supervisor
 
 FOLDER = Path("deploy/fleet")
 VARIABLES = {variable(name) for name in Configuration.model_fields}
@@ -32,14 +28,3 @@ def test_the_compose_file_uses_existing_variables_and_commands() -> None:
 def test_redis_persists_its_data_and_evicts_nothing() -> None:
     options = dict(line.split(" ", 1) for line in (FOLDER / "redis.conf").read_text().splitlines() if line[0] != "#")
     assert options["appendonly"] == "yes" and options["maxmemory-policy"] == "noeviction"
-
-
-def test_alerts_and_dashboard_ask_for_metrics_that_are_served() -> None:
-    now = {"ended": {}, "seconds_per_stage": {}, "queue_seconds": 0, "tiles": 0, "retries": 0}
-    served = {f"{family.name}_total" for family in Numbers(now, Supervisor()).collect()}
-    served |= {"seesr_ready", "seesr_queue_length", "seesr_oldest_wait_seconds", "seesr_workers"}
-    rules = (FOLDER / "alerts.yaml").read_text() + (FOLDER / "dashboard.json").read_text()
-    assert set(re.findall(r"seesr_\w+", rules)) <= served
-    rules = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
-    assert all(rule["expr"] and rule["annotations"]["summary"] for rule in rules)
-    assert len(json.loads((FOLDER / "dashboard.json").read_text())["panels"]) == 6

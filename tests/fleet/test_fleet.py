@@ -18,6 +18,7 @@ import corpus
 import httpx
 import pytest
 from corpus import Case
+from monitoring import documented_metrics, exported, series, used
 from PIL import Image
 from service import data_uri
 from serving import sharp
@@ -263,6 +264,29 @@ def test_status_and_metrics_show_the_fleet(echo: Fleet) -> None:
     assert body["ready"] and list(body["workers"]) == ["worker0@here"] and body["ended"]["succeeded"] > 0
     metrics = ask(echo, "GET", "/metrics").text
     assert 'seesr_workers{state="idle"} 1.0' in metrics and "seesr_queue_length 0.0" in metrics
+    assert 'seesr_worker_background_failures_total{task="lease",worker="worker0@here"} 0.0' in metrics
+
+
+def test_metrics_of_jobs_are_those_of_the_whole_fleet(echo: Fleet) -> None:
+    def succeeded() -> int:
+        return ask(echo, "GET", "/status").json()["ended"].get("succeeded", 0)
+
+    before = succeeded()
+    send(echo, "gateway1")
+    echo.until(lambda: succeeded() > before, 60)
+    both = [ask(echo, "GET", "/metrics", gateway).text for gateway in ("gateway", "gateway1")]
+    names = {name for name, where in documented_metrics().items() if "fleet" in where}
+    assert exported(both[0]) == exported(both[1]) == names
+    for names_used in (used("fleet.rules.yaml"), used("server.rules.yaml") - {"seesr_journal_seconds_bucket"},
+                       used("fleet.dashboard.json")):  # fmt: skip
+        assert names_used <= series(names, both[0])
+    lines = [
+        {line for line in text.splitlines() if re.match("seesr_(job|queue_seconds|key_|stage_)", line)} for text in both
+    ]
+    assert lines[0] == lines[1] and any('seesr_stage_seconds_count{stage="denoise"}' in line for line in lines[0])
+    assert 'seesr_store_seconds_count{operation="put"} ' in both[1] and "seesr_redis_seconds_count 0.0" not in both[1]
+    text = ask(echo, "GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}).text
+    assert re.search(r'seesr_job_seconds_bucket\{le="[^"]+"\} [0-9.]+ # \{job_id="[0-9a-f]{32}"\}', text)
 
 
 def test_a_webhook_that_one_gateway_leaves_is_sent_by_another(echo: Fleet) -> None:

@@ -65,7 +65,7 @@ def test_metrics_count(service: Serving) -> None:
         assert time.monotonic() < deadline  # the figures of a job follow its answer
         time.sleep(0.05)
     assert after["seesr_jobs_total", "succeeded"] == before.get(("seesr_jobs_total", "succeeded"), 0) + 1
-    assert after["seesr_stage_seconds_total", "denoise"] > before.get(("seesr_stage_seconds_total", "denoise"), 0)
+    assert after["seesr_stage_seconds_sum", "denoise"] > before.get(("seesr_stage_seconds_sum", "denoise"), 0)
     assert after["seesr_ready", ""] == 1 and after["seesr_memory_bytes", ""] > 1e8
 
 

@@ -237,6 +237,7 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
                 "steps": 1,
                 "out_of_memory_retries": 0,
                 "float32_retries": 0,
+                "output_size": "1x1",
             }
             return SimpleNamespace(data=data.read_bytes(), metrics=metrics)
 
