@@ -258,6 +258,22 @@ def quote() -> str:
     return f"{table(read(RESULTS / 'quote.json'), columns)}\n\n{table([promises], dict.fromkeys(promises, '.3g'))}"
 
 
+def scaling() -> str:
+    """What `python -m lab.scaling` simulated."""
+    from lab.scaling.__main__ import COLUMNS
+
+    return table(read(RESULTS / "scaling.json"), COLUMNS)
+
+
+def scaling_inputs() -> str:
+    """What that simulation read."""
+    about = json.loads((RESULTS / "scaling.json").read_text())
+    images = ", ".join(f"{seconds:.2f}" for seconds in about["image_s"])
+    start = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in about["start_s"].items())
+    files = ", ".join(f"`{name}`" for name in about["files"])
+    return f"Seconds of an image of 512, 1024, 2048 and 4096 px: {images}. A worker's start: {start}. From {files}."
+
+
 def price_dates() -> str:
     """From when the prices of scripts/prices.toml are."""
     import tomllib
@@ -284,6 +300,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "packages": packages,
     "routes": routes,
     "price-dates": price_dates,
+    "scaling": scaling,
+    "scaling-inputs": scaling_inputs,
     "errors": errors,
     "mutation": mutation,
     "stages": stages,
