@@ -100,13 +100,15 @@ def variables() -> str:
 
 
 def fleet() -> str:
-    """What `python -m lab.fleet all --json results/fleet` wrote."""
-    rows = []
+    """What `python -m lab.fleet all --json results/fleet` wrote, with what lab/fleet/figures.py says of each."""
+    described = ast.get_docstring(ast.parse((ROOT / "lab/fleet/figures.py").read_text())) or ""
+    about, rows = dict(re.findall(r"^(\w+) {2,}(.+)$", described, re.M)), []
     for path in sorted((RESULTS / "fleet").glob("*.json")):
         (result,) = read(path)
         name = result.pop("experiment")
-        rows.append({"experiment": name, "seen": ", ".join(f"{key} {value}" for key, value in result.items())})
-    return table(rows, {"experiment": "", "seen": ""})
+        measured = ", ".join(f"{key} {value}" for key, value in result.items())
+        rows.append({"experiment": name, "what happens": about[name], "measured": measured})
+    return table(rows, {"experiment": "", "what happens": "", "measured": ""})
 
 
 def fidelity() -> str:

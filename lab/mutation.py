@@ -24,26 +24,36 @@ from typing import Any, NamedTuple
 
 from lab.report import ROOT, read, table, write
 
-UNIT, ROAD = "tests/unit/test_", "tests/pipeline/test_"
-IMAGES = [UNIT + "images.py"], []
-TESTS = {  # module -> the tests that are asked, and those that are asked of what these let live
-    "settings": ([UNIT + "settings.py"], ["tests/server/test_contract.py"]),
-    "checked": ([UNIT + "settings.py"], []),
-    "tiling": ([UNIT + "tiling.py", UNIT + "autoencoder.py"], []),
-    "color": ([UNIT + "color.py"], []),
+UNIT, PIPELINE, SERVE = "tests/unit/test_", "tests/pipeline/test_", "tests/serve/test_"
+IMAGES = [UNIT + "images.py"], [UNIT + "inputs.py"]
+TESTS = {  # module -> the tests that run on every mutant, and those that run on the survivors of these
+    "engine/rates": ([UNIT + "rates.py"], []),
+    "engine/quote": ([PIPELINE + "quote.py"], []),
+    "serving/keys": ([SERVE + "keys.py"], [SERVE + "parts.py"]),
+    "serving/fairness": ([SERVE + "fairness.py"], []),
+    "serving/access": ([SERVE + "access.py"], []),
+    "serving/requests": ([SERVE + "requests.py"], []),
+    "images/xmp": ([UNIT + "xmp.py"], []),
+    "images/content_credentials": ([PIPELINE + "provenance.py"], []),
+    "pipeline/stages": ([PIPELINE + "stages.py"], []),
+    "settings/region": ([PIPELINE + "region.py"], []),
+    "settings/settings": ([UNIT + "settings.py"], ["tests/server/test_contract.py", PIPELINE + "region.py"]),
+    "settings/validation": ([UNIT + "settings.py"], []),
+    "runtime/tiling": ([UNIT + "tiling.py", UNIT + "autoencoder.py"], []),
+    "images/color": ([UNIT + "color.py"], []),
     "images/image_data": IMAGES,
     "images/deep": IMAGES,
-    "images/read": ([UNIT + "images.py", UNIT + "fuzz.py"], []),
+    "images/read": ([UNIT + "images.py", UNIT + "fuzz.py"], [UNIT + "inputs.py"]),
     "images/write": IMAGES,
     "images/png": IMAGES,
-    "images/kinds": ([UNIT + "images.py", UNIT + "fuzz.py"], []),
+    "images/kinds": ([UNIT + "images.py", UNIT + "fuzz.py"], [UNIT + "inputs.py"]),
     "images/record": IMAGES,
-    "budget": ([UNIT + "budget.py"], []),
-    "precision": ([UNIT + "precision.py"], []),
-    "progress": ([UNIT + "progress.py"], []),
-    "steering": ([UNIT + "steering.py"], []),
-    "denoiser": ([UNIT + "denoiser.py", UNIT + "models.py"], [ROAD + "work.py"]),
-    "engine": ([ROAD + "engine.py"], ["tests/pipeline/test_cli.py"]),
+    "runtime/memory": ([UNIT + "memory.py"], []),
+    "runtime/precision": ([UNIT + "precision.py"], []),
+    "runtime/progress": ([UNIT + "progress.py"], []),
+    "pipeline/steering": ([UNIT + "steering.py"], []),
+    "pipeline/denoiser": ([UNIT + "denoiser.py", UNIT + "models.py"], [PIPELINE + "work.py"]),
+    "engine/engine": ([PIPELINE + "engine.py"], [PIPELINE + "cli.py"]),
 }
 OPERATORS = [  # one change of each kind: a second of the same place tells nothing new
     *(f"core/ReplaceBinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul")),

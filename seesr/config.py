@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEESR_"
+WEIGHTS_SCRIPT = {"SEESR_CACHE", "SEESR_GITHUB"}  # of ./scripts/weights, which reads them itself
 SECRET = {"api_keys", "metrics_token", "redis"}  # no message shows their values
 REDIS_URL = "redis://[:password@]host:port/db, with special characters of the password percent-encoded"
 
@@ -151,7 +152,7 @@ class Configuration(BaseSettings):
         """
         known = {variable(name) for name in cls.model_fields}
         for name in sorted(os.environ):
-            if name.startswith(PREFIX) and name not in known:
+            if name.startswith(PREFIX) and name not in known | WEIGHTS_SCRIPT:
                 raise ValueError(f"{name} is not a known variable; the variables are {', '.join(sorted(known))}")
         try:
             return cls()

@@ -1,32 +1,32 @@
-"""What a fleet promises, measured on this machine: it starts and ends all servers itself.
+"""Measures a fleet's guarantees on this machine; starts and stops all of its servers.
 
     python -m lab.fleet kill --json results/fleet/kill.json
     python -m lab.fleet all --json results/fleet            every one, a file each
 
-kill      200 jobs, a worker and then Redis killed midway: none lost, none visible twice
-load      2,000 jobs of 20 ms through two gateways and four workers: jobs a second, the gateway's slowest answers
-lease     a job of five leases, and SIGTERM within it: one run
-child     the computing child killed: the next job is served; a job cancelled: the same child goes on
-poison    a picture that kills its worker's child: failed after three runs, another runs between
-priority  100 jobs of low priority, then an urgent one: it is next
-freeze    Redis stopped: 503 within five seconds, and all well after; Redis full: refused, nothing evicted
-drain     six warm restarts under load: one run each
-lost      a message lost between two commands of the broker: found and published again
+kill      200 jobs; a worker, then Redis is killed: no job is lost, none has two results
+load      2,000 jobs of 20 ms through two gateways and four workers: jobs a second and the gateway's slowest answers
+lease     a job that takes five times SEESR_LEASE, and one whose worker gets SIGTERM: one run each
+child     the process that computes is killed: the next job is served; a job is canceled: the same process continues
+poison    an image that kills the process that computes it: it fails after three runs, others run
+priority  100 jobs of low priority, then an urgent one: it runs next
+freeze    Redis does not respond: 503 within five seconds; Redis is full: new jobs are rejected, nothing is evicted
+drain     six clean restarts of workers under load: every job runs once
+lost      a message is lost between two commands of the broker: its job is found and published again
 
-Those of lab.fleet.faults also ask /live all the time, and wait until every record and file has expired:
+The experiments of lab.fleet.faults also call /live all the time, and wait until every record and file has expired:
 
-readonly  Redis demoted to a replica for some seconds
-hang      the object store stopped for some seconds, while callers go on
-tail      Redis killed, and the last writes of its append-only file lost
-upgrade   workers and a gateway of a new version beside the old ones, which are stopped one after the other
-chaos     workers, a gateway and Redis killed; Redis stopped; a record lost; uploads, batches, cancellations
+readonly  Redis is a read-only replica for some seconds
+hang      the object store does not respond for some seconds while clients send
+tail      Redis is killed and loses the last writes of its append-only file
+upgrade   workers and a gateway of a new version start, and the old ones stop one after the other
+chaos     workers, a gateway and Redis are killed, Redis hangs, a record is lost; with uploads, batches, cancellations
 
-lost, misreported  jobs that were taken and did not end; that failed, or whose result is not what was sent
+lost, misreported  jobs that were accepted and did not end; that failed, or whose result is not the image that was sent
 mixed              runs of a job by a worker of another version
-left               places that name a job or a file after all has expired
-live_ms            how long /live of a gateway took, asked 20 times a second
+left               places that name a job or a file after everything has expired
+live_ms            time of a gateway's /live, called 20 times a second
 
-All with the echo engine (lab.fleet.echo), which sleeps instead of computing.
+All use the echo engine (lab.fleet.echo), which sleeps instead of computing.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from seesr.networks.weights import CannotServe
 LEAST_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
 WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
 HOST = 2 * 10**9  # bytes of the process itself
-RESULTS = Path(__file__).resolve().parents[2] / "results/bench"
 log = logging.getLogger(__name__)
 
 
@@ -66,9 +65,11 @@ def check(machine: Machine, kind: str, size: int) -> None:
     need = size + WORK
     if machine.capability is None:
         if kind != "pocket" and not machine.chosen:
-            raise CannotServe(f"no GPU is visible; set SEESR_DEVICE=cpu to run on the CPU{expected()}")
+            raise CannotServe(
+                "no GPU is visible; set SEESR_DEVICE=cpu to run on the CPU, which takes minutes for an image"
+            )
         if kind != "pocket":
-            log.warning("on the CPU an image takes minutes%s", expected())
+            log.warning("on the CPU an image takes minutes")
         if machine.host < 2 * size + HOST:  # single precision
             message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the CPU"
             raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
@@ -79,15 +80,6 @@ def check(machine: Machine, kind: str, size: int) -> None:
     if machine.free is not None and machine.free < need:
         message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
         raise CannotServe(f"{message}: stop other programs on it, or use a GPU with more memory")
-
-
-def expected() -> str:
-    """The measured time on a processor, for messages; empty if the results are not installed."""
-    for path in sorted(RESULTS.glob("cpu-*.jsonl")):
-        for row in map(json.loads, path.read_text().splitlines()):
-            if row["weights"] != "pocket":
-                return f" ({row['seconds_total']:.0f} s for {row['size']} x {row['size']} pixels on {row['device']})"
-    return ""
 
 
 def require(bundle: Path, device: str | None) -> None:

@@ -276,9 +276,9 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         tag="Description", summary="Settings, presets and limits.", answers={200: {JSON: responses.Description}}
     ),
     show_openapi: Operation(
-        tag="Description", summary="This document.", answers={200: {JSON: {"type": "object"}}}
+        tag="Description", summary="The OpenAPI document of this server.", answers={200: {JSON: {"type": "object"}}}
     ),
-    show_docs: Operation(tag="Description", summary="This document as a page.", answers={200: {HTML: WORDS}}),
+    show_docs: Operation(tag="Description", summary="The OpenAPI document as a page.", answers={200: {HTML: WORDS}}),
     pages.page: Operation(tag="Page", summary="The web page.", answers={200: {HTML: WORDS}}),
     pages.asset: Operation(
         tag="Page", summary="A file of the web page.",

@@ -312,7 +312,7 @@ def test_a_machine_that_can_is_not(caplog: pytest.LogCaptureFixture) -> None:
     preflight.check(Machine("T4", (7, 5), 15 * 10**9, 16 * 10**9, False), "full", FULL)
     assert not caplog.records
     preflight.check(Machine("cpu", None, None, 64 * 10**9, True), "full", FULL)
-    assert re.search(r"on the CPU an image takes minutes \(\d+ s for 512 x 512 pixels", caplog.text)
+    assert "on the CPU an image takes minutes" in caplog.text
 
 
 def test_the_command_line_says_so_with_its_own_code(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from seesr.config import Configuration, variable
+from scripts.cog_server import ROOT
+from seesr.config import WEIGHTS_SCRIPT, Configuration, variable
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,15 @@ def test_variables_are_typed_and_empty_ones_are_unset(monkeypatch: pytest.Monkey
         None,
     )
     assert configuration.log_format == "json" and variable("log_format") == "LOG_FORMAT"
+
+
+def test_the_variables_of_the_weights_script_may_stay_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WEIGHTS_SCRIPT:
+        monkeypatch.setenv(name, "value")
+    assert Configuration.read().weights is None
+    sources = "".join(path.read_text() for path in (ROOT / "seesr").rglob("*.py"))
+    read = re.findall(r'environ(?:\.get\(|\[)"(SEESR_\w+)"(?!\] =)', sources)
+    assert set(read) == WEIGHTS_SCRIPT  # all others are fields of Configuration
 
 
 def test_every_variable_says_what_it_does() -> None:
