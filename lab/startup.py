@@ -26,15 +26,15 @@ LOAD = f"from seesr import Engine; Engine.load(__import__('pathlib').Path({str(w
 COMMANDS = {  # what a user does: as it was and as it is; None: it did not exist
     "`import torch` alone": (["-c", "import torch"],) * 2,
     "`import seesr`": (["-c", "import seesr"],) * 2,
-    "`seesr --help`": (["-m", "seesr.cli", "--help"],) * 2,
-    "`seesr --version`": (None, ["-m", "seesr.cli", "--version"]),
+    "`seesr --help`": (["-m", "seesr.cli", "--help"], ["-m", "seesr", "--help"]),
+    "`seesr --version`": (None, ["-m", "seesr", "--version"]),
     "`seesr missing.jpg`": (
         ["-m", "seesr.cli", "upscale", "missing.jpg", "--out", "out"],
-        ["-m", "seesr.cli", "missing.jpg"],
+        ["-m", "seesr", "missing.jpg"],
     ),
-    "`seesr photo.png --dry-run`": (None, ["-m", "seesr.cli", "photo.png", "--dry-run"]),
-    "`seesr info`": (["-m", "seesr.cli", "info"],) * 2,
-    "`seesr doctor`": (["-m", "seesr.cli", "doctor"],) * 2,
+    "`seesr photo.png --dry-run`": (None, ["-m", "seesr", "photo.png", "--dry-run"]),
+    "`seesr info`": (["-m", "seesr.cli", "info"], ["-m", "seesr", "info"]),
+    "`seesr doctor`": (["-m", "seesr.cli", "doctor"], ["-m", "seesr", "doctor"]),
     "`Engine.load()`, pocket weights": (["-c", LOAD],) * 2,
 }
 

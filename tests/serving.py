@@ -42,7 +42,7 @@ class Serving:
 
     def __enter__(self) -> Serving:
         self.folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "seesr.cli", "serve", "--port", "0", "--bundle", str(weights.POCKET)]
+        command = [sys.executable, "-m", "seesr", "serve", "--port", "0", "--bundle", str(weights.POCKET)]
         command += ["--device", "cpu", *self.arguments]
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(

@@ -101,15 +101,13 @@ class Fleet:
     def start_gateway(self, name: str = "gateway", **environment: str) -> str:
         port = free_port()
         address, data = f"http://127.0.0.1:{port}", str(self.folder / name)
-        self.spawn(
-            name, sys.executable, "-m", "seesr.cli", "serve", "--port", str(port), SEESR_DATA=data, **environment
-        )
+        self.spawn(name, sys.executable, "-m", "seesr", "serve", "--port", str(port), SEESR_DATA=data, **environment)
         self.until(lambda: httpx.get(f"{address}/live").status_code == 200, 30)
         self.addresses[name] = address
         return address
 
     def start_worker(self, name: str, wait: bool = True, **environment: str) -> None:
-        command = ["-m", "seesr.cli", "worker"] if self.worker == "seesr worker" else ["-m", self.worker]
+        command = ["-m", "seesr", "worker"] if self.worker == "seesr worker" else ["-m", self.worker]
         more = {"SEESR_DATA": str(self.folder / name), "SEESR_WORKER_NAME": f"{name}@here", **environment}
         self.spawn(name, sys.executable, *command, **more)
         if wait:

@@ -66,7 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
-        server = EchoServer(Path(data), module=("seesr.cli", "serve"), SEESR_DEVICE="cpu", SEESR_API_KEYS="")
+        server = EchoServer(Path(data), module=("seesr", "serve"), SEESR_DEVICE="cpu", SEESR_API_KEYS="")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
             page = browser.new_context(locale=args.language, bypass_csp=True).new_page()

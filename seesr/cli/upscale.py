@@ -192,9 +192,9 @@ class Run:
     def forecast(self, bundle: Bundle | None, device: str | None, path: Path) -> int:
         """Prints the planned tasks with what they should take. Returns the exit code.
 
-        Without rates of this machine the times are rough, and torch is not loaded.
+        Torch is not loaded. Without rates of this machine the times are rough.
         """
-        whole, quote = 0.0, quotes_of(bundle, device, path)
+        whole, quote = 0.0, quotes_of(bundle, device)
         for task in self.tasks:
             if task.error:
                 continue
@@ -230,15 +230,15 @@ class Run:
         return 1 if failures else 0
 
 
-def quotes_of(bundle: Bundle | None, device: str | None, path: Path) -> Callable[..., Quote] | None:
-    """Gives quotes for (settings, size of an input); None: this machine has no rates of the bundle."""
-    from seesr.engine.rates import user_folder
+def quotes_of(bundle: Bundle | None, device: str | None) -> Callable[..., Quote | None] | None:
+    """Gives quotes for (settings, size of an input); None: no image was measured, and no configuration is loaded."""
+    from seesr.engine.rates import kept_files
 
-    if bundle is None or not any(user_folder().glob(f"{bundle.digest[:12]}-*.json")):
+    if bundle is None or not kept_files(bundle.digest):
         return None
     from seesr.engine.quote import quote_unloaded
 
-    return functools.partial(quote_unloaded, path, device)
+    return functools.partial(quote_unloaded, bundle.digest, device)
 
 
 def estimate(task: Task, settings: Settings, bundle: Bundle | None, device: str | None) -> float:

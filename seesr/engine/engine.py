@@ -24,6 +24,7 @@ from seesr.images.content_credentials import Signer
 from seesr.images.mask import read_mask
 from seesr.images.source import Source, is_file, is_many, load_source, read_bytes
 from seesr.networks import hardware, weights
+from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output
 from seesr.pipeline.upscaler import Upscaler
 from seesr.pipeline.work import count, plan, shown_megapixels, terms
@@ -113,14 +114,14 @@ class Engine:
             cache=configuration.cache_mb * 10**6,
         )
         loaded = time.perf_counter()
-        networks = upscaler.networks
+        networks, outline = upscaler.networks, outline_of(upscaler.networks)
         name, threads = hardware.name(networks.device), torch.get_num_threads()
         self.rates = Rates(rates_file(self.rates_folder, networks.bundle.digest, name, threads))
-        self.rates.begin(hardware.peak_memory(networks.device))
+        self.rates.begin(hardware.peak_memory(networks.device), outline)
         first = upscaler.warm_up()
-        planned = plan(networks, first.settings, first.source.size)
-        self.speed.learn(count(networks, first.settings, first.source.size), first.metrics["seconds"])
-        self.rates.warm(terms(networks, first.settings, first.source.size, planned), first.metrics["seconds"])
+        planned = plan(outline, first.settings, first.source.size)
+        self.speed.learn(count(outline, first.settings, first.source.size), first.metrics["seconds"])
+        self.rates.warm(terms(outline, first.settings, first.source.size, planned), first.metrics["seconds"])
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded; run ./scripts/weights for full quality")
@@ -210,7 +211,8 @@ class Engine:
         image = load_source(source, settings.output_size)
         size = image.image_data.size
         shape = None if mask is None else read_mask(mask, size)
-        work = count(networks, settings, size, shape)
+        outline = outline_of(networks)
+        work = count(outline, settings, size, shape)
         progress.forecast = Forecast(self.speed, work)
         progress.finish()
         read = time.perf_counter()
@@ -231,7 +233,7 @@ class Engine:
         width, height = settings.output_size(*size)
         self.rates.learn(
             Measured(
-                terms=terms(networks, settings, size, plan(networks, settings, size, shape), shape is not None),
+                terms=terms(outline, settings, size, plan(outline, settings, size, shape), shape is not None),
                 seconds=kept,
                 quoted=None if mask is not None or len(kept) < len(seconds) else quote.seconds,
                 suffix=settings.suffix,
@@ -271,7 +273,7 @@ class Engine:
         return self._quote(upscaler, settings or Settings(), size_of(source))
 
     def _quote(self, upscaler: Upscaler, settings: Settings, size: tuple[int, int]) -> Quote:
-        quote = make_quote(upscaler.networks, self.rates, settings, size, self.configuration.price_per_hour)
+        quote = make_quote(outline_of(upscaler.networks), self.rates, settings, size, self.configuration.price_per_hour)
         held = hardware.peak_memory(upscaler.networks.device)
         peak = {name: max(value, held.get(name, 0)) for name, value in quote.peak_memory_mb.items()}
         return dataclasses.replace(quote, peak_memory_mb=peak)
@@ -285,7 +287,7 @@ class Engine:
         """
         if self.upscaler is None:
             raise RuntimeError("the engine is unloaded: call Engine.reload() first")
-        return count(self.upscaler.networks, settings, size)
+        return count(outline_of(self.upscaler.networks), settings, size)
 
     def expected(self, settings: Settings, size: tuple[int, int]) -> float:
         """Seconds that an image of `size` = (width, height) should take, by the images of this process so far.

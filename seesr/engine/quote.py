@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import torch
 from PIL import Image
 
 from seesr.config import Configuration
-from seesr.engine.rates import Quote, Rates, rates_file, user_folder
+from seesr.engine.rates import Quote, Rates, latest_rates
 from seesr.images.image_data import ImageData
 from seesr.images.read import open_header
 from seesr.images.source import LoadedImage, Source, read_bytes
-from seesr.networks import hardware, models
-from seesr.pipeline.work import plan, shown_megapixels, terms
-from seesr.runtime import precision
+from seesr.pipeline.work import Outline, plan, shown_megapixels, terms
 from seesr.settings import Settings
 
 
 def make_quote(
-    networks: models.Models, rates: Rates, settings: Settings, size: tuple[int, int], price_per_hour: float | None
+    outline: Outline, rates: Rates, settings: Settings, size: tuple[int, int], price_per_hour: float | None
 ) -> Quote:
     """The quote for an image of `size` = (width, height). A mask is counted as white.
 
     Raises:
         ValueError: the output would be too large; one line.
     """
-    planned = plan(networks, settings, size)
-    seconds = rates.seconds(terms(networks, settings, size, planned))
+    planned = plan(outline, settings, size)
+    seconds = rates.seconds(terms(outline, settings, size, planned))
     area = planned.output[0] * planned.output[1] / 1e6
     return Quote(
         output_size="x".join(map(str, planned.output)),
@@ -57,15 +52,21 @@ def size_of(source: Source | LoadedImage) -> tuple[int, int]:
     return open_header(read_bytes(source)).size
 
 
-def quote_unloaded(bundle: Path, device: str | None, settings: Settings, size: tuple[int, int]) -> Quote:
-    """The quote for an image on this machine, without loading the weights.
+def quote_unloaded(digest: str, device: str | None, settings: Settings, size: tuple[int, int]) -> Quote | None:
+    """The quote for an image on this machine, without torch and the weights.
+
+    Args:
+        digest: of the bundle.
+        device: "cpu" or "cuda"; None: the one that was used last.
+
+    Returns:
+        None: the user has upscaled no image with this bundle on such a device.
 
     Raises:
-        WeightsError: there is no bundle.
-        ValueError: the device is not there, or the output would be too large.
+        ValueError: the output would be too large.
     """
     configuration = Configuration.read()
-    target = hardware.usable(device or configuration.device)
-    networks = models.outline(bundle, target, precision.working_dtype(target))
-    rates = Rates(rates_file(user_folder(), networks.bundle.digest, hardware.name(target), torch.get_num_threads()))
-    return make_quote(networks, rates, settings, size, configuration.price_per_hour)
+    rates = latest_rates(digest, device or configuration.device)
+    if rates is None or rates.outline is None:
+        return None
+    return make_quote(rates.outline, rates, settings, size, configuration.price_per_hour)

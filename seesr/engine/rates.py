@@ -11,12 +11,10 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from seesr.images import write
-
-if TYPE_CHECKING:
-    from seesr.pipeline.work import Term
+from seesr.pipeline.work import Outline, Term
 
 LATEST = 50  # images whose errors are kept
 ENOUGH = 3  # images without which no deadline is refused
@@ -131,6 +129,7 @@ class Rates:
         images: number of images that were measured, at least their denoiser.
         memory: by "host" and "device": MB that the process holds without an image, and MB for each megapixel of output.
         errors: actual over quoted seconds of the latest images.
+        outline: of the bundle on this device; None: not known.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -138,6 +137,7 @@ class Rates:
         self.images, self.lines = 0, Lines()
         self.memory: dict[str, tuple[float, float]] = {}
         self.errors: collections.deque[float] = collections.deque(maxlen=LATEST)
+        self.outline: Outline | None = None
         if path is not None and path.exists():
             try:
                 self.restore(json.loads(path.read_text()))
@@ -149,12 +149,16 @@ class Rates:
         lines = Lines(state["lines"])
         memory = {name: (float(base), float(each)) for name, (base, each) in state["memory"].items()}
         errors, images = [float(error) for error in state["errors"]], int(state["images"])
+        if "outline" in state:
+            outline = Outline(**state["outline"])
+            self.outline = outline._replace(sides=tuple(outline.sides))
         self.lines, self.memory, self.images = lines, memory, images
         self.errors.extend(errors)
 
-    def begin(self, peak: Mapping[str, int]) -> None:
-        """Notes the memory that the process had held before its first image, MB."""
+    def begin(self, peak: Mapping[str, int], outline: Outline) -> None:
+        """Notes the loaded bundle, and the memory that the process had held before its first image, MB."""
         with self.lock:
+            self.outline = outline
             for name, value in peak.items():
                 self.memory[name] = float(value), self.memory.get(name, (0.0, 0.0))[1]
 
@@ -224,10 +228,13 @@ class Rates:
             with self.lock:
                 errors = [round(error, 4) for error in self.errors]
                 lines, memory = self.lines.sums, self.memory
-                state = json.dumps({"images": self.images, "lines": lines, "memory": memory, "errors": errors})
+                state = {"images": self.images, "lines": lines, "memory": memory, "errors": errors}
+                if self.outline is not None:
+                    state["outline"] = self.outline._asdict()
+                text = json.dumps(state)
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                write.save(state.encode(), self.path)
+                write.save(text.encode(), self.path)
             except (OSError, RuntimeError) as error:
                 log.warning("the rates of this machine are not kept: %s", error)
 
@@ -241,6 +248,24 @@ def rates_file(folder: Path, digest: str, device: str, threads: int) -> Path:
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", device)
     return folder / f"{digest[:12]}-{name}{f'-{threads}' if device == 'cpu' else ''}.json"
+
+
+def kept_files(digest: str) -> list[Path]:
+    """The files of a user's rates of a bundle, one a device."""
+    return list(user_folder().glob(f"{digest[:12]}-*.json"))
+
+
+def latest_rates(digest: str, device: str | None) -> Rates | None:
+    """The user's rates of a bundle that were changed last; None: there are none of such a device.
+
+    Args:
+        digest: of the bundle.
+        device: "cpu" or "cuda", perhaps with a number; None: any.
+    """
+    files = kept_files(digest)
+    if device is not None:
+        files = [path for path in files if device.startswith("cpu") == (path.name.split("-")[1] == "cpu")]
+    return Rates(max(files, key=lambda path: path.stat().st_mtime)) if files else None
 
 
 def user_folder() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,20 +77,6 @@ def load(path: Path, device: torch.device, dtype: torch.dtype) -> Models:
         device=device,
         dtype=dtype,
     )
-
-
-def outline(path: Path, device: torch.device, dtype: torch.dtype) -> Models:
-    """The shapes of a bundle's UNet and autoencoder without their weights, to plan images. It computes nothing.
-
-    Raises:
-        WeightsError: there is no bundle.
-    """
-    bundle, nothing = weights.read_manifest(path), cast(Any, None)
-    kind = json.loads((path / "vae/config.json").read_text())["_class_name"]
-    with torch.device("meta"), Uninitialised():
-        unet = UNet2DConditionModel(**read_config(path / "unet"))
-        vae = VAES[kind](**read_config(path / "vae")).to(dtype)
-    return Models(bundle, unet, nothing, vae, nothing, nothing, nothing, nothing, device, dtype)
 
 
 class Uninitialised(TorchFunctionMode):

@@ -15,10 +15,11 @@ from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.pipeline.stages import Tiles
+from seesr.runtime.blending import Run, blend, window
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
-from seesr.runtime.tiling import Place, Run, Tile, blend, grid, window
+from seesr.runtime.tiling import Place, Tile, grid
 
 FEATURE_BYTES = 2**28  # of cached conditioning features; more where there is more memory
 BATCHES_AHEAD = 1  # batches queued on a GPU behind the running one

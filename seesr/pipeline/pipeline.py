@@ -32,12 +32,13 @@ from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.pipeline import postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
+from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output, record
 from seesr.pipeline.shared_tiles import SharedTiles, encode_context
 from seesr.pipeline.stages import JobStages, Scope, StageCache
 from seesr.pipeline.tagging import tag, to_floats
-from seesr.pipeline.tile_skipping import bounds, covered, needed, visible_part
-from seesr.pipeline.work import padding, tile_sides
+from seesr.pipeline.tile_skipping import bounds, needed, visible_part
+from seesr.runtime.blending import covered
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import Progress
 from seesr.runtime.tile_batches import TilePool
@@ -67,9 +68,9 @@ class UpscaleRun:
         self.share: SharedTiles | None = None
         self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
-        steps = settings.num_inference_steps
-        self.steps = networks.bundle.defaults.num_inference_steps if steps is None else steps
-        self.sides = tile_sides(networks, settings)
+        self.outline, steps = outline_of(networks), settings.num_inference_steps
+        self.steps = self.outline.steps if steps is None else steps
+        self.sides = self.outline.tile_sides(settings)
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*image.size)
         self.scale = self.size[0] / image.size[0]
@@ -95,7 +96,7 @@ class UpscaleRun:
             conditioning = self.enlarge()
         with self.timed("encode"):
             z_size = conditioning.shape[0] // self.factor, conditioning.shape[1] // self.factor
-            if autoencoder.is_local(self.networks.vae):
+            if self.outline.halo is not None:
                 self.part = visible_part(self.settings, self.scale, self.factor, z_size)
             denoiser = self.denoiser(conditioning, text_tokens, image_tokens, z_size)
             first = (denoiser.needed or [denoiser.tiles])[0]
@@ -192,7 +193,7 @@ class UpscaleRun:
     def enlarge(self) -> Tensor:
         """The upscaled image, mirrored to at least a tile, or less where it is thin: [H', W', 3], on the device."""
         networks = self.networks
-        padded = pad(resize(self.source.visible, self.size), *padding(networks, self.sides, self.size))
+        padded = pad(resize(self.source.visible, self.size), *self.outline.padding(self.sides, self.size))
         self.bicubic = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
@@ -270,7 +271,7 @@ class UpscaleRun:
             finished=self.stages.tiles(),
             share=self.share,
             needed=needed(
-                self.networks.vae, self.settings, self.steps, self.mask, tiles, self.size, padded_size, self.scale
+                self.outline.halo, self.settings, self.steps, self.mask, tiles, self.size, padded_size, self.scale
             ),
         )
 

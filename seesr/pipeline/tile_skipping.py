@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from seesr.images import color
 from seesr.images.mask import Grey, at_size
 from seesr.runtime.tiling import Tile
 from seesr.settings import Settings
-from seesr.vae import autoencoder
 
 
 def needed(
-    vae: Any,
+    halo: int | None,
     settings: Settings,
     steps: int,
     mask: Grey | None,
@@ -34,6 +30,7 @@ def needed(
     Only where pixels elsewhere stay what they would be: without layers, colors and particles that see the whole.
 
     Args:
+        halo: latent pixels around one that its image depends on; None: the autoencoder sees the whole image.
         size: (width, height) of the result.
         padded: (height, width) of the upscaled image with its mirrored border.
         scale: of the result.
@@ -42,7 +39,7 @@ def needed(
         return [[]] * steps
     region = settings.rectangle
     partial = mask is not None or region is not None
-    if not partial or settings.steered or settings.color_fix == "adain" or not autoencoder.is_local(vae):
+    if not partial or settings.steered or settings.color_fix == "adain" or halo is None:
         return []
     factor = padded[0] // max(tile.bottom for tile in tiles)
     whole = np.full(size[::-1], 255, np.uint8) if mask is None else at_size(mask, size)
@@ -52,7 +49,7 @@ def needed(
         inside, full = (slice(region.top, region.bottom), slice(region.left, region.right)), whole
         whole = np.zeros_like(full)
         whole[inside] = full[inside]
-    reach = autoencoder.halo(vae) + -(-pixel_reach(settings, scale) // factor)
+    reach = halo + -(-pixel_reach(settings, scale) // factor)
     return by_step(tiles, open_latent_pixels(whole, factor, reach), steps)
 
 
@@ -95,14 +92,6 @@ def by_step(tiles: Sequence[Tile], open_pixels: NDArray[np.bool_], steps: int) -
     for _ in range(steps - 1):
         schedule.insert(0, [tile for tile in tiles if any(overlap(tile, other) for other in schedule[0])])
     return schedule
-
-
-def covered(tiles: Sequence[Tile], z: Tensor) -> Tensor:
-    """Where a tile lies, bool, the shape of z [N, C, h, w]."""
-    mask = torch.zeros_like(z, dtype=torch.bool)
-    for tile in tiles:
-        tile.crop(mask).fill_(True)
-    return mask
 
 
 def overlap(a: Tile, b: Tile) -> bool:

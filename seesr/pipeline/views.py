@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seesr.images.image_data import ImageData, resize, to_uint8
-from seesr.runtime.tiling import window
+from seesr.runtime.blending import window
 from seesr.settings.view_specs import GAIN
 
 if TYPE_CHECKING:

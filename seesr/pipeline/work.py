@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from seesr.images.mask import Grey
-from seesr.networks.models import Models
 from seesr.pipeline.tile_skipping import bounds, needed, visible_part
-from seesr.runtime.memory import Budget
-from seesr.runtime.tiling import ATTENTION_AREA, Tile, grid, least_work
+from seesr.runtime.tiling import ATTENTION_AREA, Tile, attention_keys, grid, least_work
 from seesr.settings import Settings
-from seesr.vae import autoencoder
+
+ATTENTION_KEYS = 300_000  # at which the middle attention costs as much as all convolutions; results/counts.md
 
 
-def padding(networks: Models, sides: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
-    """(multiple, least) of the sides of the bicubic upscale that the networks see, pixels.
+class Outline(NamedTuple):
+    """What has to be known of a bundle's networks on a device to plan an image. Numbers alone: it is kept in a file.
 
-    Args:
-        sides: that the denoiser's tiles may have, latent pixels.
-        size: (width, height) of the output.
+    Attributes:
+        factor: pixels per latent pixel, each way.
+        levels: resolutions of the UNet.
+        tile: side of the latent square that the UNet was trained at.
+        steps: denoising steps by default.
+        sides: of the denoiser's tiles by default, latent pixels.
+        halo: latent pixels around one that its image depends on; None: the autoencoder sees the whole image.
+        encoder_side, decoder_side: of the largest part that a local autoencoder computes at once, latent pixels.
     """
-    multiple = networks.factor * 2 ** (len(networks.unet.config["block_out_channels"]) - 1)
-    tile = min(networks.tile, *sides) * networks.factor
-    thin = min(size) <= tile // 4 and max(size) > tile  # a whole tile would multiply its cost
-    return multiple, tile // 8 if thin else tile
 
+    factor: int
+    levels: int
+    tile: int
+    steps: int
+    sides: tuple[int, ...]
+    halo: int | None
+    encoder_side: int
+    decoder_side: int
 
-def tile_sides(networks: Models, settings: Settings) -> tuple[int, ...]:
-    """The sides that the denoiser's tiles may have, latent pixels."""
-    side = settings.latent_tiled_size
-    return networks.bundle.defaults.latent_tiled_size if side is None else (side,)
+    def padding(self, sides: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+        """(multiple, least) of the sides of the bicubic upscale that the networks see, pixels.
+
+        Args:
+            sides: that the denoiser's tiles may have, latent pixels.
+            size: (width, height) of the output.
+        """
+        tile = min(self.tile, *sides) * self.factor
+        thin = min(size) <= tile // 4 and max(size) > tile  # a whole tile would multiply its cost
+        return self.factor * 2 ** (self.levels - 1), tile // 8 if thin else tile
+
+    def tile_sides(self, settings: Settings) -> tuple[int, ...]:
+        """The sides that the denoiser's tiles may have, latent pixels."""
+        return self.sides if settings.latent_tiled_size is None else (settings.latent_tiled_size,)
 
 
 class Plan(NamedTuple):
@@ -57,18 +75,18 @@ class Plan(NamedTuple):
         return sum(map(len, self.steps))
 
 
-def plan(networks: Models, settings: Settings, size: tuple[int, int], mask: Grey | None = None) -> Plan:
+def plan(outline: Outline, settings: Settings, size: tuple[int, int], mask: Grey | None = None) -> Plan:
     """Plans an image, see `count` for the arguments and errors."""
-    output, factor = settings.output_size(*size), networks.factor
+    output, factor = settings.output_size(*size), outline.factor
     scale = output[0] / size[0]
-    steps, sides = settings.num_inference_steps, tile_sides(networks, settings)
-    steps = networks.bundle.defaults.num_inference_steps if steps is None else steps
-    multiple, least = padding(networks, sides, output)
+    steps, sides = settings.num_inference_steps, outline.tile_sides(settings)
+    steps = outline.steps if steps is None else steps
+    multiple, least = outline.padding(sides, output)
     width, height = (max(least, -(-side // multiple) * multiple) for side in output)
     latent = height // factor, width // factor
     tiles = grid(*latent, least_work(*latent, sides, settings.latent_tiled_overlap), settings.latent_tiled_overlap)
-    each = needed(networks.vae, settings, steps, mask, tiles, output, (height, width), scale) or [tiles] * steps
-    part = visible_part(settings, scale, factor, latent) if autoencoder.is_local(networks.vae) else None
+    each = needed(outline.halo, settings, steps, mask, tiles, output, (height, width), scale) or [tiles] * steps
+    part = visible_part(settings, scale, factor, latent) if outline.halo is not None else None
     seen = None if part is None else bounds([part, *each[0]])
     area = (tiles[0].bottom - tiles[0].top) * (tiles[0].right - tiles[0].left)
     return Plan(output, latent, each, area, part, seen)
@@ -81,7 +99,7 @@ def shown_megapixels(settings: Settings, output: tuple[int, int]) -> float:
     return sum(view.columns for view in settings.views.values()) * shown / 1e6
 
 
-def count(networks: Models, settings: Settings, size: tuple[int, int], mask: Grey | None = None) -> dict[str, float]:
+def count(outline: Outline, settings: Settings, size: tuple[int, int], mask: Grey | None = None) -> dict[str, float]:
     """Units of work of every stage of one image; the time of a stage is proportional to its units on one machine.
 
     read: megapixels of the input. tags, text: passes. enlarge, finish, file: megapixels of the output. encode, decode:
@@ -95,26 +113,24 @@ def count(networks: Models, settings: Settings, size: tuple[int, int], mask: Gre
     Raises:
         ValueError: the output would be too large, see Settings.output_size.
     """
-    return units(networks, settings, size, plan(networks, settings, size, mask), mask is not None)
+    return units(outline, settings, size, plan(outline, settings, size, mask), mask is not None)
 
 
 def units(
-    networks: Models, settings: Settings, size: tuple[int, int], planned: Plan, masked: bool = False
+    outline: Outline, settings: Settings, size: tuple[int, int], planned: Plan, masked: bool = False
 ) -> dict[str, float]:
     """The units of a planned image, see `count`."""
-    factor, area, output = networks.factor, planned.tile_area, planned.output
+    factor, area, output = outline.factor, planned.tile_area, planned.output
     passes = (2 if settings.cfg_scale > 1 else 1) * (settings.num_particles if settings.steered else 1)
-    vae: Any = networks.vae
-    budget = Budget.for_device(networks.device, max(tile_sides(networks, settings)) ** 2)
     changed = settings.fidelity > 0 or masked
     return {
         "read": size[0] * size[1] / 1e6,
         "tags": 1.0,
         "text": 2.0 if settings.cfg_scale > 1 else 1.0,
         "enlarge": output[0] * output[1] / 1e6,
-        "encode": autoencoder_work(vae, vae.encoder, planned.latent, planned.seen, budget) * factor**2 / 1e6,
+        "encode": autoencoder_work(outline, outline.encoder_side, planned.latent, planned.seen) * factor**2 / 1e6,
         "denoise": planned.tiles * passes * area * (1 + area / ATTENTION_AREA) / 1e6,
-        "decode": autoencoder_work(vae, vae.decoder, planned.latent, planned.part, budget) * factor**2 / 1e6,
+        "decode": autoencoder_work(outline, outline.decoder_side, planned.latent, planned.part) * factor**2 / 1e6,
         "finish": (2 if changed else 1) * output[0] * output[1] / 1e6,
         f"file:{settings.suffix}": shown_megapixels(settings, output),
     }
@@ -129,7 +145,7 @@ class Term(NamedTuple):
 
 
 def terms(
-    networks: Models, settings: Settings, size: tuple[int, int], planned: Plan, masked: bool = False
+    outline: Outline, settings: Settings, size: tuple[int, int], planned: Plan, masked: bool = False
 ) -> dict[str, Term]:
     """The units of a planned image for rates by line, by stage.
 
@@ -137,7 +153,7 @@ def terms(
     another rate, so that each area has its own line and all of them share one for areas that were not measured.
     """
     found = {name.partition(":")[0]: Term((name,), value) for name, value in units(
-        networks, settings, size, planned, masked
+        outline, settings, size, planned, masked
     ).items()}  # fmt: skip
     area, tiles = planned.tile_area, len(planned.steps[0])
     passes = planned.tiles * (2 if settings.cfg_scale > 1 else 1) * (settings.num_particles if settings.steered else 1)
@@ -146,9 +162,19 @@ def terms(
     return found
 
 
-def autoencoder_work(vae: Any, network: Any, size: tuple[int, int], part: Tile | None, budget: Budget) -> float:
-    """Latent pixels that half an autoencoder computes for `part` of `size` = (height, width); None: for all of it."""
-    if part is not None and autoencoder.is_local(vae):
-        window = part.grown(autoencoder.halo(vae), *size)
+def autoencoder_work(outline: Outline, side: int, size: tuple[int, int], part: Tile | None) -> float:
+    """Latent pixels that half an autoencoder computes, with the overlaps of tiles; attention adds what it costs.
+
+    Args:
+        side: of the largest part that is computed at once.
+        size: (height, width) of the latents.
+        part: what is needed of them; None: all.
+    """
+    halo = outline.halo
+    if halo is None:
+        return size[0] * size[1] * (1 + attention_keys(size) / ATTENTION_KEYS)
+    if part is not None:
+        window = part.grown(halo, *size)
         size = window.bottom - window.top, window.right - window.left
-    return autoencoder.work(vae, network, size, budget)
+    tiles = [Tile(0, 0, *size)] if max(size) <= side else grid(*size, side, 2 * halo)
+    return sum((tile.bottom - tile.top) * (tile.right - tile.left) for tile in tiles)

@@ -1,15 +1,15 @@
-"""Tile geometry for every network: evenly spread tiles of one shape, batched and blended."""
+"""Tile geometry for every network: evenly spread tiles of one shape, and the sizes of their batches."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # planning reads this module, and must not load torch
+    from torch import Tensor
 
 
 class Tile(NamedTuple):
@@ -40,10 +40,9 @@ class Tile(NamedTuple):
 
 BATCHES = (1, 4, 5, 8)
 ATTENTION_AREA = 15_600  # latent pixels at which attention costs the full networks as much as everything else
+PAIRS = 2**36  # query-key pairs in the middle attention: all up to 4096 x 4096 pixels; above, keys are subsampled
 PASS = 0.5  # what a forward pass costs beside its tiles, in tiles
 Place = tuple[int, Tile]  # (index of the image in a batch, tile)
-Run = Callable[[list[Place]], Tensor]  # a batch of places -> [places, C, h, w]
-Execute = Callable[[Run, list[list[Place]]], Iterable[Tensor]]  # the results of batches, in their order
 
 
 def offsets(size: int, tile: int, overlap: int) -> list[int]:
@@ -104,12 +103,6 @@ def cores(tiles: list[Tile]) -> list[Tile]:
     return parts
 
 
-def window(height: int, width: int) -> Tensor:
-    """Symmetric, smooth tile weights [height, width] (Hann, never zero), float32."""
-    rows, columns = (torch.sin(math.pi * (torch.arange(n) + 0.5) / n).square() for n in (height, width))
-    return rows[:, None] * columns[None, :]
-
-
 @functools.cache
 def batches(count: int, maximum: int) -> tuple[int, ...]:
     """Sizes of the batches that take `count` tiles in the least time, none above `maximum`.
@@ -128,40 +121,14 @@ def batches(count: int, maximum: int) -> tuple[int, ...]:
     return (*[sizes[-1]] * full, *best[-1][2])
 
 
-def blend(
-    fn: Run,
-    tiles: list[Tile],
-    shape: Sequence[int],
-    batch: int,
-    weight: Tensor,
-    finished: Callable[[int], object] = lambda count: None,
-    execute: Execute = map,
-) -> Tensor:
-    """Runs `fn` over batches of places and averages its results where tiles overlap.
+def stride(size: tuple[int, int]) -> int:
+    """Of the keys of an image of `size` = (height, width) latent pixels, each way."""
+    found, latent_pixels = 1, size[0] * size[1]
+    while latent_pixels * (size[0] // found) * (size[1] // found) > PAIRS:
+        found += 1
+    return found
 
-    Args:
-        fn: takes places, at most `batch`, and returns [places, C, h, w]. Their numbers are those of `batches`; a
-            last batch that is not full repeats its last place.
-        tiles: the tiles of one image, all of one shape.
-        shape: [N, C, H, W] of the whole.
-        weight: [h, w], relative weight of every latent pixel of a tile; see `window`.
-        finished: called after every batch with the number of places in it, without padding.
-        execute: runs `fn` over the batches, in any order, and gives the results in their order.
 
-    Returns:
-        [N, C, H, W] in float32.
-    """
-    count, _, height, width = shape
-    share = torch.zeros(height, width, dtype=torch.float32, device=weight.device)
-    for tile in tiles:
-        tile.crop(share).add_(weight)
-    places = [(n, tile) for n in range(count) for tile in tiles]
-    total = torch.zeros(tuple(shape), dtype=torch.float32, device=weight.device)
-    sizes = batches(len(places), batch)
-    groups = [places[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
-    padded = [[*group, *[group[-1]] * (size - len(group))] for size, group in zip(sizes, groups, strict=True)]
-    for group, results in zip(groups, execute(fn, padded), strict=True):
-        for (n, tile), result in zip(group, results, strict=False):
-            tile.crop(total[n]).add_(result.float() * (weight / tile.crop(share)))
-        finished(len(group))
-    return total
+def attention_keys(size: tuple[int, int]) -> int:
+    """Number of keys that each latent pixel of an image attends to."""
+    return (size[0] // stride(size)) * (size[1] // stride(size))

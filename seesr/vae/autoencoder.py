@@ -16,14 +16,12 @@ from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Tile, cores, grid
 from seesr.vae import row_strips
-from seesr.vae.global_layers import attention_keys
 from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk_tiles
 
 TILE = 96  # side of a tile with its halo, latent pixels
 TINY_ALIVE = 6  # activations of the widest layer that one pass of an AutoencoderTiny holds at once, at most
 HALO = 8  # latent pixels; values farther away have no measurable effect (docs/decisions/0005)
 TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
-ATTENTION_KEYS = 300_000  # at which the middle attention costs as much as all convolutions; results/counts.md
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
 
 
@@ -197,17 +195,6 @@ def tiny_side(network: nn.Module, amount: int) -> int:
     width = max(module.out_channels for module in convolutions)
     each = TINY_ALIVE * width * 4**doublings * convolutions[0].weight.element_size()
     return max(TILE, min(TILE_TINY, math.isqrt(amount // each)))
-
-
-def work(vae: Any, network: nn.Module, size: tuple[int, int], budget: Budget) -> float:
-    """Latent pixels that a pass over `size` computes, with the overlaps of tiles; attention adds what it costs."""
-    pixels = size[0] * size[1]
-    if not is_tiny(network):
-        return pixels * (1 + attention_keys(size) / ATTENTION_KEYS)
-    side = tiny_side(network, budget.whole.amount)
-    if max(size) <= side:
-        return pixels
-    return sum((t.bottom - t.top) * (t.right - t.left) for t in grid(*size, side, 2 * halo(vae)))
 
 
 def smaller(network: Any, size: tuple[int, int], amount: int) -> int:

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seesr.networks import hardware
-from seesr.runtime.tiling import Tile
+from seesr.runtime.tiling import Tile, stride
 
-PAIRS = 2**36  # query-key pairs in the middle attention: all up to 4096 x 4096 pixels; above, keys are subsampled
 TINY = 1e-12  # keeps the deviation of a flat part finite
 SMALL = 2**-8  # a power of two, so that nothing but the exponent changes
 WEIGHTS = 2**28  # attention weights computed at once
@@ -80,19 +79,6 @@ def moments_by_sums(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     mean = sums.view(groups, -1).sum(1) / count
     variance = norms.square().view(groups, -1).sum(1) / count - mean.square()
     return variance.clamp(min=0).float(), mean.float()
-
-
-def stride(size: tuple[int, int]) -> int:
-    """Of the keys of an image of `size` = (height, width) latent pixels, each way."""
-    found, latent_pixels = 1, size[0] * size[1]
-    while latent_pixels * (size[0] // found) * (size[1] // found) > PAIRS:
-        found += 1
-    return found
-
-
-def attention_keys(size: tuple[int, int]) -> int:
-    """Number of keys that each latent pixel of an image attends to."""
-    return (size[0] // stride(size)) * (size[1] // stride(size))
 
 
 class GlobalAttention:

@@ -217,7 +217,7 @@ def test_a_worker_of_another_version_takes_no_job_of_this_one(echo: Fleet, tmp_p
 @pytest.mark.long
 def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
     def fleet(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "seesr.cli", "fleet", *arguments]
+        command = [sys.executable, "-m", "seesr", "fleet", *arguments]
         return subprocess.run(command, env=echo.environment, capture_output=True, text=True, timeout=60)
 
     output = json.loads(fleet("status").stdout)
@@ -329,7 +329,7 @@ def test_celery_is_set_up_against_its_traps(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-m", "seesr.cli"]
+    command = [sys.executable, "-m", "seesr"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
     for arguments in (["worker"], ["fleet", "status"]):
         completed = subprocess.run([*command, *arguments], env=plain, capture_output=True, text=True)

@@ -66,7 +66,7 @@ def run(*arguments: object) -> int:
 
 
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "seesr.cli", *arguments]
+    command = [sys.executable, "-m", "seesr", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SEESR_DEVICE": "cpu", **options.pop("env", {})}
     return subprocess.run(command, capture_output=True, env=environment, timeout=100, **options)
 
@@ -491,7 +491,7 @@ def test_a_wheel_installs_and_works_outside_the_repository(tmp_path: Path) -> No
 def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
     for number in range(30):
         image(f"in/{number}.png", number)
-    command = [sys.executable, "-m", "seesr.cli", "in", "-o", "out", *QUICK, "--device", "cpu"]
+    command = [sys.executable, "-m", "seesr", "in", "-o", "out", *QUICK, "--device", "cpu"]
     running = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from PIL import Image
 from service import png
 
+from scripts.cog_server import ROOT
 from seesr import Engine, Settings, Upscaler, cli
+from seesr.engine.rates import Rates
 from seesr.images.image_data import ImageData
-from seesr.networks import models, weights
-from seesr.pipeline.work import count, plan
+from seesr.networks import weights
+from seesr.pipeline.outline import outline_of
+from seesr.pipeline.work import plan
 from seesr.runtime.progress import Deadline, DeadlineExceeded
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=16, scale_factor=2)
@@ -43,18 +48,19 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_plan_is_what_is_computed(pocket: Upscaler, changes: dict[str, Any], masked: bool) -> None:
     settings, mask = QUICK.replace(**changes), HALF if masked else None
-    planned = plan(pocket.networks, settings, (40, 30), mask)
+    planned = plan(outline_of(pocket.networks), settings, (40, 30), mask)
     metrics = pocket(ImageData(RGB), settings, mask=mask).metrics
     assert "x".join(map(str, planned.output)) == (metrics["output_size"] if not settings.region else "80x60")
     assert len(planned.steps) == metrics["steps"]
     assert len(planned.steps[-1]) == metrics["tiles"] - metrics["tiles_skipped"]
 
 
-def test_a_bundle_is_planned_without_its_weights(pocket: Upscaler, tiny_upscaler: Upscaler) -> None:
-    for upscaler in (pocket, tiny_upscaler):
-        outline = models.outline(upscaler.networks.bundle.path, torch.device("cpu"), torch.float32)
-        for settings in (Settings(), Settings(use_kds=True), Settings(region="0,0,64,64")):
-            assert count(outline, settings, (300, 200)) == count(upscaler.networks, settings, (300, 200))
+def test_an_outline_survives_its_file(pocket: Upscaler, tiny_upscaler: Upscaler, tmp_path: Path) -> None:
+    for number, upscaler in enumerate((pocket, tiny_upscaler)):
+        rates = Rates(tmp_path / str(number))
+        rates.begin({}, outline_of(upscaler.networks))
+        rates.save()
+        assert Rates(rates.path).outline == outline_of(upscaler.networks)
 
 
 def test_a_quote_needs_the_header_alone_and_becomes_right(engine: Engine, photo: Image.Image, tmp_path: Path) -> None:
@@ -114,6 +120,14 @@ def test_a_deadline_counts_from_the_call(engine: Engine, photo: Image.Image) -> 
     assert engine.run(png(photo), QUICK, deadline=Deadline(100, passed=10)).data
 
 
+def loaded_torch(arguments: list[str]) -> str:
+    """Whether a command in a process of its own loads torch."""
+    script = f"import sys; from seesr.cli import main; main({arguments!r}); print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.splitlines()[-1]
+
+
 def test_a_dry_run_quotes_what_this_machine_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], photo: Image.Image
 ) -> None:
@@ -125,8 +139,11 @@ def test_a_dry_run_quotes_what_this_machine_measured(
     assert "rough: no image was measured" in capsys.readouterr().out
     engine = Engine.load(weights.POCKET, "cpu")
     engine.run(photo, QUICK)
+    assert cli.main([*command, "--device", "cuda"]) == 0
+    assert "rough: no image was measured" in capsys.readouterr().out
     assert cli.main(command) == 0
     output = capsys.readouterr().out
+    assert loaded_torch(command) == "False"
     assert " tiles, " in output and "MB of memory" in output and "MB file" in output
     assert cli.main([*command, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)

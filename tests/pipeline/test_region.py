@@ -149,7 +149,7 @@ def tile_count(pocket: Upscaler, side: int, region: tuple[int, int, int, int]) -
     """Tiles of 64 latent pixels that a square output of `side` latent pixels has, and that a region needs."""
     tiles, pixels = grid(side, side, 64, 6), 4 * side
     settings = Settings(region=",".join(map(str, region)))
-    result = needed(pocket.networks.vae, settings, 1, None, tiles, (pixels, pixels), (pixels, pixels), 4.0)
+    result = needed(HALO_TINY, settings, 1, None, tiles, (pixels, pixels), (pixels, pixels), 4.0)
     return len(tiles), len(result[0])
 
 

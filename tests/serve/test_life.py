@@ -151,7 +151,7 @@ def test_a_server_without_keys_does_not_listen_on_other_addresses(tmp_path: Path
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "seesr.cli", "serve", "--host", "0.0.0.0", "--bundle", str(weights.POCKET)]
+    command = [sys.executable, "-m", "seesr", "serve", "--host", "0.0.0.0", "--bundle", str(weights.POCKET)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "set SEESR_API_KEYS" in done.stderr
 

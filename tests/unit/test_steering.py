@@ -17,8 +17,9 @@ from seesr.networks import weights
 from seesr.networks.schedule import NoiseSchedule
 from seesr.pipeline import sampling, steering
 from seesr.pipeline.steering import Ensemble, Steering, mean_shift
+from seesr.runtime.blending import blend, window
 from seesr.runtime.precision import NotFinite
-from seesr.runtime.tiling import Place, blend, grid, window
+from seesr.runtime.tiling import Place, grid
 
 SCHEDULER = NoiseSchedule({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
 DELTA = 0.3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seesr.runtime import tiling
+from seesr.runtime import blending, tiling
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 31, 40, 100, 257])
@@ -75,12 +75,12 @@ def test_a_side_that_the_overlap_leaves_no_room_for_is_not_chosen() -> None:
 def test_the_window_is_a_hann_window() -> None:
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (16, 24))
     expected = np.outer(rows, columns)
-    torch.testing.assert_close(tiling.window(16, 24), torch.from_numpy(expected).float())
+    torch.testing.assert_close(blending.window(16, 24), torch.from_numpy(expected).float())
     assert expected[8, 12] > 0.98 and expected[0, 0] < 1e-4
 
 
 def test_window_is_symmetric_and_positive() -> None:
-    weight = tiling.window(16, 24)
+    weight = blending.window(16, 24)
     torch.testing.assert_close(weight, weight.flip(0))
     torch.testing.assert_close(weight, weight.flip(1))
     assert (weight > 0).all()
@@ -95,7 +95,7 @@ def test_blending_the_identity_is_the_identity(batch: int) -> None:
         assert len(group) in tiling.BATCHES and len(group) <= batch
         return torch.stack([tile.crop(whole[n]) for n, tile in group])
 
-    blended = tiling.blend(identity, tiles, whole.shape, batch, tiling.window(16, 16))
+    blended = blending.blend(identity, tiles, whole.shape, batch, blending.window(16, 16))
     torch.testing.assert_close(blended, whole, atol=1e-6, rtol=1e-6)
 
 
@@ -104,12 +104,12 @@ def test_blending_does_not_depend_on_the_batch() -> None:
     values = {(n, tile): torch.randn(3, 16, 16) for n in range(2) for tile in tiles}
 
     def run(batch: int) -> torch.Tensor:
-        return tiling.blend(
+        return blending.blend(
             lambda group: torch.stack([values[place] for place in group]),
             tiles,
             (2, 3, 50, 70),
             batch,
-            tiling.window(16, 16),
+            blending.window(16, 16),
         )
 
     assert all(torch.equal(run(1), run(batch)) for batch in (2, 3, 8))

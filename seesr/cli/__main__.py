@@ -1,7 +1,0 @@
-"""`python -m seesr.cli`, the same as the command `seesr`."""
-
-import sys
-
-from seesr.cli import main
-
-sys.exit(main())
