@@ -30,7 +30,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client  # noqa: E402
 from mcp.client.streamable_http import streamable_http_client  # noqa: E402
 
 ECHO = ["-m", "lab.serve.echo"]
-REAL = ["-m", "seesr.cli"]
+REAL = ["-m", "seesr"]
 URI = "data:image/png;base64," + base64.b64encode(sharp()).decode()
 QUICK = {"num_inference_steps": 1, "seed": 1}
 Talk = Callable[[Any], Awaitable[None]]
