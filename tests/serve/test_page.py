@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from serving import ANN, QUICK, Serving, sharp
 
@@ -161,7 +161,7 @@ def test_choose_compare_download(page: Page, service: Serving, photo_file: Path)
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 100, steps=3)
     page.mouse.up()
     expect(handle).to_have_attribute("aria-valuenow", "25")
-    page.get_by_role("button", name="100 %").click()
+    page.get_by_role("button", name="100 %", exact=True).click()
     before, after = (view.locator(name).bounding_box() for name in (".before", ".after"))
     assert before and after and after["width"] == 256 and before == after, "both images stay on top of each other"
     view.press("+")
@@ -176,6 +176,42 @@ def test_choose_compare_download(page: Page, service: Serving, photo_file: Path)
     assert download.value.suggested_filename == "photo-x4.png"
     assert Path(download.value.path()).read_bytes() == service.upscale(photo_file.read_bytes()).content
     assert all(url.startswith((service.url, "blob:", "data:")) for url in requested)
+
+
+def test_a_lens_shows_both_images_at_100_percent(page: Page, photo_file: Path) -> None:
+    page.set_input_files("#files", photo_file)
+    view, lens = page.locator(".view"), page.locator(".lens")
+    expect(page.locator(".state")).to_contain_text("Done")
+    expect(lens).to_be_hidden()
+    view.focus()
+    page.keyboard.down("l")
+    expect(lens).to_be_visible()
+    lens_pixels = """() => {
+        const lens = document.querySelector('.lens'), after = document.querySelector('.after');
+        const canvas = new OffscreenCanvas(after.naturalWidth, after.naturalHeight), ink = canvas.getContext('2d');
+        ink.drawImage(after, 0, 0);
+        const half = lens.width / 2, size = 20;
+        const read = (context, x, y) => [...context.getImageData(x, y, size, size).data];
+        const middle = [canvas.width / 2, canvas.height / 2], glass = lens.getContext('2d');
+        const [left, right] = [0.5, 1.5].map((share) => read(glass, half * share, lens.height / 2));
+        return [right, read(ink, ...middle), left];
+    }"""
+    shown, result, original = page.evaluate(lens_pixels)
+    assert shown == result, "a pixel of the result is a pixel of the lens"
+    assert shown != original and abs(np.array(original) - result).mean() < 20, "the same place of the original"
+    left = lens.evaluate("lens => lens.style.left")
+    page.keyboard.press("ArrowRight")
+    assert lens.evaluate("lens => lens.style.left") != left
+    page.keyboard.up("l")
+    expect(lens).to_be_hidden()
+    button = page.get_by_role("button", name="Lens 100 %")
+    button.press("Enter")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    expect(lens).to_be_visible()
+    view.hover(position={"x": 200, "y": 60})
+    assert page.get_by_role("slider", name="Before and after").get_attribute("aria-valuenow") == "50"
+    button.click()
+    expect(lens).to_be_hidden()
 
 
 def test_the_sample_takes_one_click(page: Page) -> None:
@@ -290,6 +326,75 @@ def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving
 
 
 @pytest.mark.long
+def test_the_live_fidelity_of_a_piece_a_mask_and_transparency(page: Page, service: Serving, tmp_path: Path) -> None:
+    """Equal to the server's image away from the edges, where the server knows more pixels; nearly equal there."""
+    photo = pixels(sharp(64, 48)).copy()
+    photo[::3, 20:] //= 2
+    alpha = np.full((48, 64), 255, np.uint8)
+    alpha[:12, :20], alpha[12:14, :20] = 0, 120
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:38, 10:40] = 255
+    for name, image in (("photo", photo), ("clear", np.dstack([photo, alpha])), ("mask", mask)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+
+    def compare(data: bytes, edge: NDArray[np.bool_], form: dict[str, bytes], **query: object) -> None:
+        expect(page.locator(".state").first).to_contain_text("Done")
+        card = page.locator(".card").first
+        card.get_by_role("slider", name="Try detail or faithful").fill("0.6")
+        expect(card.locator(".live")).to_be_visible()
+        shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
+        answer = service.ask(
+            "POST", "/upscale", params={**QUICK, "fidelity": 0.6, **query}, files={"image": data, **form}
+        )
+        ours, theirs = (
+            np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")).astype(int)
+            for image in (Image.open(io.BytesIO(one)).convert("RGBA")
+                          for one in (base64.b64decode(shown.partition(",")[2]), answer.content))
+        )  # fmt: skip
+        wrong = abs(ours - theirs).max(2)
+        assert wrong[~edge].max() <= 1 and wrong.max() <= 6, (wrong[~edge].max(), wrong.max())
+        with page.expect_download() as download:
+            card.get_by_role("button", name="Save this").click()
+        assert Path(download.value.path()).read_bytes() == answer.content
+        expect(page.locator(".state").filter(has_text="Done")).to_have_count(2)
+        page.get_by_role("button", name="Remove finished").click()
+
+    def around(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Up to two pixels of the original from the area's edge, in pixels of the result."""
+        large = Image.fromarray(area).resize((256, 192))
+        return np.asarray(large.filter(ImageFilter.MaxFilter(17))) != np.asarray(
+            large.filter(ImageFilter.MinFilter(17))
+        )
+
+    data = (tmp_path / "clear.png").read_bytes()
+    page.set_input_files("#files", tmp_path / "clear.png")
+    compare(data, around((alpha > 3).astype(np.uint8) * 255), {})
+    data = (tmp_path / "photo.png").read_bytes()
+    page.set_input_files("#mask", tmp_path / "mask.png")
+    page.set_input_files("#files", tmp_path / "photo.png")
+    compare(data, around(mask), {"mask": (tmp_path / "mask.png").read_bytes()})
+
+
+@pytest.mark.long
+def test_why_there_is_no_live_fidelity(slow_page: Page) -> None:
+    slow_page.get_by_text("Advanced", exact=True).click()
+    reasons = slow_page.locator(".no-blend").first
+    large = io.BytesIO()
+    Image.new("RGB", (2100, 2100)).save(large, "PNG")
+    slow_page.fill("#size", "1")
+    slow_page.set_input_files("#files", names(1)[0] | {"buffer": large.getvalue()})
+    expect(reasons).to_contain_text("too large to blend")
+    slow_page.get_by_label("Average several samples").check()
+    slow_page.set_input_files("#files", names(1))
+    expect(reasons).to_contain_text("Only the server can blend")
+    slow_page.get_by_role("slider", name="Detail or faithful").first.fill("0.5")
+    slow_page.set_input_files("#files", names(1))
+    expect(reasons).to_contain_text("blended already")
+    slow_page.select_option("#language", "de")
+    expect(reasons).to_contain_text("schon gemischt")
+
+
+@pytest.mark.long
 def test_a_piece_has_the_pixels_of_the_whole(page: Page, service: Serving, photo_file: Path) -> None:
     page.get_by_label("Wait before upscaling").check()
     page.set_input_files("#files", photo_file)
@@ -308,6 +413,14 @@ def test_a_piece_has_the_pixels_of_the_whole(page: Page, service: Serving, photo
     whole = pixels(service.upscale(photo_file.read_bytes()).content)
     piece = pixels(Path(download.value.path()).read_bytes())
     assert np.array_equal(piece, whole[top : top + height, left : left + width])
+    page.get_by_role("slider", name="Try detail or faithful").fill("0.6")
+    expect(page.locator(".live")).to_be_visible()
+    shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
+    blended = pixels(service.upscale(photo_file.read_bytes(), fidelity=0.6).content)[
+        top : top + height, left : left + width
+    ]
+    wrong = abs(pixels(base64.b64decode(shown.partition(",")[2])).astype(int) - blended)
+    assert wrong[8:-8, 8:-8].max() <= 1 and wrong.max() <= 6
 
 
 @pytest.mark.long

@@ -697,6 +697,7 @@ async function toggle(entry) {
 
 function compare(entry, after) {
   const view = $(".view", entry.card), stage = $(".stage", view), before = $(".before", view), handle = $(".handle", view);
+  const lens = $(".lens", view), live = $(".live", view), magnify = $(".magnify", entry.card);
   const { settings } = entry.job, pair = entry.url && entry.size && settings.output_view === "image";
   const width = after.naturalWidth, height = after.naturalHeight, pixel = 1 / devicePixelRatio;
   for (const part of [before, handle, $(".left", view), $(".right", view)]) part.hidden = !pair;
@@ -731,7 +732,38 @@ function compare(entry, after) {
     handle.style.left = `${at}px`;
     handle.setAttribute("aria-valuenow", Math.round(100 * cut));
     $(".scale", entry.card).textContent = `${Math.round(100 * scale / pixel)} %`;
+    drawLens();
   }
+  // The lens shows both images side by side around one point, a pixel of the result for each pixel of the screen.
+  let held = false, point = null; // point: in the view; null: its center
+  function drawLens() {
+    lens.hidden = !held && magnify.getAttribute("aria-pressed") !== "true";
+    view.classList.toggle("lensed", !lens.hidden);
+    if (lens.hidden) return;
+    const [px, py] = point ?? [view.clientWidth / 2, view.clientHeight / 2];
+    const w = Math.min(480, view.clientWidth - 16), h = Math.min(240, view.clientHeight - 16);
+    lens.width = Math.round(w / pixel);
+    lens.height = Math.round(h / pixel);
+    Object.assign(lens.style, { width: `${w}px`, height: `${h}px`,
+      left: `${Math.min(view.clientWidth - w, Math.max(0, px - w / 2))}px`, top: `${Math.min(view.clientHeight - h, Math.max(0, py - h / 2))}px` });
+    const shown = [[live.hidden ? after : live, [0, 0, width, height]]];
+    if (box) shown.unshift([before, box]);
+    const part = Math.floor(lens.width / shown.length), context = lens.getContext("2d");
+    shown.forEach(([image, [left, top, w, h]], i) => {
+      context.save();
+      context.beginPath();
+      context.rect(i * part, 0, part - (i < shown.length - 1 ? 2 : 0), lens.height);
+      context.clip();
+      context.drawImage(image, i * part + Math.round(part / 2 - (px - x) / scale + left), Math.round(lens.height / 2 - (py - y) / scale + top), w, h);
+      context.restore();
+    });
+  }
+  function movePoint(to) {
+    point = [Math.min(view.clientWidth, Math.max(0, to[0])), Math.min(view.clientHeight, Math.max(0, to[1]))];
+    drawLens();
+  }
+  magnify.onclick = () => { magnify.setAttribute("aria-pressed", magnify.getAttribute("aria-pressed") !== "true"); drawLens(); };
+  before.onload = drawLens;
   function fitView() { fitted = true; scale = smallest(); draw(); }
   function zoom(next, px = view.clientWidth / 2, py = view.clientHeight / 2) {
     next = Math.min(16, Math.max(Math.min(smallest(), pixel), next)); // a small image may be shown at 100 %, below the view's size
@@ -750,23 +782,23 @@ function compare(entry, after) {
   view.onpointerdown = (event) => {
     points.set(event.pointerId, local(event));
     view.setPointerCapture(event.pointerId);
-    sliding = pair && points.size === 1 && (event.target === handle || fitted);
+    sliding = pair && points.size === 1 && (event.target === handle || (fitted && lens.hidden));
     if (sliding) slide(local(event)[0] / view.clientWidth);
     (event.target === handle ? handle : view).focus({ preventScroll: true });
     event.preventDefault();
   };
   view.onpointermove = (event) => {
-    const from = points.get(event.pointerId);
+    const from = points.get(event.pointerId), to = local(event);
+    if (!sliding) movePoint(to);
     if (!from) return;
-    const to = local(event);
     points.set(event.pointerId, to);
     if (points.size === 2) {
       const other = [...points].find(([id]) => id !== event.pointerId)[1], far = (a) => Math.hypot(a[0] - other[0], a[1] - other[1]);
       zoom(scale * far(to) / Math.max(1, far(from)), (to[0] + other[0]) / 2, (to[1] + other[1]) / 2);
     } else if (sliding) slide(to[0] / view.clientWidth);
-    else { x += to[0] - from[0]; y += to[1] - from[1]; draw(); }
+    else if (lens.hidden) { x += to[0] - from[0]; y += to[1] - from[1]; draw(); }
   };
-  view.onpointerup = view.onpointercancel = (event) => { points.delete(event.pointerId); };
+  view.onpointerup = view.onpointercancel = (event) => { points.delete(event.pointerId); sliding = false; };
   view.addEventListener("wheel", (event) => {
     if (fitted && event.deltaY > 0) return; // the page scrolls
     event.preventDefault();
@@ -776,6 +808,8 @@ function compare(entry, after) {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (event.target === handle && step) slide(cut + (step[0] - step[1]) * (event.shiftKey ? 0.1 : 0.01));
     else if (event.target === handle && ["Home", "End"].includes(event.key)) slide(event.key === "End" ? 1 : 0);
+    else if (step && !lens.hidden) { const [px, py] = point ?? [view.clientWidth / 2, view.clientHeight / 2]; movePoint([px + 20 * step[0], py + 20 * step[1]]); }
+    else if (event.key.toLowerCase() === "l" && !event.ctrlKey && !event.metaKey) { held = true; drawLens(); }
     else if (step && !fitted) { x -= 60 * step[0]; y -= 60 * step[1]; draw(); }
     else if ("+=".includes(event.key)) zoom(scale * 1.25);
     else if (event.key === "-") zoom(scale / 1.25);
@@ -785,6 +819,8 @@ function compare(entry, after) {
     else return;
     event.preventDefault();
   };
+  view.onkeyup = (event) => { if (event.key.toLowerCase() === "l") { held = false; drawLens(); } };
+  view.addEventListener("focusout", () => { held = false; drawLens(); });
   const buttons = { fit: fitView, full: () => zoom(pixel), in: () => zoom(scale * 1.25), out: () => zoom(scale / 1.25), screen };
   for (const [name, work] of Object.entries(buttons)) $(`.${name}`, entry.card).onclick = work;
   const select = $(".against select", entry.card);
@@ -795,7 +831,7 @@ function compare(entry, after) {
   }
   listOthers(entry);
   for (const other of entries.values()) if (other.opened && other !== entry) listOthers(other);
-  blendable(entry, after).catch((error) => console.error(error));
+  blendable(entry, after, drawLens).catch((error) => console.error(error));
   new ResizeObserver(() => { if (fitted) fitView(); else draw(); }).observe(view);
 }
 
@@ -814,25 +850,31 @@ function listOthers(entry) {
   $(".against", entry.card).hidden = !others.length || !entry.url;
 }
 
-// Offers the slider between the model's image and the bicubic upscale where this browser can compute it exactly.
-async function blendable(entry, after) {
+// Offers the slider between the model's image and the bicubic upscale, or says why not.
+async function blendable(entry, after, redraw) {
   const { settings } = entry.job, canvas = $(".live", entry.card), slider = $(".blend input", entry.card), keep = $(".keep", entry.card);
-  const plain = settings.fidelity === 0 && !settings.use_kds && !settings.region && !entry.masked && settings.output_view === "image";
-  if (!plain || !entry.url || !entry.size || after.naturalWidth * after.naturalHeight > LARGEST_BLEND) return;
+  if (settings.output_view !== "image") return;
+  const why = !entry.url || !entry.size || (entry.masked && !entry.mask) ? "blendOriginal" : settings.fidelity > 0 ? "blendDone"
+    : settings.use_kds && settings.num_particles > 1 ? "blendSamples" : after.naturalWidth * after.naturalHeight > LARGEST_BLEND ? "blendLarge" : null;
+  if (why) {
+    const reason = $(".no-blend", entry.card);
+    Object.assign(reason, { textContent: t(why), hidden: false }).dataset.t = why;
+    return;
+  }
+  const [left, top] = region(settings) ?? [0, 0];
   let blend = null;
   $(".blend", entry.card).hidden = false;
   slider.oninput = async () => {
     if (!blend) {
       blend = Promise.all([pixelsOf(entry.file), fetch(link(entry)).then((response) => response.blob()).then(pixelsOf)])
-        .then(([source, result]) => source.opaque ? new Blend(source, result) : null);
+        .then(([source, result]) => new Blend(source, result, entry.output, left, top));
     }
-    const ready = await blend;
-    if (!ready) return void ($(".blend", entry.card).hidden = true);
-    ready.draw(Number(slider.value), canvas);
+    (await blend).draw(Number(slider.value), canvas);
     canvas.hidden = slider.value === "0";
     keep.disabled = slider.value === "0";
+    redraw();
   };
-  keep.onclick = () => rerun(entry, { ...entry.values, seed: settings.seed, fidelity: Number(slider.value) }, { saves: true });
+  keep.onclick = () => rerun(entry, { ...entry.values, seed: settings.seed, fidelity: Number(slider.value) }, { saves: true, mask: entry.mask });
 }
 
 // Ways in
