@@ -231,7 +231,8 @@ def event(name: str, data: str, id: int | None = None) -> str:
 
 
 def event_stream(events: AsyncIterator[str]) -> Response:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx passes events on at once
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 async def all_events(request: Request) -> Response:

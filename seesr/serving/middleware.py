@@ -148,6 +148,7 @@ class Gate:
             for path in scope["state"].get("parts", ()):
                 path.unlink(missing_ok=True)
             fields = {"request": request_id, "method": scope["method"], "path": scope["path"], "status": status}
+            fields["client"] = (scope.get("client") or ("",))[0]
             probe = self.is_probe(scope)
             if not probe:
                 self.traffic.responses.labels(str(status)).inc()
