@@ -362,7 +362,9 @@ def signer_of(configuration: Configuration) -> Signer | None:
 
 def reused_stages(metrics: Metrics) -> set[str]:
     """The stages that were not computed whole, but with results of earlier runs."""
-    return {*metrics["reused"].split(", "), "denoise" if metrics["tiles_reused"] else ""}
+    reused = metrics["reused"].split(", ")
+    part = "denoise" if metrics["tiles_reused"] else ""
+    return {*reused, part, "decode" if "particles" in reused else ""}
 
 
 def computed(work: dict[str, float], metrics: Metrics) -> dict[str, float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from seesr.images.mask import Grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
-from seesr.pipeline import postprocess, prompt, sampling, steering
+from seesr.pipeline import confidence, postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
 from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output, record
@@ -74,6 +75,7 @@ class UpscaleRun:
         self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*image.size)
         self.scale = self.size[0] / image.size[0]
+        self.calibration = confidence.require(self.settings, self.steps, mask is not None, networks.bundle)
         self.part: Tile | None = None  # latent pixels that the region needs; None: all, or a global VAE
         self.stages = JobStages.of(cache or StageCache(), self.settings, image, networks.device)
         self.seconds: dict[str, float] = {}
@@ -106,14 +108,30 @@ class UpscaleRun:
         with self.timed("denoise"):
             z, spread, kds = self.cached("denoise", scope, lambda: self.denoise(denoiser, *self.start(posterior)))
         with self.timed("decode"):
-            restored = self.cached("decode", scope, lambda: self.decode(z))
+            restored = self.cached("decode", scope, lambda: self.decode(z[:1]))
+            apart = None
+            if self.calibration is not None:
+                apart = self.cached("particles", scope, lambda: self.compare(restored, z))
         with self.timed("finish"):
             image, trust = self.finish(restored, conditioning, spread)
+            disagreement = None if apart is None else confidence.disagreement(apart, image.rgb)
         shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
         metrics = self.metrics(image, denoiser) | trust | kds | shown
+        if self.calibration is not None and disagreement is not None:
+            trusted = float((disagreement < self.calibration.threshold).mean())
+            metrics["confidence"] = {**self.calibration.short(), "trusted": round(trusted, 4)}
         log.info("%s", {name: value for name, value in metrics.items() if name != "prompt_cut"})
         uncertainty, layout = postprocess.to_map(spread, self.factor, self.size), (denoiser.tiles, self.factor)
-        return Output(image, uncertainty, self.settings, cast(Metrics, metrics), self.source, layout)
+        return Output(
+            image,
+            uncertainty,
+            self.settings,
+            cast(Metrics, metrics),
+            self.source,
+            layout,
+            disagreement=disagreement,
+            calibration=self.calibration,
+        )
 
     def cached(self, stage: str, scope: Scope, compute: Callable[[], Any]) -> Any:
         """A stage's result, of an earlier run where one computed it; see `JobStages.result`."""
@@ -226,9 +244,9 @@ class UpscaleRun:
     def denoise(
         self, denoiser: Denoiser, start: Tensor, update: sampling.Update
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Latents at the first step [N, C, h, w] -> clean latents [1, C, h, w], spread [h, w], steering metrics.
+        """Latents at the first step [N, C, h, w] -> clean latents [N, C, h, w], spread [h, w], steering metrics.
 
-        Where no tile was needed the latents are those of the input.
+        The chosen particle is the first. Where no tile was needed the latents are those of the input.
         """
         settings, factor = self.settings, self.factor
         steps = sampling.schedule(self.networks.scheduler, self.steps)
@@ -240,10 +258,12 @@ class UpscaleRun:
         area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
         method = steering.Steering(bandwidth=settings.bandwidth)
         ensemble = steering.Ensemble(method, len(steps), len(start), area)
-        z, metrics = ensemble.winner(sampling.sample(denoiser, start, steps, update, ensemble))
+        particles = sampling.sample(denoiser, start, steps, update, ensemble)
+        chosen, metrics = ensemble.winner(particles)
         if not metrics["effective"]:
             log.warning("steering had no effect: it moved the particles by less than 1 % of their spread")
-        return z, ensemble.uncertainty, {"kds": metrics}
+        others = [z for index, z in enumerate(particles.split(1)) if index != metrics["chosen"]]
+        return torch.cat([chosen, *others]), ensemble.uncertainty, {"kds": metrics}
 
     def denoiser(
         self, conditioning: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]
@@ -302,6 +322,11 @@ class UpscaleRun:
         """Clean latents [1, C, h, w] -> [3, H', W'], of which only the region is needed."""
         return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part)
 
+    def compare(self, restored: Tensor, z: Tensor) -> Tensor:
+        """The chosen particle's image [3, H', W'] and the latents of all [N, C, h, w] -> their spread [H', W']."""
+        others = (self.decode(each) for each in z[1:].split(1))
+        return confidence.spread(itertools.chain([restored], others))
+
     def finish(
         self, restored: Tensor, conditioning: Tensor, spread: Tensor | None
     ) -> tuple[ImageData, dict[str, float]]:
@@ -329,7 +354,7 @@ class UpscaleRun:
             rgb = postprocess.blend_bicubic(rgb, self.bicubic, share, masks, self.scale / 2)
         if self.source.colorless:
             rgb = to_grey(rgb)
-        provenance = record(settings, self.networks.bundle, mask)
+        provenance = record(settings, self.networks.bundle, mask, self.calibration)
         image = self.source.with_pixels(rgb, provenance, settings.keep_exif, generated)
         if settings.rectangle is not None:
             return image.cropped(*settings.rectangle), {}

@@ -20,6 +20,7 @@ from seesr.images.formats import FORMATS, ZIP
 from seesr.images.image_data import ImageData
 from seesr.images.source import Array, Layout, to_array
 from seesr.networks.weights import Bundle
+from seesr.pipeline.confidence import Calibration
 from seesr.pipeline.views import DRAW
 from seesr.settings import Settings
 from seesr.version import __version__
@@ -77,11 +78,15 @@ class Metrics(TypedDict):
     actual: NotRequired[dict[str, float]]
 
 
-def record(settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None) -> dict[str, Any]:
-    """All that is needed to make the same image again from the same input, and mask."""
-    about = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
+def record(
+    settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None, calibration: Calibration | None = None
+) -> dict[str, Any]:
+    """All that is needed to make the same image again from the same input, and mask; what a mask of confidence says."""
+    about: dict[str, Any] = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
     if mask is not None:
         about["mask_sha256"] = hashlib.sha256(mask.tobytes()).hexdigest()
+    if calibration is not None:
+        about["confidence"] = calibration.short()
     return {**about, "settings": dataclasses.asdict(settings)}
 
 
@@ -100,6 +105,9 @@ class Output:
         array_layout: how the input was laid out if it was a NumPy array.
         sign: takes a file, its media type and the digital source type, and returns the file with a C2PA manifest;
             None: files are not signed.
+        disagreement: of the particles' images, [H, W], see `seesr.pipeline.confidence`; None: they were not compared,
+            which the view `confidence` does.
+        calibration: what a disagreement says of the error.
     """
 
     image_data: ImageData
@@ -110,6 +118,8 @@ class Output:
     layout: tuple[list[Tile], int]
     array_layout: Layout | None = None
     sign: Callable[[bytes, str, str], bytes] | None = None
+    disagreement: NDArray[np.float32] | None = None
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         size, seconds = "x".join(map(str, self.image_data.size)), sum(self.metrics.get("seconds", {}).values())
@@ -162,7 +172,7 @@ class Output:
         """The image that `output_view=name` shows.
 
         Raises:
-            ValueError: there is no such view, no uncertainty map without steering, or only a region was made.
+            ValueError: there is no such view, what it needs was not computed, or only a region was made.
         """
         if name not in DRAW:
             raise ValueError(f"there is no view {name!r}; use {', '.join(DRAW)}")

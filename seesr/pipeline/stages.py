@@ -29,8 +29,12 @@ READS: dict[str, tuple[str, ...]] = {  # stage -> the settings that it reads and
     "encode": ("scale_factor", "target_side", "target_megapixels", "latent_tiled_size"),
     "denoise": ("num_inference_steps", "latent_tiled_overlap", "use_kds", "num_particles", "bandwidth", "seed"),
     "decode": (),
+    "particles": (),
 }
-AFTER = {"tags": (), "text": ("tags",), "encode": (), "denoise": ("text", "encode"), "decode": ("denoise",)}
+AFTER = {
+    "tags": (), "text": ("tags",), "encode": (), "denoise": ("text", "encode"), "decode": ("denoise",),
+    "particles": ("denoise",),
+}  # fmt: skip
 NOT_CACHED = (  # settings that are read after the last cached stage; fidelity and region also choose tiles, see `scope`
     "fidelity", "color_fix", "output_view", "region", "output_format", "output_quality", "keep_exif",
 )  # fmt: skip

@@ -47,6 +47,23 @@ def uncertainty(result: Output) -> ImageData:
     )
 
 
+def confidence(result: Output) -> ImageData:
+    """White where the error is within the calibrated bound, else black: a grey image of 8 bits.
+
+    Raises:
+        ValueError: the particles were not compared.
+    """
+    if result.disagreement is None or result.calibration is None:
+        raise ValueError("the confidence view was not computed: set output_view=confidence and use_kds=True")
+    mask = 255 * (result.disagreement < result.calibration.threshold).astype(np.uint8)
+    return ImageData(
+        np.repeat(mask[..., None], 3, axis=2),
+        record=result.image_data.record,
+        one_channel=True,
+        source_type=result.image_data.source_type,
+    )
+
+
 def difference(result: Output) -> ImageData:
     """What the model added to the bicubic upscale, GAIN times as strong, around grey; opaque."""
     image = result.image_data
@@ -79,4 +96,5 @@ DRAW: dict[str, Callable[[Output], ImageData]] = {
     "difference": difference,
     "tiles": tiles,
     "uncertainty": uncertainty,
+    "confidence": confidence,
 }

@@ -123,6 +123,7 @@ def units(
     factor, area, output = outline.factor, planned.tile_area, planned.output
     passes = (2 if settings.cfg_scale > 1 else 1) * (settings.num_particles if settings.steered else 1)
     changed = settings.fidelity > 0 or masked
+    decoded = settings.num_particles if any(view.calibrated for view in settings.views.values()) else 1
     return {
         "read": size[0] * size[1] / 1e6,
         "tags": 1.0,
@@ -130,7 +131,10 @@ def units(
         "enlarge": output[0] * output[1] / 1e6,
         "encode": autoencoder_work(outline, outline.encoder_side, planned.latent, planned.seen) * factor**2 / 1e6,
         "denoise": planned.tiles * passes * area * (1 + area / ATTENTION_AREA) / 1e6,
-        "decode": autoencoder_work(outline, outline.decoder_side, planned.latent, planned.part) * factor**2 / 1e6,
+        "decode": decoded
+        * autoencoder_work(outline, outline.decoder_side, planned.latent, planned.part)
+        * factor**2
+        / 1e6,
         "finish": (2 if changed else 1) * output[0] * output[1] / 1e6,
         f"file:{settings.suffix}": shown_megapixels(settings, output),
     }

@@ -127,7 +127,7 @@ class Settings:
     )
     output_view: str = _field(
         "image",
-        "What the output file shows: image, the upscaled image; comparison, the bicubic upscale beside it; difference, what the model added, doubled (grey is no change); tiles, the denoiser's tiles; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; all, a zip of every view. The same seed gives the matching image.",
+        "What the output file shows: image, the upscaled image; comparison, the bicubic upscale beside it; difference, what the model added, doubled (grey is no change); tiles, the denoiser's tiles; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; confidence, a mask from the samples of use_kds that is white where the error is within a calibrated bound; all, a zip of every other view. The same seed gives the matching image.",
         str,
         choices=(*VIEWS, ALL),
     )
@@ -235,10 +235,12 @@ class Settings:
 
     @property
     def views(self) -> dict[str, View]:
-        """What the file shows: the view that was asked for, or every one that these settings have."""
+        """What the file shows: the view that was asked for, or every one that `all` has."""
         if self.output_view != ALL:
             return {self.output_view: VIEWS[self.output_view]}
-        return {name: view for name, view in VIEWS.items() if self.steered or not view.steered}
+        return {
+            name: view for name, view in VIEWS.items() if not view.calibrated and (self.steered or not view.steered)
+        }
 
     @property
     def rectangle(self) -> Region | None:
