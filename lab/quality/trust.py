@@ -86,12 +86,12 @@ def threshold_of(limits: Sequence[Sequence[float]], level: float) -> float:
     """
     share = 1 / (len(limits) + 1)
     weighted = sorted((limit, share / len(of_one)) for of_one in limits for limit in of_one)
-    failed = share
+    spare = 1 - level - share + 1e-12
+    if spare < 0:
+        return 0.0
     for limit, weight in weighted:
-        if failed > 1 - level + 1e-12:
-            return 0.0
-        failed += weight
-        if failed > 1 - level + 1e-12:
+        spare -= weight
+        if spare < 0:
             return limit
     return np.inf
 

@@ -74,7 +74,7 @@ def test_defaults_and_both_ends_are_what_callers_rely_on(field: dataclasses.Fiel
         return  # tests/pipeline/test_region.py
     for value in choices or (["x" * end for end in ends] if field.metadata["kind"] is str else ends):
         wide = {"latent_tiled_size": 256} if field.name == "latent_tiled_overlap" else {}
-        steered = {"use_kds": True} if value == "uncertainty" else {}
+        steered = {"use_kds": True} if value in ("uncertainty", "confidence") else {}
         assert getattr(Settings(**{field.name: value}, **wide, **steered), field.name) == value
     if not choices and field.metadata["kind"] in (int, float):
         for beyond in (ends[0] - 1, ends[1] + 1):
