@@ -46,6 +46,7 @@ PAGES = (
     "docs/decisions/0023-speed.md",
     "docs/decisions/0028-cached-stages.md",
     "docs/decisions/0029-quotes.md",
+    "docs/decisions/0038-trust-map.md",
 )
 
 
@@ -276,6 +277,17 @@ def scaling_inputs() -> str:
     return f"Seconds of an image of 512, 1024, 2048 and 4096 px: {images}. A worker's start: {start}. From {files}."
 
 
+def trust() -> str:
+    """What `python -m lab.quality.trust` measured on the photographs that were not used for the calibration."""
+    columns = {
+        "error": ".0f", "squares": "d", "within": ".1%", "within_over_splits": ".1%", "white": ".0%",
+        "white_clean": ".0%", "white_mild": ".0%", "without_a_mask": ".0%",
+    }  # fmt: skip
+    names = {"tested": "squares", "trusted": "white", "trusted_clean": "white_clean", "trusted_mild": "white_mild"}
+    rows = [{names.get(key, key): value for key, value in row.items()} for row in read(RESULTS / "trust.json")]
+    return table(rows, columns)
+
+
 def price_dates() -> str:
     """From when the prices of scripts/prices.toml are."""
     import tomllib
@@ -308,6 +320,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mutation": mutation,
     "stages": stages,
     "quote": quote,
+    "trust": trust,
 }
 
 

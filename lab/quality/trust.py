@@ -1,16 +1,18 @@
 """Calibrates the view `confidence`: below which disagreement of particles the error stays within a bound.
 
-    OMP_NUM_THREADS=1 python -m lab.quality.trust --json results/trust.json
+    OMP_NUM_THREADS=1 python -m lab.quality.trust --json results/trust.json --png docs/confidence.png
 
 Windows of the held-out and the built-in photographs are made small, upscaled with particles and compared with the
-original. Finished windows are kept in build/trust, so that a run that was stopped goes on (--seconds stops it). The
-photographs are split: CALIBRATION of them give the thresholds, the others test them. The coverage over random splits
-is measured, too. The table of the chosen bound goes to seesr/pipeline/confidence.json. Needs the `eval` extra.
+original, square by square. Finished windows are kept in build/trust, so that a run that was stopped goes on (--seconds
+stops it). The photographs are split: CALIBRATION of them give the thresholds, the others test them. The coverage over
+random splits is measured, too. The calibration of the chosen bound goes to seesr/pipeline/confidence.json. Needs the
+`eval` extra.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from lab import report
 from lab.quality import degradations
@@ -35,24 +38,25 @@ from seesr.pipeline.pipeline import UpscaleRun
 
 WORK = Path("build/trust")
 SIDE = 256  # of a window, output pixels
+SQUARE = 64  # side of a draw, output pixels
 CROPS = 3  # windows of a photograph
 DAMAGE = ("clean", "mild")
-CALIBRATION = 20  # photographs; a level of 95 % needs at least 19
+CALIBRATION = 24  # photographs; a level of 95 % needs at least 19
 LEVEL = 0.95
 ERRORS = (12.0, 16.0, 20.0, 24.0, 32.0)  # bounds that are measured, levels of 255
 CHOSEN = 20.0  # the bound of the view
 SPLITS = 200
-SHOWN = {
+COLUMNS = {
     "error": ".0f", "threshold": ".3f", "tested": "", "within": ".1%", "within_over_splits": ".1%", "trusted": ".0%",
-    "trusted_clean": ".0%", "trusted_mild": ".0%", "within_everywhere": ".0%",
+    "trusted_clean": ".0%", "trusted_mild": ".0%", "without_a_mask": ".0%",
 }  # fmt: skip
 
 
-class Window(NamedTuple):
-    """One draw: a window of a photograph after one damage.
+class Square(NamedTuple):
+    """One draw: a square of a photograph after one damage.
 
     Attributes:
-        disagreement, error: [H, W], see seesr.pipeline.confidence.
+        disagreement, error: [SQUARE, SQUARE], see seesr.pipeline.confidence.
     """
 
     photograph: str
@@ -71,14 +75,14 @@ class Window(NamedTuple):
 
 
 def threshold_of(limits: Sequence[Sequence[float]], level: float) -> float:
-    """The largest threshold that a window of a new photograph keeps with a probability of at least `level`.
+    """The largest threshold that a square of a new photograph keeps with a probability of at least `level`.
 
-    The photographs are exchangeable, their windows are not. Each of n photographs counts 1 / (n + 1), shared by its
-    windows, and the new one as failed: the weight of all limits below the threshold and 1 / (n + 1) are at most
+    The photographs are exchangeable, their squares are not. Each of n photographs counts 1 / (n + 1), shared by its
+    squares, and the new one as failed: the weight of all limits below the threshold and 1 / (n + 1) are at most
     1 - level together. A pixel is trusted below the threshold, so that a limit equal to it holds.
 
     Args:
-        limits: of the windows of each photograph.
+        limits: of the squares of each photograph.
         level: from 0 to 1.
 
     Returns:
@@ -113,14 +117,14 @@ def window_of(picture: Rgb, number: int, crop: int) -> Rgb:
 def compare(upscaler: Upscaler, low: Rgb, high: Rgb, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Disagreement and error of one window."""
     run = UpscaleRun(upscaler.networks, Settings(use_kds=True, seed=seed), ImageData(low), Progress())
-    run.calibration = Calibration(0, LEVEL, 0, SIDE, run.steps, 0, 0)  # so that the particles are compared
+    run.calibration = Calibration(0, LEVEL, 0, SQUARE, run.steps, 0, 0)  # so that the particles are compared
     output = run.run()
     assert output.disagreement is not None
     return output.disagreement, confidence.local_error(output.image_data.rgb, high)
 
 
-def windows(upscaler: Upscaler, end: float) -> Iterator[Window]:
-    """All windows; those that an earlier run made are read."""
+def squares(upscaler: Upscaler, end: float) -> Iterator[Square]:
+    """The squares of all windows; windows that an earlier run made are read."""
     folder = WORK / upscaler.networks.bundle.digest[:12]
     folder.mkdir(parents=True, exist_ok=True)
     for crop in range(CROPS):
@@ -136,7 +140,11 @@ def windows(upscaler: Upscaler, end: float) -> Iterator[Window]:
                     np.savez(path.with_suffix(".part.npz"), disagreement=disagreement, error=error)
                     path.with_suffix(".part.npz").replace(path)
                 with np.load(path) as file:
-                    yield Window(name, damage, file["disagreement"], file["error"])
+                    disagreement, error = file["disagreement"], file["error"]
+                rows, columns = (range(0, side - SQUARE + 1, SQUARE) for side in error.shape)
+                for top, left in itertools.product(rows, columns):
+                    place = slice(top, top + SQUARE), slice(left, left + SQUARE)
+                    yield Square(name, damage, disagreement[place], error[place])
 
 
 def split(names: Sequence[str], seed: int) -> set[str]:
@@ -144,34 +152,55 @@ def split(names: Sequence[str], seed: int) -> set[str]:
     return set(np.random.default_rng(seed).permutation(sorted(names))[:CALIBRATION].tolist())
 
 
-def measured(found: Sequence[Window], error: float) -> dict[str, Any]:
-    """The row of one bound."""
-    names = list(dict.fromkeys(window.photograph for window in found))
-    limits = {name: [window.limit(error) for window in found if window.photograph == name] for name in names}
+def mean(values: dict[str, Sequence[float]]) -> float:
+    """Of the means of the photographs, each of which counts once."""
+    return float(np.mean([np.mean(of_one) for of_one in values.values()]))
 
-    def calibrated(chosen: set[str]) -> tuple[float, list[Window]]:
-        threshold = threshold_of([limits[name] for name in names if name in chosen], LEVEL)
-        return threshold, [window for window in found if window.photograph not in chosen]
 
-    threshold, tested = calibrated(split(names, 0))
-    kept = []
-    for seed in range(1, SPLITS + 1):
-        other, windows = calibrated(split(names, seed))
-        kept += [window.limit(error) >= other for window in windows]
-    by_damage = {
-        f"trusted_{damage}": float(np.mean([w.trusted(threshold) for w in tested if w.damage == damage]))
-        for damage in DAMAGE
-    }
+def measured(draws: dict[str, list[Square]], error: float) -> dict[str, Any]:
+    """The row of one bound.
+
+    Args:
+        draws: the squares of each photograph.
+    """
+    limits = {name: [square.limit(error) for square in of_one] for name, of_one in draws.items()}
+
+    def kept(seed: int) -> tuple[float, dict[str, Sequence[float]]]:
+        """The threshold of a split, and of each other photograph which squares keep the bound below it."""
+        chosen = split(list(draws), seed)
+        threshold = threshold_of([limits[name] for name in chosen], LEVEL)
+        others = {name: of_one for name, of_one in limits.items() if name not in chosen}
+        return threshold, {name: [limit >= threshold for limit in of_one] for name, of_one in others.items()}
+
+    threshold, tested = kept(0)
+
+    def trusted(*damage: str) -> float:
+        some = {name: [one for one in draws[name] if one.damage in damage] for name in tested}
+        return mean({name: [one.trusted(threshold) for one in of_one] for name, of_one in some.items()})
+
     return {
         "error": error,
         "threshold": threshold,
-        "tested": len(tested),
-        "within": float(np.mean([window.limit(error) >= threshold for window in tested])),
-        "within_over_splits": float(np.mean(kept)),
-        "trusted": float(np.mean([window.trusted(threshold) for window in tested])),
-        **by_damage,
-        "within_everywhere": float(np.mean([window.limit(error) == np.inf for window in tested])),
+        "tested": sum(map(len, tested.values())),
+        "within": mean(tested),
+        "within_over_splits": float(np.mean([mean(kept(seed)[1]) for seed in range(1, SPLITS + 1)])),
+        "trusted": trusted(*DAMAGE),
+        **{f"trusted_{damage}": trusted(damage) for damage in DAMAGE},
+        "without_a_mask": mean({name: [limit == np.inf for limit in limits[name]] for name in tested}),
     }
+
+
+def sheet(upscaler: Upscaler, error: float) -> Rgb:
+    """A row for each built-in image, clean: result, mask, and the local error, white from twice the bound."""
+    rows = []
+    for number, (_, picture) in enumerate(built_in()):
+        high = window_of(picture, number, 0)
+        settings = Settings(use_kds=True, seed=0, output_view="confidence")
+        output = upscaler(ImageData(degradations.clean(high, 0)), settings)
+        wrong = confidence.local_error(output.image_data.rgb, high) * (255 / (2 * error))
+        grey = np.repeat(wrong.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        rows.append(np.concatenate([output.image_data.rgb, output.view("confidence").rgb, grey], axis=1))
+    return np.concatenate(rows)
 
 
 def main() -> None:
@@ -180,21 +209,26 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long; run again to go on")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path, help="write result, mask and error of the built-in images")
     args = parser.parse_args()
     end = time.monotonic() + args.seconds
     upscaler = Upscaler.load(args.bundle or weights.locate(), args.device)
-    bundle, found = upscaler.networks.bundle, list(windows(upscaler, end))
-    rows = [measured(found, error) for error in ERRORS]
-    print(report.table(rows, SHOWN))
+    bundle = upscaler.networks.bundle
+    draws: dict[str, list[Square]] = {name: [] for name, _ in sources()}
+    for square in squares(upscaler, end):
+        draws[square.photograph].append(square)
+    rows = [measured(draws, error) for error in ERRORS]
+    print(report.table(rows, COLUMNS))
     threshold = next(row["threshold"] for row in rows if row["error"] == CHOSEN)
-    draws = len(found) - rows[0]["tested"]
-    steps = bundle.defaults.num_inference_steps
-    calibration = Calibration(CHOSEN, LEVEL, threshold, SIDE, steps, CALIBRATION, draws)
+    used = sum(map(len, draws.values())) - rows[0]["tested"]
+    calibration = Calibration(CHOSEN, LEVEL, threshold, SQUARE, bundle.defaults.num_inference_steps, CALIBRATION, used)
     table = json.loads(confidence.TABLE.read_text())
     table[bundle.digest] = {"bundle": bundle.name, **calibration._asdict()}
     confidence.TABLE.write_text(json.dumps(table, indent=1) + "\n")
     if args.json:
         report.write(args.json, rows, bundle=bundle.name, calibration=calibration._asdict())
+    if args.png:
+        Image.fromarray(sheet(upscaler, CHOSEN)).save(args.png)
 
 
 if __name__ == "__main__":

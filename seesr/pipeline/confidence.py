@@ -39,11 +39,11 @@ class Calibration(NamedTuple):
 
     Attributes:
         error: bound of the local error, levels of 255; see `local_error`.
-        level: share of windows of `side` x `side` output pixels that keep the bound, from 0 to 1.
+        level: share of squares of `side` x `side` output pixels whose trusted pixels keep the bound, from 0 to 1.
         threshold: disagreement below which a pixel is trusted.
-        side: of the windows, output pixels.
+        side: of the squares, output pixels.
         steps: denoising steps of the calibration; other settings had their defaults.
-        photographs, draws: that were used: images, and windows of them.
+        photographs, draws: that were used: images, and squares of them.
     """
 
     error: float

@@ -18,8 +18,8 @@ INFINITE = np.inf
         ([[1.0], [2.0], [3.0], [4.0]], 0.4, 3.0),
         ([[1.0], [2.0], [3.0], [4.0]], 0.81, 0.0),  # four photographs cannot give it
         ([[4.0], [1.0], [3.0], [2.0]], 0.4, 3.0),
-        ([[1.0, 9.0], [2.0, 8.0], [3.0, 7.0], [4.0, 6.0]], 0.6, 3.0),  # windows count 1/10 each
-        ([[1.0, 1.0, 1.0, 1.0], [2.0], [3.0], [4.0]], 0.6, 2.0),  # four windows of one photograph count as one
+        ([[1.0, 9.0], [2.0, 8.0], [3.0, 7.0], [4.0, 6.0]], 0.6, 3.0),  # squares count 1/10 each
+        ([[1.0, 1.0, 1.0, 1.0], [2.0], [3.0], [4.0]], 0.6, 2.0),  # four squares of one photograph count as one
         ([[INFINITE], [INFINITE], [INFINITE], [INFINITE]], 0.6, INFINITE),
         ([], 0.95, 0.0),
     ],
@@ -35,7 +35,7 @@ def test_nineteen_photographs_are_needed_for_95_percent() -> None:
 
 
 def test_new_photographs_keep_the_level() -> None:
-    """Photographs whose windows depend on each other: at least the level, and not much more."""
+    """Photographs whose squares depend on each other: at least the level, and not much more."""
     rng, kept = np.random.default_rng(0), []
     for _ in range(4000):
         own = rng.normal(size=(40, 1))
@@ -45,12 +45,12 @@ def test_new_photographs_keep_the_level() -> None:
     assert 0.89 < np.mean(kept) < 0.94
 
 
-def test_the_limit_of_a_window_is_where_the_error_is_first_too_large() -> None:
+def test_the_limit_of_a_square_is_where_the_error_is_first_too_large() -> None:
     disagreement = np.array([[1, 2], [3, 4]], np.float32)
     error = np.array([[5, 9], [20, 30]], np.float32)
-    window = trust.Window("one", "clean", disagreement, error)
-    assert window.limit(8) == 2 and window.limit(10) == 3 and window.limit(30) == INFINITE
+    square = trust.Square("one", "clean", disagreement, error)
+    assert square.limit(8) == 2 and square.limit(10) == 3 and square.limit(30) == INFINITE
     for bound in (8, 10, 20):
-        trusted = disagreement < window.limit(bound)
+        trusted = disagreement < square.limit(bound)
         assert error[trusted].max() <= bound
-    assert window.trusted(3) == 0.5
+    assert square.trusted(3) == 0.5
