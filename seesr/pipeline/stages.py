@@ -39,6 +39,7 @@ NOT_CACHED = (  # settings that are read after the last cached stage; fidelity a
     "fidelity", "color_fix", "output_view", "region", "output_format", "output_quality", "keep_exif",
 )  # fmt: skip
 ENTRY = 1000  # bytes counted for an entry beside its tensors
+FILES = 1000  # whose pixels are known
 FREE_SHARE = 4  # the cache holds at most one part in so many of the host memory that is free
 Scope = Hashable  # what of the image a result is for: needed tiles and latent pixels; None: all of it
 CPU = torch.device("cpu")
@@ -55,6 +56,7 @@ class StageCache:
     def __init__(self, limit: int = 0) -> None:
         self.limit, self.held = limit, 0
         self.entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self.files: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.lock = threading.Lock()
 
     def get(self, key: Hashable, device: torch.device = CPU) -> Any:
@@ -65,6 +67,26 @@ class StageCache:
             self.entries.move_to_end(key)
             result, _ = self.entries[key]
         return moved(result, device)
+
+    def add_file(self, sha256: str, pixels: str) -> None:
+        """Notes which pixels a file of this owner has, see `pixels_of`."""
+        with self.lock:
+            self.files[current_owner.get(), sha256] = pixels
+            while len(self.files) > FILES:
+                self.files.popitem(last=False)
+
+    def reusable(self, settings: Settings, sha256: str | None) -> set[str]:
+        """The stages that a run of this owner's file would not compute, for the whole image.
+
+        Args:
+            settings: with the number of steps.
+            sha256: of the file; None: it is not known.
+        """
+        with self.lock:
+            pixels = None if sha256 is None else self.files.get((current_owner.get(), sha256))
+            if pixels is None:
+                return set()
+            return {stage for stage, key in keys(settings, pixels).items() if (stage, key, None) in self.entries}
 
     def put(self, key: Hashable, result: Any) -> None:
         """Caches a result, unless it is larger than the cache may be."""
@@ -87,17 +109,22 @@ class JobStages(NamedTuple):
     """The cached stages of one job.
 
     Attributes:
+        pixels: names those of the image; empty: nothing is cached.
         keys: of the stages; empty: nothing is cached.
     """
 
     cache: StageCache
+    pixels: str
     keys: Mapping[str, str]
     device: torch.device
     reused: list[str]
 
     @classmethod
     def of(cls, cache: StageCache, settings: Settings, image: ImageData, device: torch.device) -> JobStages:
-        return cls(cache, keys(settings, image) if cache.limit else {}, device, [])
+        if not cache.limit:
+            return cls(cache, "", {}, device, [])
+        pixels = pixels_of(image)
+        return cls(cache, pixels, keys(settings, pixels), device, [])
 
     def result(self, stage: str, scope: Scope, compute: Callable[[], Any], exact: Callable[[], bool]) -> Any:
         """A stage's result: the cached one, or that of `compute`, which is cached then.
@@ -142,14 +169,20 @@ class Tiles:
         self.cache.put(("tile", self.key, step, tile), prediction.clone())
 
 
-def keys(settings: Settings, image: ImageData) -> dict[str, str]:
-    """The key of every stage: the pixels, their owner, and the settings that have an effect up to there."""
-    pixels, values = image.visible, dict(effective(settings))
+def pixels_of(image: ImageData) -> str:
+    """A name of the pixels and their owner."""
+    pixels = image.visible
     digest = hashlib.sha256(f"{current_owner.get()!r} {pixels.shape} {pixels.dtype}".encode())
     digest.update(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
+    return digest.hexdigest()
+
+
+def keys(settings: Settings, pixels: str) -> dict[str, str]:
+    """The key of every stage: the pixels with their owner, and the settings that have an effect up to there."""
+    values = dict(effective(settings))
     keys: dict[str, str] = {}
     for stage, names in READS.items():
-        parts = [digest.hexdigest(), *(keys[before] for before in AFTER[stage]), *(values[name] for name in names)]
+        parts = [pixels, *(keys[before] for before in AFTER[stage]), *(values[name] for name in names)]
         keys[stage] = hashlib.sha256(repr((stage, parts)).encode()).hexdigest()
     return keys
 

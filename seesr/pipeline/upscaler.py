@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import time
@@ -112,8 +113,26 @@ class Upscaler:
         output = dataclasses.replace(run.run(), array_layout=loaded.layout)
         if loaded.sha256 is None:
             return output
+        if run.stages.pixels:
+            self.cache.add_file(loaded.sha256, run.stages.pixels)
         record = {**(output.image_data.record or {}), "source_sha256": loaded.sha256}
         return dataclasses.replace(output, image_data=dataclasses.replace(output.image_data, record=record))
+
+    def reusable(self, settings: Settings, source: Source | LoadedImage) -> set[str]:
+        """The stages of an image that need no computing, because an earlier run of its file left their results.
+
+        Args:
+            source: only of the bytes of a file, or a file that was loaded, something is known.
+        """
+        if isinstance(source, LoadedImage):
+            sha256 = source.sha256
+        else:
+            sha256 = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) and self.cache.files else None
+        steps = settings.num_inference_steps
+        steps = self.networks.bundle.defaults.num_inference_steps if steps is None else steps
+        stages = self.cache.reusable(dataclasses.replace(settings.seeded(), num_inference_steps=steps), sha256)
+        compared = any(view.calibrated for view in settings.views.values())
+        return stages - {"decode"} if compared and "particles" not in stages else stages
 
     def warm_up(self) -> Output:
         """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation;
