@@ -30,6 +30,11 @@ class Configuration(BaseSettings):
     weights: Path | None = option(
         None, "Folder of the bundle to load. Unset: weights/full if it exists, otherwise weights/pocket."
     )
+    bundles: str = option(
+        "",
+        "Server and gateway: more models by name in Replicate's API, as owner/name=folder,owner/name=folder. They load "
+        "at their first image; the one used longest ago is unloaded when memory is short.",
+    )
     device: str | None = option(
         None, "Torch device, such as cpu or cuda:1. Unset: the GPU if there is one, otherwise the CPU."
     )

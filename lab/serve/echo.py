@@ -69,6 +69,9 @@ class Echo:
         length = data.stat().st_size
         return Quote("1x1", TILES, self.seconds, self.seconds, length, {"host": 1}, None, ENOUGH)
 
+    def unload(self) -> None:
+        """Holds nothing."""
+
     def healthy(self) -> bool:
         return True
 

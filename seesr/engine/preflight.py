@@ -12,6 +12,7 @@ import torch
 
 from seesr.networks import hardware, weights
 from seesr.networks.weights import CannotServe
+from seesr.runtime import memory
 
 LEAST_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
 WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
@@ -82,6 +83,22 @@ def check(machine: Machine, kind: str, size: int) -> None:
         raise CannotServe(f"{message}: stop other programs on it, or use a GPU with more memory")
 
 
+def has_room(bundle: Path, device: str | None) -> bool:
+    """Whether a bundle fits into the memory that is free now, beside what this process holds.
+
+    Raises:
+        ValueError: the device that was named is not here.
+    """
+    target = hardware.usable(device)
+    size = files_size(bundle) * (1 if target.type == "cuda" else 2)  # single precision on the CPU
+    return memory.free(target) >= size + WORK
+
+
+def files_size(bundle: Path) -> int:
+    """Bytes of the weights of a bundle."""
+    return sum(path.stat().st_size for path in bundle.rglob("*.safetensors"))
+
+
 def require(bundle: Path, device: str | None) -> None:
     """The check for a bundle on disk, before it is loaded. A bundle that is not there is for the loader to refuse.
 
@@ -92,4 +109,4 @@ def require(bundle: Path, device: str | None) -> None:
         kind = json.loads((bundle / weights.MANIFEST).read_text())["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    check(look(device), kind, sum(path.stat().st_size for path in bundle.rglob("*.safetensors")))
+    check(look(device), kind, files_size(bundle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
@@ -29,10 +30,14 @@ def queues_of(version: str) -> list[str]:
     return [queue_of(version, lane) for lane in range(LANES)]
 
 
-def application(configuration: Configuration, version: str, publishes: bool) -> Celery:
-    """The same settings on both sides; a gateway also has short timeouts when Redis is unavailable."""
+def application(configuration: Configuration, versions: Iterable[str], publishes: bool) -> Celery:
+    """The same settings on both sides; a gateway also has short timeouts when Redis is unavailable.
+
+    Args:
+        versions: whose queues it uses.
+    """
     app = Celery("seesr", broker=configuration.redis)
-    queues = queues_of(version)
+    queues = [queue for version in versions for queue in queues_of(version)]
     options: dict[str, Any] = {
         "visibility_timeout": configuration.lease,
         "unacked_restore_interval": max(1, configuration.lease // 12),

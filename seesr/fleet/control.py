@@ -22,7 +22,7 @@ class Fleet:
     def __init__(self, configuration: Configuration) -> None:
         self.link = Link(configuration.redis or "")
         self.roster = Roster(self.link)
-        self.app = application(configuration, version_of(configuration.weights or weights.locate()), publishes=True)
+        self.app = application(configuration, [version_of(configuration.weights or weights.locate())], publishes=True)
 
     def status(self) -> dict[str, Any]:
         waiting, running = (self.link(lambda client, key=key: client.zcard(key)) for key in (WAITING, RUNNING))

@@ -14,7 +14,7 @@ from seesr.fleet.metadata_store import FleetLedger
 from seesr.fleet.redis_client import Link
 from seesr.object_store import Store
 from seesr.serving.app import Parts
-from seesr.serving.identity import version_of
+from seesr.serving.models import Models
 from seesr.serving.webhooks import Send
 
 
@@ -27,7 +27,8 @@ def parts(configuration: Configuration, bundle: Path, send_once: Send) -> Parts:
     link = Link(configuration.redis or "")
     link.check_at_start()
     objects = Objects(Store.configured(), configuration.data / "fetched")
-    jobs = FleetJobs(configuration, link, objects, version_of(bundle))
+    models = Models(bundle, configuration.bundles)
+    jobs = FleetJobs(configuration, link, objects, models.default.version, models.by_version)
     ledger = FleetLedger(link, objects, configuration.data, configuration.keep * 3600)
     upkeep = Upkeep(jobs, configuration.lease, send_once)
     return Parts(

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,18 @@ class FleetJobs:
     """See seesr.serving.job.Jobs.
 
     Args:
-        version: of the bundle and this program; only workers of the same one take the jobs.
+        version: of the default bundle and this program; only workers of the same one take the jobs.
+        others: versions of the other bundles.
     """
 
-    def __init__(self, configuration: Configuration, link: Link, objects: Objects, version: str) -> None:
+    def __init__(
+        self, configuration: Configuration, link: Link, objects: Objects, version: str, others: Iterable[str] = ()
+    ) -> None:
         self.link, self.objects, self.version = link, objects, version
+        self.versions = list(dict.fromkeys((version, *others)))
         self.max_queue, self.share = configuration.max_queue, configuration.queue_share
         self.records, self.roster = Records(link, configuration.keep * 3600), Roster(link)
-        self.app = application(configuration, version, publishes=True)
+        self.app = application(configuration, self.versions, publishes=True)
         self.since = time.time()
         self.closing = False
         self.listeners = Listeners(self.find, LONGEST_SLEEP)
@@ -84,7 +89,7 @@ class FleetJobs:
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         if self.closing:
             raise Unavailable("the server is shutting down")
-        job.version = self.version
+        job.version = job.version or self.version
         self.check_room(job.owner, job.share or self.share)
         try:
             self.objects.put(f"in/{job.id}", image)
@@ -124,7 +129,7 @@ class FleetJobs:
             Unavailable: Redis does not answer.
         """
         try:
-            queue = queue_of(self.version, self.records.lane(job.owner))
+            queue = queue_of(job.version or self.version, self.records.lane(job.owner))
             self.app.send_task(TASK, [job.id], task_id=job.id, priority=job.priority, queue=queue)
         except (OperationalError, redis.exceptions.RedisError) as error:
             raise Unavailable(f"the queue is unavailable: {' '.join(str(error).split())[:160]}") from None
@@ -179,6 +184,7 @@ class FleetJobs:
                 return pipe.execute()
 
         length, oldest, running = self.link(work)
+        workers = self.roster.workers()
         return {
             "queue_length": length,
             "oldest_wait_seconds": time.time() - oldest[0][1] if oldest else 0.0,
@@ -186,7 +192,8 @@ class FleetJobs:
             "since": self.since,
             **summary(self.counts()[0]),
             "engine": None,
-            "workers": self.roster.workers(),
+            "loaded": [*{worker.get("version") for worker in workers.values()}],
+            "workers": workers,
         }
 
     def counts(self) -> tuple[dict[Name, float], dict[Name, Seen]]:

@@ -38,19 +38,24 @@ class Upkeep:
     async def clean(self) -> None:
         while True:
             try:
-                if await asyncio.to_thread(self.claim_turn):
-                    for work in (self.reconcile, self.expire, self.sweep):
+                if versions := await asyncio.to_thread(self.claim_turn):
+                    await asyncio.to_thread(self.reconcile, versions)
+                    for work in (self.expire, self.sweep):
                         await asyncio.to_thread(work)
             except Unavailable as error:
                 log.warning("maintenance failed; next try in half a lease: %s", error)
             await asyncio.sleep(self.lease / 2)
 
-    def claim_turn(self) -> bool:
-        """Whether this gateway is the one of its version that cleans up now."""
-        key = f"{PREFIX}upkeep:{self.jobs.version[:12]}"
-        return bool(self.link(lambda client: client.set(key, "1", nx=True, ex=max(1, self.lease // 2))))
+    def claim_turn(self) -> list[str]:
+        """The versions for which this gateway is the one that cleans up now."""
 
-    def reconcile(self) -> None:
+        def claim(version: str) -> bool:
+            key = f"{PREFIX}upkeep:{version[:12]}"
+            return bool(self.link(lambda client: client.set(key, "1", nx=True, ex=max(1, self.lease // 2))))
+
+        return [version for version in self.jobs.versions if claim(version)]
+
+    def reconcile(self, versions: list[str]) -> None:
         """Publishes jobs again that have not ended and are neither queued nor running: the broker lost them.
 
         A job must be missing twice, so that one on its way from a list into a worker's hands is not run twice.
@@ -61,19 +66,20 @@ class Upkeep:
             return [*client.zrangebyscore(WAITING, "-inf", old), *client.zrangebyscore(RUNNING, "-inf", old)]
 
         open_jobs = set(self.link(unfinished))
-        missing = open_jobs - self.known() if open_jobs else set()
+        missing = open_jobs - self.known(versions) if open_jobs else set()
         for id in missing & self.missing:
             job = self.jobs.find(id)
             if job is None:
                 self.jobs.records.forget(id)
-            elif not job.ended and job.version == self.jobs.version:  # others are looked for by their own gateways
+            elif not job.ended and job.version in versions:  # others are looked for by their own gateways
                 log.warning("job %s was missing from the queue; published again", id)
                 self.jobs.publish(job)
         self.missing = missing - self.missing
 
-    def known(self) -> set[str]:
-        """Ids that the broker has: in a list, or taken and not acknowledged."""
-        return self.link(lambda client: broker_jobs(client, queues_of(self.jobs.version), PRIORITIES))
+    def known(self, versions: list[str]) -> set[str]:
+        """Ids that the broker has: in a list of these versions, or taken and not acknowledged."""
+        queues = [queue for version in versions for queue in queues_of(version)]
+        return self.link(lambda client: broker_jobs(client, queues, PRIORITIES))
 
     def expire(self) -> None:
         """Removes records and objects whose time is over; a job that has not ended stays if anybody can run it."""

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 configuration = Configuration.read()
 version = version_of(configuration.weights or weights.locate())
-app = application(configuration, version, publishes=False)
+app = application(configuration, [version], publishes=False)
 app.steps["consumer"].add(Lease)  # pyright: ignore[reportOptionalSubscript]
 app.conf.imports = [__name__]  # a spawned child begins with these
 

@@ -126,6 +126,8 @@ async def quote(request: Request) -> Response:
     if (reason := of.jobs.ready()) is not None:
         raise Unavailable(reason, "not_ready")
     quoted = await run_in_threadpool(of.jobs.quote, job, stored.path)
+    if quoted is None and of.configuration.redis is None:
+        raise Unavailable("the weights were unloaded for another model; an image loads them again", "not_ready")
     if quoted is None:
         raise Refused("no_quotes", "a fleet gives no quotes; run seesr IMAGE --dry-run on a worker's machine")
     deadline = body.deadline

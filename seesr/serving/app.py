@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -28,12 +29,13 @@ from seesr.config import Configuration
 from seesr.networks import weights
 from seesr.serving import api, batches, health, openapi, pages, platforms, replicate, webhooks
 from seesr.serving.access import Access, is_loopback
-from seesr.serving.identity import make_private, read_secret, version_of
+from seesr.serving.identity import make_private, read_secret
 from seesr.serving.job import Job, Jobs
 from seesr.serving.keys import Keys
 from seesr.serving.local import FAILURE, LocalJobs
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import Gate, Traffic, answer
+from seesr.serving.models import Models
 from seesr.serving.protocol import LimitedProtocol
 from seesr.serving.refusal import CODE_OF_STATUS
 from seesr.serving.service import Service
@@ -104,12 +106,39 @@ def load_engine(bundle: Path, device: str | None, rates: Path) -> Engine:
     return Engine.load(bundle, device, rates)
 
 
-def local(configuration: Configuration, load: Callable[[], Engine], bundle: Path, send_once: webhooks.Send) -> Parts:
-    """Images are made in this process."""
+def has_room(bundle: Path, device: str | None) -> bool:
+    """Whether a bundle fits into the memory beside what this process holds."""
+    from seesr.engine import preflight
+
+    return preflight.has_room(bundle, device)
+
+
+def local(
+    configuration: Configuration,
+    load: Callable[[], Engine],
+    bundle: Path,
+    send_once: webhooks.Send,
+    load_other: Callable[[Path], Engine] | None = None,
+    fits: Callable[[Path], bool] = lambda bundle: True,
+) -> Parts:
+    """Images are made in this process.
+
+    Args:
+        load: makes the engine of the default bundle.
+        load_other: makes that of a bundle of SEESR_BUNDLES; None: there are none.
+        fits: whether a bundle fits into the memory beside what is loaded.
+    """
+    models = Models(bundle, configuration.bundles if load_other else "")
     journal = Journal(configuration.data)
     try:
-        version = version_of(bundle)
-        jobs = LocalJobs(load, journal, configuration.max_queue, version, configuration.queue_share)
+        known = models.by_version
+        others = (
+            {version: functools.partial(load_other, known[version].bundle) for version in known} if load_other else {}
+        )
+        jobs = LocalJobs(
+            load, journal, configuration.max_queue, models.default.version, configuration.queue_share, others,
+            lambda version: fits(known[version].bundle),
+        )  # fmt: skip
         queue = webhooks.WebhookQueue(journal, send_once)
         secret, metrics = read_secret(configuration.data), (journal.seconds,)
         return Parts(jobs, journal, secret, {"webhooks": queue.run}, queue.drained, metrics)
@@ -147,8 +176,8 @@ def build(
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
-    bundle_created = (bundle / weights.MANIFEST).stat().st_mtime
-    service = Service(jobs, ledger, configuration, version_of(bundle), secret, bundle_created, supervisor, registry)
+    models = Models(bundle, configuration.bundles)
+    service = Service(jobs, ledger, configuration, models, secret, supervisor, registry)
     sender.service, sender.base = service, (configuration.public_url or base).rstrip("/")
 
     async def housekeeping() -> None:
@@ -228,12 +257,16 @@ def serve(
         log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
     path = bundle or configuration.weights or weights.locate()
     make_private(configuration.data)
+    chosen = device or configuration.device
+
+    def load_other(bundle: Path) -> Engine:
+        return load_engine(bundle, device, configuration.data / "rates")
 
     def load() -> Engine:
         try:
-            return load_engine(path, device, configuration.data / "rates")
+            return load_other(path)
         except Exception:
-            server.should_exit = True  # it would never be ready
+            server.should_exit = not jobs.loaded  # it would never be ready
             raise
 
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -248,7 +281,11 @@ def serve(
         configuration,
         base,
         path,
-        lambda send: fleet(configuration, path, send) if fleet else local(configuration, load, path, send),
+        lambda send: (
+            fleet(configuration, path, send)
+            if fleet
+            else local(configuration, load, path, send, load_other, lambda bundle: has_room(bundle, chosen))
+        ),
         addition,
     )
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
@@ -256,7 +293,7 @@ def serve(
     server = Server(
         uvicorn.Config(app, http=LimitedProtocol, ws="none", timeout_graceful_shutdown=max(1, int(limit)), **options)
     )
-    server.app, server.jobs, server.limit = app, app.state.service.jobs, limit
+    server.app, server.jobs, server.limit = app, (jobs := app.state.service.jobs), limit
     print(f"seesr at {base}/", flush=True)
     server.run(sockets=[listener])
     return 3 if (server.jobs.ready() or "").startswith(FAILURE) else 0

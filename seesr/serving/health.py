@@ -39,13 +39,18 @@ def ready(request: Request) -> Response:
 def status(request: Request) -> Response:
     """Versions, bundle and hashes, device, memory, queue, running job, since when."""
     of = service(request)
-    reason = of.ready()
+    reason, now = of.ready(), of.jobs.status()
+    loaded = now.pop("loaded")
     return JSONResponse({
         "ready": reason is None,
         "reason": reason,
-        "version": of.version,
+        "version": of.models.default.version,
+        "models": [
+            {"name": model.example, "version": version, "loaded": version in loaded}
+            for version, model in of.models.by_version.items()
+        ],
         "since": STARTED,
-        **without_foreign(of.jobs.status(), lambda id: owns(request, id)),
+        **without_foreign(now, lambda id: owns(request, id)),
         "disk_free_bytes": of.ledger.free_bytes(),
     })  # fmt: skip
 

@@ -10,13 +10,14 @@ import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seesr.engine.rates import Quote
 from seesr.images import write
 from seesr.runtime.owner import image_of
+from seesr.serving.engines import Engines
 from seesr.serving.fairness import Turns, has_room
 from seesr.serving.job import (
     CANCELED,
@@ -38,7 +39,7 @@ from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
-    from seesr.engine.engine import Engine
+    from seesr.engine.engine import Engine, Output
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3
@@ -57,16 +58,26 @@ class LocalJobs:
         load: makes the engine; called on the worker's thread, so that the server answers while weights load.
         journal: keeps jobs over restarts.
         max_queue: jobs that may wait.
-        version: of the bundle and this program; jobs of another one are not run.
+        version: of the default bundle and this program.
         share: of `max_queue` that one owner may have while others wait.
+        others: make the engines of other versions, at their first job. Jobs of any other version are not run.
+        fits: whether a version fits into the memory beside what is loaded.
     """
 
     def __init__(
-        self, load: Callable[[], Engine], journal: Journal, max_queue: int, version: str, share: float = 0.5
+        self,
+        load: Callable[[], Engine],
+        journal: Journal,
+        max_queue: int,
+        version: str,
+        share: float = 0.5,
+        others: Mapping[str, Callable[[], Engine]] | None = None,
+        fits: Callable[[str], bool] = lambda version: True,
     ) -> None:
-        self.load, self.journal, self.max_queue, self.version, self.share = load, journal, max_queue, version, share
+        self.journal, self.max_queue, self.version, self.share = journal, max_queue, version, share
+        self.engines = Engines({**(others or {}), version: load}, fits)
+        self.loaded = False  # the default engine, once
         self.turns = Turns()
-        self.engine: Engine | None = None
         self.failure: str | None = None
         self.jobs: dict[str, Job] = {}  # those that have not ended, and those that ended lately
         self.waiting: list[Job] = []
@@ -94,7 +105,7 @@ class LocalJobs:
             self.end(job, DONE, output=result.name)
         elif job.error:  # its record is damaged
             self.end(job, FAILED, error=job.error)
-        elif job.version not in (None, self.version):
+        elif job.version is not None and job.version not in self.engines.loads:
             message = f"this image waited for version {job.version[:12] if job.version else ''} of the model"
             self.end(job, FAILED, error=f"{message}; this server runs {self.version[:12]}; send the image again")
         elif job.attempts >= ATTEMPTS:
@@ -118,7 +129,7 @@ class LocalJobs:
             return "the server is shutting down"
         if self.storage_error:
             return self.storage_error
-        return None if self.engine else "the weights are loading"
+        return None if self.loaded else "the weights are loading"
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         with self.changes:
@@ -130,7 +141,7 @@ class LocalJobs:
                 job.owner, (other.owner for other in self.waiting), self.max_queue, job.share or self.share
             ):
                 raise QueueFull(self.expected_seconds(len(self.waiting)))
-            job.version = self.version
+            job.version = job.version or self.version
             if job.quote is not None:
                 quote = dataclasses.replace(Quote(**job.quote), wait=self.wait_for(job))
                 job.quote = dataclasses.asdict(quote)
@@ -151,9 +162,15 @@ class LocalJobs:
             self.changes.notify()
 
     def quote(self, job: Job, image: Path) -> Quote | None:
-        if self.engine is None:
+        engine = self.engines.loaded.get(job.version or self.version)
+        if engine is None:
             return None
-        quote = self.engine.quote(image, Settings(**job.settings))
+        try:
+            quote = engine.quote(image, Settings(**job.settings))
+        except RuntimeError:
+            if engine in self.engines.loaded.values():
+                raise
+            return None  # it was unloaded at this moment
         with self.changes:
             return dataclasses.replace(quote, wait=self.wait_for(job))
 
@@ -216,14 +233,15 @@ class LocalJobs:
         return self.journal.file("outputs", job.output)
 
     def status(self) -> dict[str, Any]:
-        running = self.running
+        running, engine = self.running, self.engines.loaded.get(self.version)
         return {
             "queue_length": len(self.waiting),
             "oldest_wait_seconds": max((time.time() - job.created for job in list(self.waiting)), default=0.0),
             "running": running and {"id": running.id, "stage": running.stage, "since": running.started},
             "since": self.since,
             **summary(self.ended.snapshot()[0]),
-            "engine": self.engine.about() if self.engine else None,
+            "engine": engine.about() if engine else None,
+            "loaded": [*self.engines.loaded],
         }
 
     def counts(self) -> tuple[dict[Name, float], dict[Name, Seen]]:
@@ -252,7 +270,7 @@ class LocalJobs:
     def work(self) -> None:
         """Runs one job after the other until the server stops."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)  # inherited by its threads
-        if self.engine is None and not self.load_engine():
+        if not self.loaded and not self.load_engine():
             return
         while job := self.take():
             try:
@@ -268,11 +286,12 @@ class LocalJobs:
 
     def load_engine(self) -> bool:
         try:
-            self.engine = self.load()
+            self.engines.get(self.version)
+            self.loaded = True
         except Exception as error:  # anything at all: the server must say that it will never be ready
             log.exception("the engine cannot be loaded")
             self.failure = f"{FAILURE}: {error}"
-        return self.engine is not None
+        return self.loaded
 
     def take(self) -> Job | None:
         """The next job, waited for; None once the server stops."""
@@ -306,16 +325,15 @@ class LocalJobs:
 
     def make(self, job: Job) -> None:
         """Runs one job to its end."""
-        assert self.engine is not None
+        engine: Engine | None = None
         job.status, job.started, job.attempts = RUNNING, time.time(), job.attempts + 1
         job.revision += 1
         self.until_stored(lambda: self.journal.keep(job, "start"))
         self.listeners.wake(job.id)
         try:
             settings = Settings(**job.settings)
-            mask = self.input(job, "-mask") if job.masked else None
-            with image_of(job.owner):
-                output = self.engine.run(self.input(job), settings, job.limit, (self.reporter(job),), mask)
+            engine = self.engines.get(job.version or self.version)
+            output = self.run(engine, job, settings)
             name = f"{job.id}.{settings.suffix}"
             self.until_stored(lambda: self.save(output.data, name))
             ended: dict[str, Any] = {"status": DONE, "output": name, "metrics": job.with_quote(output.metrics)}
@@ -325,7 +343,7 @@ class LocalJobs:
             ended = {"status": CANCELED}
         except (ValueError, RuntimeError) as error:
             ended = {"status": FAILED, "error": str(error)}
-            if not self.engine.healthy():
+            if engine is not None and not engine.healthy():
                 self.failure = "the device has failed"
         except Exception:
             log.exception("job %s", job.id)
@@ -333,6 +351,19 @@ class LocalJobs:
         self.until_stored(lambda: self.end(job, **ended))
         if job.status == DONE:
             self.times.append(time.time() - job.started)
+
+    def run(self, engine: Engine, job: Job, settings: Settings) -> Output:
+        """The output of a job. One that needs more memory than other bundles leave runs again without them."""
+        mask = self.input(job, "-mask") if job.masked else None
+        with image_of(job.owner):
+            try:
+                return engine.run(self.input(job), settings, job.limit, (self.reporter(job),), mask)
+            except RuntimeError as error:
+                if not str(error).startswith("out of memory"):
+                    raise
+                if not self.engines.unload_others(job.version or self.version):
+                    raise
+            return engine.run(self.input(job), settings, job.limit, (self.reporter(job),), mask)
 
     def reporter(self, job: Job) -> Reporter:
         """Watches the running job for its callers and its webhook."""

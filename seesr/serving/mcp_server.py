@@ -285,7 +285,7 @@ def run_stdio(configuration: Configuration, bundle: Path | None, device: str | N
     """
     path = bundle or configuration.weights or weights.locate()
     with tempfile.TemporaryDirectory(prefix="seesr-mcp-") as folder:
-        private = {"data": Path(folder), "api_keys": SecretStr(""), "keys_file": None, "platform": None}
+        private = {"data": Path(folder), "api_keys": SecretStr(""), "keys_file": None, "platform": None, "bundles": ""}
         own = configuration.model_copy(update=private)
         load = functools.partial(serving.load_engine, path, device, user_folder())
         app = serving.build(own, Caller(Starlette()).base, path, lambda send: serving.local(own, load, path, send))
@@ -306,7 +306,7 @@ async def talk(app: Starlette) -> None:
                     await stack.enter_async_context(app.router.lifespan_context(app))
                     started = True
             jobs = app.state.service.jobs
-            while jobs.engine is None and jobs.failure is None:
+            while not jobs.loaded and jobs.failure is None:
                 await asyncio.sleep(POLL)
             if jobs.failure is not None:
                 raise Refused("not_ready", jobs.failure)

@@ -206,12 +206,12 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     replicate.cancel: Operation(
         tag="Replicate", summary="Cancels a prediction.", answers={200: {JSON: responses.Prediction}}
     ),
-    replicate.model: Operation(
+    replicate.show_model: Operation(
         tag="Replicate", summary="Reads the model, or its version.",
         answers={200: {JSON: {"anyOf": [ref(responses.Model), ref(responses.Version)]}}}, errors=("version_not_found",),
     ),
     replicate.versions: Operation(
-        tag="Replicate", summary="Lists the versions of the model: the one of this server.",
+        tag="Replicate", summary="Lists the versions of the model, of which there is one.",
         answers={200: {JSON: responses.Versions}},
     ),
     replicate.webhook_secret: Operation(
@@ -285,7 +285,8 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         answers={200: {**dict.fromkeys(pages.ASSETS.values(), WORDS), JSON: {"type": "object"}}},
     ),
 }  # fmt: skip
-PATH = {"id": "Id of the job, batch or file.", "owner": "Any owner.", "name": "seesr; or the file name of a result.",
+PATH = {"id": "Id of the job, batch or file.", "owner": "Any owner, or that of a model of SEESR_BUNDLES.",
+        "name": "seesr or the name of a model of SEESR_BUNDLES; or the file name of a result.",
         "version": "Id of the version."}  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from seesr.serving import files, responses
 from seesr.serving.api import NO_CHANGE, changes_of, event, event_stream, service, store_both
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.middleware import owner
+from seesr.serving.models import Model
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import Input, PredictionRequest, parse, read_json
 from seesr.serving.service import Service, when
@@ -25,7 +26,6 @@ from seesr.serving.webhooks import check_target, whsec
 from seesr.settings import cog_schema
 from seesr.settings.parsing import settings_of
 
-NAME = "seesr"  # the only model; any owner will do
 PAGE = 100
 LONGEST_WAIT = 60.0  # seconds
 
@@ -41,10 +41,12 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> response
     if job.started and job.completed:
         metrics |= {"predict_time": job.completed - job.started, "total_time": job.completed - job.created}
     here = f"{base}/v1/predictions/{job.id}"
+    version = job.version or of.models.default.version
+    model = of.models.by_version.get(version, of.models.default)
     return {
         "id": job.id,
-        "model": f"{job.owner}/{NAME}",
-        "version": of.version,
+        "model": model.title_for(job.owner),
+        "version": version,
         "input": {"image": job.name, **job.settings},
         "logs": job.logs,
         "output": output,
@@ -83,7 +85,7 @@ def stream_name(id: str) -> str:
 async def create(request: Request) -> Response:
     """POST of a prediction: queues it, and waits for it as long as `Prefer: wait` says."""
     of, body = service(request), parse(PredictionRequest, await read_json(request))
-    check_model(request, body.version)
+    model = model_of(request, body.version)
     inputs = parse(Input, body.input, "input.")
     settings = settings_of(inputs.model_extra or {})
     if body.webhook is not None:
@@ -91,8 +93,8 @@ async def create(request: Request) -> Response:
     sources = [await run_in_threadpool(upload_of, request, source) for source in (inputs.image, inputs.mask)]
     stored, mask = await store_both(request, *sources)
     await of.check(stored, settings, mask)
-    hook = {"webhook": body.webhook, "events": body.webhook_events_filter}
-    job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **hook)
+    more = {"webhook": body.webhook, "events": body.webhook_events_filter, "version": model.version}
+    job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **more)
     job = await of.wait(job, preferred_wait(request))
     return await run_in_threadpool(created, of, of.base(request), job)
 
@@ -105,25 +107,29 @@ def created(of: Service, base: str, job: Job) -> Response:
     return JSONResponse(record, 201)
 
 
-def check_model(request: Request, version: Any) -> None:
-    """Rejects requests for another model or version.
+def model_of(request: Request, version: str | None) -> Model:
+    """The model that a request names in its path, in `version` (an id, owner/name or owner/name:id), or in both.
 
     Raises:
         Refused: 404 or 422.
     """
-    name = request.path_params.get("name")
-    if name is not None and name != NAME:
-        raise Refused("not_found", f"there is no model {request.path_params['owner']}/{name} here, only {NAME}")
+    models, path = service(request).models, request.path_params
+    named = models.named(path["owner"], path["name"]) if "name" in path else None
+    if "name" in path and named is None:
+        detail = f"there is no model {path['owner']}/{path['name']} here; there are {models.examples}"
+        raise Refused("not_found", detail)
     if version is None:
-        if name is None:
+        if named is None:
             raise Refused("invalid_input", "version is required", "version")
-        return
-    requested = str(version).rpartition(":")[2]
-    model = str(version).partition(":")[0].rpartition("/")[2]
-    own = service(request).version
-    if requested != own and not ("/" in str(version) and ":" not in str(version) and model == NAME):
-        detail = f"version {requested[:80]!r} does not exist; use {own} or you/{NAME}"
+        return named
+    requested = version.rpartition(":")[2]
+    owner, slash, name = requested.partition("/")
+    model = models.named(owner, name) if slash else models.by_version.get(requested)
+    if model is None or (named is not None and model.version != named.version):
+        known = named or models.default
+        detail = f"version {requested[:80]!r} does not exist; use {known.version} or one of {models.examples}"
         raise Refused("version_not_found", detail, "version")
+    return named or model
 
 
 def preferred_wait(request: Request) -> float:
@@ -212,27 +218,27 @@ def index(request: Request) -> Response:
     return JSONResponse(page)
 
 
-def model_version(of: Service) -> responses.Version:
+def model_version(model: Model) -> responses.Version:
     return {
-        "id": of.version,
-        "created_at": when(of.bundle_created),
+        "id": model.version,
+        "created_at": when(model.created),
         "cog_version": "0.23.1",
         "openapi_schema": cog_schema.document(),
     }
 
 
-async def model(request: Request) -> Response:
-    check_model(request, request.path_params.get("version") or service(request).version)
-    record = model_version(service(request))
-    if "version" in request.path_params:
+async def show_model(request: Request) -> Response:
+    owner, name = request.path_params["owner"], request.path_params["name"]
+    version = request.path_params.get("version")
+    record = model_version(model_of(request, version))
+    if version is not None:
         return JSONResponse(record)
-    who, here = request.path_params["owner"], service(request).base(request)
     about: responses.Model = {
-        "owner": who,
-        "name": NAME,
+        "owner": owner,
+        "name": name,
         "description": "SeeSR super-resolution",
         "visibility": "private",
-        "url": f"{here}/",
+        "url": f"{service(request).base(request)}/",
         "cover_image_url": None,
         "default_example": None,
         "run_count": 0,
@@ -242,8 +248,8 @@ async def model(request: Request) -> Response:
 
 
 async def versions(request: Request) -> Response:
-    check_model(request, service(request).version)
-    record: responses.Versions = {"previous": None, "next": None, "results": [model_version(service(request))]}
+    results = [model_version(model_of(request, None))]
+    record: responses.Versions = {"previous": None, "next": None, "results": results}
     return JSONResponse(record)
 
 
@@ -258,10 +264,10 @@ ROUTES = [
     Route("/v1/predictions/{id}", show),
     Route("/v1/predictions/{id}/stream", stream),
     Route("/v1/predictions/{id}/cancel", cancel, methods=["POST"]),
-    Route("/v1/models/{owner}/{name}", model),
+    Route("/v1/models/{owner}/{name}", show_model),
     Route("/v1/models/{owner}/{name}/predictions", create, methods=["POST"]),
     Route("/v1/models/{owner}/{name}/versions", versions),
-    Route("/v1/models/{owner}/{name}/versions/{version}", model),
+    Route("/v1/models/{owner}/{name}/versions/{version}", show_model),
     Route("/v1/deployments/{owner}/{name}/predictions", create, methods=["POST"]),
     *files.ROUTES,
     Route("/v1/webhooks/default/secret", webhook_secret),

@@ -30,6 +30,7 @@ from seesr.serving.job import CANCELED, PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.keys import Key, today
 from seesr.serving.metadata_store import Ledger
 from seesr.serving.middleware import key_of, owner
+from seesr.serving.models import Models
 from seesr.serving.refusal import Refused
 from seesr.serving.supervisor import Supervisor
 from seesr.serving.uploads import Stored
@@ -47,9 +48,8 @@ class Service:
     """One server.
 
     Attributes:
-        version: names the bundle and this program: the same version makes the same images.
+        models: the bundles by the names and versions of Replicate's API.
         secret: the keys of links and webhooks are derived from it.
-        bundle_created: when the bundle was made, seconds since 1970.
         supervisor: runs the background tasks.
         registry: metrics that the parts of this process count themselves.
     """
@@ -57,9 +57,8 @@ class Service:
     jobs: Jobs
     ledger: Ledger
     configuration: Configuration
-    version: str
+    models: Models
     secret: bytes
-    bundle_created: float
     supervisor: Supervisor
     registry: CollectorRegistry
 
@@ -112,6 +111,8 @@ class Service:
                 self.queue(key, job, settings, *files)
                 return job
             requested = [stored.digest, mask and mask.digest, dataclasses.asdict(settings), name, seconds]
+            if job.version not in (None, self.models.default.version):
+                requested.append(job.version)
             before = self.claim(request, requested, job.id)
             if before is not None:
                 known = self.jobs.find(before)

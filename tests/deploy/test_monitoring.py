@@ -216,7 +216,7 @@ def test_gpu_metrics_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with serving(tmp_path) as client:
         assert 'worker="local"' not in scrape(client, {})
-        engine = client.app.state.service.jobs.engine  # type: ignore[attr-defined]
+        (engine,) = client.app.state.service.jobs.engines.loaded.values()  # type: ignore[attr-defined]
         monkeypatch.setattr(engine, "about", lambda: {"device_index": 0})
         Nvml(monkeypatch, 40)
         samples = values(scrape(client, {}))

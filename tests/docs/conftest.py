@@ -34,6 +34,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a `seesr serve` whose engine gives its input back."""
     folder = tmp_path_factory.mktemp("echo")
     environment = {**os.environ, "SEESR_DATA": str(folder / "data"), "ECHO_SECONDS": "0", "PYTHONPATH": str(ROOT)}
+    environment["SEESR_BUNDLES"] = f"acme/small={ROOT / 'weights/pocket'}"
     command = [sys.executable, "-m", "lab.serve.echo", "--port", "0"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -317,7 +317,7 @@ def test_a_worker_with_a_wrong_clock_does_not_start(echo: Fleet, monkeypatch: py
 def test_celery_is_set_up_against_its_traps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line was seen to lose or repeat jobs where it was otherwise (docs/decisions/0011)."""
     monkeypatch.setenv("SEESR_REDIS", "redis://127.0.0.1:1/0")
-    conf = broker.application(Configuration.read(), "ab" * 32, publishes=True).conf
+    conf = broker.application(Configuration.read(), ["ab" * 32], publishes=True).conf
     assert (conf.worker_pool, conf.worker_pool_start_method, conf.worker_concurrency) == ("prefork", "spawn", 1)
     assert conf.task_acks_late and conf.task_reject_on_worker_lost and conf.task_acks_on_failure
     assert conf.worker_proc_alive_timeout >= 300 and conf.worker_prefetch_multiplier == 1

@@ -55,9 +55,10 @@ def test_a_lost_job_is_published_again_by_its_version_alone(gateways: dict[str, 
     link.redis.zadd(WAITING, {job.id: time.time() - 100})
     for version, published in ((NEW, 0), (OLD, 1)):
         upkeep = Upkeep(gateways[version], 2, None)  # type: ignore[arg-type]
-        assert upkeep.claim_turn()
+        versions = upkeep.claim_turn()
+        assert versions
         for _ in range(2):
-            upkeep.reconcile()
+            upkeep.reconcile(versions)
         lists = [name for name in link.redis.keys("seesr-*") if link.redis.type(name) == "list"]
         assert sum(link.redis.llen(name) for name in lists) == published
         assert all(name.startswith(f"seesr-{OLD[:12]}") for name in lists)

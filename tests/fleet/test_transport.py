@@ -30,7 +30,7 @@ VERSION = "c" * 64
 @pytest.fixture
 def app(configuration: Configuration) -> Iterator[Celery]:  # noqa: F811
     Link(configuration.redis or "").redis.flushall()
-    with application(configuration, VERSION, publishes=True) as publisher:
+    with application(configuration, [VERSION], publishes=True) as publisher:
         yield publisher
 
 
