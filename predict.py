@@ -49,6 +49,7 @@ class Predictor(BaseRunner):
         output_format: str = Input(default="png", choices=["png", "webp", "jpg"], description="File format of the output. png is lossless."),
         output_quality: int = Input(default=95, ge=1, le=100, description="Compression quality of webp and jpg files. Ignored for png."),
         keep_exif: bool = Input(default=True, description="Keeps the EXIF and XMP data of the input (date, location, camera settings, titles, rights). Off removes all except marks of AI."),
+        dpi: Optional[int] = Input(default=None, ge=1, le=9600, description="Resolution to write into the file in dots per inch, which sets the size of a print: 3000 pixels at 300 are 10 inches. Leave empty to keep that of the input."),
         seed: Optional[int] = Input(default=None, ge=0, le=4294967295, description="Seed of the random noise: the same seed and settings give the same image. Leave empty for a random seed, which is reported."),
     ) -> Path:
         """Upscales one image and returns the file."""

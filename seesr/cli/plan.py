@@ -243,7 +243,7 @@ def is_done(target: Path, settings: Settings, bundle: Bundle, source_sha256: str
     record = record_of(target)
     if record is None or "mask_sha256" in record:
         return False
-    requested, recorded, defaults = dataclasses.asdict(settings), record["settings"], bundle.defaults
+    requested, recorded, defaults = settings.recorded, record["settings"], bundle.defaults
     if settings.seed is None:
         requested["seed"] = recorded.get("seed")
     if settings.num_inference_steps is None:

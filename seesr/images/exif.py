@@ -98,6 +98,14 @@ def salvaged(getexif: Callable[[], Image.Exif], warnings: list[str], of_tiff: bo
     return exif.tobytes() if len(exif) else None
 
 
+def with_resolution(block: bytes | None, dpi: int) -> bytes:
+    """An EXIF block, or None, with this resolution in dots per inch."""
+    exif = Image.Exif()
+    exif.load(block or b"")
+    exif.update({ExifTags.Base.XResolution: dpi, ExifTags.Base.YResolution: dpi, ExifTags.Base.ResolutionUnit: 2})
+    return exif.tobytes()
+
+
 def within(exif: Image.Exif, directory: int | None) -> Any:
     return exif if directory is None else exif.get_ifd(directory)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seesr.images import xmp
+from seesr.images.exif import with_resolution
 
 HIDDEN = 64  # a pixel of at most 1 / HIDDEN of full opacity counts as invisible
 NEAR = 64  # pixels that a hidden one looks around for a visible one, at least
@@ -87,6 +88,10 @@ class ImageData:
             record = {**record, "source_type_before": self.source_type}
         kept = {"exif": self.exif, "xmp": self.xmp} if keep_exif else {"exif": None, "xmp": xmp.labels(self.xmp)}
         return dataclasses.replace(self, rgb=rgb, alpha=alpha, record=record, source_type=source_type, **kept)
+
+    def with_dpi(self, dpi: int) -> ImageData:
+        """The same pixels with another resolution, dots per inch; also in EXIF, which is all that WebP has for it."""
+        return dataclasses.replace(self, dpi=(float(dpi), float(dpi)), exif=with_resolution(self.exif, dpi))
 
     def cropped(self, left: int, top: int, width: int, height: int) -> ImageData:
         """A rectangle of the same image, in pixels."""

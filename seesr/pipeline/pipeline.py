@@ -356,6 +356,8 @@ class UpscaleRun:
             rgb = to_grey(rgb)
         provenance = record(settings, self.networks.bundle, mask, self.calibration)
         image = self.source.with_pixels(rgb, provenance, settings.keep_exif, generated)
+        if settings.dpi is not None:
+            image = image.with_dpi(settings.dpi)
         if settings.rectangle is not None:
             return image.cropped(*settings.rectangle), {}
         return image, postprocess.trust(rgb, self.bicubic, self.source.visible)

@@ -87,7 +87,7 @@ def record(
         about["mask_sha256"] = hashlib.sha256(mask.tobytes()).hexdigest()
     if calibration is not None:
         about["confidence"] = calibration.short()
-    return {**about, "settings": dataclasses.asdict(settings)}
+    return {**about, "settings": settings.recorded}
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -203,7 +203,7 @@ class Output:
         settings = self.settings if name == ZIP else dataclasses.replace(self.settings, output_format=name)
         if settings == self.settings:
             return write.save(self.data, path)
-        record = {**(self.image_data.record or {}), "settings": dataclasses.asdict(settings)}
+        record = {**(self.image_data.record or {}), "settings": settings.recorded}
         image_data = dataclasses.replace(self.image_data, record=record)
         return write.save(dataclasses.replace(self, settings=settings, image_data=image_data).data, path)
 

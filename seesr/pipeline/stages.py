@@ -36,7 +36,7 @@ AFTER = {
     "particles": ("denoise",),
 }  # fmt: skip
 NOT_CACHED = (  # settings that are read after the last cached stage; fidelity and region also choose tiles, see `scope`
-    "fidelity", "color_fix", "output_view", "region", "output_format", "output_quality", "keep_exif",
+    "fidelity", "color_fix", "output_view", "region", "output_format", "output_quality", "keep_exif", "dpi",
 )  # fmt: skip
 ENTRY = 1000  # bytes counted for an entry beside its tensors
 FILES = 1000  # whose pixels are known

@@ -145,6 +145,14 @@ class Settings:
         "Keeps the EXIF and XMP data of the input (date, location, camera settings, titles, rights). Off removes all except marks of AI.",
         bool,
     )
+    dpi: int | None = _field(
+        None,
+        "Resolution to write into the file in dots per inch, which sets the size of a print: 3000 pixels at 300 are 10 inches. Leave empty to keep that of the input.",
+        int,
+        ge=1,
+        le=9600,
+        empty="the input's",
+    )
     seed: int | None = _field(
         None,
         "Seed of the random noise: the same seed and settings give the same image. Leave empty for a random seed, which is reported.",
@@ -227,6 +235,12 @@ class Settings:
     def seeded(self) -> Settings:
         """These settings with a seed: a random one from 0 to 2**32 - 1 where none was set."""
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(2**32))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings as the record of a file has them: without a dpi that is not set, as files were before it existed."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "dpi" or value is not None}
 
     @property
     def steered(self) -> bool:

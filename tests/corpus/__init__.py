@@ -283,6 +283,7 @@ def fields() -> Iterator[Case]:
         "num_particles": (0, 17),
         "bandwidth": (-0.1, 10.1),
         "output_quality": (0, 101),
+        "dpi": (0, 9601),
         "seed": (-1, 2**32),
         "fidelity": (-0.1, 1.1),
         "target_side": (0, 10**9),

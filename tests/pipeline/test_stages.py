@@ -53,6 +53,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # each setting with the networks that th
     "output_format": {"output_format": "webp"},
     "output_quality": {"output_quality": 50, "output_format": "jpg"},
     "keep_exif": {"keep_exif": False},
+    "dpi": {"dpi": 300},
     "seed": {"seed": 2, "runs": {"unet", "controlnet", "vae"}},
 }
 

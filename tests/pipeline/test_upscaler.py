@@ -74,6 +74,7 @@ CHANGES: dict[str, tuple[dict[str, object], object]] = {  # setting -> (what it 
     "output_format": ({}, "webp"),
     "output_quality": ({"output_format": "jpg"}, 30),
     "keep_exif": ({}, False),
+    "dpi": ({}, 300),
     "seed": ({}, 2),
 }
 

@@ -483,10 +483,10 @@ def test_a_file_that_only_the_browser_reads_is_converted(page: Page) -> None:
 def test_print_sizes_give_the_target(slow_page: Page) -> None:
     slow_page.select_option("#size-kind", "cm")
     slow_page.fill("#size", "2.54")
-    slow_page.fill("#dpi", "100")
+    slow_page.fill("#print-dpi", "100")
     with slow_page.expect_request("**/upscale?*") as request:
         slow_page.set_input_files("#files", names(1)[0] | {"buffer": sharp(50, 25)})
-    assert "target_side=100" in request.value.url
+    assert "target_side=100" in request.value.url and "dpi=100" in request.value.url
     expect(slow_page.locator(".size")).to_have_text("50x25 → 100x50")
 
 

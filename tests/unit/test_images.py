@@ -21,6 +21,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from seesr.images import png, write
+from seesr.images.formats import FORMATS
 from seesr.images.image_data import STRIP, ImageData, fill_hidden, pad, resize, to_uint8
 from seesr.images.kinds import brands, recognise
 from seesr.images.read import decode, from_pil, read_file, read_upload
@@ -632,6 +633,23 @@ def test_exif_that_is_too_long_for_a_jpeg_is_dropped_with_a_warning(caplog: pyte
         assert (ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "jpg", 95))).getexif()) == expected
         assert ("too long for JPEG" in caplog.text) != expected
         assert ExifTags.Base.Make in Image.open(io.BytesIO(encode(read, "png", 95))).getexif()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("camera", [None, "a camera"])
+def test_a_resolution_for_print_is_in_every_format(kind: str, camera: str | None) -> None:
+    """In the field of the format itself, where it has one, and in EXIF, beside what was there."""
+    exif = Image.Exif()
+    if camera is not None:
+        exif.update({ExifTags.Base.Model: camera, ExifTags.Base.XResolution: 72})
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] = 200
+    image = ImageData(np.zeros((8, 6, 3), np.uint8), exif=exif.tobytes() if camera else None, dpi=(72.0, 72.0))
+    with Image.open(io.BytesIO(encode(image.with_dpi(300), kind, 90))) as written:
+        tags = written.getexif()
+        assert tags[ExifTags.Base.XResolution] == tags[ExifTags.Base.YResolution] == 300
+        assert tags[ExifTags.Base.ResolutionUnit] == 2 and tags.get(ExifTags.Base.Model) == camera
+        assert tags.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ISOSpeedRatings) == (camera and 200)
+        assert written.info.get("dpi", (300, 300)) == pytest.approx((300, 300), abs=0.01)
 
 
 @pytest.mark.parametrize("dpi", [(1, 1), (65535, 1)])

@@ -61,6 +61,7 @@ INTERFACE = {  # what callers rely on: default, least, most (of words: how many 
     "output_format": ("png",),
     "output_quality": (95, 1, 100),
     "keep_exif": (True, False, True),
+    "dpi": (None, 1, 9600),
     "seed": (None, 0, 2**32 - 1),
 }
 
@@ -172,3 +173,9 @@ def test_names_of_files_say_the_size() -> None:
 def test_too_large_an_input_is_refused() -> None:
     with pytest.raises(ValueError, match="the limit is 67.1 MP"):
         Settings(scale_factor=1).output_size(9000, 9000)
+
+
+def test_the_record_of_a_file_has_a_dpi_only_where_it_is_set() -> None:
+    """The same seed gives the same bytes as before the setting existed."""
+    assert set(dataclasses.asdict(Settings())) - set(Settings().recorded) == {"dpi"}
+    assert Settings(dpi=300).recorded["dpi"] == 300 and Settings(**Settings(seed=1).recorded) == Settings(seed=1)

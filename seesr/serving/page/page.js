@@ -199,11 +199,13 @@ function chosen() {
     if (value !== (field.default ?? "")) values[field.name] = value;
   }
   const kind = $("#size-kind").value, size = Number($("#size").value);
-  for (const [id, used] of [["size", true], ["dpi", kind in PRINTS]]) {
-    if (used && !$(`#${id}`).checkValidity()) throw new Error(t("field", { label: t(id), error: outside($(`#${id}`)) }));
+  for (const [input, label] of [[$("#size"), "size"], ...(kind in PRINTS ? [[$("#print-dpi"), "dpi"]] : [])]) {
+    if (!input.checkValidity()) throw new Error(t("field", { label: t(label), error: outside(input) }));
   }
-  if (kind in PRINTS) values.target_side = Math.round(size / PRINTS[kind][1] * Number($("#dpi").value));
-  else values[kind] = size;
+  if (kind in PRINTS) {
+    values.dpi = Number($("#print-dpi").value);
+    values.target_side = Math.round(size / PRINTS[kind][1] * values.dpi);
+  } else values[kind] = size;
   return values;
 }
 
