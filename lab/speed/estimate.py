@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from seesr.engine.engine import Engine
+from seesr.networks import weights
 from seesr.runtime.estimate import Forecast, Speed
 from seesr.runtime.progress import Position
 from seesr.settings import Settings
@@ -87,7 +88,7 @@ def errors(images: list[dict[str, Any]], first: Speed) -> list[float]:
 
 
 def main(target: str) -> int:
-    with Engine.load(device="cpu") as engine:
+    with Engine.load(weights.POCKET, "cpu") as engine:
         first = Speed()
         first.totals = dict(engine.speed.totals)  # what the warm-up taught
         images = [record(engine, size, settings) for size, settings in cases()]

@@ -6,13 +6,14 @@ import pytest
 
 from lab.speed import estimate
 from seesr import Engine
+from seesr.networks import weights
 from seesr.runtime.estimate import Speed
 
 
 @pytest.mark.slow
 def test_twenty_images_of_mixed_sizes_are_within_20_percent_at_half_time() -> None:
     """Needs a machine that does nothing else."""
-    with Engine.load(device="cpu") as engine:
+    with Engine.load(weights.POCKET, "cpu") as engine:
         first = Speed()
         first.totals = dict(engine.speed.totals)
         images = [estimate.record(engine, size, settings) for size, settings in estimate.cases()]

@@ -224,6 +224,58 @@ def test_the_sample_takes_one_click(page: Page) -> None:
 
 
 @pytest.mark.long
+def test_a_newcomer_upscales_the_sample_with_two_clicks(
+    new_context: Callable[..., BrowserContext], service: Serving
+) -> None:
+    context = new_context(accept_downloads=True)
+    context.add_init_script(f"sessionStorage.setItem('key', '{ANN}')")
+    page = context.new_page()
+    page.goto(service.url)
+    page.get_by_role("button", name="Try this sample").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    with Image.open(download.value.path()) as result:
+        assert (result.size, result.format) == ((768, 512), "PNG")
+
+
+@pytest.mark.long
+def test_the_keyboard_alone_is_enough(slow_page: Page) -> None:
+    """The focus is always on something: what had it and is hidden then passes it on."""
+    focused = "document.activeElement.closest('.card') ? 'card' : document.activeElement.id"
+    for target in ("#sample", "#files"):
+        slow_page.locator(target).focus()
+        assert slow_page.evaluate("document.activeElement.id") == target[1:]
+    slow_page.locator("#sample").focus()
+    slow_page.keyboard.press("Enter")
+    expect(slow_page.locator(".card:focus")).to_have_count(1)
+    slow_page.keyboard.press("Tab")
+    expect(slow_page.get_by_role("button", name="Cancel", exact=True)).to_be_focused()
+    slow_page.keyboard.press("Enter")
+    expect(slow_page.locator(".state")).to_have_text("Canceled")
+    assert slow_page.evaluate(focused) == "card"
+    slow_page.get_by_role("button", name="Run again").press("Enter")
+    expect(slow_page.locator(".state").first).to_contain_text("Done")
+    for count in (1, 0):
+        slow_page.get_by_role("button", name="Remove", exact=True).last.press("Enter")
+        expect(slow_page.locator(".card")).to_have_count(count)
+        assert slow_page.evaluate(focused) == ("card" if count else "files")
+    slow_page.set_input_files("#files", names(2))
+    expect(slow_page.locator(".state").filter(has_text="Done")).to_have_count(2)
+    slow_page.get_by_role("button", name="Remove finished").press("Enter")
+    expect(slow_page.locator("#files")).to_be_focused()
+
+
+@pytest.mark.long
+def test_a_chosen_mask_has_a_name_and_can_be_removed(slow_page: Page) -> None:
+    slow_page.get_by_text("Advanced", exact=True).click()
+    slow_page.set_input_files("#mask", names(1)[0] | {"name": "sky.png"})
+    expect(slow_page.locator("#mask-name")).to_have_text("sky.png")
+    slow_page.locator("#no-mask").click()
+    expect(slow_page.locator("#mask-name")).to_have_text("")
+    assert slow_page.evaluate("document.querySelector('#mask').files.length") == 0
+
+
+@pytest.mark.long
 def test_all_views_are_a_zip_to_download(page: Page, photo_file: Path) -> None:
     page.select_option("#output_view", "all")
     page.set_input_files("#files", photo_file)
@@ -496,7 +548,7 @@ def test_the_language_can_be_chosen_and_stays(slow_page: Page) -> None:
     expect(slow_page.get_by_text("Bilder auswählen")).to_be_visible()
     expect(slow_page.get_by_role("button", name="Ausgewogen")).to_have_attribute("aria-pressed", "true")
     slow_page.reload()
-    expect(slow_page.get_by_text("Einstellungen", exact=True)).to_be_visible()
+    expect(slow_page.get_by_role("heading", name="Einstellungen")).to_be_visible()
     assert slow_page.locator("html").get_attribute("lang") == "de"
     slow_page.set_input_files("#files", names(1))
     expect(slow_page.locator(".state")).to_contain_text("Fertig")
@@ -702,8 +754,11 @@ def test_use_as_code(slow_page: Page, language: str, tmp_path: Path) -> None:
 def test_it_is_accessible(page: Page, photo_file: Path, scheme: str, width: int) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": width, "height": 844})
+    page.set_input_files("#files", {"name": "bad.png", "mimeType": "image/png", "buffer": b"no image"})
+    expect(page.locator(".failed .why")).to_be_visible()
     page.set_input_files("#files", photo_file)
-    expect(page.locator(".result")).to_be_visible()
+    expect(page.locator(".result:visible")).to_have_count(1)
+    page.get_by_role("button", name="Lens 100 %").click()
     page.get_by_text("Use as code").click()
     check_access(page, width)
     page.get_by_role("button", name="Piece or mask").click()
@@ -726,6 +781,16 @@ def test_the_page_is_small(slow: Serving) -> None:
         sizes[name] = len(answer.raw.read(decode_content=False))
     assert set(ASSETS) | {"index.html"} == {path.name for path in PAGE.iterdir()}
     assert sum(sizes.values()) < 60_000, sizes
+
+
+@pytest.mark.long
+def test_a_browser_receives_it_compressed(slow_page: Page) -> None:
+    sizes = """() => ['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind))
+        .map(({ name, encodedBodySize, decodedBodySize }) => [name, encodedBodySize, decodedBodySize])"""
+    files = {url.rpartition("/")[2]: rest for url, *rest in slow_page.evaluate(sizes)}
+    assets = {name: files[name] for name in ("", *ASSETS) if name != "docs.css"}
+    assert sum(sent for sent, _ in assets.values()) < 60_000, assets
+    assert all(2 * sent < whole for name, (sent, whole) in assets.items() if name != "sample.webp"), assets
 
 
 def test_every_text_is_in_every_language_and_is_used() -> None:

@@ -102,6 +102,7 @@ async function useKey(event) {
   }
   needsKey = false;
   $("#key-form").hidden = true;
+  focusOn();
   showStatus(await response.json());
   pump();
   listen();
@@ -149,7 +150,7 @@ function build(field) {
     input = make("input", { id, type: "number", min: field.ge, max: field.le, step: field.kind === "int" ? 1 : "any" });
   }
   input.setAttribute("aria-describedby", about.id);
-  $("#fields").append(make("div", { className: "field" }, make("label", { htmlFor: id }, name(id)), input, about));
+  $("#fields").append(make("div", { className: field.kind === "switch" ? "field switch" : "field" }, make("label", { htmlFor: id }, name(id)), input, about));
 }
 
 function sizeKind(kind, value = SIZES[kind] ?? PRINTS[kind][0]) {
@@ -305,7 +306,11 @@ function dropFiles({ key }) {
   for (const kind of ["", ":mask"]) files("readwrite", (store) => store.delete(key + kind)).catch(() => {});
 }
 
+// Puts the focus on a card, or on the choice of files: what had it is gone or hidden.
+const focusOn = (card) => (card ?? $("#files")).focus();
+
 function forget(entry) {
+  if (entry.card.contains(document.activeElement)) focusOn(entry.card.nextElementSibling ?? entry.card.previousElementSibling);
   entries.delete(entry.key);
   entry.card.remove();
   localStorage.removeItem(`job:${entry.key}`);
@@ -603,7 +608,7 @@ function sizes({ size, output, limited, values }) {
 }
 
 function show(entry, text) {
-  const { card, state, job } = entry, ended = ENDED.includes(state);
+  const { card, state, job } = entry, ended = ENDED.includes(state), focused = document.activeElement;
   $(".state", card).textContent = text ?? words(entry);
   $(".why", card).textContent = state === "failed" && entry.error ? explain(entry.error)[1] ?? "" : "";
   $(".size", card).textContent = sizes(entry);
@@ -638,6 +643,7 @@ function show(entry, text) {
     fix.textContent = t("convert");
     fix.onclick = () => convert(entry);
   }
+  if (focused?.hidden && card.contains(focused)) focusOn(card);
   showAll();
 }
 
@@ -934,18 +940,35 @@ addEventListener("drop", async (event) => {
   acceptAll(await dropped(event.dataTransfer));
 });
 $("#files").onchange = (event) => { acceptAll([...event.target.files]); event.target.value = ""; };
-$("#sample").onclick = async () => accept(new File([await (await fetch("sample.webp")).blob()], "sample.webp", { type: "image/webp" }), undefined, { now: !$("#hold").checked });
+$("#sample").onclick = async () => {
+  const sample = new File([await (await fetch("sample.webp")).blob()], "sample.webp", { type: "image/webp" });
+  await accept(sample, undefined, { now: !$("#hold").checked });
+  focusOn($("#jobs").firstElementChild); // the button is hidden now
+};
+$("#mask").onchange = () => {
+  const [file] = $("#mask").files;
+  $("#mask-name").textContent = file?.name ?? "";
+  $("#no-mask").hidden = !file;
+};
+function clearMask() {
+  $("#mask").value = "";
+  $("#mask").onchange();
+}
+$("#no-mask").onclick = () => { clearMask(); $("#mask").focus(); };
 $("#key-form").onsubmit = useKey;
 $("#settings").onsubmit = (event) => event.preventDefault();
 $("#settings").oninput = (event) => { if (event.target.id === "size-kind") sizeKind(event.target.value); changed(); };
-$("#reset").onclick = () => fill({});
+$("#reset").onclick = () => { fill({}); clearMask(); };
 $("#copy").onclick = async () => {
   await navigator.clipboard.writeText($("#code pre").textContent);
   $("#copy").textContent = t("copied");
   setTimeout(() => { $("#copy").textContent = t("copy"); }, 2000);
 };
 $("#cancel-all").onclick = () => [...entries.values()].filter((entry) => !ENDED.includes(entry.state)).reverse().forEach(cancel);
-$("#clear").onclick = () => [...entries.values()].filter((entry) => ENDED.includes(entry.state)).forEach(forget);
+$("#clear").onclick = () => {
+  [...entries.values()].filter((entry) => ENDED.includes(entry.state)).forEach(forget);
+  focusOn($("#jobs").firstElementChild);
+};
 $("#language").onchange = (event) => {
   localStorage.setItem("language", event.target.value);
   useLanguage(event.target.value);
