@@ -111,7 +111,8 @@ def compiles(mutant: Mutant) -> bool:
 
 
 def load_libraries() -> None:
-    """Imports what the tests import besides this project, and starts no thread."""
+    """Imports what the tests import besides this project, and starts no thread. OpenMP reads its variables here."""
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     import diffusers
     import hypothesis
     import pytest
@@ -137,7 +138,7 @@ def begin(mutant: Mutant, tests: list[str], folder: Path, core: int) -> int:
         log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         for stream in range(3):
             os.dup2(log, stream)
-        os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+        os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
         sys.dont_write_bytecode = True
         sys.path.insert(0, str(folder))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("lab", "seesr")]:

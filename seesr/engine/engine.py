@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class Engine:
     """A loaded bundle that takes one image at a time, from any thread.
 
-    All of torch runs on one worker thread; callers wait for their turn. Cancelling a waiting caller (an exception that
-    is sent to it) ends its image at the next tile.
+    All of torch runs on one worker thread; callers wait for their turn. If an exception is
+    raised in a waiting caller, its image ends at the next tile.
 
     with Engine.load() as engine:
         output = engine.run("photo.jpg", Settings(scale_factor=4, seed=1))
@@ -65,11 +65,11 @@ class Engine:
         Args:
             bundle: the folder; None: SEESR_WEIGHTS, the full bundle or the pocket one, whichever is there.
             device: a torch device; None: SEESR_DEVICE, or the GPU if there is one.
-            rates: folder that keeps what images cost on this machine; None: seesr/rates in the user's cache folder.
+            rates: folder of the measured rates for quotes; None: seesr/rates in the user's cache folder.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
-            ValueError: a variable of the environment, or the device, is not right; one line.
+            ValueError: an environment variable or the device cannot be used; one line.
             CannotServe: this machine cannot run this bundle; one line.
         """
         configuration = Configuration.read()
@@ -90,14 +90,18 @@ class Engine:
         """The bundle that is loaded.
 
         Raises:
-            RuntimeError: none is.
+            RuntimeError: no bundle is loaded.
         """
+        return self._ready.networks.bundle
+
+    @property
+    def _ready(self) -> Upscaler:
         if self.upscaler is None:
             raise RuntimeError("the engine is unloaded: call Engine.reload() first")
-        return self.upscaler.networks.bundle
+        return self.upscaler
 
     def reload(self) -> None:
-        """Loads the bundle again after `unload`; nothing where it is loaded."""
+        """Loads the bundle again after `unload`; does nothing if it is loaded."""
         check_process(self.process)
         with self.turn:
             if self.upscaler is None:
@@ -162,7 +166,7 @@ class Engine:
                 `seesr.images.source.load_source`), or an iterable of these, which gives an iterator of outputs.
             settings: None: the defaults.
             deadline: seconds for one image from this call on, its wait included; None: SEESR_DEADLINE, which counts
-                from the image's turn, or any time.
+                from the image's turn, or no limit.
             watchers: called at every tile; one that raises ends the work.
             mask: an image of the same aspect, of any kind that `source` can be: white is enhanced, black stays the
                 bicubic upscale.
@@ -171,7 +175,7 @@ class Engine:
             TypeError: the source is of a type that is not accepted.
             ValueError: the image or the settings cannot be used; one line.
             OSError: a file cannot be read.
-            DeadlineExceeded: the time was over; says how far the image came.
+            DeadlineExceeded: the deadline has passed; the message says how far the image got.
             RuntimeError: there is no usable result, the engine is unloaded, or was loaded before os.fork().
         """
         settings = settings or Settings()
@@ -191,9 +195,7 @@ class Engine:
         check_process(self.process)  # before the lock, which another thread may have held at the fork
         limit = Deadline(deadline) if isinstance(deadline, (int, float)) else deadline
         with self.turn:
-            upscaler = self.upscaler
-            if upscaler is None:
-                raise RuntimeError("the engine is unloaded: call Engine.reload() first")
+            upscaler = self._ready
             if limit is None and self.configuration.deadline is not None:
                 limit = Deadline(self.configuration.deadline)
             progress = Progress(*watchers) if limit is None else Progress(*watchers, limit)
@@ -202,7 +204,7 @@ class Engine:
     def _upscale(
         self, upscaler: Upscaler, source: Source, settings: Settings, progress: Progress, mask: Source | None
     ) -> Output:
-        """Source -> Output whose file is encoded, and signed if there is a signer. The rates learn from it."""
+        """Source -> Output with its encoded file, signed if there is a signer. Updates the rates and the speed."""
         networks, started = upscaler.networks, time.perf_counter()
         progress.start("read")
         signer, original = self.signer, None
@@ -255,22 +257,19 @@ class Engine:
         return output
 
     def quote(self, source: Source, settings: Settings | None = None) -> Quote:
-        """What an image should take and give, from the header of its file and the images that were measured before.
+        """Estimates time, size, memory and price of an image from its header and the images measured before.
 
-        Answers while an image is made, too. A mask would be counted as white, and stages that are cached as computed.
+        Answers also while an image runs. Ignores masks, and cached stages that could be reused.
 
         Args:
-            source: as `run` takes it; pixels are not decoded.
+            source: as for `run`; pixels are not decoded.
             settings: None: the defaults.
 
         Raises:
             TypeError, ValueError, OSError: as `run`.
             RuntimeError: the engine is unloaded.
         """
-        upscaler = self.upscaler
-        if upscaler is None:
-            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
-        return self._quote(upscaler, settings or Settings(), size_of(source))
+        return self._quote(self._ready, settings or Settings(), size_of(source))
 
     def _quote(self, upscaler: Upscaler, settings: Settings, size: tuple[int, int]) -> Quote:
         quote = make_quote(outline_of(upscaler.networks), self.rates, settings, size, self.configuration.price_per_hour)
@@ -285,12 +284,10 @@ class Engine:
             ValueError: the output would be too large.
             RuntimeError: the engine is unloaded.
         """
-        if self.upscaler is None:
-            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
-        return count(outline_of(self.upscaler.networks), settings, size)
+        return count(outline_of(self._ready.networks), settings, size)
 
     def expected(self, settings: Settings, size: tuple[int, int]) -> float:
-        """Seconds that an image of `size` = (width, height) should take, by the images of this process so far.
+        """Expected seconds of an image of `size` = (width, height), by the images of this process so far.
 
         Raises:
             ValueError, RuntimeError: as `work`.
@@ -305,7 +302,7 @@ class Engine:
         watchers: tuple[Watcher, ...] = (),
         mask: Source | None = None,
     ) -> Output:
-        """The same as `run` for one image, without blocking the event loop; cancelling ends it at the next tile."""
+        """`run` for one image, without blocking the event loop. Cancelling the task ends the image at the next tile."""
         cancelled = threading.Event()
 
         def stop(position: Position) -> None:
@@ -319,7 +316,7 @@ class Engine:
             cancelled.set()
 
     def healthy(self) -> bool:
-        """Whether a bundle is loaded and its device still computes. Answers while an image is made, too."""
+        """Whether a bundle is loaded and its device still computes. Answers also while an image runs."""
         upscaler = self.upscaler
         return upscaler is not None and os.getpid() == self.process and upscaler.healthy()
 

@@ -16,7 +16,7 @@ PREFIX = "seesr-outputs-"
 
 
 class OutputFolder:
-    """A fresh folder for the outputs of this process. It holds the latest one, and goes when the process ends.
+    """A fresh folder for the outputs of this process. It holds the latest one and is removed when the process ends.
 
     Folders of processes that were killed are removed when the next one starts.
     """
@@ -32,7 +32,7 @@ class OutputFolder:
         atexit.register(shutil.rmtree, self.path, ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes the output of the prediction before."""
+        """Removes the output of the previous prediction."""
         for old in self.path.iterdir():
             old.unlink()
 
@@ -48,7 +48,7 @@ class OutputFolder:
 
 
 def flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The metrics with those of a group as group.name."""
+    """Flattens the metrics: a nested one is named group.name."""
     for name, value in metrics.items():
         group = cast(Mapping[str, Any], value) if isinstance(value, dict) else {"": value}
         for key, number in group.items():

@@ -28,7 +28,7 @@ class Machine(NamedTuple):
         capability: of CUDA, or None on a CPU.
         free: bytes of GPU memory that are free, or None on a CPU.
         host: bytes of host memory.
-        chosen: whether the caller named the device.
+        chosen: whether the caller chose the device.
     """
 
     device: str
@@ -42,7 +42,7 @@ def look(device: str | None) -> Machine:
     """Looks at this machine.
 
     Raises:
-        ValueError: the device that was named is not here.
+        ValueError: the named device does not exist here.
     """
     target = hardware.usable(device)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -54,7 +54,7 @@ def look(device: str | None) -> Machine:
 
 
 def check(machine: Machine, kind: str, size: int) -> None:
-    """Refuses a machine that cannot serve; warns of a slow one.
+    """Rejects a machine that cannot run the bundle; logs a warning for a slow one.
 
     Args:
         kind: of the bundle: the pocket one runs anywhere.
@@ -100,7 +100,7 @@ def files_size(bundle: Path) -> int:
 
 
 def require(bundle: Path, device: str | None) -> None:
-    """The check for a bundle on disk, before it is loaded. A bundle that is not there is for the loader to refuse.
+    """Checks this machine for a bundle on disk, before it is loaded. The loader reports a missing bundle.
 
     Raises:
         CannotServe, ValueError: one line.

@@ -58,18 +58,18 @@ class Lines:
 
 @dataclasses.dataclass(frozen=True)
 class Quote:
-    """What one image should take and give on this machine.
+    """Expected time, size, memory and price of one image on this machine.
 
     Attributes:
         output_size: WIDTHxHEIGHT of the whole output, pixels.
-        tiles: that the denoiser computes, of all steps.
-        seconds: without waiting; None: no image was measured yet.
-        seconds_at_most: what none of the latest images would have exceeded; None as `seconds`.
-        bytes: of the result's file; None: no file of this format was measured yet.
-        peak_memory_mb: the most memory that the process will have held, by "host" and "device".
-        price: of `seconds` at SEESR_PRICE_PER_HOUR; None without it.
-        images: how many images were measured on this machine.
-        wait: seconds in the queue before the image runs.
+        tiles: tiles that the denoiser computes over all steps.
+        seconds: expected time without waiting; None: no image was measured yet.
+        seconds_at_most: upper estimate, which none of the latest images would have exceeded; None as `seconds`.
+        bytes: size of the result's file; None: no file of this format was measured yet.
+        peak_memory_mb: expected peak memory of the process, by "host" and "device".
+        price: price of `seconds` at SEESR_PRICE_PER_HOUR; None without it.
+        images: number of images that were measured on this machine.
+        wait: expected seconds in the queue.
     """
 
     output_size: str
@@ -84,13 +84,13 @@ class Quote:
 
     @property
     def promised(self) -> float | None:
-        """Seconds from now within which the image can be promised; None: too few images were measured to say."""
+        """Upper estimate of the seconds from now to the result; None: too few images were measured."""
         if not self.seconds or self.seconds_at_most is None or self.images < ENOUGH:
             return None
         return round((self.wait + self.seconds) * self.seconds_at_most / self.seconds, 3)
 
     def short(self) -> dict[str, float]:
-        """Its figures for the metrics of an image; those that are not known are left out."""
+        """The figures for the metrics of an image, without those that are unknown."""
         peak = self.peak_memory_mb.get("host")
         found = {"seconds": self.seconds, "bytes": self.bytes, "peak_memory_mb": peak, "price": self.price}
         return {name: value for name, value in found.items() if value is not None}
@@ -145,7 +145,7 @@ class Rates:
                 log.warning("%s cannot be used (%s); the rates of this machine are measured again", path, error)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `save` wrote."""
+        """Loads what `save` wrote."""
         lines = Lines(state["lines"])
         memory = {name: (float(base), float(each)) for name, (base, each) in state["memory"].items()}
         errors, images = [float(error) for error in state["errors"]], int(state["images"])
@@ -210,18 +210,18 @@ class Rates:
         return None if found is None else round(found)
 
     def peak(self, megapixels: float) -> dict[str, int]:
-        """The most memory that the process should hold for an image, by "host" and "device", MB."""
+        """Expected peak memory of the process with an image, by "host" and "device", MB."""
         with self.lock:
             return {name: round(base + each * megapixels) for name, (base, each) in self.memory.items()}
 
     @property
     def margin(self) -> float:
-        """Actual over quoted seconds that none of the latest images exceeded."""
+        """Largest ratio of actual to quoted seconds among the latest images, at least 1."""
         with self.lock:
             return max(1.0, *self.errors) if len(self.errors) >= ENOUGH else FIRST_MARGIN
 
     def save(self) -> None:
-        """Writes the file. A disk that does not take it is logged and stops nothing."""
+        """Writes the file. A disk that is full or read-only only logs a warning."""
         if self.path is None:
             return
         with self.writing:  # so that the last state to be written is the latest

@@ -1,7 +1,7 @@
 """A single worker thread for all predictions.
 
-OpenMP, oneDNN, cuDNN, cuBLAS and the allocator keep threads, handles and memory for every thread that calls them. A
-server that lends a prediction any thread of its pool pays for each of them again, and pays in the first predictions.
+OpenMP, oneDNN, cuDNN, cuBLAS and the allocator keep threads, handles and memory for every thread that calls them. In
+a pool, each thread would pay for them again in its first prediction.
 """
 
 from __future__ import annotations

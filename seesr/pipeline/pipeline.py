@@ -134,12 +134,12 @@ class UpscaleRun:
         )
 
     def cached(self, stage: str, scope: Scope, compute: Callable[[], Any]) -> Any:
-        """A stage's result, of an earlier run where one computed it; see `JobStages.result`."""
+        """The result of a stage, computed now or by an earlier run; see `JobStages.result`."""
         return self.stages.result(stage, scope, compute, lambda: not self.budget.redone)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Begins a stage, and keeps its seconds. Stages of many tiles say themselves how many there are.
+        """Begins a stage and measures its seconds. Stages with many tiles set their number themselves.
 
         On a GPU these are the seconds between two events there: the host does not wait for the stage to end.
         """
@@ -192,7 +192,7 @@ class UpscaleRun:
         }
 
     def tag(self) -> tuple[list[str], Tensor]:
-        """The original small image -> tags, image tokens [1, n, width]."""
+        """The input at its original size -> tags, image tokens [1, n, width]."""
         tags, tokens = tag(self.networks.tagger, self.source.visible, self.budget)
         return tags, tokens.to(self.networks.dtype)
 
@@ -209,16 +209,16 @@ class UpscaleRun:
         return fitted, tokens.to(self.networks.dtype)
 
     def enlarge(self) -> Tensor:
-        """The upscaled image, mirrored to at least a tile, or less where it is thin: [H', W', 3], on the device."""
+        """The bicubic upscale with a mirrored border, at least one tile unless thin: [H', W', 3], on the device."""
         networks = self.networks
         padded = pad(resize(self.source.visible, self.size), *self.outline.padding(self.sides, self.size))
         self.bicubic = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
     def start(self, posterior: autoencoder.Posterior) -> tuple[Tensor, sampling.Update]:
-        """The input's latents -> those at the first step [N, C, h, w], and how a step is taken from there.
+        """The input's latents -> the latents at the first step [N, C, h, w], and the update from step to step.
 
-        Steered particles differ in their first noise alone: from the posterior's mean, by steps without fresh noise.
+        Steered particles start from the posterior's mean and differ only in their first noise; their steps add none.
         """
         networks, settings = self.networks, self.settings
         streams = self.noise(tuple(posterior.centre.shape))
@@ -236,7 +236,7 @@ class UpscaleRun:
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
     def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:
-        """The upscaled image -> the posterior of its latents, (h, w) = size; only `part` is needed."""
+        """The conditioning image -> the posterior of its latents, (h, w) = size; only `part` is needed."""
         return autoencoder.encode(
             self.networks.vae, self.conditioning_tiles(conditioning), size, self.budget, self.progress, part
         )
@@ -268,7 +268,7 @@ class UpscaleRun:
     def denoiser(
         self, conditioning: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]
     ) -> Denoiser:
-        """The networks with all that stays the same for this image; here the side of the tiles is chosen."""
+        """The denoiser of this image. Chooses the side of the tiles."""
         overlap, padded_size = self.settings.latent_tiled_overlap, conditioning.shape[:2]
         side = least_work(z_size[0], z_size[1], self.sides, overlap)
         self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
@@ -330,10 +330,10 @@ class UpscaleRun:
     def finish(
         self, restored: Tensor, conditioning: Tensor, spread: Tensor | None
     ) -> tuple[ImageData, dict[str, float]]:
-        """[3, H', W'] -> the image in exact size, colors and depth, with alpha, metadata and record; what it added.
+        """[3, H', W'] -> the image in exact size, colors and depth, with metadata; measures of the added detail.
 
         Raises:
-            RuntimeError: values that are not finite, or a decoder that gave no image.
+            RuntimeError: values are not finite, or the decoder produced no image.
         """
 
         def content(top: int, bottom: int) -> Tensor:

@@ -37,19 +37,19 @@ class Metrics(TypedDict):
 
     Attributes:
         seed: the seed that was used.
-        tags: what the tagger found, separated by commas; `tags_left_out` had no room in the prompt.
-        prompt_cut: words at the end of the prompt that had no room.
+        tags: what the tagger detected, separated by commas; `tags_left_out` did not fit into the prompt.
+        prompt_cut: words at the end of the prompt that did not fit.
         input_size, output_size: WIDTHxHEIGHT, pixels.
-        steps, tiles, tiles_skipped, tile_batch: denoising steps; tiles of a step, those that nobody can see, and how
-            many ran at once.
+        steps, tiles, tiles_skipped, tile_batch: denoising steps; tiles of a step, those of them that were
+            not needed, and how many ran at once.
         reused, tiles_reused: stages, separated by commas, and tiles that an earlier run of the image had computed.
         tiles_shared: tiles of all steps that helpers have computed.
         region: the rectangle of the output that was returned; empty: the whole output.
         out_of_memory_retries, float32_retries: parts that were computed again.
         seconds: of every stage.
-        quote, actual: seconds, bytes and host memory that were expected before the image, and those that it took; added
-            by Engine. A server adds the wait in its queue.
-        peak_memory_mb: the most that the process has held, "host" and "device".
+        quote, actual: expected and measured seconds, bytes and host memory; added by Engine. A
+            server adds the wait in its queue.
+        peak_memory_mb: peak memory of the process, "host" and "device".
         device, attention, bundle: where and with what it ran.
     """
 
@@ -81,7 +81,7 @@ class Metrics(TypedDict):
 def record(
     settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None, calibration: Calibration | None = None
 ) -> dict[str, Any]:
-    """All that is needed to make the same image again from the same input, and mask; what a mask of confidence says."""
+    """The settings record: all that is needed to make the image again, and the calibration of a view of confidence."""
     about: dict[str, Any] = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
     if mask is not None:
         about["mask_sha256"] = hashlib.sha256(mask.tobytes()).hexdigest()
@@ -92,7 +92,7 @@ def record(
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Output:
-    """The result for one image, and everything that is known about it.
+    """The result of one image with its settings and metrics.
 
     Attributes:
         image_data: the pixels with alpha, profile and EXIF of the input, and the settings record.
@@ -208,7 +208,7 @@ class Output:
         return write.save(dataclasses.replace(self, settings=settings, image_data=image_data).data, path)
 
     def check_loss(self, name: str) -> None:
-        """Refuses a format that would lose something of the view that the settings ask for.
+        """Rejects a file format that cannot hold the alpha or the depth of the view.
 
         Raises:
             ValueError: what would be lost, and what keeps it.

@@ -1,4 +1,4 @@
-"""Cached results of pipeline stages: a second run of an image computes only what its settings change.
+"""Caches results of pipeline stages: a second run of an image computes only the stages whose settings changed.
 
 A stage's key is a hash of the image's pixels and of the settings that the stage and those before it read. `READS` has
 every setting, so a new one must be added there; a test compares it with `Settings`.
@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 
 
 class StageCache:
-    """Results of stages in host memory, the least recently used of which are dropped. Thread-safe.
+    """Results of stages in host memory. The least recently used are dropped first. Thread-safe.
 
     Attributes:
         limit: bytes that may be held; 0: nothing is cached.
@@ -132,7 +132,7 @@ class JobStages(NamedTuple):
         A result for the whole image serves every part of it.
 
         Args:
-            exact: whether another run computes the same now; a run that went on in float32 might not.
+            exact: whether the result may be cached; a run that was repeated in float32 may differ from others.
         """
         if stage not in self.keys:
             return compute()
@@ -152,7 +152,7 @@ class JobStages(NamedTuple):
 
 
 class Tiles:
-    """Predictions of single tiles, which a run of a region leaves to later runs of the same job.
+    """Predictions of single tiles. A run of a region stores them for later runs of the same image.
 
     Attributes:
         reused: tiles that were not computed again.
@@ -188,7 +188,7 @@ def keys(settings: Settings, pixels: str) -> dict[str, str]:
 
 
 def effective(settings: Settings) -> Iterator[tuple[str, Any]]:
-    """The settings, without the values of those that others turn off."""
+    """Names and values of the settings; None for those that other settings turn off."""
     off = () if settings.cfg_scale > 1 else ("negative_prompt",)
     off += () if settings.steered else ("use_kds", "num_particles", "bandwidth")
     for name, value in dataclasses.asdict(settings).items():

@@ -18,7 +18,7 @@ LARGE = 2**22  # pixels of an image that is shrunk before it is moved
 
 
 def tag(tagger: Tagger, rgb: Pixels, budget: Budget) -> tuple[list[str], Tensor]:
-    """The original small image [H, W, 3] -> tags, image tokens [1, n, width].
+    """The input at its original size, [H, W, 3] -> tags, image tokens [1, n, width].
 
     Raises:
         NotFinite: in single precision too.
@@ -43,9 +43,9 @@ def to_floats(rgb: Tensor) -> Tensor:
 
 
 def shrunk(rgb: Pixels, size: int) -> Tensor:
-    """[H, W, 3] integers -> [1, 3, size, size] in [0, 1]: what `preprocess` makes of them, from four pixels for each.
+    """[H, W, 3] integers -> [1, 3, size, size] in [0, 1], resized by the bilinear filter of the tagger's `preprocess`.
 
-    A large image is neither moved to the device for it nor held in floats.
+    Reads four pixels for each pixel of the result, so a large image is neither moved to the device nor held in floats.
     """
 
     def between(side: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any]]:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Upscaler:
     """Loaded networks, ready for any number of images, one at a time.
 
-    Not thread-safe: a network may be cast up for an image's second try while another image runs. seesr.Engine is.
+    Not thread-safe: a network may be cast to float32 for the second attempt of an image. Use seesr.Engine from threads.
 
     upscaler = Upscaler.load("weights/pocket", "cpu")
     output = upscaler("photo.jpg", Settings(scale_factor=4, seed=1))
@@ -135,11 +135,12 @@ class Upscaler:
         return stages - {"decode"} if compared and "particles" not in stages else stages
 
     def warm_up(self) -> Output:
-        """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation;
-        on a GPU also on one of several tiles, whose batches are another shape, and records graphs.
+        """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation.
+
+        On a GPU it also runs an image of several tiles, whose batches have another shape, and records CUDA graphs.
 
         Returns:
-            The result of the last of these images, which says how fast this device is.
+            The result of the last of these images, with the seconds of its stages.
         """
         output = self.run_grey(1)
         if self.networks.device.type == "cuda":
@@ -173,12 +174,12 @@ class Upscaler:
         return UpscaleRun(self.networks, settings, self.grey(tiles), Progress(), self.graphs).run()
 
     def grey(self, tiles: int) -> ImageData:
-        """A ramp that is enlarged to `tiles` times the side of one."""
+        """A grey ramp whose 4x output has `tiles` tiles on a side."""
         side = tiles * self.networks.tile * self.networks.factor // 4
         return ImageData(np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8))
 
     def healthy(self) -> bool:
-        """Whether the device still computes; a GPU does not after an illegal access."""
+        """Whether the device still computes. After an illegal memory access a GPU does not."""
         try:
             return torch.ones(2, device=self.networks.device).sum().item() == 2
         except RuntimeError as error:

@@ -1,4 +1,8 @@
-"""Progress and time left of one image: counted work of every stage times the speed that this process measured."""
+"""Progress and time left of one image: counted work of every stage times the speed that this process measured.
+
+Quotes have other rates (seesr.engine.rates): lines over the size of an image, from all processes. Progress needs the
+speed of this process, with the load that the machine has now.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +34,11 @@ class Speed:
 
     def seconds(self, work: Work) -> dict[str, float]:
         """Expected seconds of every stage; 0 for one that has not been measured yet."""
-        found = {}
+        expected = {}
         for name, units in work.items():
-            known, taken = self.totals.get(name, (0.0, 0.0))
-            found[stage_of(name)] = units * taken / known if known else 0.0
-        return found
+            measured, taken = self.totals.get(name, (0.0, 0.0))
+            expected[stage_of(name)] = units * taken / measured if measured else 0.0
+        return expected
 
 
 def stage_of(name: str) -> str:
@@ -59,12 +63,12 @@ class Forecast:
     def at(self, stage: str, done: int, total: int, elapsed: float) -> tuple[float, float | None]:
         """(finished share of the whole image from 0 to 1, seconds left or None) at a moment.
 
-        The speed of the image itself counts the more, the more of it is done.
+        The more of the image is done, the more its own speed counts.
 
         Args:
-            stage: that runs.
-            done: finished parts of it.
-            total: parts of it.
+            stage: the running stage.
+            done: its finished parts.
+            total: all of its parts.
             elapsed: seconds since the image began.
         """
         names = list(self.expected)

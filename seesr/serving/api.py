@@ -98,30 +98,34 @@ async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, S
         raise Refused(getattr(error, "code", "invalid_input"), f"the mask cannot be used: {error}", "mask") from None
 
 
-async def upscale(request: Request) -> Response:
-    """POST of one image: the result, or 202 and a job when `wait` runs out. Hanging up cancels while it waits."""
-    of = service(request)
+async def received(request: Request) -> tuple[UpscaleRequest, Settings, Stored, Stored | None]:
+    """A request for one image: its fields, settings, and the checked files of image and mask.
+
+    Raises:
+        ValueError, Refused: one line.
+    """
     try:
         body = await take(request)
         settings = body.settings()
         stored, mask = await store_both(request, body.image, body.mask)
     finally:
         await request.close()  # removes the files of a form
-    await of.check(stored, settings, mask)
+    await service(request).check(stored, settings, mask)
+    return body, settings, stored, mask
+
+
+async def upscale(request: Request) -> Response:
+    """POST of one image: the result, or 202 with the job after `wait`. A client that disconnects cancels its job."""
+    of = service(request)
+    body, settings, stored, mask = await received(request)
     job = await run_in_threadpool(of.submit, request, stored, settings, body.options(), mask)
     return await finished(request, job, body.wait, body.answer == "link")
 
 
 async def quote(request: Request) -> Response:
-    """POST of the same request as `/upscale`: what it would take and give, and nothing is queued."""
+    """POST of the same request as `/upscale`: the quote. Nothing is queued."""
     of = service(request)
-    try:
-        body = await take(request)
-        settings = body.settings()
-        stored, mask = await store_both(request, body.image, body.mask)
-    finally:
-        await request.close()
-    await of.check(stored, settings, mask)
+    body, settings, stored, _ = await received(request)
     job = Job.of(owner(request), settings, priority=PRIORITIES[body.priority], deadline=body.deadline)
     if (reason := of.jobs.ready()) is not None:
         raise Unavailable(reason, "not_ready")

@@ -1,4 +1,4 @@
-"""All settings of one image. Cog's schema, the command line, the HTTP API and the documentation are made from them."""
+"""`Settings` of one image, from which Cog's schema, the command line, the HTTP API and the documentation are made."""
 
 from __future__ import annotations
 
@@ -244,12 +244,12 @@ class Settings:
 
     @property
     def steered(self) -> bool:
-        """Whether there are particles to steer."""
+        """Whether Kernel Density Steering is on: `use_kds` with at least two particles."""
         return self.use_kds and self.num_particles > 1
 
     @property
     def views(self) -> dict[str, View]:
-        """What the file shows: the view that was asked for, or every one that `all` has."""
+        """The views in the output file by name: the one in `output_view`, or for `all` every view of these settings."""
         if self.output_view != ALL:
             return {self.output_view: VIEWS[self.output_view]}
         return {
@@ -263,7 +263,7 @@ class Settings:
 
     @property
     def suffix(self) -> str:
-        """Of the file's name."""
+        """Suffix of the output file: the format, or zip."""
         return ZIP if self.output_view == ALL else self.output_format
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
@@ -304,16 +304,16 @@ class Settings:
 
     @property
     def target(self) -> str | None:
-        """The target in words, or None."""
+        """The target for messages, such as "target_side 4096", or None."""
         if self.target_side is not None:
             return f"target_side {self.target_side}"
         return None if self.target_megapixels is None else f"target_megapixels {self.target_megapixels:g}"
 
     def scale_for(self, width: int, height: int) -> float:
-        """The scale of an input of this size: scale_factor, or what the target takes.
+        """The scale of an input of this size: scale_factor, or the one that reaches the target.
 
         Raises:
-            ValueError: the target takes less than 1 or more than 8; the message has the scale.
+            ValueError: the target needs a scale below 1 or above 8; the message has the scale.
         """
         if self.target is None:
             return self.scale_factor

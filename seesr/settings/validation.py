@@ -37,7 +37,7 @@ def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
 
 
 def typed(name: str, value: Any, kind: Any) -> Any:
-    """JSON has one number type: 1.0 is a good int and 4 a good float. NumPy's numbers count; all else must match."""
+    """The value in its type. JSON has one number type: 1.0 is also an int and 4 a float. NumPy's types count."""
     if kind is bool:
         good = type(value).__name__ in ("bool", "bool_")  # of NumPy too
     elif kind is str:
@@ -51,7 +51,7 @@ def typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a number is one of double precision, which an integer of 400 digits is not."""
+    """Whether a number is finite in double precision; an integer of 400 digits is not."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -59,7 +59,7 @@ def is_finite(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value for a message, as Python writes it, long ones cut."""
+    """A value for a message, as Python writes it; a long one is cut."""
     return value[:60] + "..." if isinstance(value, str) and len(value) > 80 else reprlib.repr(value)
 
 
