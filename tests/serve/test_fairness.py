@@ -39,6 +39,8 @@ def test_the_share_of_a_key(waiting: dict[str, int], room: bool) -> None:
 
 def test_the_smallest_queue_takes_a_job_of_each() -> None:
     assert has_room("ann", [], 1, 0.5) and not has_room("ann", owners(ann=1), 1, 0.5)
+    assert has_room("bob", owners(ann=2), 3, 0.1)  # the smallest share is one job
+    assert not has_room("bob", owners(ann=1, bob=1), 4, 0.1)
 
 
 def test_keys_take_turns_within_a_priority() -> None:
@@ -55,6 +57,18 @@ def test_keys_take_turns_within_a_priority() -> None:
         (NORMAL, "ann", 2), (NORMAL, "ann", 3), (LATER, "bob", 0),
     ]  # fmt: skip
     assert expected == order
+
+
+def test_the_order_counts_a_turn_that_was_just_taken() -> None:
+    turns = Turns()
+    turns.next([Job("bob", {}, created=0)])
+    waiting = [Job("ann", {}, created=1), Job("bob", {}, created=2), Job("ann", {}, priority=URGENT, created=3)]
+    expected = [job.created for job in turns.order(waiting)]
+    order = []
+    while waiting:
+        order.append(turns.next(waiting))
+        waiting.remove(order[-1])
+    assert [job.created for job in order] == expected == [3, 2, 1]
 
 
 class Held(Echo):

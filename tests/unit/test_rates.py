@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from seesr.engine.rates import ENOUGH, FIRST_MARGIN, Lines, Measured, Quote, Rates, rates_file
-from seesr.pipeline.work import Term
+from seesr.pipeline.work import Outline, Term
 
 WORK = {
     "read": Term(("read",), 0.1),
     "denoise": Term(("denoise:1024", "denoise"), 1.0, 2.0),
     "file": Term(("file:png",), 1.0),
 }
+OUTLINE = Outline(4, 2, 64, 1, (64, 72), 24, 512, 512)
 SECONDS = {"read": 0.01, "denoise": 1.0, "file": 0.1}
 
 
@@ -52,7 +53,8 @@ def test_no_line_is_negative() -> None:
     for units, cost in ((1.0, 0.5), (2.0, 2.0)):
         below.learn("x", units, cost)
     assert falling.at("x", 100.0) == falling.at("x", 1.0) > 0  # type: ignore[operator]
-    assert 0 < below.at("x", 0.01) < 0.02  # type: ignore[operator]
+    by_size = (0.9 * 1.0 * 0.5 / 0.5**2 + 2.0 * 2.0 / 2.0**2) / (0.9 * 1.0**2 / 0.5**2 + 2.0**2 / 2.0**2)
+    assert [below.at("x", units) for units in (0.01, 3.0)] == pytest.approx([0.01 * by_size, 3.0 * by_size])
 
 
 def test_a_machine_that_became_slower_is_learnt() -> None:
@@ -66,7 +68,7 @@ def test_rates_outlive_the_process(tmp_path: Path) -> None:
     path = rates_file(tmp_path / "rates", "0123456789abcdef", "cpu", 4)
     assert path.name == "0123456789ab-cpu-4.json"
     rates = Rates(path)
-    rates.begin({"host": 400})
+    rates.begin({"host": 400}, OUTLINE)
     for _ in range(ENOUGH):
         rates.learn(measured())
     again = Rates(path)
@@ -117,10 +119,19 @@ def test_features_and_passes_of_a_tile_and_each_tile_size_have_their_rates() -> 
 
 def test_only_an_image_that_raised_the_peak_says_what_memory_it_took() -> None:
     rates = Rates()
-    rates.begin({"host": 400})
+    rates.begin({"host": 400}, OUTLINE)
     rates.learn(measured(after={"host": 530}))
     rates.learn(measured(megapixels=0.1, before={"host": 530}, after={"host": 530}))
     assert rates.peak(1.0) == {"host": 530}
+
+
+def test_without_an_image_the_peak_is_what_the_process_holds() -> None:
+    rates = Rates()
+    rates.begin({"host": 400}, OUTLINE)
+    assert rates.peak(100.0) == {"host": 400}
+    rates = Rates()
+    rates.learn(measured(after={"host": 530}))  # what it held before is unknown
+    assert rates.peak(100.0) == {"host": 530}
 
 
 def test_stages_that_were_reused_and_masks_say_nothing_of_the_error() -> None:
