@@ -93,6 +93,36 @@ def test_a_damaged_file_keeps_the_keys(client: TestClient, file: Path, add: Call
         keys.Keys(Configuration(keys_file=file))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": ""}, "0.name: "), ({"name": "a" * 101}, "0.name: "), ({"sha256": "0" * 63}, "0.sha256: "),
+        ({"rate": 0}, "0.rate: "), ({"share": 0}, "0.share: "), ({"share": 1.01}, "0.share: "),
+        ({"megapixels_per_day": 0}, "0.megapixels_per_day: "), ({"rates": 1}, "0.rates: "),
+        ({"name": "a" * 100, "rate": 1, "share": 1, "megapixels_per_day": 0.001}, None), ({"name": "a"}, None),
+    ],
+)  # fmt: skip
+def test_a_key_out_of_its_limits_is_named(file: Path, changes: dict[str, Any], message: str | None) -> None:
+    file.write_text(json.dumps([{"name": "ann", "sha256": "0" * 64, **changes}]))
+    if message is None:
+        assert len(keys.read_file(file)) == 1
+        return
+    with pytest.raises(ValueError, match=message):
+        keys.read_file(file)
+    file.write_text("{")
+    with pytest.raises(ValueError, match="keys.json: the file: "):
+        keys.read_file(file)
+
+
+def test_a_file_that_did_not_change_is_not_read_again(
+    file: Path, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = add("ann")
+    known = keys.Keys(Configuration(keys_file=file))
+    monkeypatch.setattr(keys, "read_file", lambda path: pytest.fail("read again"))
+    assert known.find(token) is not None and known.find("another") is None
+
+
 def test_limits_of_a_key(client: TestClient, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     token = add("ann", "--rate", "100", "--priorities", "normal,low", "--megapixels-per-day", "0.007")
     refused = upscale(client, token, priority="urgent").json()

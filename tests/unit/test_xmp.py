@@ -203,6 +203,33 @@ def test_a_packet_that_cannot_be_read_is_left_out_with_a_warning(name: str) -> N
     assert set(seen(encode(read.with_pixels(read.rgb, {}), "png", 90))) == {"DigitalSourceType", "about"}
 
 
+def test_the_limits_of_a_packet() -> None:
+    assert (xmp.LONGEST, xmp.DEEPEST) == (256 * 1024, 100)
+    own = packet("<dc:source></dc:source>")
+    longest = own.replace(b"<dc:source>", b"<dc:source>" + b"x" * (xmp.LONGEST - len(own)))
+    levels = xmp.DEEPEST - 2  # beside rdf:Description and what the innermost holds
+    deepest = packet("<dc:a>" * levels + "</dc:a>" * levels)
+    for good, bad in (
+        (longest, longest.replace(b"<dc:source>", b"<dc:source>x")),
+        (deepest, deepest.replace(b"<dc:a></dc:a>", b"<dc:a><dc:a></dc:a></dc:a>")),
+    ):
+        xmp.parse(good)
+        with pytest.raises(xmp.Unreadable):
+            xmp.parse(bad)
+
+
+def test_only_descriptions_have_properties() -> None:
+    other = packet(TITLE).replace(b"rdf:Description", b"rdf:Alt")
+    assert xmp.value(packet("<dc:source>x</dc:source>"), "http://purl.org/dc/elements/1.1/", "source") == "x"
+    assert not list(xmp.properties(xmp.parse(other)))
+
+
+def test_a_manifest_that_states_one_source_type_says_it() -> None:
+    wholly, edited = ((xmp.SOURCE_TYPES + name).encode() for name in (xmp.WHOLLY_AI, xmp.EDITED_WITH_AI))
+    assert xmp.source_type_in_manifest(b"a " + wholly + b" b " + wholly) == wholly.decode()
+    assert {xmp.source_type_in_manifest(data) for data in (b"", edited, wholly + b" " + edited)} == {None}
+
+
 def test_xmp_that_is_too_long_for_a_jpeg_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     read = decode(in_container("WEBP", packet(f"{TITLE}<dc:source>{'x' * 65500}</dc:source>")))
     edited = read.with_pixels(read.rgb, {"settings": {"seed": 1}})
