@@ -1,4 +1,4 @@
-"""Every platform's shell, started by the platform's own local runner, and one table of bad input for all."""
+"""Every platform's adapter, started by the platform's own local runner, and one table of bad input for all."""
 
 from __future__ import annotations
 
@@ -247,12 +247,12 @@ def test_a_result_over_runpods_limit_goes_to_the_store(
         assert link.read() == expected
 
 
-Shell = Callable[[], str]  # sends a good picture and gives the line that came back, or ""
+Adapter = Callable[[], str]  # sends a good image and returns the line that came back, or ""
 
 
 @pytest.fixture
-def shells(hub_folder: Path, modal_app: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Shell]:
-    """Every shell in this process, loaded under the environment as it is now; results go to the store."""
+def adapters(hub_folder: Path, modal_app: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Adapter]:
+    """Every adapter in this process, loaded under the environment as it is now; results go to the store."""
     from fastapi import HTTPException
 
     monkeypatch.syspath_prepend(str(ROOT / "deploy"))
@@ -287,7 +287,7 @@ def shells(hub_folder: Path, modal_app: Any, monkeypatch: pytest.MonkeyPatch) ->
     return {"hugging_face": hugging_face, "runpod": runpod, "modal": modal}
 
 
-@pytest.mark.parametrize("shell", ["hugging_face", "runpod", "modal"])
+@pytest.mark.parametrize("adapter", ["hugging_face", "runpod", "modal"])
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
@@ -295,13 +295,13 @@ def shells(hub_folder: Path, modal_app: Any, monkeypatch: pytest.MonkeyPatch) ->
         ("AWS_ENDPOINT", "http://127.0.0.1:9", "the result cannot be stored"),  # a store that is down
     ],
 )
-def test_faults_around_a_shell_are_one_line(
-    shells: dict[str, Shell], shell: str, variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_faults_around_an_adapter_are_one_line(
+    adapters: dict[str, Adapter], adapter: str, variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if variable.startswith("AWS") and shell == "hugging_face":
+    if variable.startswith("AWS") and adapter == "hugging_face":
         value, message = os.environ.get(variable, ""), ""  # it needs no store
     monkeypatch.setenv(variable, value)
-    line = shells[shell]()
+    line = adapters[adapter]()
     assert message in line and "Traceback" not in line and "\n" not in line
     assert bool(line) == bool(message)
 
@@ -330,8 +330,8 @@ def test_a_full_disk_leaves_no_half_repository(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_no_shell_is_long() -> None:
-    shells = [ROOT / "predict.py", *(ROOT / "deploy").rglob("*.py")]
-    for path in shells:  # an input of Cog is one line and no logic
+def test_no_adapter_is_long() -> None:
+    adapters = [ROOT / "predict.py", *(ROOT / "deploy").rglob("*.py")]
+    for path in adapters:  # an input of Cog is one line and no logic
         lines = [line for line in path.read_text().splitlines() if " = Input(" not in line]
         assert len(lines) <= 60, (path, len(lines))

@@ -23,7 +23,7 @@ from seesr.images.read import decode
 from seesr.images.record import read_record
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=32)
-DIAL = (0.0, 0.3, 0.7, 1.0)
+FIDELITIES = (0.0, 0.3, 0.7, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def sharpness(picture: np.ndarray) -> float:
     return float(np.abs(np.diff(luma(picture), axis=1)).mean())
 
 
-SLOW_DIAL = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
+SLOW = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
 
 
-@pytest.mark.parametrize("more", [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW_DIAL)])
+@pytest.mark.parametrize("more", [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW)])
 def test_fidelity_goes_from_the_model_to_the_bicubic_upscale(pocket: Upscaler, small: ImageData, more: dict) -> None:
-    pictures = [made(pocket, small, fidelity=value, **more) for value in DIAL]
+    pictures = [made(pocket, small, fidelity=value, **more) for value in FIDELITIES]
     np.testing.assert_array_equal(pictures[0], made(pocket, small, **more))
     np.testing.assert_array_equal(pictures[-1], plain(small))
     near = [psnr(picture, plain(small)) for picture in pictures]
@@ -283,7 +283,7 @@ def test_faithful_and_invented_follow_the_added_detail(pocket: Upscaler, small: 
     assert all(25 < metrics["faithful"] <= 100 for metrics in results)
 
 
-def test_a_record_with_dials_is_replayed(engine: Engine, small: ImageData) -> None:
+def test_a_record_with_fidelity_and_masks_is_replayed(engine: Engine, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, fidelity=0.3, target_side=300)
     data = engine.run(file(small.pil()), settings).data
     decoded = decode(data)
