@@ -89,6 +89,7 @@ async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, S
     of = service(request)
     if is_empty(image):
         raise Refused("invalid_input", "image is required", "image")
+    image, mask = [await run_in_threadpool(of.source, request, source) for source in (image, mask)]
     stored = await store_image(image, of.part(request), of.configuration.allow_urls)
     if is_empty(mask):
         return stored, None

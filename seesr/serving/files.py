@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import secrets
@@ -22,7 +21,7 @@ from seesr.serving.api import service
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import Upload, parse, parse_json
-from seesr.serving.service import is_id, when
+from seesr.serving.service import when
 from seesr.serving.uploads import pieces, store
 
 LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
@@ -31,31 +30,6 @@ LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
 def describe(request: Request, record: dict[str, Any]) -> responses.File:
     address = f"{service(request).base(request)}/v1/files/{record['id']}"
     return cast(responses.File, {**record, "urls": {"get": address}})
-
-
-def upload(request: Request, id: str) -> dict[str, Any]:
-    """The caller's upload of this id.
-
-    Raises:
-        Refused: 404, there is none.
-    """
-    uploads = service(request).ledger.uploads(owner(request), id) if is_id(id) else []
-    if not uploads:
-        raise Refused("not_found", "no file has this ID; upload it with POST /v1/files")
-    return uploads[0]
-
-
-def upload_file(request: Request, record: dict[str, Any]) -> Path:
-    """The file of an upload.
-
-    Raises:
-        Refused: 404, it was removed.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        path = service(request).ledger.upload_file(record["id"])
-        if path.is_file():
-            return path
-    raise Refused("expired", "this file was removed; send it again")
 
 
 def md5_of(path: Path) -> str:
@@ -102,17 +76,17 @@ async def create_file(request: Request) -> Response:
 
 
 def show_file(request: Request) -> Response:
-    return JSONResponse(describe(request, upload(request, request.path_params["id"])))
+    return JSONResponse(describe(request, service(request).upload(request, request.path_params["id"])))
 
 
 def download_file(request: Request) -> Response:
-    record = upload(request, request.path_params["id"])
-    path = upload_file(request, record)
+    record = service(request).upload(request, request.path_params["id"])
+    path = service(request).upload_file(record)
     return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
 
 
 def delete_file(request: Request) -> Response:
-    record = upload(request, request.path_params["id"])
+    record = service(request).upload(request, request.path_params["id"])
     service(request).ledger.drop_upload(owner(request), record["id"])
     return Response(status_code=204)
 

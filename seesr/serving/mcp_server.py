@@ -52,7 +52,10 @@ URIS = ("data:", "http://", "https://")
 UPSCALE = "Upscales an image with SeeSR super-resolution. It can take seconds to minutes; progress is reported."
 QUOTE = "Says how long upscaling an image would take, its output size, memory, file size and price. Upscales nothing."
 STATUS = "Says whether images can be upscaled now, the length of the queue, the device and the versions."
-SOURCES = {False: "A data URI or an http(s) URL.", True: "Path of a file, a data URI or an http(s) URL."}
+SOURCES = {
+    False: "A data URI, the URL of an upload or an http(s) URL.",
+    True: "Path of a file, a data URI or an http(s) URL.",
+}
 OUTPUT = (
     "Path of the file to write; its suffix is the format. Without it the result of a file is written beside it as "
     "NAME-x4.png, and any other result is returned."

@@ -147,7 +147,8 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body={"image/*": FILE, "application/octet-stream": FILE, FORM: form(requests.UpscaleRequest),
               JSON: requests.UpscaleRequest},
         example={"image": DATA_URI, "scale_factor": 4, "seed": 1}, query=options(requests.UpscaleRequest),
-        headers=IDEMPOTENCY, errors=(*SUBMIT, "canceled", "expired", "deadline_too_short"),
+        headers=IDEMPOTENCY,
+        errors=(*SUBMIT, "canceled", "not_found", "expired", "deadline_too_short"),
     ),
     api.quote: Operation(
         tag="Images", summary="Quotes time, size, memory and price of one image from its header; queues nothing.",
@@ -155,7 +156,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         body={"image/*": FILE, "application/octet-stream": FILE, FORM: form(requests.UpscaleRequest),
               JSON: requests.UpscaleRequest},
         example={"image": DATA_URI, "scale_factor": 4, "deadline": 30}, query=options(requests.UpscaleRequest),
-        errors=("invalid_input", "url_not_allowed", "not_ready", "no_quotes"),
+        errors=("invalid_input", "url_not_allowed", "not_found", "expired", "not_ready", "no_quotes"),
     ),
     api.show: Operation(tag="Images", summary="Reads a job.", answers={200: {JSON: responses.Job}}),
     api.delete: Operation(

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,7 +20,6 @@ from seesr.serving.models import Model
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import Input, PredictionRequest, parse, read_json
 from seesr.serving.service import Service, when
-from seesr.serving.uploads import Uploaded
 from seesr.serving.webhooks import check_target, whsec
 from seesr.settings import cog_schema
 from seesr.settings.parsing import settings_of
@@ -90,8 +88,7 @@ async def create(request: Request) -> Response:
     settings = settings_of(inputs.model_extra or {})
     if body.webhook is not None:
         check_target(body.webhook, of.configuration.local_webhooks)
-    sources = [await run_in_threadpool(upload_of, request, source) for source in (inputs.image, inputs.mask)]
-    stored, mask = await store_both(request, *sources)
+    stored, mask = await store_both(request, inputs.image, inputs.mask)
     await of.check(stored, settings, mask)
     more = {"webhook": body.webhook, "events": body.webhook_events_filter, "version": model.version}
     job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **more)
@@ -139,21 +136,6 @@ def preferred_wait(request: Request) -> float:
         if name == "wait":
             return min(LONGEST_WAIT, float(value)) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value) else LONGEST_WAIT
     return 0.0
-
-
-def upload_of(request: Request, source: Any) -> Any:
-    """The file of an upload of this server, if the source is its URL; else the source itself.
-
-    Raises:
-        Refused: 404, there is no such upload.
-    """
-    of = service(request)
-    begin = f"{of.base(request)}/v1/files/"
-    if not (isinstance(source, str) and source.startswith(begin)):
-        return source
-    id = source.removeprefix(begin).partition("?")[0].partition("/")[0]
-    record = files.upload(request, id)
-    return Uploaded(files.upload_file(request, record), record)
 
 
 def show(request: Request) -> Response:

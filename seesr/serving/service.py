@@ -33,7 +33,7 @@ from seesr.serving.middleware import key_of, owner
 from seesr.serving.models import Models
 from seesr.serving.refusal import Refused
 from seesr.serving.supervisor import Supervisor
-from seesr.serving.uploads import Stored
+from seesr.serving.uploads import Stored, Uploaded
 from seesr.settings import Settings
 from seesr.settings.validation import FieldError
 
@@ -243,6 +243,42 @@ class Service:
         if job is None or job.owner != owner(request):
             raise Refused("not_found", "no job has this ID; jobs expire after SEESR_KEEP hours")
         return job
+
+    def upload(self, request: Request, id: str) -> dict[str, Any]:
+        """The caller's upload of this id.
+
+        Raises:
+            Refused: 404, there is none.
+        """
+        uploads = self.ledger.uploads(owner(request), id) if is_id(id) else []
+        if not uploads:
+            raise Refused("not_found", "no file has this ID; upload it with POST /v1/files")
+        return uploads[0]
+
+    def upload_file(self, record: dict[str, Any]) -> Path:
+        """The file of an upload.
+
+        Raises:
+            Refused: 404, it was removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            path = self.ledger.upload_file(record["id"])
+            if path.is_file():
+                return path
+        raise Refused("expired", "this file was removed; send it again")
+
+    def source(self, request: Request, source: Any) -> Any:
+        """The file of an upload of this server, if the source is its URL; else the source itself.
+
+        Raises:
+            Refused: 404, there is no such upload.
+        """
+        begin = f"{self.base(request)}/v1/files/"
+        if not (isinstance(source, str) and source.startswith(begin)):
+            return source
+        id = source.removeprefix(begin).partition("?")[0].partition("/")[0]
+        record = self.upload(request, id)
+        return Uploaded(self.upload_file(record), record)
 
     def link(self, base: str, job: Job) -> str:
         """A signed link to the result, valid for LINK_SECONDS."""

@@ -167,7 +167,7 @@ def piped(line: str, reader: Path) -> None:
     """Runs a line of the shell in which `seesr` is this package's."""
     own = reader / "bin"
     own.mkdir(exist_ok=True)
-    (own / "seesr").write_text(f'#!/bin/sh\nexec {sys.executable} -m seesr.cli "$@"\n')
+    (own / "seesr").write_text(f'#!/bin/sh\nexec {sys.executable} -m seesr "$@"\n')
     (own / "seesr").chmod(0o755)
     environment = {**os.environ, "PATH": f"{own}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", line], cwd=reader, env=environment, capture_output=True, timeout=100)

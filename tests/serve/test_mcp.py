@@ -187,6 +187,9 @@ def test_tools_over_http(mode: str, server: EchoServer) -> None:
             assert server.ask("GET", f"/jobs/{job}", headers=bearer(ANN)).status_code == 200
             assert server.ask("GET", f"/jobs/{job}", headers=bearer(BOB)).status_code == 404
             assert (await client.call_tool("quote", {"image": URI})).structured_content["tiles"]
+            content = {"content": ("a.png", sharp(), "image/png")}
+            upload = server.ask("POST", "/v1/files", files=content, headers=bearer(ANN)).json()["urls"]["get"]
+            assert image_of(await client.call_tool("upscale", {"image": upload, **QUICK})).size == (24, 18)
             refused = await client.call_tool("upscale", {"image": "/etc/hostname"})
             assert refused.is_error and "data URI" in refused.structured_content["detail"]
             refused = await client.call_tool("upscale", {"image": URI, "output": "a.png"})

@@ -79,6 +79,10 @@ def test_answers_are_as_described(client: TestClient) -> None:
     asked(client, "POST", "/upscale", params={**QUICK, "wait": 0}, content=IMAGE, headers=PNG)
     batch = asked(client, "POST", "/batches", params=QUICK, files=files).json()["id"]
     file = asked(client, "POST", "/v1/files", files={"content": ("a.png", IMAGE, "image/png")}).json()
+    for path in ("/upscale", "/quote"):  # an upload is an image of every route that takes a URL
+        assert asked(client, "POST", path, json={"image": file["urls"]["get"]}).status_code == 200
+        missing = asked(client, "POST", path, json={"image": f"{file['urls']['get'][:-32]}{'0' * 32}"})
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     body = {"input": {"image": file["urls"]["get"], "seed": 1}, "version": "you/seesr"}
     prediction = asked(client, "POST", "/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
     link = client.get(f"/jobs/{job}").json()["result"].partition("/v1/outputs/")[2]
