@@ -223,6 +223,20 @@ def stages() -> str:
     return table(read(RESULTS / "stages.json"), columns)
 
 
+def shard() -> str:
+    """What `python -m lab.speed.shard` measured."""
+    from lab.speed.shard import COLUMNS
+
+    return table(read(RESULTS / "shard.json"), {"fault": "", **COLUMNS})
+
+
+def shard_simulated() -> str:
+    """What `python -m lab.speed.shard` computed for more workers."""
+    from lab.speed.shard import SIMULATED
+
+    return table(read(RESULTS / "shard.json", "simulated"), SIMULATED)
+
+
 def openapi() -> str:
     """docs/openapi.json."""
     from seesr.serving import app
@@ -321,6 +335,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages": stages,
     "quote": quote,
     "trust": trust,
+    "shard": shard,
+    "shard-simulated": shard_simulated,
 }
 
 

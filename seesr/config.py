@@ -42,6 +42,12 @@ class Configuration(BaseSettings):
     cuda_graphs: bool = option(
         True, "Replays the networks as CUDA graphs after a self-check at the start, which is faster. 0 turns it off."
     )
+    tile_workers: int = option(
+        1,
+        "Processes that share the tiles of each image, with the same bytes. On a CPU each has OMP_NUM_THREADS threads; "
+        "with GPUs each has its own GPU. 1 turns it off.",
+        ge=1,
+    )
     cache_mb: int = option(
         512,
         "Megabytes of host memory for results of stages. A second run of an image computes only what its settings "
@@ -124,6 +130,11 @@ class Configuration(BaseSettings):
     )
     store_retry: float = option(
         60, "Fleet: seconds for which a worker retries while the object store is unavailable; then the job fails.", ge=0
+    )
+    share_tiles: bool = option(
+        False,
+        "Worker: shares the tiles of its image with idle workers of the same kind, and computes tiles of others while "
+        "it is idle, with the same bytes.",
     )
     worker_name: str | None = option(
         None, "Worker: its name, such as gpu0@host. Unset: built from the GPU, the process and the host."

@@ -98,6 +98,10 @@ def add_upscale(upscale: argparse.ArgumentParser, preset: Mapping[str, Any]) -> 
         "--mask", type=Path, metavar="FILE",
         help="image of the same aspect ratio: white is enhanced, black stays the bicubic upscale, grey blends",
     )  # fmt: skip
+    upscale.add_argument(
+        "--tile-workers", type=int, metavar="N",
+        help="processes that share the tiles of each image, with the same bytes (default: SEESR_TILE_WORKERS, or 1)",
+    )  # fmt: skip
     for field in dataclasses.fields(Settings):
         about = field.metadata
         flag, description = "--" + field.name.replace("_", "-"), about["description"].replace("%", "%%")

@@ -71,7 +71,7 @@ def upscale(args: argparse.Namespace, settings: Settings) -> int:
         print(f"{len(todo)} to do, {already} already there, bundle {name}", file=messages, flush=True)
         from seesr.engine.engine import Engine
 
-        run.all(todo, Engine.load(path, args.device), args.mask)
+        run.all(todo, Engine.load(path, args.device, workers=args.tile_workers), args.mask)
     elif already := sum(task.done for task in collected.tasks):
         print(f"0 to do, {already} already there", file=messages)
     return run.end()

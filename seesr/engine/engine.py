@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -17,6 +17,7 @@ import torch
 
 from seesr.config import Configuration
 from seesr.engine import preflight
+from seesr.engine.helper_processes import HelperProcesses, helper_devices
 from seesr.engine.quote import make_quote, size_of
 from seesr.engine.rates import Measured, Quote, Rates, rates_file, user_folder
 from seesr.engine.worker_thread import OneThread
@@ -26,11 +27,13 @@ from seesr.images.source import Source, is_file, is_many, load_source, read_byte
 from seesr.networks import hardware, weights
 from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output
+from seesr.pipeline.shared_tiles import TileHelper
 from seesr.pipeline.upscaler import Upscaler
 from seesr.pipeline.work import count, plan, shown_megapixels, terms
 from seesr.runtime.estimate import Forecast, Speed, stage_of
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Deadline, Position, Progress, Watcher
+from seesr.runtime.tile_batches import TilePool
 from seesr.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,8 +51,18 @@ class Engine:
     """
 
     def __init__(
-        self, bundle: Path, device: str | None, configuration: Configuration, rates: Path | None = None
+        self,
+        bundle: Path,
+        device: str | None,
+        configuration: Configuration,
+        rates: Path | None = None,
+        workers: int | None = None,
     ) -> None:
+        self.workers = configuration.tile_workers if workers is None else workers
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: it must be at least 1, for this process")
+        self.helpers: HelperProcesses | None = None
+        self.helper: TileHelper | None = None  # computes tiles of other processes' images
         self.bundle, self.device, self.configuration = bundle, device, configuration
         self.rates_folder, self.rates = rates or user_folder(), Rates()
         self.thread, self.process = OneThread(), os.getpid()
@@ -59,23 +72,31 @@ class Engine:
         self.speed = Speed()
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, device: str | None = None, rates: Path | None = None) -> Engine:
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        device: str | None = None,
+        rates: Path | None = None,
+        workers: int | None = None,
+    ) -> Engine:
         """Loads a bundle and runs one small image through it.
 
         Args:
             bundle: the folder; None: SEESR_WEIGHTS, the full bundle or the pocket one, whichever is there.
             device: a torch device; None: SEESR_DEVICE, or the GPU if there is one.
             rates: folder of the measured rates for quotes; None: seesr/rates in the user's cache folder.
+            workers: processes that share the tiles of each image, this one included; None: SEESR_TILE_WORKERS. The
+                others end with `unload`, or with this process.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
             ValueError: an environment variable or the device cannot be used; one line.
-            CannotServe: this machine cannot run this bundle; one line.
+            CannotServe: this machine cannot run this bundle, or not in so many processes; one line.
         """
         configuration = Configuration.read()
         path = Path(bundle) if bundle is not None else configuration.weights or weights.locate()
         preflight.require(path, device or configuration.device)
-        engine = cls(path, device or configuration.device, configuration, rates)
+        engine = cls(path, device or configuration.device, configuration, rates, workers)
         engine.reload()
         return engine
 
@@ -120,16 +141,79 @@ class Engine:
         loaded = time.perf_counter()
         networks, outline = upscaler.networks, outline_of(upscaler.networks)
         name, threads = hardware.name(networks.device), torch.get_num_threads()
-        self.rates = Rates(rates_file(self.rates_folder, networks.bundle.digest, name, threads))
+        self.rates = Rates(rates_file(self.rates_folder, networks.bundle.digest, name, threads, self.workers))
+        self.helpers = self._helpers(upscaler, threads)
         self.rates.begin(hardware.peak_memory(networks.device), outline)
         first = upscaler.warm_up()
         planned = plan(outline, first.settings, first.source.size)
         self.speed.learn(count(outline, first.settings, first.source.size), first.metrics["seconds"])
         self.rates.warm(terms(outline, first.settings, first.source.size, planned), first.metrics["seconds"])
+        if self.helpers is not None:
+            self.helpers.wait()
+            upscaler.pools.append(self.helpers)
         log.info("setup: load %.1f s, warm-up %.1f s", loaded - started, time.perf_counter() - loaded)
         if upscaler.networks.bundle.kind == "pocket":
             log.warning("the small pocket bundle is loaded; run ./scripts/weights for full quality")
         return upscaler
+
+    def _helpers(self, upscaler: Upscaler, threads: int) -> HelperProcesses | None:
+        """Starts the processes that share the tiles of this engine's images; None: there are none."""
+        if self.workers == 1:
+            return None
+        device, cores = upscaler.networks.device, len(os.sched_getaffinity(0))
+        devices = helper_devices(self.workers, device, threads, cores, torch.cuda.device_count())
+        configuration = self.configuration
+        return HelperProcesses(self.bundle, devices, threads, configuration.attention, configuration.cuda_graphs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an image is made now."""
+        return self.turn.locked()
+
+    @property
+    def machine(self) -> str:
+        """What the bytes of a tile depend on beside the bundle and this program: equal ones give equal bytes.
+
+        Raises:
+            RuntimeError: the engine is unloaded.
+        """
+        if self.upscaler is None:
+            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
+        networks = self.upscaler.networks
+        processor = f"{torch.backends.cpu.get_cpu_capability()}, {self.thread.run(torch.get_num_threads)} threads"
+        place = processor if networks.device.type == "cpu" else hardware.name(networks.device)
+        return f"{place}, torch {torch.__version__}, {networks.attention} attention"
+
+    def share_tiles(self, pool: TilePool) -> None:
+        """Shares the tiles of all later images with the helpers of a pool, until the engine is unloaded."""
+        if self.upscaler is not None:
+            self.upscaler.pools.append(pool)
+
+    def compute_tiles(self, image: str, context: Callable[[], bytes], task: bytes) -> bytes | None:
+        """Computes a tile batch of an image that another process has.
+
+        Args:
+            image: identifies its run.
+            context: fetches what is needed once for each image.
+            task: the batch.
+
+        Returns:
+            The prediction; None: an image of this engine is made, or it is unloaded.
+        """
+        if not self.turn.acquire(blocking=False):
+            return None
+        try:
+            upscaler = self.upscaler
+            if upscaler is None:
+                return None
+            if self.helper is None or self.helper.networks is not upscaler.networks:
+                self.helper = TileHelper(upscaler.networks, upscaler.graphs)
+            helper = self.helper
+            if not helper.knows(image):
+                helper.learn(image, context())
+            return self.thread.run(lambda: helper(image, task))
+        finally:
+            self.turn.release()
 
     @overload
     def run(
@@ -335,7 +419,10 @@ class Engine:
         """Frees the memory of the bundle; `reload` brings it back."""
         check_process(self.process)
         with self.turn:
-            self.upscaler = None
+            self.upscaler = self.helper = None
+            if self.helpers is not None:
+                self.helpers.close()
+                self.helpers = None
             self.thread.run(free_memory)
 
 

@@ -239,15 +239,17 @@ class Rates:
                 log.warning("the rates of this machine are not kept: %s", error)
 
 
-def rates_file(folder: Path, digest: str, device: str, threads: int) -> Path:
+def rates_file(folder: Path, digest: str, device: str, threads: int, workers: int = 1) -> Path:
     """The file of a bundle on a device; on a CPU the number of threads counts.
 
     Args:
         digest: of the bundle.
         device: its name.
+        workers: processes that share the tiles of an image.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", device)
-    return folder / f"{digest[:12]}-{name}{f'-{threads}' if device == 'cpu' else ''}.json"
+    shared = f"-x{workers}" if workers > 1 else ""
+    return folder / f"{digest[:12]}-{name}{f'-{threads}' if device == 'cpu' else ''}{shared}.json"
 
 
 def kept_files(digest: str) -> list[Path]:

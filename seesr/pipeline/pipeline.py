@@ -63,9 +63,9 @@ class UpscaleRun:
         graphs: Graphs | None = None,
         mask: Grey | None = None,
         cache: StageCache | None = None,
-        helpers: TilePool | None = None,
+        pools: Sequence[TilePool] = (),
     ) -> None:
-        self.helpers = helpers
+        self.pools = pools
         self.share: SharedTiles | None = None
         self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
@@ -273,9 +273,9 @@ class UpscaleRun:
         side = least_work(z_size[0], z_size[1], self.sides, overlap)
         self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
         tiles, weight = layout(z_size[0], z_size[1], side, overlap, self.networks.device)
-        if self.helpers is not None:
+        if self.pools:
             context = encode_context(text_tokens, image_tokens, self.settings.cfg_scale)
-            self.share = SharedTiles(self.helpers, context, self.crops(conditioning), self.progress)
+            self.share = SharedTiles(self.pools, context, self.crops(conditioning), self.progress)
         return Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import safetensors.torch
 import torch
@@ -29,7 +29,7 @@ IMAGES = 2  # whose context a helper keeps
 
 
 class SharedTiles:
-    """Computes the batches of every step of one image together with the helpers of a pool.
+    """Computes the batches of every step of one image together with helpers.
 
     Args:
         context: from `encode_context`.
@@ -40,8 +40,10 @@ class SharedTiles:
         tiles: number of tiles that helpers have computed, of all steps.
     """
 
-    def __init__(self, pool: TilePool, context: bytes, pixels: Callable[[Tile], Tensor], progress: Progress) -> None:
-        self.pool, self.context, self.pixels, self.progress = pool, context, pixels, progress
+    def __init__(
+        self, pools: Sequence[TilePool], context: bytes, pixels: Callable[[Tile], Tensor], progress: Progress
+    ) -> None:
+        self.pools, self.context, self.pixels, self.progress = pools, context, pixels, progress
         self.image, self.tiles = secrets.token_hex(16), 0
         self.batches: TileBatches | None = None
 
@@ -72,7 +74,8 @@ class SharedTiles:
 
         own = batches.take()  # before the helpers, so that `longest` is known
         if len(groups) > 1:
-            self.pool.begin(batches)
+            for pool in self.pools:
+                pool.begin(batches)
         for number, group in enumerate(groups):
             while (result := batches.pop(number)) is None:
                 if own is None:

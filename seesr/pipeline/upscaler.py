@@ -38,7 +38,7 @@ class Upscaler:
     output = upscaler("photo.jpg", Settings(scale_factor=4, seed=1))
 
     Attributes:
-        helpers: processes that share the denoiser's tiles; None: there are none.
+        pools: helpers that share the denoiser's tiles.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Upscaler:
     ) -> None:
         self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention, graphs is not None))
         self.graphs, self.process, self.cache = graphs, os.getpid(), StageCache(cache)
-        self.helpers: TilePool | None = None
+        self.pools: list[TilePool] = []
         if graphs is not None:
             for owner, method in networks.parts():
                 graphs.attach(owner, method)
@@ -108,7 +108,7 @@ class Upscaler:
         loaded = load_source(source, settings.output_size)
         progress = progress or Progress()
         run = UpscaleRun(
-            self.networks, settings, loaded.image_data, progress, self.graphs, mask, self.cache, self.helpers
+            self.networks, settings, loaded.image_data, progress, self.graphs, mask, self.cache, self.pools
         )
         output = dataclasses.replace(run.run(), array_layout=loaded.layout)
         if loaded.sha256 is None:

@@ -62,7 +62,7 @@ def photo(deep: bool = False) -> NDArray[Any]:
 
 def run(upscaler: Upscaler, pool: Any, settings: Settings = QUICK, source: Any = None) -> Output:
     shared = Upscaler(upscaler.networks)
-    shared.helpers = pool
+    shared.pools = [] if pool is None else [pool]
     return shared(photo() if source is None else source, settings)
 
 
@@ -129,7 +129,7 @@ def test_watchers_are_called_while_a_helper_is_waited_for(
 
     pool = Threads(tiny_upscaler, hang)
     shared = Upscaler(tiny_upscaler.networks)
-    shared.helpers = pool
+    shared.pools = [pool]
     try:
         with pytest.raises(TimeoutError):
             shared(photo(), QUICK, Progress(watch))
