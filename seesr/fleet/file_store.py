@@ -21,7 +21,7 @@ from seesr.serving.metadata_store import remove_older
 log = logging.getLogger(__name__)
 
 LOOK = 5.0  # seconds for which an answer of the store is believed
-FOLDERS = ("in", "out", "uploads")
+FOLDERS = ("in", "out", "uploads", "tiles")
 MOST_CALLS = 16  # calls of the store at the same time; a gateway's other routes have the rest of its 40 threads
 SLOW = 2.0  # seconds of a call after which further ones do not wait for its place
 
@@ -60,7 +60,7 @@ class CallLimit:
 
 
 class Objects:
-    """Files by name, under the folders in/, out/ and uploads/.
+    """Files by name, under the folders in/, out/, uploads/ and tiles/.
 
     Args:
         store: of the configuration.
@@ -125,6 +125,16 @@ class Objects:
             part.unlink(missing_ok=True)
             raise
         return path
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, without a copy on this machine.
+
+        Raises:
+            FileNotFoundError: it has been removed.
+            Unavailable: the store does not give it.
+        """
+        with self.call():
+            return bytes(obstore.get(self.store, name).bytes())
 
     def drop(self, name: str) -> None:
         """Removes a file, here and there; one that is gone is no error."""

@@ -180,7 +180,7 @@ class Upkeep:
 
 
 def record_key(name: str) -> str:
-    """The record of a file: in/ID, in/ID-mask and out/ID.png belong to a job, uploads/ID to an upload."""
+    """The record of a file: in/ID, in/ID-mask, tiles/ID-... and out/ID.png belong to a job, uploads/ID to an upload."""
     folder, _, file = name.partition("/")
     id = file.partition(".")[0].partition("-")[0]
     return f"{PREFIX}upload:{id}" if folder == "uploads" else job_key(id)

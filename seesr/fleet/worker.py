@@ -26,6 +26,7 @@ from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import ATTEMPTS, Records
 from seesr.fleet.lease import Lease
 from seesr.fleet.redis_client import Link
+from seesr.fleet.tile_exchange import FleetTiles, TileTaker, kind_of
 from seesr.fleet.worker_registry import Roster
 from seesr.networks import weights
 from seesr.object_store import Store
@@ -57,7 +58,13 @@ def load() -> Any:
 
 
 class Child:
-    """State of the process that computes, from its start to its end."""
+    """State of the process that computes, from its start to its end.
+
+    Attributes:
+        tiles: shares the tiles of this worker's images; None: they are not shared.
+    """
+
+    tiles: FleetTiles | None = None
 
     def __init__(self, engine_of: Callable[[], Any]) -> None:
         link = Link(configuration.redis or "", patient=True)
@@ -71,8 +78,19 @@ class Child:
         self.engine = engine_of()
         self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
         self.supervisor = Supervisor()
+        if configuration.share_tiles:
+            self.tiles = self.shared_tiles(link)
         self.supervisor.thread("orders", self.obey)
         self.supervisor.thread("cache", self.trim)
+
+    def shared_tiles(self, link: Link) -> FleetTiles:
+        """Shares tiles with the workers of the same kind, in both directions."""
+        kind = kind_of(version, self.engine.machine)
+        TileTaker(link, self.objects, self.supervisor, self.engine, kind)
+        pool = FleetTiles(link, self.objects, self.supervisor, self.name, kind)
+        self.engine.share_tiles(pool)
+        self.say(tiles=kind)
+        return pool
 
     def say(self, state: str | None = None, **more: Any) -> None:
         """Writes the state of this worker; None: the latest again, which a Redis that was restarted may have lost."""
@@ -93,6 +111,8 @@ class Child:
                 self.say("loading")
                 try:
                     self.engine.reload()
+                    if self.tiles is not None:
+                        self.engine.share_tiles(self.tiles)
                 except Exception as error:
                     self.say("failed", error=f"{type(error).__name__}: {error}")
                     raise
@@ -140,6 +160,8 @@ class Child:
             report()
             source = self.until_stored(lambda: self.objects.get(f"in/{job.id}"))
             mask = self.until_stored(lambda: self.objects.get(f"in/{job.id}-mask")) if job.masked else None
+            if self.tiles is not None:
+                self.tiles.job = job.id
             with image_of(job.owner):
                 output = self.engine.run(source, settings, job.limit, (Reporter(job, report, OFTEN),), mask)
             self.until_stored(lambda: self.objects.put(f"out/{name}", output.data, once=True))
@@ -158,6 +180,9 @@ class Child:
         except Exception:
             log.exception("job %s", job.id)
             self.end(job, FAILED, error="internal error; see the worker's log")
+        finally:
+            if self.tiles is not None:
+                self.tiles.end_job()
 
     def end_without_input(self, job: Job, name: str) -> None:
         """Ends a job whose input is gone: done if its result is there, because Redis lost its last writes."""
