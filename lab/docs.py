@@ -225,16 +225,16 @@ def stages() -> str:
 
 def shard() -> str:
     """What `python -m lab.speed.shard` measured."""
-    from lab.speed.shard import COLUMNS
-
-    return table(read(RESULTS / "shard.json"), {"fault": "", **COLUMNS})
+    columns = {"fault": "", "processes": "d", "denoise_s": ".2f", "speedup": ".2f", "tiles": "d", "tiles_shared": "d"}
+    return table(read(RESULTS / "shard.json"), {**columns, "same_bytes": ""})
 
 
 def shard_simulated() -> str:
     """What `python -m lab.speed.shard` computed for more workers."""
-    from lab.speed.shard import SIMULATED
-
-    return table(read(RESULTS / "shard.json", "simulated"), SIMULATED)
+    rows = read(RESULTS / "shard.json", "simulated")
+    rows = [row for row in rows if row["workers"] > 2 and row["output"] != "16384x16384"]
+    columns = {"bundle": "", "network": "", "output": "", "tiles": "d", "workers": "d", "step_s": ".1f"}
+    return table(rows, {**columns, "speedup": ".1f", "image_s": ".0f"})
 
 
 def openapi() -> str:

@@ -133,7 +133,7 @@ class Objects:
             FileNotFoundError: it has been removed.
             Unavailable: the store does not give it.
         """
-        with self.call():
+        with self.call("get"):
             return bytes(obstore.get(self.store, name).bytes())
 
     def drop(self, name: str) -> None:
