@@ -238,7 +238,7 @@ class UpscaleRun:
     def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:
         """The conditioning image -> the posterior of its latents, (h, w) = size; only `part` is needed."""
         return autoencoder.encode(
-            self.networks.vae, self.conditioning_tiles(conditioning), size, self.budget, self.progress, part
+            self.networks.vae, self.conditioning_tiles(conditioning), size, self.budget, self.progress, part, self.share
         )
 
     def denoise(
@@ -275,7 +275,7 @@ class UpscaleRun:
         tiles, weight = layout(z_size[0], z_size[1], side, overlap, self.networks.device)
         if self.pools:
             context = encode_context(text_tokens, image_tokens, self.settings.cfg_scale)
-            self.share = SharedTiles(self.pools, context, self.crops(conditioning), self.progress)
+            self.share = SharedTiles(self.pools, context, self.crops(conditioning), self.progress, self.networks.dtype)
         return Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
@@ -320,7 +320,9 @@ class UpscaleRun:
 
     def decode(self, z: Tensor) -> Tensor:
         """Clean latents [1, C, h, w] -> [3, H', W'], of which only the region is needed."""
-        return autoencoder.decode(self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part)
+        return autoencoder.decode(
+            self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part, self.share
+        )
 
     def compare(self, restored: Tensor, z: Tensor) -> Tensor:
         """The chosen particle's image [3, H', W'] and the latents of all [N, C, h, w] -> their spread [H', W']."""

@@ -1,4 +1,4 @@
-"""Shares the tile batches of the denoiser with helpers: the side of the process that has the image, and the helper's.
+"""Shares tile batches with helpers: the side of the process that has the image, and the helper's.
 
 See docs/decisions/0037-one-image-on-many-workers.md.
 """
@@ -6,19 +6,21 @@ See docs/decisions/0037-one-image-on-many-workers.md.
 from __future__ import annotations
 
 import collections
+import functools
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seesr.networks.attention import Tokens
 from seesr.networks.graphs import Graphs
 from seesr.networks.models import Models
 from seesr.pipeline.denoiser import Denoiser
 from seesr.pipeline.tagging import to_floats
+from seesr.runtime.blending import Run
 from seesr.runtime.progress import Progress
 from seesr.runtime.tile_batches import TileBatches, TilePool
 from seesr.runtime.tiling import Place, Tile
@@ -29,27 +31,32 @@ IMAGES = 2  # whose context a helper keeps
 
 
 class SharedTiles:
-    """Computes the batches of every step of one image together with helpers.
+    """Computes the tiles of one image together with helpers: of the denoiser's steps, and of a local autoencoder.
 
     Args:
         context: from `encode_context`.
         pixels: takes a tile in latent pixels, returns the bicubic upscale under it, [f*h, f*w, 3] integers.
         progress: its watchers are called while helpers are waited for.
+        dtype: of the networks before a retry in float32.
 
     Attributes:
         tiles: number of tiles that helpers have computed, of all steps.
     """
 
     def __init__(
-        self, pools: Sequence[TilePool], context: bytes, pixels: Callable[[Tile], Tensor], progress: Progress
+        self,
+        pools: Sequence[TilePool],
+        context: bytes,
+        pixels: Callable[[Tile], Tensor],
+        progress: Progress,
+        dtype: torch.dtype,
     ) -> None:
         self.pools, self.context, self.pixels, self.progress = pools, context, pixels, progress
+        self.dtype = dtype
         self.image, self.tiles = secrets.token_hex(16), 0
         self.batches: TileBatches | None = None
 
-    def __call__(
-        self, run: Callable[[list[Place]], Tensor], groups: list[list[Place]], z: Tensor, t: int
-    ) -> Iterator[Tensor]:
+    def __call__(self, run: Run, groups: list[list[Place]], z: Tensor, t: int) -> Iterator[Tensor]:
         """The same as map(run, groups), in the same order.
 
         Args:
@@ -58,25 +65,71 @@ class SharedTiles:
             z: latents [N, C, H, W].
             t: timestep.
         """
-        batches = self.batches = TileBatches(
-            self.image, self.context, len(groups), lambda number: self.task(groups[number], z, t)
-        )
+        tasks = [functools.partial(self.task, group, z, t) for group in groups]
+        results = self.share([functools.partial(run, group) for group in groups], tasks, z.device)
+        for group, (result, helped) in zip(groups, results, strict=True):
+            self.tiles += len(group) if helped else 0
+            yield result
+
+    def parts(
+        self,
+        name: str,
+        network: nn.Module,
+        run: Callable[[Tile], Tensor],
+        source: Callable[[Tile], Tensor],
+        tiles: list[Tile],
+        inner: list[Tile],
+    ) -> Iterator[Tensor]:
+        """Tiles of half an autoencoder without global layers, in their order: run(tile) under `inner`.
+
+        Args:
+            name: "encode" or "decode".
+            network: that half.
+            run: computes network(source(tile)) in this process.
+            inner: for every tile the part of it that is needed, in latent pixels from its corner.
+        """
+
+        def compute(number: int) -> Tensor:
+            tile = tiles[number]
+            return cropped(run(tile), tile.right - tile.left, inner[number])
+
+        def task(number: int) -> bytes:
+            tile, part = tiles[number], inner[number]
+            return encoded({name: source(tile), "inner": torch.tensor([tile.right - tile.left, *part])})
+
+        device, dtype = next(network.parameters()).device, next(network.parameters()).dtype
+        if dtype != self.dtype:  # it was cast up
+            return map(compute, range(len(tiles)))
+        numbers = range(len(tiles))
+        runs, tasks = [functools.partial(compute, n) for n in numbers], [functools.partial(task, n) for n in numbers]
+        return (result for result, _ in self.share(runs, tasks, device))
+
+    def share(
+        self, runs: Sequence[Callable[[], Tensor]], tasks: Sequence[Callable[[], bytes]], device: torch.device
+    ) -> Iterator[tuple[Tensor, bool]]:
+        """The results of all batches in their order, and whether a helper has computed each.
+
+        Args:
+            runs: compute the batches in this process.
+            tasks: encode them for a helper.
+        """
+        batches = self.batches = TileBatches(self.image, self.context, len(runs), lambda number: tasks[number]())
         longest = 0.0
 
         def compute(number: int) -> None:
             nonlocal longest
             started = time.monotonic()
-            result = run(groups[number])
-            if z.is_cuda:  # else the host would take all batches at once
+            result = runs[number]()
+            if device.type == "cuda":  # else the host would take all batches at once
                 torch.cuda.current_stream().synchronize()
             longest = max(longest, time.monotonic() - started)
             batches.put(number, result)
 
         own = batches.take()  # before the helpers, so that `longest` is known
-        if len(groups) > 1:
+        if len(runs) > 1:
             for pool in self.pools:
                 pool.begin(batches)
-        for number, group in enumerate(groups):
+        for number in range(len(runs)):
             while (result := batches.pop(number)) is None:
                 if own is None:
                     own = batches.take()
@@ -90,12 +143,12 @@ class SharedTiles:
                 else:
                     self.progress.tell()
             if isinstance(result, bytes):
-                self.tiles += len(group)
-                result = safetensors.torch.load(result)["prediction"].to(z.device)
-            yield result
+                yield safetensors.torch.load(result)["result"].to(device), True
+            else:
+                yield result, False
 
     def stop(self) -> None:
-        """Ends the running step, where one runs: helpers take nothing more."""
+        """Ends what is shared now: helpers take nothing more."""
         if self.batches is not None:
             self.batches.close()
             self.batches = None
@@ -109,6 +162,11 @@ class SharedTiles:
             "t": torch.tensor(t),
         }
         return encoded(values)
+
+
+def cropped(values: Tensor, width: int, inner: Tile) -> Tensor:
+    """Values of a tile that is `width` latent pixels wide, under `inner`."""
+    return inner.scaled(values.shape[3] // width).crop(values)
 
 
 def encoded(values: dict[str, Tensor]) -> bytes:
@@ -155,16 +213,23 @@ class TileHelper:
         while len(self.denoisers) > IMAGES:
             self.denoisers.popitem(last=False)
 
+    @torch.no_grad()
     def __call__(self, image: str, task: bytes) -> bytes:
-        """The prediction of a batch.
+        """The result of a batch.
 
         Raises:
             KeyError: the context of the image is not known.
         """
-        denoiser, values = self.denoisers[image], safetensors.torch.load(task)
+        values = safetensors.torch.load(task)
+        for name, network in (("encode", self.networks.vae.encoder), ("decode", self.networks.vae.decoder)):
+            if name in values:
+                width, *inner = values["inner"].tolist()
+                result = network(values[name].to(self.networks.device))
+                return encoded({"result": cropped(result, width, Tile(*inner))})
+        denoiser = self.denoisers[image]
         self.denoisers.move_to_end(image)
         z, tiles = values["z"].to(self.networks.device), [Tile(*tile) for tile in values["tiles"].tolist()]
         self.pixels = dict(zip(tiles, values["pixels"], strict=True))
         t = torch.full((len(z),), int(values["t"]), device=z.device)
         features = torch.cat([denoiser.conditioning_features(tile) for tile in tiles])
-        return encoded({"prediction": denoiser.predict(z, t, features)})
+        return encoded({"result": denoiser.predict(z, t, features)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,22 @@ TINY_ALIVE = 6  # activations of the widest layer that one pass of an Autoencode
 HALO = 8  # latent pixels; values farther away have no measurable effect (docs/decisions/0005)
 TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
+
+
+class Share(Protocol):
+    """Computes tiles with the help of other processes, see seesr.pipeline.shared_tiles.SharedTiles."""
+
+    def parts(
+        self,
+        name: str,
+        network: nn.Module,
+        run: Callable[[Tile], Tensor],
+        source: Callable[[Tile], Tensor],
+        tiles: list[Tile],
+        inner: list[Tile],
+    ) -> Iterator[Tensor]: ...
+
+    def stop(self) -> None: ...
 
 
 class Posterior(NamedTuple):
@@ -49,6 +65,7 @@ def encode(
     budget: Budget,
     progress: Progress,
     part: Tile | None = None,
+    share: Share | None = None,
 ) -> Posterior:
     """Pixels -> the posterior of the latents, on the device of the autoencoder.
 
@@ -59,6 +76,7 @@ def encode(
         size: (h, w) of the latents.
         budget: limits the memory that paused tiles may hold.
         part: the latent pixels that are needed; others are 0. None, or an autoencoder that is not local: all.
+        share: computes the tiles of a local autoencoder together with other processes.
 
     Raises:
         NotFinite, OutOfMemory: one line.
@@ -70,7 +88,9 @@ def encode(
 
     def work() -> Tensor:
         moments = torch.empty(0)
-        for place, values in run_part("encode", vae, vae.encoder, encoder_stages, source, size, part, budget, progress):
+        for place, values in run_part(
+            "encode", vae, vae.encoder, encoder_stages, source, size, part, budget, progress, share
+        ):
             values = outer(values)
             if moments.numel() == 0:
                 moments = values.new_zeros((1, values.shape[1], *size), dtype=torch.float32)
@@ -86,12 +106,21 @@ def encode(
 
 
 @torch.no_grad()
-def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress, part: Tile | None = None) -> Tensor:
+def decode(
+    vae: Any,
+    z: Tensor,
+    factor: int,
+    budget: Budget,
+    progress: Progress,
+    part: Tile | None = None,
+    share: Share | None = None,
+) -> Tensor:
     """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32, nominally in [0, 1], not clamped; on a GPU it stays there.
 
     Args:
         part: the latent pixels whose image is needed; the rest of it is 0. None, or an autoencoder that is not local:
             all.
+        share: as for `encode`.
 
     Raises:
         NotFinite, OutOfMemory: one line.
@@ -105,7 +134,9 @@ def decode(vae: Any, z: Tensor, factor: int, budget: Budget, progress: Progress,
 
     def work() -> Tensor:
         whole = torch.empty(0)
-        for place, pixels in run_part("decode", vae, vae.decoder, decoder_stages, source, size, part, budget, progress):
+        for place, pixels in run_part(
+            "decode", vae, vae.decoder, decoder_stages, source, size, part, budget, progress, share
+        ):
             if whole.numel() == 0:
                 whole = torch.zeros(3, factor * size[0], factor * size[1], device=z.device)
             place.scaled(factor).crop(whole).copy_(pixels[0].float() / 2 + 0.5)
@@ -133,10 +164,11 @@ def run_part(
     part: Tile | None,
     budget: Budget,
     progress: Progress,
+    share: Share | None = None,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Sends `part` and what it can depend on through the network, see `run`; None or global layers: everything."""
     if part is None or not is_local(vae):
-        yield from run(name, network, stages, source, size, halo(vae), budget, progress)
+        yield from run(name, network, stages, source, size, halo(vae), budget, progress, share)
         return
     window = part.grown(halo(vae), *size)
 
@@ -144,7 +176,7 @@ def run_part(
         return source(tile.moved(window.top, window.left))
 
     inner = window.bottom - window.top, window.right - window.left
-    for place, values in run(name, network, stages, inside, inner, halo(vae), budget, progress):
+    for place, values in run(name, network, stages, inside, inner, halo(vae), budget, progress, share):
         yield place.moved(window.top, window.left), values
 
 
@@ -157,6 +189,7 @@ def run(
     halo: int,
     budget: Budget,
     progress: Progress,
+    share: Share | None = None,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Runs the network over `size` latent pixels; yields (part in latent pixels, finite values of that part).
 
@@ -174,6 +207,9 @@ def run(
             return
         if is_tiny(network):
             tiles = grid(*size, tiny_side(network, budget.whole.amount), 2 * halo)
+            if share is not None:
+                yield from run_shared(name, network, source, tiles, budget, progress, share)
+                return
         yield from walk_tiles(name, network, stages(network), source, tiles, cores(tiles), size, budget, progress)
         return
     progress.start(name)
@@ -181,6 +217,32 @@ def run(
     check_finite(values, name)
     progress.advance()
     yield tiles[0], values
+
+
+def run_shared(
+    name: str,
+    network: nn.Module,
+    source: Callable[[Tile], Tensor],
+    tiles: list[Tile],
+    budget: Budget,
+    progress: Progress,
+    share: Share,
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Runs independent tiles together with other processes, see `run`."""
+    parts = cores(tiles)
+    progress.start(name, len(tiles))
+    inner = [part.moved(-tile.top, -tile.left) for tile, part in zip(tiles, parts, strict=True)]
+
+    def run(tile: Tile) -> Tensor:
+        return budget.hold.attempt(lambda: network(source(tile)))
+
+    try:
+        for part, values in zip(parts, share.parts(name, network, run, source, tiles, inner), strict=True):
+            check_finite(values, name)
+            progress.advance()
+            yield part, values
+    finally:
+        share.stop()
 
 
 def is_tiny(network: nn.Module) -> bool:

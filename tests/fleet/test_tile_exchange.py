@@ -6,10 +6,15 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import obstore
 import pytest
 import skimage.data
 from PIL import Image
@@ -17,7 +22,14 @@ from PIL import Image
 from lab.fleet.callers import PNG
 from lab.fleet.servers import Fleet, fleet
 from seesr import Engine, Settings
-from seesr.fleet.tile_exchange import kind_of
+from seesr.fleet import tile_exchange
+from seesr.fleet.file_store import Objects
+from seesr.fleet.redis_client import Link
+from seesr.fleet.tile_exchange import FleetTiles, OpenStep, TileTaker, kind_of, lease_key, step_key, waiting_key
+from seesr.fleet.worker_registry import Roster
+from seesr.object_store import Store
+from seesr.runtime.tile_batches import TileBatches
+from seesr.serving.supervisor import Supervisor
 
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "latent_tiled_size": 16, "latent_tiled_overlap": 0}
 
@@ -88,3 +100,102 @@ def test_a_helper_that_is_killed_in_the_middle_of_a_step(pair: Fleet, engine: En
 def test_workers_of_another_kind_do_not_share() -> None:
     kinds = {kind_of(version, machine) for version in ("1", "2") for machine in ("AVX2, 1 threads", "AVX2, 2 threads")}
     assert len(kinds) == 4
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    running = Fleet(tmp_path_factory.mktemp("redis"))
+    try:
+        running.start_redis()
+        yield running.environment["SEESR_REDIS"]
+    finally:
+        running.close()
+
+
+class Exchange:
+    """A step of three batches that one worker offers to another one, without their engines."""
+
+    def __init__(self, redis_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "store").mkdir()
+        monkeypatch.setenv("SEESR_STORE", f"file://{folder}/store")
+        self.link, self.objects = Link(redis_url), Objects(Store.configured(), folder / "cache")
+        self.link(lambda client: client.flushdb())
+        Roster(self.link).tell("helper@here", state="idle", tiles="kind")
+        self.supervisor = Supervisor()
+        self.pool = FleetTiles(self.link, self.objects, self.supervisor, "lead@here", "kind")
+        self.batches = TileBatches("image", b"context", 3, lambda number: b"task %d" % number)
+        self.step = OpenStep(self.pool, self.batches)
+        self.step.look()
+        self.step.post()
+
+    def taker(self, result: Any) -> TileTaker:
+        """The other worker, whose engine gives `result` or raises it."""
+
+        def compute(image: str, context: Callable[[], bytes], task: bytes) -> Any:
+            if isinstance(result, Exception):
+                raise result
+            assert context() == b"context"
+            return None if result is None else task + result
+
+        taker = object.__new__(TileTaker)
+        taker.link, taker.objects, taker.kind = self.link, self.objects, "kind"
+        taker.engine, taker.leased, taker.leasing = SimpleNamespace(compute_tiles=compute), set(), threading.Lock()
+        return taker
+
+    def files(self) -> list[str]:
+        return sorted(entry["path"] for page in obstore.list(self.objects.store) for entry in page)
+
+
+@pytest.fixture
+def exchange(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
+    return Exchange(redis_url, tmp_path, monkeypatch)
+
+
+def test_a_helper_computes_what_is_offered_and_nothing_is_left(exchange: Exchange) -> None:
+    step, batches = exchange.step, exchange.batches
+    assert list(step.posted) == [0, 1] and batches.take() == 2  # two for a helper
+    assert exchange.taker(b" done").help()
+    step.collect()
+    assert batches.pop(0) == b"task 0 done" and batches.from_helpers == {0}
+    batches.close()
+    step.close()
+    exchange.pool.end_job()
+    assert exchange.files() == []
+    assert exchange.link(lambda client: client.keys("seesr:tiles*")) == []
+
+
+def test_a_batch_whose_lease_is_not_renewed_goes_to_others(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_exchange, "LOOK", 0.0)
+    assert exchange.batches.take() == 2
+    exchange.link(lambda client: client.lpop(waiting_key("kind")))  # by a helper that then dies
+    exchange.link(lambda client: client.set(lease_key(exchange.step.id, 0), "1", px=100))
+    for _ in range(3):
+        exchange.step.look()
+    assert exchange.batches.take() is None
+    time.sleep(0.11)
+    exchange.step.look()
+    exchange.step.look()
+    assert list(exchange.step.posted) == [1] and exchange.batches.take() == 0
+
+
+def test_a_helper_with_an_image_of_its_own_gives_the_batch_back(exchange: Exchange) -> None:
+    assert not exchange.taker(None).help()
+    tasks = exchange.link(lambda client: client.lrange(waiting_key("kind"), 0, -1))
+    assert [json.loads(task)["number"] for task in tasks] == [0, 1]
+    assert not exchange.link(lambda client: client.exists(lease_key(exchange.step.id, 0)))
+
+
+def test_a_step_whose_helpers_fail_is_not_shared_any_more(exchange: Exchange) -> None:
+    taker = exchange.taker(RuntimeError("out of memory"))
+    for _ in range(tile_exchange.MOST_FAULTS):
+        assert taker.help()
+        exchange.step.collect()
+        exchange.step.post()
+    exchange.step.post()
+    assert exchange.step.faults == tile_exchange.MOST_FAULTS and len(exchange.step.posted) == 1
+    assert exchange.batches.take() is not None
+
+
+def test_a_task_of_a_step_that_has_ended_is_dropped(exchange: Exchange) -> None:
+    exchange.link(lambda client: client.delete(step_key(exchange.step.id)))
+    assert exchange.taker(AssertionError("computed")).help()

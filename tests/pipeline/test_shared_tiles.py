@@ -17,7 +17,7 @@ from seesr import Output, Progress, Settings, Upscaler
 from seesr.networks.attention import Tokens
 from seesr.pipeline import shared_tiles
 from seesr.pipeline.denoiser import Denoiser
-from seesr.pipeline.shared_tiles import TileHelper
+from seesr.pipeline.shared_tiles import SharedTiles, TileHelper
 from seesr.runtime.tile_batches import TileBatches
 
 QUICK = Settings(num_inference_steps=2, seed=1, latent_tiled_size=16, latent_tiled_overlap=0)
@@ -86,6 +86,17 @@ def test_the_bytes_are_those_of_one_process(tiny_upscaler: Upscaler, changes: di
     for thread in pool.threads:
         thread.join(5)
         assert not thread.is_alive()
+
+
+def test_the_tiles_of_a_local_autoencoder_are_shared(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, settings = skimage.data.chelsea()[60:100, 100:392], QUICK.replace(num_inference_steps=1)  # 2 tiles of 256
+    shared: list[str] = []
+    parts = SharedTiles.parts
+    monkeypatch.setattr(SharedTiles, "parts", lambda *args: shared.append(args[1]) or parts(*args))
+    pool = Threads(pocket)
+    output = run(pocket, pool, settings, source)
+    assert shared == ["encode", "decode"] and len(pool.threads) == 3
+    assert output.data == run(pocket, None, settings, source).data
 
 
 @pytest.mark.parametrize("fate", ["lost", "given back"])
