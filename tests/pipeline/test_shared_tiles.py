@@ -88,6 +88,7 @@ def test_the_bytes_are_those_of_one_process(tiny_upscaler: Upscaler, changes: di
         assert not thread.is_alive()
 
 
+@pytest.mark.long
 def test_the_tiles_of_a_local_autoencoder_are_shared(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     source, settings = skimage.data.chelsea()[60:100, 100:392], QUICK.replace(num_inference_steps=1)  # 2 tiles of 256
     shared: list[str] = []
