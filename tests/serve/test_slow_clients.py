@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from serve.test_background import PNG, serving  # type: ignore[import-not-found]
 from serving import sharp
 from starlette.routing import Route
@@ -96,7 +97,7 @@ def test_a_slow_body_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def read() -> None:
-        gate = middleware.Gate(None, None, 1, lambda: False)  # type: ignore[arg-type]
+        gate = middleware.Gate(None, None, 1, lambda: False, middleware.Traffic(CollectorRegistry()))  # type: ignore[arg-type]
         count = gate.counted({"type": "http", "path": "/upscale", "headers": []}, receive)  # type: ignore[arg-type]
         while True:
             await count()

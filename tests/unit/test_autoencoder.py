@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lab.quality.metrics import psnr
 from seesr import Progress, Upscaler
+from seesr.runtime import tiling
 from seesr.runtime.memory import Budget, OutOfMemory
 from seesr.runtime.progress import Position
 from seesr.runtime.tiling import Tile
@@ -187,7 +188,7 @@ def test_attention_samples_evenly_spread_latent_pixels_of_a_large_image(
 ) -> None:
     vae = tiny_upscaler.networks.vae
     attention = vae.decoder.mid_block.attentions[0]
-    monkeypatch.setattr(global_layers, "PAIRS", 600 * SIZE[0] * SIZE[1])
+    monkeypatch.setattr(tiling, "PAIRS", 600 * SIZE[0] * SIZE[1])
     whole = global_layers.GlobalAttention(attention, SIZE)
     assert whole.stride == 2
     cells = torch.randn(1, 16, *SIZE)
