@@ -8,17 +8,21 @@ It upscales the page's sample with the pocket weights in Chromium (`apt-get inst
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import FilePayload, Page, sync_playwright
 
 from lab.serve.servers import EchoServer
 
 WIDTHS = {390: 844, 820: 1180, 1280: 800}
 THEMES = ("light", "dark")
+STATES = ("empty", "done", "lens", "advanced", "editor", "running", "error", "hundred")
+VIEWPORT = ("lens", "editor", "hundred")  # states of which only the visible part is taken
 
 
 def take(page: Page, folder: Path, state: str) -> None:
@@ -28,7 +32,7 @@ def take(page: Page, folder: Path, state: str) -> None:
         for theme in THEMES:
             page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
             page.wait_for_timeout(200)  # the view fits itself to its new size
-            page.screenshot(path=folder / f"{state}-{width}-{theme}.png", full_page=state != "editor")
+            page.screenshot(path=folder / f"{state}-{width}-{theme}.png", full_page=state not in VIEWPORT)
 
 
 def shoot(page: Page, url: str, folder: Path) -> None:
@@ -43,6 +47,10 @@ def shoot(page: Page, url: str, folder: Path) -> None:
     page.wait_for_function("() => document.querySelectorAll('.download:not([hidden])').length === 2", timeout=120_000)
     page.locator(".blend input").first.fill("0.4")
     take(page, folder, "done")
+    page.locator(".magnify").first.click()
+    page.locator(".view").first.scroll_into_view_if_needed()
+    take(page, folder, "lens")
+    page.locator(".magnify").first.click()
     page.locator("#advanced summary").click()
     take(page, folder, "advanced")
     page.locator(".edit").first.click()
@@ -55,8 +63,29 @@ def shoot(page: Page, url: str, folder: Path) -> None:
     page.mouse.up()
     take(page, folder, "editor")
     page.locator("#close-editor").click()
-    page.select_option("#language", "de")
-    take(page, folder, "german")
+    page.locator("#advanced summary").click()
+    page.locator("#clear").click()
+    page.route("**/upscale?*", lambda route: None)  # is never answered: the list stays as it is
+    page.set_input_files("#files", images(2))
+    take(page, folder, "running")
+    page.set_input_files("#files", images(98))
+    take(page, folder, "hundred")
+    page.locator("#cancel-all").click()
+    page.locator("#clear").click()
+    page.unroute("**/upscale?*")
+    page.set_input_files("#files", {"name": "broken.png", "mimeType": "image/png", "buffer": b"no image"})
+    page.locator(".failed").wait_for()
+    take(page, folder, "error")
+
+
+def images(count: int) -> list[FilePayload]:
+    """Small images of one color."""
+    payloads: list[FilePayload] = []
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.new("RGB", (24, 16), f"hsl({number * 37 % 360}, 60%, 50%)").save(buffer, "PNG")
+        payloads.append({"name": f"photo-{number + 1}.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    return payloads
 
 
 def main() -> int:
@@ -74,7 +103,7 @@ def main() -> int:
         finally:
             browser.close()
             server.end()
-    print(f"{len(WIDTHS) * len(THEMES) * 5} screenshots in {args.folder}")
+    print(f"{len(WIDTHS) * len(THEMES) * len(STATES)} screenshots in {args.folder}")
     return 0
 
 

@@ -614,7 +614,7 @@ function show(entry, text) {
   $(".size", card).textContent = sizes(entry);
   $("progress", card).setAttribute("aria-label", t("progressOf", entry));
   const bar = $("progress", card);
-  bar.hidden = ended || state === "held";
+  bar.hidden = !["sending", "processing"].includes(state);
   if (state === "processing") bar.value = job.progress ?? 0; else bar.value = state === "sending" ? entry.sent ?? 0 : 0;
   card.classList.toggle("failed", state === "failed");
   $(".cancel", card).hidden = ended;
