@@ -74,10 +74,10 @@ class Child:
         self.name = configuration.worker_name or ""
         self.state: dict[str, Any] = {"child": os.getpid()}
         self.telling = threading.Lock()
+        self.supervisor = Supervisor()
         self.say("loading", job=None)  # of a child before, which was killed
         self.engine = engine_of()
         self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
-        self.supervisor = Supervisor()
         if configuration.share_tiles:
             self.tiles = self.shared_tiles(link)
         self.supervisor.thread("orders", self.obey)
@@ -96,6 +96,7 @@ class Child:
         """Writes the state of this worker; None: the latest again, which a Redis that was restarted may have lost."""
         with self.telling:
             self.state |= more if state is None else {"state": state, **more}
+            self.state["child_failures"] = {name: task.failures for name, task in self.supervisor.tasks.items()}
             self.roster.tell(self.name, **self.state)
 
     def obey(self) -> None:

@@ -131,7 +131,7 @@ class State:
             "seesr_worker_background_failures", "Errors of a worker's background tasks", labels=["worker", "task"]
         )
         for name, worker in workers.items():
-            for task, count in worker.get("failures", {}).items():
+            for task, count in {**worker.get("failures", {}), **worker.get("child_failures", {})}.items():
                 failures.add_metric([name, task], count)
         yield failures
 

@@ -259,21 +259,27 @@ def test_a_gateway_needs_no_torch(echo: Fleet) -> None:
     assert "libtorch" not in maps
 
 
+def succeeded(fleet: Fleet) -> int:
+    """Jobs that the fleet has counted."""
+    return ask(fleet, "GET", "/status").json()["ended"].get("succeeded", 0)
+
+
 def test_status_and_metrics_show_the_fleet(echo: Fleet) -> None:
+    send(echo)
+    echo.until(lambda: succeeded(echo) > 0, 60)
+    echo.until(lambda: 'seesr_workers{state="idle"} 1.0' in ask(echo, "GET", "/metrics").text, 10)
     body = ask(echo, "GET", "/status").json()
-    assert body["ready"] and list(body["workers"]) == ["worker0@here"] and body["ended"]["succeeded"] > 0
+    assert body["ready"] and list(body["workers"]) == ["worker0@here"]
     metrics = ask(echo, "GET", "/metrics").text
-    assert 'seesr_workers{state="idle"} 1.0' in metrics and "seesr_queue_length 0.0" in metrics
-    assert 'seesr_worker_background_failures_total{task="lease",worker="worker0@here"} 0.0' in metrics
+    assert "seesr_queue_length 0.0" in metrics
+    for task in ("lease", "orders"):  # of the worker's parent and of its child
+        assert f'seesr_worker_background_failures_total{{task="{task}",worker="worker0@here"}} 0.0' in metrics
 
 
 def test_metrics_of_jobs_are_those_of_the_whole_fleet(echo: Fleet) -> None:
-    def succeeded() -> int:
-        return ask(echo, "GET", "/status").json()["ended"].get("succeeded", 0)
-
-    before = succeeded()
+    before = succeeded(echo)
     send(echo, "gateway1")
-    echo.until(lambda: succeeded() > before, 60)
+    echo.until(lambda: succeeded(echo) > before, 60)
     both = [ask(echo, "GET", "/metrics", gateway).text for gateway in ("gateway", "gateway1")]
     names = {name for name, where in documented_metrics().items() if "fleet" in where}
     assert exported(both[0]) == exported(both[1]) == names
