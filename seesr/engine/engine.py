@@ -23,7 +23,7 @@ from seesr.engine.rates import Measured, Quote, Rates, rates_file, user_folder
 from seesr.engine.worker_thread import OneThread
 from seesr.images.content_credentials import Signer
 from seesr.images.mask import read_mask
-from seesr.images.source import Source, is_file, is_many, load_source, read_bytes
+from seesr.images.source import LoadedImage, Source, is_file, is_many, load_source, read_bytes
 from seesr.networks import hardware, weights
 from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output
@@ -302,7 +302,7 @@ class Engine:
         progress.forecast = Forecast(self.speed, work)
         progress.finish()
         read = time.perf_counter()
-        quote, before = self._quote(upscaler, settings, size), hardware.peak_memory(networks.device)
+        quote, before = self._quote(upscaler, settings, image), hardware.peak_memory(networks.device)
         planned = time.perf_counter()
         output = upscaler(image, settings, progress, shape)
         if signer is not None:
@@ -343,7 +343,8 @@ class Engine:
     def quote(self, source: Source, settings: Settings | None = None) -> Quote:
         """Estimates time, size, memory and price of an image from its header and the images measured before.
 
-        Answers also while an image runs. Ignores masks, and cached stages that could be reused.
+        Answers also while an image runs. Ignores masks. Stages that an earlier run of the same file left in memory cost
+        nothing.
 
         Args:
             source: as for `run`; pixels are not decoded.
@@ -353,10 +354,14 @@ class Engine:
             TypeError, ValueError, OSError: as `run`.
             RuntimeError: the engine is unloaded.
         """
-        return self._quote(self._ready, settings or Settings(), size_of(source))
+        if is_file(source):
+            source = read_bytes(source)
+        return self._quote(self._ready, settings or Settings(), source)
 
-    def _quote(self, upscaler: Upscaler, settings: Settings, size: tuple[int, int]) -> Quote:
-        quote = make_quote(outline_of(upscaler.networks), self.rates, settings, size, self.configuration.price_per_hour)
+    def _quote(self, upscaler: Upscaler, settings: Settings, source: Source | LoadedImage) -> Quote:
+        outline, price = outline_of(upscaler.networks), self.configuration.price_per_hour
+        reused = upscaler.reusable(settings, source)
+        quote = make_quote(outline, self.rates, settings, size_of(source), price, reused)
         held = hardware.peak_memory(upscaler.networks.device)
         peak = {name: max(value, held.get(name, 0)) for name, value in quote.peak_memory_mb.items()}
         return dataclasses.replace(quote, peak_memory_mb=peak)

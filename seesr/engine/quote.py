@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from PIL import Image
 
@@ -15,19 +17,28 @@ from seesr.settings import Settings
 
 
 def make_quote(
-    outline: Outline, rates: Rates, settings: Settings, size: tuple[int, int], price_per_hour: float | None
+    outline: Outline,
+    rates: Rates,
+    settings: Settings,
+    size: tuple[int, int],
+    price_per_hour: float | None,
+    reused: Collection[str] = (),
 ) -> Quote:
     """The quote for an image of `size` = (width, height). A mask is counted as white.
+
+    Args:
+        reused: stages whose results are there already.
 
     Raises:
         ValueError: the output would be too large; one line.
     """
     planned = plan(outline, settings, size)
-    seconds = rates.seconds(terms(outline, settings, size, planned))
+    work = terms(outline, settings, size, planned)
+    seconds = rates.seconds({stage: term for stage, term in work.items() if stage not in reused})
     area = planned.output[0] * planned.output[1] / 1e6
     return Quote(
         output_size="x".join(map(str, planned.output)),
-        tiles=planned.tiles,
+        tiles=0 if "denoise" in reused else planned.tiles,
         seconds=None if seconds is None else round(seconds, 3),
         seconds_at_most=None if seconds is None else round(seconds * rates.margin, 3),
         bytes=rates.length(settings.suffix, shown_megapixels(settings, planned.output)),

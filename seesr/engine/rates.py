@@ -145,7 +145,7 @@ class Rates:
                 log.warning("%s cannot be used (%s); the rates of this machine are measured again", path, error)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Loads what `save` wrote."""
+        """Loads what `state` gave."""
         lines = Lines(state["lines"])
         memory = {name: (float(base), float(each)) for name, (base, each) in state["memory"].items()}
         errors, images = [float(error) for error in state["errors"]], int(state["images"])
@@ -220,18 +220,25 @@ class Rates:
         with self.lock:
             return max(1.0, *self.errors) if len(self.errors) >= ENOUGH else FIRST_MARGIN
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes over, as JSON has it. A copy: later images do not change it."""
+        with self.lock:
+            state: dict[str, Any] = {
+                "images": self.images,
+                "lines": {name: list(sums) for name, sums in self.lines.sums.items()},
+                "memory": dict(self.memory),
+                "errors": [round(error, 4) for error in self.errors],
+            }
+            if self.outline is not None:
+                state["outline"] = self.outline._asdict()
+            return state
+
     def save(self) -> None:
         """Writes the file. A disk that is full or read-only only logs a warning."""
         if self.path is None:
             return
         with self.writing:  # so that the last state to be written is the latest
-            with self.lock:
-                errors = [round(error, 4) for error in self.errors]
-                lines, memory = self.lines.sums, self.memory
-                state = {"images": self.images, "lines": lines, "memory": memory, "errors": errors}
-                if self.outline is not None:
-                    state["outline"] = self.outline._asdict()
-                text = json.dumps(state)
+            text = json.dumps(self.state())
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write.save(text.encode(), self.path)

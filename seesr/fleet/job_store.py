@@ -67,6 +67,14 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
 end
 return owners
 """
+AHEAD = """
+local ahead = 0
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local priority = tonumber(redis.call('HGET', ARGV[1] .. id, 'priority') or '')
+    if priority and priority <= tonumber(ARGV[2]) then ahead = ahead + 1 end
+end
+return ahead
+"""
 ASSIGN_LANE = """
 local lane = redis.call('HGET', KEYS[1], ARGV[1])
 if lane then return tonumber(lane) end
@@ -96,7 +104,7 @@ class Records:
         self.link, self.keep = link, keep
         script = link.redis.register_script
         self.add_script, self.begin_script = script(ADD), script(BEGIN)
-        self.end_script, self.update_script = script(END), script(UPDATE)
+        self.end_script, self.update_script, self.ahead_script = script(END), script(UPDATE), script(AHEAD)
         self.claim_script, self.owners_script, self.lane_script = (
             script(CLAIM),
             script(WAITING_OWNERS),
@@ -110,6 +118,14 @@ class Records:
         """The owner of each job that waits."""
         owners = self.link(lambda client: self.owners_script(keys=[WAITING], args=[job_key("")]))
         return [json.loads(owner) for owner in owners]
+
+    def count_ahead(self, priority: int) -> int:
+        """The jobs that wait and are at least as urgent."""
+        return self.link(lambda client: self.ahead_script(keys=[WAITING], args=[job_key(""), priority]))
+
+    def running_since(self) -> list[float]:
+        """The start of each job that runs, seconds since 1970."""
+        return [since for _, since in self.link(lambda client: client.zrange(RUNNING, 0, -1, withscores=True))]
 
     def lane(self, owner: str) -> int:
         """The lane of the queue for an owner's jobs: one of its own, until there are more owners than lanes."""

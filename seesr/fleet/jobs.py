@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import statistics
 import time
@@ -15,16 +16,20 @@ import redis.exceptions
 from kombu.exceptions import OperationalError
 
 from seesr.config import Configuration
+from seesr.engine.quote import make_quote
+from seesr.engine.rates import Quote, Rates
 from seesr.fleet.broker import TASK, application, queue_of
 from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import CHANGES, PROBE, RUNNING, TIMES, WAITING, Records
 from seesr.fleet.redis_client import Link
 from seesr.fleet.worker_registry import Roster
+from seesr.images.read import open_header, read_file
 from seesr.serving.fairness import has_room, share_of
-from seesr.serving.job import Job, QueueFull, Unavailable
+from seesr.serving.job import Job, QueueFull, Unavailable, check_deadline
 from seesr.serving.job_counts import Name, Seen, summary
 from seesr.serving.listeners import Listeners
 from seesr.serving.supervisor import Supervisor
+from seesr.settings import Settings
 
 LONGEST_SLEEP = 10.0  # seconds after which a waiting request looks for itself, in case a message was lost
 log = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ class FleetJobs:
         self.max_queue, self.share = configuration.max_queue, configuration.queue_share
         self.records, self.roster = Records(link, configuration.keep * 3600), Roster(link)
         self.app = application(configuration, self.versions, publishes=True)
+        self.price_per_hour, self.quotes_every_job = configuration.price_per_hour, False
         self.since = time.time()
         self.closing = False
         self.listeners = Listeners(self.find, LONGEST_SLEEP)
@@ -82,15 +88,17 @@ class FleetJobs:
             return None
         return "the weights are loading" if "loading" in states else "no worker of this version is alive"
 
-    def mine(self) -> dict[str, dict[str, Any]]:
-        """The workers that take this gateway's jobs."""
-        return {name: worker for name, worker in self.roster.workers().items() if worker.get("version") == self.version}
+    def mine(self, version: str | None = None) -> dict[str, dict[str, Any]]:
+        """The workers that take this gateway's jobs of a version; None: of the default bundle."""
+        version = version or self.version
+        return {name: worker for name, worker in self.roster.workers().items() if worker.get("version") == version}
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         if self.closing:
             raise Unavailable("the server is shutting down")
         job.version = job.version or self.version
         self.check_room(job.owner, job.share or self.share)
+        check_deadline(job)
         try:
             self.objects.put(f"in/{job.id}", image)
             if mask is not None:
@@ -119,8 +127,33 @@ class FleetJobs:
         if not has_room(owner, self.records.waiting_owners(), self.max_queue, share):
             raise QueueFull(self.expected_seconds(waiting))
 
-    def quote(self, job: Job, image: Path) -> None:
-        """Gives none: a gateway has no engine, and its workers can differ."""
+    def quote(self, job: Job, image: Path) -> Quote | None:
+        """By the rates of the slowest worker, since any can take the job; None: no worker publishes its rates."""
+        settings, size = Settings(**job.settings), open_header(read_file(image)).size
+        names, quotes = list(self.mine(job.version)), []
+        for state in self.roster.rates(names):
+            rates = Rates()
+            rates.restore(state)
+            if rates.outline is not None:
+                quotes.append(make_quote(rates.outline, rates, settings, size, self.price_per_hour))
+        if not quotes:
+            return None
+        slowest = max(quotes, key=lambda quote: quote.seconds or 0.0)
+        return dataclasses.replace(slowest, wait=self.wait_for(job, len(names), slowest.seconds or 0.0))
+
+    def wait_for(self, job: Job, workers: int, seconds: float) -> float:
+        """Seconds until the turn of a job that is submitted now. Later jobs that are more urgent are not in it.
+
+        Args:
+            workers: that take it.
+            seconds: of an image where none was made lately.
+        """
+        each, now = self.median_seconds() or seconds, time.time()
+        ahead, running = self.records.count_ahead(job.priority), self.records.running_since()
+        if ahead + len(running) < workers:
+            return 0.0
+        left = sum(max(0.0, each - (now - since)) for since in running)
+        return round((ahead * each + left) / workers, 3)
 
     def publish(self, job: Job) -> None:
         """Hands a job to the workers, in the lane of its owner.
@@ -136,9 +169,12 @@ class FleetJobs:
 
     def expected_seconds(self, ahead: int) -> float:
         """How long that many images should take, by the last fifty and the workers that are there."""
+        return max(1.0, ahead * (self.median_seconds() or 5.0) / max(1, len(self.mine())))
+
+    def median_seconds(self) -> float | None:
+        """Of the last fifty images; None: none was made."""
         times = [float(text) for text in self.link(lambda client: client.lrange(TIMES, 0, -1))]
-        each = statistics.median(times) if times else 5.0
-        return max(1.0, ahead * each / max(1, len(self.mine())))
+        return statistics.median(times) if times else None
 
     def find(self, id: str) -> Job | None:
         return self.records.find(id)

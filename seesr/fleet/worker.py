@@ -77,7 +77,8 @@ class Child:
         self.supervisor = Supervisor()
         self.say("loading", job=None)  # of a child before, which was killed
         self.engine = engine_of()
-        self.say("idle", bundle=self.engine.loaded.name, bundle_sha256=self.engine.loaded.digest)
+        bundle, rates = self.engine.loaded, self.engine.rates.state()
+        self.say("idle", bundle=bundle.name, bundle_sha256=bundle.digest, rates=rates)
         if configuration.share_tiles:
             self.tiles = self.shared_tiles(link)
         self.supervisor.thread("orders", self.obey)
@@ -144,7 +145,7 @@ class Child:
             try:
                 self.run(job)
             finally:
-                self.say("idle", job=None)
+                self.say("idle", job=None, rates=self.engine.rates.state())
         log.info("%(event)s", {"event": job.status, "job": id, "worker": self.name, "attempt": int(begun)})
 
     def run(self, job: Job) -> None:

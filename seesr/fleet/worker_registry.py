@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from seesr.fleet.job_store import PREFIX
@@ -11,6 +12,7 @@ from seesr.fleet.redis_client import PATIENCE, Link
 ALIVE = 30  # seconds without a word after which a worker is taken for dead
 LATEST_ORDER = 86400  # seconds after which an order to a worker that does not take it is forgotten
 WORKERS = PREFIX + "workers"
+RATES = "rates"  # field of a worker: what images cost it, see seesr.engine.rates
 
 
 class Roster:
@@ -34,15 +36,20 @@ class Roster:
         self.link(lambda client: client.delete(f"{PREFIX}worker:{name}"))
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Live workers by name; expired ones are removed."""
+        """Live workers by name, without their rates; expired ones are removed."""
         workers = {}
         for name in sorted(self.link(lambda client: client.smembers(WORKERS))):
             fields = self.link(lambda client, name=name: client.hgetall(f"{PREFIX}worker:{name}"))
             if fields:
-                workers[name] = {field: json.loads(value) for field, value in fields.items()}
+                workers[name] = {field: json.loads(value) for field, value in fields.items() if field != RATES}
             else:
                 self.link(lambda client, name=name: client.srem(WORKERS, name))
         return workers
+
+    def rates(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """The rates of those of these workers that have published them."""
+        states = [self.link(lambda client, name=name: client.hget(f"{PREFIX}worker:{name}", RATES)) for name in names]
+        return [json.loads(state) for state in states if state]
 
     def send(self, name: str, order: str) -> None:
         """ "unload" or "load"; the worker's child obeys between two images."""

@@ -134,7 +134,7 @@ async def quote(request: Request) -> Response:
     if quoted is None and of.configuration.redis is None:
         raise Unavailable("the weights were unloaded for another model; an image loads them again", "not_ready")
     if quoted is None:
-        raise Refused("no_quotes", "a fleet gives no quotes; run seesr IMAGE --dry-run on a worker's machine")
+        raise Refused("no_quotes", "no worker publishes its rates; update the workers of this fleet")
     deadline = body.deadline
     met = None if deadline is None else quoted.promised is None or quoted.promised <= deadline
     answer: responses.Quote = {**dataclasses.asdict(quoted), "promised": quoted.promised, "meets_deadline": met}  # type: ignore[typeddict-item]

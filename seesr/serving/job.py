@@ -171,6 +171,17 @@ class Late(Exception):
         self.quote = quote
 
 
+def check_deadline(job: Job) -> None:
+    """Refuses a job whose quote says that its deadline cannot be met.
+
+    Raises:
+        Late: with the quote.
+    """
+    promised = None if job.quote is None else Quote(**job.quote).promised
+    if job.quote is not None and job.deadline is not None and promised is not None and promised > job.deadline:
+        raise Late(job.deadline, promised, job.quote)
+
+
 class Unavailable(Exception):
     """A service that the jobs need (Redis, object store, disk) is unavailable; names it.
 
@@ -201,6 +212,7 @@ class Jobs(Protocol):
     """Interface to the job queue: in this process or in a fleet of workers. Routes work with both."""
 
     closing: bool  # whether it was stopped
+    quotes_every_job: bool  # whether the waits of later jobs need the quotes of all; else only of those with a deadline
 
     def start(self, supervisor: Supervisor) -> None:
         """Starts its background threads."""

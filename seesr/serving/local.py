@@ -26,9 +26,9 @@ from seesr.serving.job import (
     RUNNING,
     WAITING,
     Job,
-    Late,
     QueueFull,
     Unavailable,
+    check_deadline,
     storage_failure,
 )  # fmt: skip
 from seesr.serving.job_counts import JobCounts, Name, Seen, summary
@@ -79,6 +79,7 @@ class LocalJobs:
         self.loaded = False  # the default engine, once
         self.turns = Turns()
         self.failure: str | None = None
+        self.quotes_every_job = True
         self.jobs: dict[str, Job] = {}  # those that have not ended, and those that ended lately
         self.waiting: list[Job] = []
         self.running: Job | None = None
@@ -145,8 +146,7 @@ class LocalJobs:
             if job.quote is not None:
                 quote = dataclasses.replace(Quote(**job.quote), wait=self.wait_for(job))
                 job.quote = dataclasses.asdict(quote)
-                if job.deadline is not None and quote.promised is not None and quote.promised > job.deadline:
-                    raise Late(job.deadline, quote.promised, job.quote)
+                check_deadline(job)
             try:
                 image.replace(self.input(job))
                 if mask is not None:
@@ -166,7 +166,8 @@ class LocalJobs:
         if engine is None:
             return None
         try:
-            quote = engine.quote(image, Settings(**job.settings))
+            with image_of(job.owner):
+                quote = engine.quote(image, Settings(**job.settings))
         except RuntimeError:
             if engine in self.engines.loaded.values():
                 raise

@@ -81,7 +81,7 @@ ERRORS = {
         429, "The queue, or the key's share of it, is full.", "Wait as long as `Retry-After` says.", "SEESR_MAX_QUEUE"
     ),
     "internal_error": ErrorCode(500, "The server has an error.", "Send the `X-Request-Id` to the operator."),
-    "no_quotes": ErrorCode(501, "A fleet gives no quotes.", "Run `seesr IMAGE --dry-run` on a worker's machine."),
+    "no_quotes": ErrorCode(501, "No worker publishes its rates.", "Update the workers of the fleet."),
     "not_ready": ErrorCode(503, "The weights are loading, or the device has failed.", "Try again later."),
     "unavailable": ErrorCode(
         503, "The server is shutting down, or its queue or store cannot be reached.", "Try again later."

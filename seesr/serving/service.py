@@ -104,8 +104,9 @@ class Service:
                 key.name, settings, share=key.share, masked=mask is not None, name=stored.name,
                 priority=PRIORITIES[name], deadline=seconds, **more,
             )  # fmt: skip
-            quote = self.jobs.quote(job, stored.path)
-            job.quote = None if quote is None else dataclasses.asdict(quote)
+            if job.deadline is not None or self.jobs.quotes_every_job:
+                quote = self.jobs.quote(job, stored.path)
+                job.quote = None if quote is None else dataclasses.asdict(quote)
             files = (stored.path, mask.path if mask else None)
             if job.batch is not None:  # the batch has the key
                 self.queue(key, job, settings, *files)

@@ -92,6 +92,39 @@ def test_the_corpus_is_answered_as_by_one_server(pocket_fleet: Fleet) -> None:
     assert ask(pocket_fleet, "POST", "/upscale", content=sharp(), headers=PNG, params=QUICK).status_code == 200
 
 
+def test_a_quote_comes_from_the_rates_that_the_workers_publish(echo: Fleet) -> None:
+    for _ in range(3):
+        assert ended(echo, send(echo).json()["id"])["status"] == "succeeded"
+    params = {"num_inference_steps": 1}
+    quote = ask(echo, "POST", "/quote", "gateway1", content=PICTURE, headers=PNG, params=params)
+    assert quote.status_code == 200, quote.text
+    values = quote.json()
+    assert values["seconds"] == pytest.approx(0.1, rel=0.2) and values["bytes"] == len(PICTURE)
+    assert values["wait"] == 0 and values["promised"] >= values["seconds"] and values["images"] >= 3
+    assert "rates" not in str(ask(echo, "GET", "/status").json()["workers"])
+
+
+def test_a_deadline_that_no_worker_can_meet_is_refused_with_the_quote(echo: Fleet) -> None:
+    for _ in range(3):
+        assert ended(echo, send(echo).json()["id"])["status"] == "succeeded"
+    refused = send(echo, num_inference_steps=8, deadline=0.3)
+    assert refused.status_code == 409, refused.text
+    assert "a deadline of 0.3 s cannot be met" in refused.json()["detail"]
+    assert refused.json()["quote"]["seconds"] == pytest.approx(0.8, rel=0.3)
+    jobs = [send(echo, num_inference_steps=8).json()["id"] for _ in range(4)]
+    waiting = ask(echo, "POST", "/quote", content=PICTURE, headers=PNG, params={"num_inference_steps": 1}).json()
+    assert waiting["wait"] > 0.1
+    urgent = {"num_inference_steps": 1, "priority": "urgent"}
+    first = ask(echo, "POST", "/quote", content=PICTURE, headers=PNG, params=urgent).json()
+    assert first["wait"] < waiting["wait"]
+    assert send(echo, deadline=0.11).status_code == 409
+    accepted = send(echo, deadline=60)
+    assert accepted.status_code == 202
+    result = ended(echo, accepted.json()["id"])
+    assert result["status"] == "succeeded"
+    assert all(ended(echo, id)["status"] == "succeeded" for id in jobs)
+
+
 def test_whichever_gateway_is_asked(echo: Fleet) -> None:
     result = send(echo).json()
     assert ended(echo, result["id"], "gateway1")["status"] == "succeeded"

@@ -23,7 +23,9 @@ from seesr.engine.rates import Rates
 from seesr.images.image_data import ImageData
 from seesr.networks import weights
 from seesr.pipeline.outline import outline_of
+from seesr.pipeline.stages import StageCache
 from seesr.pipeline.work import plan
+from seesr.runtime.owner import image_of
 from seesr.runtime.progress import Deadline, DeadlineExceeded
 
 QUICK = Settings(num_inference_steps=1, seed=1, latent_tiled_size=16, scale_factor=2)
@@ -149,3 +151,30 @@ def test_a_dry_run_quotes_what_this_machine_measured(
     row = json.loads(capsys.readouterr().out)
     assert row["quote"]["output_size"] == "128x96" and row["quote"]["images"] == 1
     assert row["estimated_seconds"] == round(row["quote"]["seconds"], 1)
+
+
+def test_a_quote_leaves_out_what_an_earlier_run_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Image.Image
+) -> None:
+    """Of the same file and owner; the time is that of the stages that remain."""
+    engine = Engine.load(weights.POCKET, "cpu", tmp_path)
+    data, settings = png(photo), QUICK.replace(latent_tiled_size=32)
+    before = engine.quote(data, settings)
+    first = engine.run(data, settings)
+    for changes in ({"fidelity": 0.4}, {"output_format": "webp"}, {"region": "0,0,32,32"}):
+        other = engine.quote(data, settings.replace(**changes))
+        assert other.tiles == 0 < before.tiles and other.seconds is not None and before.seconds is not None
+        assert other.seconds < before.seconds / 2
+        assert engine.run(data, settings.replace(**changes)).metrics["reused"].endswith("denoise, decode")
+    warm = engine.run(data, settings.replace(fidelity=0.7))
+    assert warm.metrics["quote"]["seconds"] < first.metrics["quote"]["seconds"] / 2  # type: ignore[typeddict-item]
+    seed = engine.quote(data, settings.replace(seed=2))
+    assert seed.tiles == before.tiles and seed.seconds is not None
+    (tmp_path / "photo.png").write_bytes(data)
+    assert engine.quote(tmp_path / "photo.png", settings).tiles == 0
+    for elsewhere in (settings.replace(seed=None), settings.replace(scale_factor=3)):
+        assert engine.quote(data, elsewhere).tiles > 0
+    with image_of("another"):
+        assert engine.quote(data, settings).tiles == before.tiles
+    monkeypatch.setattr(engine.upscaler, "cache", StageCache(0))
+    assert engine.quote(data, settings).tiles == before.tiles
