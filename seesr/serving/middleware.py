@@ -90,7 +90,7 @@ class Traffic:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.received = Counter("seesr_http_received_bytes", "Bytes of request bodies", registry=registry)
         self.sent = Counter("seesr_http_sent_bytes", "Bytes of response bodies", registry=registry)
-        description = "Responses by status, without probes; 499: the caller hung up"
+        description = "Responses by status, without probes; 499: the client disconnected"
         self.responses = Counter("seesr_http_responses", description, ["code"], registry=registry)
 
 
