@@ -41,8 +41,8 @@ def run(args: argparse.Namespace, configuration: Configuration) -> int:
 def add(args: argparse.Namespace, path: Path) -> int:
     """Adds a key and prints its token, which is not stored."""
     token = secrets.token_urlsafe(32)
-    given = {name: getattr(args, name) for name in ("rate", "share", "megapixels_per_day", "expires")}
-    values = {name: value for name, value in given.items() if value is not None}
+    inputs = {name: getattr(args, name) for name in ("rate", "share", "megapixels_per_day", "expires")}
+    values = {name: value for name, value in inputs.items() if value is not None}
     if args.priorities is not None:
         values["priorities"] = args.priorities.split(",")
     try:

@@ -199,21 +199,23 @@ class Run:
             if task.error:
                 continue
             width, height = task.size
-            found = None if quote is None or task.done else quote(self.settings, task.source_size)
+            result = None if quote is None or task.done else quote(self.settings, task.source_size)
             if task.done:
                 seconds, then = 0.0, "already there"
-            elif found is None or found.seconds is None:
+            elif result is None or result.seconds is None:
                 seconds = estimate(task, self.settings, bundle, device)
                 then = f"about {seconds:.1f} s (rough: no image was measured on this machine yet)"
             else:
-                seconds = found.seconds
-                then = f"about {seconds:.1f} s, {found.tiles} tiles, {found.peak_memory_mb.get('host', 0)} MB of memory"
-                then += f", {found.bytes / 1e6:.1f} MB file" if found.bytes is not None else ""
-                then += f", price {found.price:.4g}" if found.price is not None else ""
+                seconds = result.seconds
+                then = (
+                    f"about {seconds:.1f} s, {result.tiles} tiles, {result.peak_memory_mb.get('host', 0)} MB of memory"
+                )
+                then += f", {result.bytes / 1e6:.1f} MB file" if result.bytes is not None else ""
+                then += f", price {result.price:.4g}" if result.price is not None else ""
             whole += seconds
             if self.as_json:
                 values = {"size": [width, height], "already_there": task.done, "estimated_seconds": round(seconds, 1)}
-                self.json(task, **values, quote=None if found is None else dataclasses.asdict(found))
+                self.json(task, **values, quote=None if result is None else dataclasses.asdict(result))
             else:
                 print(f"{task.source} -> {task.target}, {width}x{height}, {then}", file=self.messages)
         if not self.as_json:

@@ -119,20 +119,20 @@ def check_bundle(report: Report, record: dict[str, Any], path: Path) -> None:
     if here is not None and here.digest == record.get("bundle_sha256"):
         report.add("bundle", AS_IT_SHOULD, f"{here.name} is here")
     else:
-        found = f"the one here is {here.name}" if here is not None else f"there is none in {path}"
-        sentence = f"{record.get('bundle')} made the file, and {found}: name the right one with --bundle"
+        present = f"the one here is {here.name}" if here is not None else f"there is none in {path}"
+        sentence = f"{record.get('bundle')} made the file, and {present}: name the right one with --bundle"
         report.add("bundle", NOT_KNOWN, sentence)
 
 
 def check_source(report: Report, record: dict[str, Any], source: bytes) -> None:
     """Whether the file was made from this source."""
-    found = hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256(source).hexdigest()
     if "source_sha256" not in record:
         report.add("source", NOT_KNOWN, "the record names none: the image was no file")
-    elif found == record["source_sha256"]:
-        report.add("source", AS_IT_SHOULD, f"sha256 {found}")
+    elif digest == record["source_sha256"]:
+        report.add("source", AS_IT_SHOULD, f"sha256 {digest}")
     else:
-        report.add("source", NOT_AS_IT_SHOULD, f"its sha256 is {found}; the record has {record['source_sha256']}")
+        report.add("source", NOT_AS_IT_SHOULD, f"its sha256 is {digest}; the record has {record['source_sha256']}")
 
 
 def run_again(
@@ -156,13 +156,13 @@ def run_again(
     from seesr.engine.engine import Engine
 
     output = Engine.load(bundle_path, device).run(source, settings, mask=mask)
-    made = output.image_data.record or {}
-    if made.get("mask_sha256") != record.get("mask_sha256"):
+    result = output.image_data.record or {}
+    if result.get("mask_sha256") != record.get("mask_sha256"):
         report.add("again", NOT_AS_IT_SHOULD, "the file was made with another mask")
     elif contents(output.data) == contents(file):
         report.add("again", AS_IT_SHOULD, "the same bytes")
     else:
-        version = f"; version {record.get('version')} made it, this is {made['version']}"
+        version = f"; version {record.get('version')} made it, this is {result['version']}"
         report.add("again", NOT_AS_IT_SHOULD, difference(file, output.data) + version)
 
 
@@ -174,13 +174,17 @@ def contents(data: bytes) -> list[bytes]:
         return [content_credentials.without(archive.read(name)) for name in archive.namelist()]
 
 
-def difference(file: bytes, made: bytes) -> str:
+def difference(file: bytes, again: bytes) -> str:
     """Says how two files differ that are not the same bytes."""
     try:
-        theirs, ours = (decode(data) for data in (file, made))
+        theirs, ours = (decode(data) for data in (file, again))
     except ValueError:
         return "the bytes differ"
     if theirs.rgb.shape != ours.rgb.shape or theirs.rgb.dtype != ours.rgb.dtype:
         return f"the bytes differ: {theirs.size} pixels of {theirs.rgb.dtype}, again {ours.size} of {ours.rgb.dtype}"
-    most = int(np.abs(theirs.rgb.astype(np.int32) - ours.rgb).max())
-    return "the pixels are the same; other parts of the file differ" if most == 0 else f"pixels differ by up to {most}"
+    maximum = int(np.abs(theirs.rgb.astype(np.int32) - ours.rgb).max())
+    return (
+        "the pixels are the same; other parts of the file differ"
+        if maximum == 0
+        else f"pixels differ by up to {maximum}"
+    )

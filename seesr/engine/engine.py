@@ -315,13 +315,13 @@ class Engine:
         whole = time.perf_counter() - started - (planned - read)
         self.speed.learn(computed(work, output.metrics), seconds)
         after, reused = output.metrics["peak_memory_mb"], reused_stages(output.metrics)
-        kept = {name: value for name, value in seconds.items() if name not in reused}
+        computed_seconds = {name: value for name, value in seconds.items() if name not in reused}
         width, height = settings.output_size(*size)
         self.rates.learn(
             Measured(
                 terms=terms(outline, settings, size, plan(outline, settings, size, shape), shape is not None),
-                seconds=kept,
-                quoted=None if mask is not None or len(kept) < len(seconds) else quote.seconds,
+                seconds=computed_seconds,
+                quoted=None if mask is not None or len(computed_seconds) < len(seconds) else quote.seconds,
                 suffix=settings.suffix,
                 shown=shown_megapixels(settings, (width, height)),
                 length=len(data),

@@ -92,8 +92,8 @@ class Quote:
     def short(self) -> dict[str, float]:
         """The figures for the metrics of an image, without those that are unknown."""
         peak = self.peak_memory_mb.get("host")
-        found = {"seconds": self.seconds, "bytes": self.bytes, "peak_memory_mb": peak, "price": self.price}
-        return {name: value for name, value in found.items() if value is not None}
+        figures = {"seconds": self.seconds, "bytes": self.bytes, "peak_memory_mb": peak, "price": self.price}
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 class Measured(NamedTuple):
@@ -199,15 +199,15 @@ class Rates:
     def stage_seconds(self, term: Term) -> float:
         """Expected seconds of a stage; 0 for one that was not measured."""
         for name in term.names:
-            if (found := self.lines.at(name, term.units)) is not None:
-                return term.times * found
+            if (result := self.lines.at(name, term.units)) is not None:
+                return term.times * result
         return 0.0
 
     def length(self, suffix: str, shown: float) -> int | None:
         """Expected bytes of a file of that many megapixels; None: none of its kind was measured."""
         with self.lock:
-            found = self.lines.at(f"bytes:{suffix}", shown)
-        return None if found is None else round(found)
+            result = self.lines.at(f"bytes:{suffix}", shown)
+        return None if result is None else round(result)
 
     def peak(self, megapixels: float) -> dict[str, int]:
         """Expected peak memory of the process with an image, by "host" and "device", MB."""

@@ -90,9 +90,9 @@ class FleetLedger:
         return bool(self.link(lambda client: client.eval(ADD_USAGE, 1, *keys, *args)))
 
     def usage(self, owner: str) -> list[tuple[str, int, float]]:
-        found = self.link(lambda client: client.hgetall(f"{PREFIX}usage:{owner}"))
-        days = sorted({name.partition(" ")[0] for name in found}, reverse=True)[:USAGE_DAYS]
-        return [(day, int(found[f"{day} images"]), float(found[f"{day} megapixels"])) for day in days]
+        result = self.link(lambda client: client.hgetall(f"{PREFIX}usage:{owner}"))
+        days = sorted({name.partition(" ")[0] for name in result}, reverse=True)[:USAGE_DAYS]
+        return [(day, int(result[f"{day} images"]), float(result[f"{day} megapixels"])) for day in days]
 
     def keep_note(self, id: str, note: dict[str, Any]) -> None:
         def work(client: Any) -> None:

@@ -86,8 +86,8 @@ class ImageData:
         source_type = xmp.source_type_after(self.source_type, generated)
         if self.source_type not in (None, source_type):
             record = {**record, "source_type_before": self.source_type}
-        kept = {"exif": self.exif, "xmp": self.xmp} if keep_exif else {"exif": None, "xmp": xmp.labels(self.xmp)}
-        return dataclasses.replace(self, rgb=rgb, alpha=alpha, record=record, source_type=source_type, **kept)
+        metadata = {"exif": self.exif, "xmp": self.xmp} if keep_exif else {"exif": None, "xmp": xmp.labels(self.xmp)}
+        return dataclasses.replace(self, rgb=rgb, alpha=alpha, record=record, source_type=source_type, **metadata)
 
     def with_dpi(self, dpi: int) -> ImageData:
         """The same pixels with another resolution, dots per inch; also in EXIF, which is all that WebP has for it."""

@@ -123,10 +123,10 @@ def batches(count: int, maximum: int) -> tuple[int, ...]:
 
 def stride(size: tuple[int, int]) -> int:
     """Of the keys of an image of `size` = (height, width) latent pixels, each way."""
-    found, latent_pixels = 1, size[0] * size[1]
-    while latent_pixels * (size[0] // found) * (size[1] // found) > PAIRS:
-        found += 1
-    return found
+    result, latent_pixels = 1, size[0] * size[1]
+    while latent_pixels * (size[0] // result) * (size[1] // result) > PAIRS:
+        result += 1
+    return result
 
 
 def attention_keys(size: tuple[int, int]) -> int:

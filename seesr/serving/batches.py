@@ -123,14 +123,14 @@ def show_batch(request: Request) -> Response:
     jobs, refused = batch_of(request)
     done = all(job.ended for job in jobs)
     listed = [describe(of, base, job) for job in jobs]
-    found: Batch = {
+    batch_info: Batch = {
         "id": request.path_params["id"],
         "status": "ended" if done else "processing",
         "jobs": listed,
         "refused": refused,
         "result": f"{base}{request.url.path}/result" if done else None,
     }
-    return JSONResponse(found)
+    return JSONResponse(batch_info)
 
 
 def batch_result(request: Request) -> Response:

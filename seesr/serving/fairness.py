@@ -38,7 +38,7 @@ class Turns:
 
     def order(self, waiting: Sequence[Job]) -> list[Job]:
         """The jobs in the order in which `next` would give them if no more came."""
-        found: list[Job] = []
+        results: list[Job] = []
         served = self.served.copy()
         for priority in sorted({job.priority for job in waiting}):
             turns = collections.Counter[str]()
@@ -47,9 +47,9 @@ class Turns:
             for job in group:
                 keys[job.id] = turns[job.owner], served[job.owner], job.created
                 turns[job.owner] += 1
-            found += sorted(group, key=lambda job: keys[job.id])
-            served |= {job.owner: self.count + place for place, job in enumerate(found, 1)}
-        return found
+            results += sorted(group, key=lambda job: keys[job.id])
+            served |= {job.owner: self.count + place for place, job in enumerate(results, 1)}
+        return results
 
     def before(self, job: Job, waiting: Iterable[Job]) -> list[Job]:
         """The waiting jobs that would run before this one, in their order."""

@@ -59,7 +59,7 @@ def usage(request: Request) -> Response:
     """Limits and use of the key that asks."""
     of, key = service(request), key_of(request)
     days = [responses.Day(day=day, images=n, megapixels=round(mp, 6)) for day, n, mp in of.ledger.usage(key.name)]
-    found: responses.Usage = {
+    usage: responses.Usage = {
         "name": key.name,
         "rate": key.rate or of.configuration.rate,
         "share": key.share or of.configuration.queue_share,
@@ -68,7 +68,7 @@ def usage(request: Request) -> Response:
         "expires": key.expires.isoformat() if key.expires else None,
         "days": days,
     }
-    return JSONResponse(found)
+    return JSONResponse(usage)
 
 
 def owns(request: Request, id: str) -> bool:

@@ -79,7 +79,7 @@ def ref(kind: Any) -> dict[str, Any]:
 
 def setting_schemas() -> dict[str, Any]:
     """The schema of every setting."""
-    found = {}
+    results = {}
     for field in dataclasses.fields(Settings):
         about = field.metadata
         entry: dict[str, Any] = {"type": TYPES[about["kind"]]}
@@ -88,8 +88,8 @@ def setting_schemas() -> dict[str, Any]:
         if "choices" in about:
             entry["enum"] = list(about["choices"])
         entry |= {LIMITS[key]: value for key, value in about.items() if key in LIMITS}
-        found[field.name] = {**entry, "description": about["description"], "default": field.default}
-    return found
+        results[field.name] = {**entry, "description": about["description"], "default": field.default}
+    return results
 
 
 def form(model: type[requests.JobRequest], many: bool = False) -> dict[str, Any]:
@@ -317,33 +317,33 @@ def errors_of(method: str, path: str, operation: Operation) -> list[str]:
 
 def error_answers(codes: Iterable[str]) -> dict[str, Any]:
     """The responses of these codes by status."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for code in codes:
         status, meaning = ERRORS[code][:2]
-        entry = found.setdefault(str(status), {"description": "", "content": {JSON: {
+        entry = results.setdefault(str(status), {"description": "", "content": {JSON: {
             "schema": ref(responses.Error), "examples": {}}}})  # fmt: skip
         entry["description"] = f"{entry['description']} `{code}`: {meaning}".strip()
         entry["content"][JSON]["examples"][code] = {"$ref": f"#/components/examples/{code}"}
         if status in (429, 503):
             entry["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
-    return found
+    return results
 
 
 def error_examples() -> dict[str, Any]:
     """One example of each code."""
-    found = {}
+    results = {}
     for code, (status, meaning, remedy, setting) in ERRORS.items():
         example = {"code": code, "title": TITLES[status], "detail": f"{meaning} {remedy}", "status": status}
-        found[code] = {"value": {**example, "field": None, "setting": setting}}
-    return found
+        results[code] = {"value": {**example, "field": None, "setting": setting}}
+    return results
 
 
 def content(types: Mapping[str, Any], example: Any = None) -> dict[str, Any]:
     """Media types with their schemas."""
-    found: dict[str, Any] = {name: {"schema": ref(kind)} for name, kind in types.items()}
-    if example is not None and JSON in found:
-        found[JSON]["example"] = example
-    return found
+    results: dict[str, Any] = {name: {"schema": ref(kind)} for name, kind in types.items()}
+    if example is not None and JSON in results:
+        results[JSON]["example"] = example
+    return results
 
 
 def described(method: str, path: str, operation: Operation) -> dict[str, Any]:
@@ -354,25 +354,25 @@ def described(method: str, path: str, operation: Operation) -> dict[str, Any]:
     ]
     for place, schemas in (("query", operation.query), ("header", operation.headers)):
         for name, schema in schemas.items():
-            words = {"description": schema["description"]} if "description" in schema else {}
-            parameters.append({"name": name, "in": place, **words, "schema": schema})
+            described = {"description": schema["description"]} if "description" in schema else {}
+            parameters.append({"name": name, "in": place, **described, "schema": schema})
     answers = {
         str(status): {"description": TITLES[status], **({"content": content(types)} if types else {})}
         for status, types in operation.answers.items()
     }
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "tags": [operation.tag],
         "summary": operation.summary,
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_"),
         "responses": {**answers, **error_answers(errors_of(method, path, operation))},
     }
     if parameters:
-        found["parameters"] = parameters
+        results["parameters"] = parameters
     if operation.body:
-        found["requestBody"] = {"required": True, "content": content(operation.body, operation.example)}
+        results["requestBody"] = {"required": True, "content": content(operation.body, operation.example)}
     if (method, path) in OPEN:
-        found["security"] = []
-    return found
+        results["security"] = []
+    return results
 
 
 def schemas() -> dict[str, Any]:
@@ -380,20 +380,20 @@ def schemas() -> dict[str, Any]:
     kinds = [kind for kind in vars(responses).values() if getattr(kind, "__total__", None) is not None]
     kinds += [requests.UpscaleRequest, requests.PredictionRequest, requests.HuggingFaceRequest, requests.VertexRequest]
     adapters = [(kind.__name__, "validation", TypeAdapter(kind)) for kind in kinds]
-    found = TypeAdapter.json_schemas(adapters, ref_template=REF + "{model}")[1]["$defs"]  # type: ignore[arg-type]
+    result = TypeAdapter.json_schemas(adapters, ref_template=REF + "{model}")[1]["$defs"]  # type: ignore[arg-type]
     uri = requests.URI
     image = {"image": uri, "mask": {**uri, "type": ["string", "null"]}}
-    found["Input"] = {"type": "object", "properties": {**image, **setting_schemas()}, "required": ["image"]}
-    found["Parameters"] = {"type": "object", "properties": {"mask": WORDS, **setting_schemas()}}
-    found["PredictionRequest"]["properties"]["input"] = {"$ref": f"{REF}Input"}
+    result["Input"] = {"type": "object", "properties": {**image, **setting_schemas()}, "required": ["image"]}
+    result["Parameters"] = {"type": "object", "properties": {"mask": WORDS, **setting_schemas()}}
+    result["PredictionRequest"]["properties"]["input"] = {"$ref": f"{REF}Input"}
     for name in ("HuggingFaceRequest", "VertexRequest"):
-        found[name]["properties"]["parameters"] = {"$ref": f"{REF}Parameters"}
-    found["UpscaleRequest"] |= {
+        result[name]["properties"]["parameters"] = {"$ref": f"{REF}Parameters"}
+    result["UpscaleRequest"] |= {
         "properties": {**properties(requests.UpscaleRequest), **setting_schemas()}, "required": ["image"],
         "additionalProperties": False,
     }  # fmt: skip
-    found["Error"]["properties"]["code"]["enum"] = list(ERRORS)
-    return dict(sorted(found.items()))
+    result["Error"]["properties"]["code"]["enum"] = list(ERRORS)
+    return dict(sorted(result.items()))
 
 
 @functools.lru_cache
@@ -424,14 +424,14 @@ def document(operations: tuple[tuple[str, str, Callable[..., Any]], ...]) -> dic
 
 def fields() -> list[dict[str, Any]]:
     """Every setting: name, kind, default, limits, choices, description."""
-    found = []
+    results = []
     for field in dataclasses.fields(Settings):
         about = dict(field.metadata)
         about["kind"] = KINDS[about["kind"]]
         if "choices" in about:
             about["choices"] = list(about["choices"])
-        found.append({"name": field.name, "default": field.default, **about})
-    return found
+        results.append({"name": field.name, "default": field.default, **about})
+    return results
 
 
 def limits() -> dict[str, Any]:

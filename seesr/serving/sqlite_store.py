@@ -243,7 +243,7 @@ class Journal:
         self.upload_file(id).unlink(missing_ok=True)
 
     def claim(self, owner: str, key: str, digest: str, id: str) -> tuple[str, str] | None:
-        made = self.run(
+        result = self.run(
             "INSERT OR IGNORE INTO idempotency VALUES (?, ?, ?, ?, ?) RETURNING key",
             owner,
             key,
@@ -251,7 +251,7 @@ class Journal:
             id,
             time.time(),
         )
-        if made:
+        if result:
             return None
         return self.run("SELECT digest, answer FROM idempotency WHERE owner = ? AND key = ?", owner, key)[0]
 

@@ -47,8 +47,8 @@ def check_target(url: Any, local: bool = False) -> None:
     except ValueError:  # a port over 65535, brackets without an address
         good = False
     if not good:
-        words = "an https URL, or an http URL of this machine" if local else "an https URL"
-        raise Refused("invalid_input", f"webhook must be {words}", "webhook")
+        accepted = "an https URL, or an http URL of this machine" if local else "an https URL"
+        raise Refused("invalid_input", f"webhook must be {accepted}", "webhook")
 
 
 def is_local(parts: SplitResult) -> bool:
