@@ -55,12 +55,16 @@ def test_what_was_repaired_in_a_file_is_in_the_metrics(engine: Engine) -> None:
 
 
 def test_the_seconds_of_the_stages_are_those_that_passed(engine: Engine, photo: Image.Image) -> None:
-    started = time.perf_counter()
-    seconds = engine.run(png(photo), QUICK).metrics["seconds"].values()
-    whole = time.perf_counter() - started
-    assert all(second >= 0 and second == round(second, 3) for second in seconds)
-    assert 0.5 * whole < sum(seconds) <= whole + 0.001 * len(seconds)
-    assert any(second != round(second, 2) for second in seconds)
+    shares = []
+    for seed in range(100, 104):  # none of them is cached
+        started = time.perf_counter()
+        seconds = engine.run(png(photo), QUICK.replace(seed=seed)).metrics["seconds"].values()
+        whole = time.perf_counter() - started
+        assert all(second >= 0 and second == round(second, 3) for second in seconds)
+        assert sum(seconds) <= whole + 0.001 * len(seconds)
+        assert any(second != round(second, 2) for second in seconds)
+        shares.append(sum(seconds) / whole)
+    assert max(shares) > 0.5  # of several: other processes can delay one between its stages
 
 
 def test_what_is_loaded_is_told(engine: Engine) -> None:
