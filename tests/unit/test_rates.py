@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seesr.engine.rates import ENOUGH, FIRST_MARGIN, Lines, Measured, Quote, Rates, rates_file
+from seesr.engine.rates import (
+    ENOUGH,
+    FIRST_MARGIN,
+    Lines,
+    Measured,
+    Quote,
+    Rates,
+    latest_rates,
+    rates_file,
+    user_folder,
+)
 from seesr.pipeline.work import Outline, Term
 
 WORK = {
@@ -50,10 +61,10 @@ def test_no_line_is_negative() -> None:
     falling, below = Lines(), Lines()
     for units, cost in ((1.0, 2.0), (2.0, 1.0)):
         falling.learn("x", units, cost)
-    for units, cost in ((1.0, 0.5), (2.0, 2.0)):
+    for units, cost in ((1.0, 0.5), (2.0, 1.5)):
         below.learn("x", units, cost)
     assert falling.at("x", 100.0) == falling.at("x", 1.0) > 0  # type: ignore[operator]
-    by_size = (0.9 * 1.0 * 0.5 / 0.5**2 + 2.0 * 2.0 / 2.0**2) / (0.9 * 1.0**2 / 0.5**2 + 2.0**2 / 2.0**2)
+    by_size = (0.9 * 1.0 * 0.5 / 0.5**2 + 2.0 * 1.5 / 1.5**2) / (0.9 * 1.0**2 / 0.5**2 + 2.0**2 / 1.5**2)
     assert [below.at("x", units) for units in (0.01, 3.0)] == pytest.approx([0.01 * by_size, 3.0 * by_size])
 
 
@@ -146,11 +157,29 @@ def test_the_margin_is_what_the_latest_images_needed() -> None:
     for quoted in (1.0, 1.11, 2.0):
         rates.learn(measured(quoted=quoted))
     assert rates.margin == pytest.approx(1.11)
+    rates = Rates()
+    for _ in range(ENOUGH):
+        rates.learn(measured(quoted=2.0))
+    assert rates.margin == 1.0  # an image that took less makes no quote shorter
+
+
+def test_the_latest_rates_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    digest = "0123456789abcdef"
+    for number, device in enumerate(("NVIDIA H200", "cpu")):
+        path = rates_file(user_folder(), digest, device, 2)
+        Rates(path).learn(measured())
+        os.utime(path, (number, number))
+    latest = [latest_rates(digest, device) for device in ("cpu", "cuda:1", None)]
+    assert [rates.path.name for rates in latest if rates and rates.path] == [
+        "0123456789ab-cpu-2.json", "0123456789ab-NVIDIA-H200.json", "0123456789ab-cpu-2.json",
+    ]  # fmt: skip
+    assert latest_rates("f" * 16, None) is None
 
 
 def test_a_quote_promises_with_its_margin_once_enough_was_measured() -> None:
     quote = Quote("8x8", 1, 2.0, 3.0, 100, {"host": 300}, None, ENOUGH, wait=4.0)
-    assert quote.promised == 9.0
+    assert quote.promised == 9.0 and ENOUGH == 3
     assert dataclasses.replace(quote, images=ENOUGH - 1).promised is None
     assert dataclasses.replace(quote, seconds=None, seconds_at_most=None).promised is None
     assert quote.short() == {"seconds": 2.0, "bytes": 100, "peak_memory_mb": 300}
