@@ -248,7 +248,7 @@ def test_a_forked_child_gets_an_error_instead_of_hanging(engine: Engine, pocket:
 def test_one_engine_is_kept_for_a_bundle_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     loads: list[tuple[object, ...]] = []
-    monkeypatch.setattr(Engine, "load", lambda *args: loads.append(args))
+    monkeypatch.setattr(Engine, "load", lambda *args, **more: loads.append(args))
     api.cached_engine.cache_clear()
     for bundle in (None, None, "a", "a", None):
         api.cached_engine(bundle, "cpu")

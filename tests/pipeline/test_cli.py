@@ -40,12 +40,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quick(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uses the engine of the other tests."""
-    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: engine)
 
 
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "load", lambda *args: pytest.fail("loaded although there is nothing to do"))
+    monkeypatch.setattr(Engine, "load", lambda *args, **more: pytest.fail("loaded although there is nothing to do"))
 
 
 def image(path: Path | str, shade: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
@@ -152,10 +152,10 @@ def test_a_result_is_skipped_only_for_the_same_source_settings_and_bundle(
 def test_a_finished_folder_is_reported_without_loading(
     engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: engine)
     image("a.png")
     assert run("a.png") == 0
-    monkeypatch.setattr(Engine, "load", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(Engine, "load", lambda *args, **more: pytest.fail("loaded"))
     assert run("a.png") == 0
     assert "0 to do, 1 already there" in capsys.readouterr().out
 
@@ -268,7 +268,7 @@ def test_missing_files_are_reported_before_loading_and_the_others_are_upscaled(
     assert run("missing.jpg", "*.tif") == 1
     output = capsys.readouterr().err.splitlines()
     assert output[:2] == ["missing.jpg: no such file or directory", "*.tif: no such file or directory"]
-    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: engine)
     image("a.png")
     assert run("missing.jpg", "a.png") == 1
     assert "a-x2.png" in files(folder)

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Image.Image, 
     """The current folder, with a.png in it; commands use the engine of the other tests."""
     monkeypatch.chdir(tmp_path)
     small.save("a.png")
-    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: engine)
     return tmp_path
 
 

@@ -69,7 +69,7 @@ def test_the_command_line_shows_what_an_independent_reader_shows(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All files of the folder in one run; those that are refused fail alone, with what they are."""
-    monkeypatch.setattr(Engine, "load", lambda bundle, device: engine)
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: engine)
     flags = [part for name, value in SAME.items() for part in ("--" + name.replace("_", "-"), value)]
     assert cli.main(["upscale", str(FOLDER), "--out", str(tmp_path), *flags, "--bundle", str(weights.POCKET)]) == 1
     refused = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{FOLDER}/")]
