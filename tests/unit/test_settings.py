@@ -17,6 +17,8 @@ from seesr.images.limits import LARGEST_INPUT, LARGEST_OUTPUT
         ("scale_factor", 0.5, "from 1 to 8"),
         ("scale_factor", float("nan"), "must be a float"),
         ("scale_factor", "4", "must be a float"),
+        ("scale_factor", 10**400, "must be a float"),
+        ("seed", 10**400, "must be an int"),
         ("num_inference_steps", 9, "from 1 to 8"),
         ("num_inference_steps", 2.5, "must be an int"),
         ("num_inference_steps", True, "must be an int"),
