@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
         if args.command == "mcp":
             from seesr.serving.mcp_server import http_parts
 
-            addition = http_parts()
+            addition = http_parts(sessions=configuration.redis is None)
         logs.configure(configuration.log_format)
         fleet = None
         if configuration.redis:

@@ -20,7 +20,9 @@ import anyio
 import httpx
 from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from seesr.config import Configuration
 from seesr.engine.rates import user_folder
@@ -38,6 +40,8 @@ from seesr.version import __version__
 
 try:
     import mcp_types as types
+    from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+    from mcp.server.auth.provider import AccessToken
     from mcp.server.context import ServerRequestContext
     from mcp.server.lowlevel import Server
     from mcp.server.stdio import stdio_server
@@ -70,12 +74,14 @@ class Caller(NamedTuple):
         base: its address as the caller sees it.
         headers: with the caller's key.
         local: whether it may name files of this machine.
+        request: that called over HTTP; None: over stdio.
     """
 
     app: Starlette
     base: str = "http://localhost"
     headers: dict[str, str] = {}  # noqa: RUF012
     local: bool = False
+    request: Request | None = None
 
     async def send(self, method: str, path: str, **content: Any) -> httpx.Response:
         """The answer of the server.
@@ -200,6 +206,8 @@ async def upscale(caller: Caller, values: dict[str, Any], progress: Progress) ->
         while job["status"] not in ENDED:
             if jobs.closing and job["status"] == WAITING:
                 raise Refused("unavailable", "the server is shutting down; send the image again")
+            if caller.request is not None and await caller.request.is_disconnected():
+                raise Refused("canceled", "the caller has closed the connection")
             if job["progress"] > share:
                 share = job["progress"]
                 await progress(share, 1.0, job["stage"] or job["status"])
@@ -267,17 +275,33 @@ async def over_http(ctx: ServerRequestContext[Any, Any]) -> Caller:
     request = ctx.request
     assert request is not None
     key = request.headers.get("authorization")
-    return Caller(request.app, str(request.base_url), {"Authorization": key} if key else {})
+    return Caller(request.app, str(request.base_url), {"Authorization": key} if key else {}, request=request)
 
 
-def http_parts() -> serving.Addition:
+class Owned:
+    """The route of the tools. A session belongs to the owner of the key that began it."""
+
+    def __init__(self, manager: StreamableHTTPSessionManager) -> None:
+        self.inner = StreamableHTTPASGIApp(manager)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = AccessToken(token="", client_id=scope["state"]["key"].name, scopes=[])
+        await self.inner({**scope, "user": AuthenticatedUser(token)}, receive, send)
+
+
+def http_parts(sessions: bool) -> serving.Addition:
     """The route of the tools, and what runs as long as the server.
 
-    Hosts, origins and keys are checked by the server's own middleware, as for every route.
+    Hosts, origins and keys are checked by the server's own middleware, as for every route. There is no stream of
+    messages outside of a call (GET): it would hold up the end of the server.
+
+    Args:
+        sessions: whether a client of an earlier protocol has a session, in which it can cancel a call. Servers that
+            share their callers have none.
     """
     server = make_server(over_http, local=False)
-    manager = StreamableHTTPSessionManager(server, stateless=True, max_request_body_size=LARGEST_JSON)
-    return serving.Addition([Route(PATH, StreamableHTTPASGIApp(manager))], manager.run)
+    manager = StreamableHTTPSessionManager(server, stateless=not sessions, max_request_body_size=LARGEST_JSON)
+    return serving.Addition([Route(PATH, Owned(manager), methods=["POST", "DELETE"])], manager.run)
 
 
 def run_stdio(configuration: Configuration, bundle: Path | None, device: str | None) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,13 @@ def test_tools_over_http(mode: str, server: EchoServer) -> None:
     asyncio.run(run())
 
 
-CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+CALL = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}},
+}
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
@@ -217,6 +224,14 @@ def test_keys_and_origins_are_those_of_the_server(status: int, headers: dict[str
     assert response.status_code == status, response.text
 
 
+def test_a_session_belongs_to_its_key(server: EchoServer) -> None:
+    answer = server.ask("POST", "/mcp", json=CALL, headers={**ACCEPT, **bearer(ANN)})
+    session = {"Mcp-Session-Id": answer.headers["mcp-session-id"]}
+    for token, status in ((BOB, 404), (ANN, 200)):
+        again = server.ask("POST", "/mcp", json=LIST, headers={**ACCEPT, **bearer(token), **session})
+        assert again.status_code == status, again.text
+
+
 def test_without_keys_only_this_machine_calls(tmp_path: Path) -> None:
     with EchoServer(tmp_path, module=("lab.serve.echo", "mcp", "--http")) as server:
         assert server.ask("POST", "/mcp", json=CALL, headers=ACCEPT).status_code == 200
@@ -227,7 +242,7 @@ def test_without_keys_only_this_machine_calls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_a_canceled_call_cancels_its_job(mode: str, tmp_path: Path) -> None:
     module = ("lab.serve.echo", "mcp", "--http")
-    with EchoServer(tmp_path, module=module, ECHO_SECONDS="5") as server:
+    with EchoServer(tmp_path, module=module, ECHO_SECONDS="10") as server:
 
         async def run() -> None:
             async with connected(server.url, mode) as client:
@@ -237,11 +252,11 @@ def test_a_canceled_call_cancels_its_job(mode: str, tmp_path: Path) -> None:
                 call.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await call
-                for _ in range(200):
-                    if server.ask("GET", f"/jobs/{running['id']}").json()["status"] == "canceled":
-                        return
+                end = time.monotonic() + 10
+                while (job := server.ask("GET", f"/jobs/{running['id']}").json())["status"] != "canceled":
+                    assert time.monotonic() < end and job["status"] == "processing", job
                     await asyncio.sleep(0.05)
-                pytest.fail("the job goes on")
+                assert job["progress"] < 0.5, "it was canceled at the next tile, not at its end"
 
         asyncio.run(run())
 
