@@ -74,6 +74,17 @@ class Recorded(UpscaleRun):
         )
         super().__init__(networks, settings, ImageData(pixels), Progress())
         self.case = case
+        self.reached: dict[str, Tensor] = {}
+
+    def start(self, posterior: Posterior) -> tuple[Tensor, sampling.Update]:
+        start, update = super().start(posterior)
+
+        def followed(z: Tensor, x0: Tensor, step: sampling.Step) -> Tensor:
+            z = update(z, x0, step)
+            self.reached[f"latents_after_step{sum(name.startswith('latents') for name in self.reached)}"] = z
+            return z
+
+        return start, followed
 
     def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
         """In the order in which the reference drew it: for the start, the posterior, every step."""
@@ -115,7 +126,7 @@ class Recorded(UpscaleRun):
 def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
     """Runs the pipeline once; returns its outputs under the names of the recorded ones."""
     run = Recorded(case)
-    reached: dict[str, Tensor] = {}
+    reached = run.reached
 
     def keep_first(module: Any, values: Any, result: Tensor) -> None:
         reached.setdefault("first_noise_pred", result)
@@ -124,19 +135,14 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
     conditioning = torch.from_numpy(run.source.rgb).to(case.device)
     size = conditioning.shape[0] // run.factor, conditioning.shape[1] // run.factor
     denoiser = run.denoiser(conditioning, *run.contexts(), size)
-    start, update = run.start(run.encode(conditioning, size, None))
+    posterior = run.encode(conditioning, size, None)
     tile = case.options["latent_tile"]
     if tile:
-        tiles = reference.latent_tiles(*start.shape[2:], tile, case.options["latent_overlap"])
+        tiles = reference.latent_tiles(*size, tile, case.options["latent_overlap"])
         weight = reference.gaussian_window(tiles[0].bottom - tiles[0].top, tiles[0].right - tiles[0].left)
         denoiser = dataclasses.replace(denoiser, tiles=tiles, weight=weight.float().to(case.device))
 
-    def followed(z: Tensor, x0: Tensor, step: sampling.Step) -> Tensor:
-        z = update(z, x0, step)
-        reached[f"latents_after_step{sum(name.startswith('latents') for name in reached)}"] = z
-        return z
-
-    reached["latents"], _, _ = run.denoise(denoiser, start, followed)
+    reached["latents"], _, _ = run.denoise(denoiser, posterior)
     image = run.decode(reached["latents"])[None].clamp(0, 1)
     pillow = case.outputs["image"].dtype == torch.uint8  # [H, W, 3], rounded as diffusers does
     reached["image"] = (image[0].permute(1, 2, 0) * 255).round().byte() if pillow else image

@@ -47,10 +47,9 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     conditioning = job.enlarge()
     size = conditioning.shape[0] // job.factor, conditioning.shape[1] // job.factor
     denoiser = job.denoiser(conditioning, text_tokens, image_tokens, size)
-    z, update = job.start(job.encode(conditioning, size, None))
     if variant == "no ControlNet":
         denoiser = dataclasses.replace(denoiser, conditioning_scale=0.0)
-    z, _, _ = job.denoise(denoiser, z, update)
+    z, _, _ = job.denoise(denoiser, job.encode(conditioning, size, None))
     return job.finish(job.decode(z), conditioning, None)[0].rgb
 
 

@@ -31,7 +31,9 @@ from seesr.images.image_data import ImageData, resize
 from seesr.networks import weights
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.pipeline.postprocess import blend_bicubic, trust
+from seesr.pipeline.sampling import Update
 from seesr.settings.presets import PRESETS
+from seesr.vae.autoencoder import Posterior
 
 DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 STEPS = 2
@@ -46,6 +48,10 @@ class Pulled(UpscaleRun):
     """Mixes the clean latents with those of the input."""
 
     share = 0.0
+
+    def start(self, posterior: Posterior) -> tuple[Tensor, Update]:
+        self.clean = posterior.mean()
+        return super().start(posterior)
 
     def decode(self, z: Tensor) -> Tensor:
         return super().decode(z + self.share * (self.clean - z))

@@ -391,7 +391,10 @@ class Engine:
         watchers: tuple[Watcher, ...] = (),
         mask: Source | None = None,
     ) -> Output:
-        """`run` for one image, without blocking the event loop. Cancelling the task ends the image at the next tile."""
+        """The same as `run` for one image, without blocking the event loop.
+
+        Cancelling the task ends the image at the next tile.
+        """
         cancelled = threading.Event()
 
         def stop(position: Position) -> None:

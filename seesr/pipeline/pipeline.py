@@ -93,7 +93,7 @@ class UpscaleRun:
         with self.timed("tags"):
             tags, image_tokens = self.cached("tags", None, self.tag)
         with self.timed("text"):
-            self.prompt, text_tokens = self.cached("text", None, lambda: self.encode_text(tags))
+            fitted, text_tokens = self.cached("text", None, lambda: self.encode_text(tags))
         with self.timed("enlarge"):
             conditioning = self.enlarge()
         with self.timed("encode"):
@@ -106,7 +106,7 @@ class UpscaleRun:
             posterior = self.cached("encode", part, lambda: self.encode(conditioning, z_size, part))
         scope = (self.part, tuple(map(tuple, denoiser.needed))) if denoiser.needed else None
         with self.timed("denoise"):
-            z, spread, kds = self.cached("denoise", scope, lambda: self.denoise(denoiser, *self.start(posterior)))
+            z, spread, kds = self.cached("denoise", scope, lambda: self.denoise(denoiser, posterior))
         with self.timed("decode"):
             restored = self.cached("decode", scope, lambda: self.decode(z[:1]))
             apart = None
@@ -116,7 +116,7 @@ class UpscaleRun:
             image, trust = self.finish(restored, conditioning, spread)
             disagreement = None if apart is None else confidence.disagreement(apart, image.rgb)
         shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
-        metrics = self.metrics(image, denoiser) | trust | kds | shown
+        metrics = self.metrics(image, denoiser, fitted) | trust | kds | shown
         if self.calibration is not None and disagreement is not None:
             trusted = float((disagreement < self.calibration.threshold).mean())
             metrics["confidence"] = {**self.calibration.short(), "trusted": round(trusted, 4)}
@@ -163,12 +163,12 @@ class UpscaleRun:
             self.seconds[stage] = first.elapsed_time(last) / 1000
         return {stage: round(value, 3) for stage, value in self.seconds.items()}
 
-    def metrics(self, image: ImageData, denoiser: Denoiser) -> dict[str, Any]:
+    def metrics(self, image: ImageData, denoiser: Denoiser, fitted: prompt.Prompt) -> dict[str, Any]:
         return {
             "seed": self.settings.seed,
-            "tags": ", ".join(self.prompt.tags),
-            "tags_left_out": ", ".join(self.prompt.left_out),
-            "prompt_cut": self.prompt.cut,
+            "tags": ", ".join(fitted.tags),
+            "tags_left_out": ", ".join(fitted.left_out),
+            "prompt_cut": fitted.cut,
             "input_size": "x".join(map(str, self.source.size)),
             "output_size": "x".join(map(str, image.size)),
             "warnings": "; ".join(self.source.warnings),
@@ -212,7 +212,6 @@ class UpscaleRun:
         """The bicubic upscale with a mirrored border, at least one tile unless thin: [H', W', 3], on the device."""
         networks = self.networks
         padded = pad(resize(self.source.visible, self.size), *self.outline.padding(self.sides, self.size))
-        self.bicubic = padded[: self.size[1], : self.size[0]]
         return torch.from_numpy(padded).to(networks.device)
 
     def start(self, posterior: autoencoder.Posterior) -> tuple[Tensor, sampling.Update]:
@@ -223,9 +222,8 @@ class UpscaleRun:
         networks, settings = self.networks, self.settings
         streams = self.noise(tuple(posterior.centre.shape))
         first = torch.cat([next(stream) for stream in streams])
-        self.clean = posterior.mean()
         if settings.steered:
-            return sampling.start_latents(self.clean, first, networks.scheduler), sampling.ddim_step
+            return sampling.start_latents(posterior.mean(), first, networks.scheduler), sampling.ddim_step
         z = posterior.sample(next(streams[0]))
         return sampling.start_latents(z, first, networks.scheduler), sampling.Ancestral(streams[0])
 
@@ -242,19 +240,19 @@ class UpscaleRun:
         )
 
     def denoise(
-        self, denoiser: Denoiser, start: Tensor, update: sampling.Update
+        self, denoiser: Denoiser, posterior: autoencoder.Posterior
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Latents at the first step [N, C, h, w] -> clean latents [N, C, h, w], spread [h, w], steering metrics.
+        """The input's latents -> clean latents [N, C, h, w], spread [h, w], steering metrics.
 
         The chosen particle is the first. Where no tile was needed the latents are those of the input.
         """
-        settings, factor = self.settings, self.factor
+        settings, factor, (start, update) = self.settings, self.factor, self.start(posterior)
         steps = sampling.schedule(self.networks.scheduler, self.steps)
         each = denoiser.needed or [denoiser.tiles] * len(steps)
         self.progress.start("denoise", max(1, len(start) * sum(map(len, each))))
         if not settings.steered:
             z = sampling.sample(denoiser, start, steps, update)
-            return torch.where(covered(each[-1], z), z, self.clean), None, {}
+            return torch.where(covered(each[-1], z), z, posterior.mean()), None, {}
         area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
         method = steering.Steering(bandwidth=settings.bandwidth)
         ensemble = steering.Ensemble(method, len(steps), len(start), area)
@@ -345,6 +343,7 @@ class UpscaleRun:
             return to_floats(conditioning[top:bottom])
 
         settings, mask = self.settings, self.mask
+        bicubic = conditioning[: self.size[1], : self.size[0]].cpu().numpy()
         generated = settings.fidelity < 1 and (mask is None or bool(mask.any()))
         if generated:
             self.check_alive(content, style)
@@ -353,7 +352,7 @@ class UpscaleRun:
         masks = [m for m in (mask, postprocess.textured(self.source.visible, self.scale)) if m is not None]
         if settings.fidelity > 0 or masks:
             share = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.blend_bicubic(rgb, self.bicubic, share, masks, self.scale / 2)
+            rgb = postprocess.blend_bicubic(rgb, bicubic, share, masks, self.scale / 2)
         if self.source.colorless:
             rgb = to_grey(rgb)
         provenance = record(settings, self.networks.bundle, mask, self.calibration)
@@ -362,7 +361,7 @@ class UpscaleRun:
             image = image.with_dpi(settings.dpi)
         if settings.rectangle is not None:
             return image.cropped(*settings.rectangle), {}
-        return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
+        return image, postprocess.trust(rgb, bicubic, self.source.visible)
 
     def check_alive(self, content: color.Rows, style: color.Rows) -> None:
         """Rejects output without an image, see `postprocess.check_alive`; checks only the decoded part of a region."""

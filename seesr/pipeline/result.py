@@ -17,7 +17,7 @@ from PIL import Image
 
 from seesr.images import write
 from seesr.images.formats import FORMATS, ZIP
-from seesr.images.image_data import ImageData
+from seesr.images.image_data import ImageData, Pixels, resize
 from seesr.images.source import Array, Layout, to_array
 from seesr.networks.weights import Bundle
 from seesr.pipeline.confidence import Calibration
@@ -150,6 +150,11 @@ class Output:
         Of an array the result has the same number of dimensions and channels; floats from 0 to 1 give float32.
         """
         return to_array(self.image_data, self.array_layout)
+
+    @functools.cached_property
+    def bicubic(self) -> Pixels:
+        """The bicubic upscale of the input without its alpha, (H, W, 3), computed for the views that show it."""
+        return resize(self.source.visible, self.image_data.size)
 
     @functools.cached_property
     def data(self) -> bytes:

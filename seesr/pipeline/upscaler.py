@@ -27,6 +27,7 @@ from seesr.runtime.tile_batches import TilePool
 from seesr.settings import Settings
 
 log = logging.getLogger(__name__)
+LEAST_TILE = 16  # latent pixels; Settings allows no smaller one
 
 
 class Upscaler:
@@ -137,14 +138,16 @@ class Upscaler:
     def warm_up(self) -> Output:
         """Runs one step on a grey image of one tile, so that the first caller does not pay for lazy initialisation.
 
-        On a GPU it also runs an image of several tiles, whose batches have another shape, and records CUDA graphs.
+        On a CPU the tile is smaller, since one of full size would take longer than loading. On a GPU an image of
+        several tiles follows, whose batches have another shape, and CUDA graphs are recorded.
 
         Returns:
             The result of the last of these images, with the seconds of its stages.
         """
-        output = self.run_grey(1)
-        if self.networks.device.type == "cuda":
-            output = self.run_grey(2)
+        if self.networks.device.type == "cpu":
+            return self.run_grey(1, side=max(LEAST_TILE, 3 * self.networks.tile // 4))
+        self.run_grey(1)
+        output = self.run_grey(2)
         if self.graphs is not None:
             self.record()
         return output
@@ -160,7 +163,7 @@ class Upscaler:
                 self.run_grey(1, scale)
             for side in self.networks.bundle.defaults.latent_tiled_size:
                 settings = Settings(num_inference_steps=1, seed=0, latent_tiled_size=side)
-                UpscaleRun(self.networks, settings, self.grey(1), Progress(), self.graphs).record()
+                UpscaleRun(self.networks, settings, self.grey(1, self.networks.tile), Progress(), self.graphs).record()
         log.info("CUDA graphs: %s, %.1f s", self.graphs.state, time.perf_counter() - started)
 
     @property
@@ -168,14 +171,20 @@ class Upscaler:
         """Whether CUDA graphs are used, and if not, why."""
         return NO_GRAPHS if self.graphs is None else self.graphs.state
 
-    def run_grey(self, tiles: int, cfg_scale: float = 1.0) -> Output:
-        """Runs one step on a grey image, without cached stages: networks that do not run record no graph."""
-        settings = Settings(num_inference_steps=1, seed=0, cfg_scale=cfg_scale)
-        return UpscaleRun(self.networks, settings, self.grey(tiles), Progress(), self.graphs).run()
+    def run_grey(self, tiles: int, cfg_scale: float = 1.0, side: int | None = None) -> Output:
+        """Runs one step on a grey image, without cached stages: networks that do not run record no graph.
 
-    def grey(self, tiles: int) -> ImageData:
-        """A grey ramp whose 4x output has `tiles` tiles on a side."""
-        side = tiles * self.networks.tile * self.networks.factor // 4
+        Args:
+            tiles: on a side.
+            side: of a tile, latent pixels; None: the bundle's.
+        """
+        settings = Settings(num_inference_steps=1, seed=0, cfg_scale=cfg_scale, latent_tiled_size=side)
+        image = self.grey(tiles, side or self.networks.tile)
+        return UpscaleRun(self.networks, settings, image, Progress(), self.graphs).run()
+
+    def grey(self, tiles: int, tile: int) -> ImageData:
+        """A grey ramp whose 4x output has `tiles` tiles of `tile` latent pixels on a side."""
+        side = tiles * tile * self.networks.factor // 4
         return ImageData(np.linspace(64, 192, side * side * 3).reshape(side, side, 3).astype(np.uint8))
 
     def healthy(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seesr.images.image_data import ImageData, resize, to_uint8
+from seesr.images.image_data import ImageData, to_uint8
 from seesr.runtime.blending import window
 from seesr.settings.view_specs import GAIN
 
@@ -27,8 +27,7 @@ def upscaled(result: Output) -> ImageData:
 def comparison(result: Output) -> ImageData:
     """The bicubic upscale left, the result right; opaque."""
     image = result.image_data
-    bicubic = resize(result.source.visible, image.size)
-    return dataclasses.replace(image, rgb=np.concatenate([bicubic, image.rgb], axis=1), alpha=None)
+    return dataclasses.replace(image, rgb=np.concatenate([result.bicubic, image.rgb], axis=1), alpha=None)
 
 
 def uncertainty(result: Output) -> ImageData:
@@ -67,8 +66,8 @@ def confidence(result: Output) -> ImageData:
 def difference(result: Output) -> ImageData:
     """What the model added to the bicubic upscale, GAIN times as strong, around grey; opaque."""
     image = result.image_data
-    bicubic, maximum = resize(result.source.visible, image.size), int(np.iinfo(image.rgb.dtype).max)
-    added = GAIN * (image.rgb.astype(np.int32) - bicubic) + (maximum + 1) // 2
+    maximum = int(np.iinfo(image.rgb.dtype).max)
+    added = GAIN * (image.rgb.astype(np.int32) - result.bicubic) + (maximum + 1) // 2
     return dataclasses.replace(image, rgb=added.clip(0, maximum).astype(image.rgb.dtype), alpha=None)
 
 
