@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lab.fleet.servers import Fleet
+from seesr.fleet.job_store import COUNTS
 
 Figures = dict[str, Any]
 THREADS = 8  # that send at the same time
@@ -59,7 +60,7 @@ class Caller:
         return self.ask("GET", f"/jobs/{id}").json()
 
     def ended(self, *states: str) -> int:
-        return sum(int(self.fleet.redis.hget("seesr:counts", state) or 0) for state in states)
+        return sum(int(float(self.fleet.redis.hget(COUNTS, json.dumps(["jobs", state])) or 0)) for state in states)
 
     def wait_for(self, count: int, seconds: float, *states: str) -> None:
         self.fleet.until(lambda: self.ended(*(states or ("succeeded",))) >= count, seconds)

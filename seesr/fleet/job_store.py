@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from typing import Any
 
@@ -210,6 +211,7 @@ class Records:
                     pipe.hincrbyfloat(COUNTS, json.dumps(name), value)
                 for name, seen in exemplars(job).items():
                     pipe.hset(EXEMPLARS, json.dumps(name), json.dumps(seen))
+                pipe.expire(EXEMPLARS, math.ceil(self.keep))  # no job's id outlives the last job
                 pipe.execute()
 
         self.link(work)

@@ -212,6 +212,7 @@ class UpscaleRun:
         """The bicubic upscale with a mirrored border, at least one tile unless thin: [H', W', 3], on the device."""
         networks = self.networks
         padded = pad(resize(self.source.visible, self.size), *self.outline.padding(self.sides, self.size))
+        self.bicubic = padded[: self.size[1], : self.size[0]]  # stays in host memory, for `finish`
         return torch.from_numpy(padded).to(networks.device)
 
     def start(self, posterior: autoencoder.Posterior) -> tuple[Tensor, sampling.Update]:
@@ -343,7 +344,6 @@ class UpscaleRun:
             return to_floats(conditioning[top:bottom])
 
         settings, mask = self.settings, self.mask
-        bicubic = conditioning[: self.size[1], : self.size[0]].cpu().numpy()
         generated = settings.fidelity < 1 and (mask is None or bool(mask.any()))
         if generated:
             self.check_alive(content, style)
@@ -352,7 +352,7 @@ class UpscaleRun:
         masks = [m for m in (mask, postprocess.textured(self.source.visible, self.scale)) if m is not None]
         if settings.fidelity > 0 or masks:
             share = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.blend_bicubic(rgb, bicubic, share, masks, self.scale / 2)
+            rgb = postprocess.blend_bicubic(rgb, self.bicubic, share, masks, self.scale / 2)
         if self.source.colorless:
             rgb = to_grey(rgb)
         provenance = record(settings, self.networks.bundle, mask, self.calibration)
@@ -361,7 +361,7 @@ class UpscaleRun:
             image = image.with_dpi(settings.dpi)
         if settings.rectangle is not None:
             return image.cropped(*settings.rectangle), {}
-        return image, postprocess.trust(rgb, bicubic, self.source.visible)
+        return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
 
     def check_alive(self, content: color.Rows, style: color.Rows) -> None:
         """Rejects output without an image, see `postprocess.check_alive`; checks only the decoded part of a region."""
