@@ -225,16 +225,17 @@ def stages() -> str:
 
 def shard() -> str:
     """What `python -m lab.speed.shard` measured."""
-    columns = {"fault": "", "processes": "d", "denoise_s": ".2f", "speedup": ".2f", "tiles": "d", "tiles_shared": "d"}
-    return table(read(RESULTS / "shard.json"), {**columns, "same_bytes": ""})
+    columns = {"input": "", "fault": "", "processes": "d", "denoise_s": ".2f", "speedup": ".2f"}
+    columns |= {"tiles": "d", "tiles_shared": "d", "encode_s": ".2f", "decode_s": ".2f", "same_bytes": ""}
+    return table(read(RESULTS / "shard.json"), columns)
 
 
 def shard_simulated() -> str:
     """What `python -m lab.speed.shard` computed for more workers."""
     rows = read(RESULTS / "shard.json", "simulated")
     rows = [row for row in rows if row["workers"] > 2 and row["output"] != "16384x16384"]
-    columns = {"bundle": "", "network": "", "output": "", "tiles": "d", "workers": "d", "step_s": ".1f"}
-    return table(rows, {**columns, "speedup": ".1f", "image_s": ".0f"})
+    columns = {"bundle": "", "network": "", "output": "", "workers": "d", "denoise_s": ".1f", "denoise_speedup": ".1f"}
+    return table(rows, {**columns, "image_s": ".0f", "image_speedup": ".1f"})
 
 
 def openapi() -> str:

@@ -40,10 +40,22 @@ NETWORKS = {"1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # byt
 WORKERS = (1, 2, 8, 64)
 SIDES = (8192, 16384, 32768)  # of the output, pixels; the last has 1.07 gigapixels
 TILE, OVERLAP, CHANNELS = 64, 6, 4
-COLUMNS = {"processes": "d", "denoise_s": ".2f", "speedup": ".2f", "tiles": "d", "tiles_shared": "d", "same_bytes": ""}
+SHARED = ("encode", "denoise", "decode")
+LARGER = 300  # side of an input whose autoencoder works in tiles, pixels
+VAE_TILE, VAE_OVERLAP = 256, 32  # of the pocket autoencoder, latent pixels
+COLUMNS = {
+    "processes": "d",
+    "denoise_s": ".2f",
+    "speedup": ".2f",
+    "tiles": "d",
+    "tiles_shared": "d",
+    "same_bytes": "",
+    "encode_s": ".2f",
+    "decode_s": ".2f",
+}
 SIMULATED = {
-    "bundle": "", "network": "", "output": "", "tiles": "d", "workers": "d", "step_s": ".1f", "speedup": ".1f",
-    "image_s": ".0f",
+    "bundle": "", "network": "", "output": "", "workers": "d", "denoise_s": ".1f", "denoise_speedup": ".1f",
+    "image_s": ".0f", "image_speedup": ".1f",
 }  # fmt: skip
 
 
@@ -78,6 +90,9 @@ def measured(side: int, repeats: int) -> tuple[list[dict[str, Any]], dict[str, A
                 os.kill(pid, signal.SIGKILL)
 
         killed = two.run(source, settings, watchers=(kill,))
+        two.run(source, settings)  # starts it again
+        two.helpers.wait()
+        pairs = [{n: engine.run(photo(LARGER), settings) for n, engine in engines.items()} for _ in range(2)]
         sizes = sizes_of(two, source, settings)
     expected = digest(outputs[1][0])
     base = min(output.metrics["seconds"]["denoise"] for output in outputs[1])
@@ -86,6 +101,15 @@ def measured(side: int, repeats: int) -> tuple[list[dict[str, Any]], dict[str, A
         best = min(group, key=lambda output: output.metrics["seconds"]["denoise"])
         rows.append(row(processes, best, base, all(digest(output) == expected for output in group)))
     rows.append({"fault": "SIGKILL of one in the step", **row(2, killed, base, digest(killed) == expected)})
+    same = len({digest(output) for pair in pairs for output in pair.values()}) == 1
+    least = {
+        processes: {name: min(pair[processes].metrics["seconds"][name] for pair in pairs) for name in SHARED}
+        for processes in engines
+    }
+    for processes, seconds in least.items():
+        output = min((pair[processes] for pair in pairs), key=lambda output: output.metrics["seconds"]["denoise"])
+        stages = {f"{name}_s": seconds[name] for name in ("encode", "decode")}
+        rows.append({"input": f"{LARGER}x{LARGER}", **row(processes, output, least[1]["denoise"], same), **stages})
     if not all(row["same_bytes"] for row in rows):
         raise AssertionError(f"the bytes differ: {rows}")
     each = [output.metrics["seconds"]["denoise"] / output.metrics["tiles"] for output in outputs[1]]
@@ -134,8 +158,6 @@ def sizes_of(engine: Engine, source: NDArray[np.uint8], settings: Settings) -> d
     TileBatches.put = look
     try:
         engine.run(source, settings)
-        time.sleep(10)  # the helper that was killed has loaded again
-        engine.run(source, settings)
     finally:
         TileBatches.put = put
         engine.upscaler.pools.pop()
@@ -163,33 +185,49 @@ def pipe_rate(size: int) -> float:
     return count * size / seconds
 
 
+class Part(NamedTuple):
+    """A stage that is shared, as the simulation computes it.
+
+    Attributes:
+        tile, overlap: of its tiles, latent pixels.
+        batch: tiles of a batch.
+        batch_s: seconds of a batch on a worker.
+        batch_bytes: of its task and its result.
+        times: how often the stage runs.
+    """
+
+    tile: int
+    overlap: int
+    batch: int
+    batch_s: float
+    batch_bytes: int
+    times: int = 1
+
+    def batches(self, side: int) -> int:
+        """Batches of square latents of `side` x `side`."""
+        return -(-len(grid(side, side, self.tile, self.overlap)) // self.batch)
+
+
 class Cost(NamedTuple):
     """What the simulation computes with.
 
     Attributes:
-        batch_s: seconds of a batch on a worker.
-        batch: tiles of a batch.
-        task, result: bytes of a tile.
-        rest_s: seconds for each megapixel of output outside of the denoiser, all on the lead.
+        parts: the shared stages by name.
+        rest_s: seconds for each megapixel of output of everything else, on the worker that has the image.
         factor: pixels for each latent pixel, each way.
-        steps: denoising steps.
     """
 
-    batch_s: float
-    batch: int
-    task: int
-    result: int
+    parts: dict[str, Part]
     rest_s: float
     factor: int
-    steps: int
 
 
-def step_seconds(batches: int, cost: Cost, rate: float, workers: int) -> float:
-    """Seconds of one step, simulated. Every message passes the lead's link, one after the other, in both directions.
+def stage_seconds(batches: int, part: Part, rate: float, workers: int) -> float:
+    """Seconds of one pass of a stage, simulated. Messages pass the lead's link one after the other, in both directions.
 
     The lead computes, too. A helper has at most two batches: one that it computes and the next one on its way.
     """
-    size = cost.batch * (cost.task + cost.result) / rate
+    size = part.batch_bytes / rate
     link, end = 0.0, 0.0
     free = [(0.0, worker) for worker in range(workers)]  # when each can be sent (or take) its next batch
     ready = [0.0] * workers  # when each has computed what it has
@@ -197,12 +235,12 @@ def step_seconds(batches: int, cost: Cost, rate: float, workers: int) -> float:
     for _ in range(batches):
         at, worker = heapq.heappop(free)
         if worker == 0:
-            ready[0] = at + cost.batch_s
+            ready[0] = at + part.batch_s
             heapq.heappush(free, (ready[0], 0))
         else:
             link = max(link, at) + size
             began = max(ready[worker], link)
-            ready[worker] = began + cost.batch_s
+            ready[worker] = began + part.batch_s
             heapq.heappush(free, (began, worker))  # when it begins this one, the next may be sent
         end = max(end, ready[worker])
     return end
@@ -213,18 +251,38 @@ def simulated(costs: dict[str, Cost]) -> list[dict[str, Any]]:
     for bundle, cost in costs.items():
         for network, rate in NETWORKS.items():
             for side in SIDES:
-                tiles = len(grid(side // cost.factor, side // cost.factor, TILE, OVERLAP))
-                batches = -(-tiles // cost.batch)
-                alone = step_seconds(batches, cost, rate, 1)
+                alone: dict[str, float] = {}
                 for workers in WORKERS:
-                    step = step_seconds(batches, cost, rate, workers)
-                    image = cost.steps * step + cost.rest_s * side * side / 1e6
+                    seconds = {
+                        name: part.times * stage_seconds(part.batches(side // cost.factor), part, rate, workers)
+                        for name, part in cost.parts.items()
+                    }
+                    seconds["image"] = sum(seconds.values()) + cost.rest_s * side * side / 1e6
+                    alone = alone or seconds
                     rows.append(
-                        {"bundle": bundle, "network": network, "output": f"{side}x{side}", "tiles": tiles,
-                         "workers": workers, "step_s": round(step, 2), "speedup": round(alone / step, 2),
-                         "image_s": round(image, 1)}
+                        {"bundle": bundle, "network": network, "output": f"{side}x{side}", "workers": workers,
+                         "denoise_s": round(seconds["denoise"], 2), "image_s": round(seconds["image"], 1),
+                         "denoise_speedup": round(alone["denoise"] / seconds["denoise"], 2),
+                         "image_speedup": round(alone["image"] / seconds["image"], 2)}
                     )  # fmt: skip
     return rows
+
+
+def pocket_cost(figures: dict[str, Any]) -> Cost:
+    """The pocket bundle on one thread of a CPU, by what was measured; its autoencoder works in tiles, too."""
+    each, factor = figures["seconds_per_megapixel"], 4
+    area, core = (VAE_TILE * factor) ** 2, ((VAE_TILE - VAE_OVERLAP) * factor) ** 2
+    channels = figures["result_bytes"] // (4 * TILE**2)
+    latents = 4 * channels * VAE_TILE**2
+    result = 4 * channels * (VAE_TILE - VAE_OVERLAP) ** 2
+    parts = {
+        "encode": Part(VAE_TILE, VAE_OVERLAP, 1, each["encode"] * area / 1e6, 12 * area + result),
+        "denoise": Part(
+            TILE, OVERLAP, 1, figures["seconds_per_tile"], figures["task_bytes"] + figures["result_bytes"]
+        ),
+        "decode": Part(VAE_TILE, VAE_OVERLAP, 1, each["decode"] * area / 1e6, latents + 12 * core),
+    }  # fmt: skip
+    return Cost(parts, sum(value for name, value in each.items() if name not in parts), factor)
 
 
 def full_cost(path: Path) -> Cost:
@@ -234,33 +292,35 @@ def full_cost(path: Path) -> Cost:
     seconds, batch, steps = metrics["seconds"], metrics["tile_batch"], metrics["steps"]
     rest = sum(value for name, value in seconds.items() if name not in ("denoise", "tags", "text"))
     each = seconds["denoise"] / steps / metrics["tiles"]
-    latents = 4 * CHANNELS * TILE**2
-    task = latents + 3 * (8 * TILE) ** 2
-    return Cost(each * batch, batch, task, latents, rest / (image["output"] ** 2 / 1e6), 8, steps)
+    size = 2 * 4 * CHANNELS * TILE**2 + 3 * (8 * TILE) ** 2
+    part = Part(TILE, OVERLAP, batch, each * batch, batch * size, steps)
+    return Cost({"denoise": part}, rest / (image["output"] ** 2 / 1e6), 8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=236, help="of the input, pixels")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":  # which is read before this line runs
         command = [sys.executable, "-m", "lab.speed.shard", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, "OMP_NUM_THREADS": "1"})
-    rows, found = measured(args.side, args.repeats)
+    rows, figures = measured(args.side, args.repeats)
     print(report.table(rows, COLUMNS))
-    rest = sum(found["seconds_per_megapixel"].values())
-    costs = {"pocket, CPU thread": Cost(
-        found["seconds_per_tile"], 1, found["task_bytes"], found["result_bytes"], rest, 4, 1
-    )}  # fmt: skip
-    costs["full, H200"] = full_cost(report.RESULTS / "gpu-h200" / "evidence.json")
+    costs = {
+        "pocket, CPU thread": pocket_cost(figures),
+        "full, H200": full_cost(report.RESULTS / "gpu-h200" / "evidence.json"),
+    }
     table = simulated(costs)
     print(report.table(table, SIMULATED))
     if args.json:
         report.write(
-            args.json, rows, measured={**found, "pipe_bytes_per_s": round(pipe_rate(found["task_bytes"]))},
-            simulated_from={name: cost._asdict() for name, cost in costs.items()}, simulated=table,
+            args.json, rows, measured={**figures, "pipe_bytes_per_s": round(pipe_rate(figures["task_bytes"]))},
+            simulated_from={
+                name: {**cost._asdict(), "parts": {key: part._asdict() for key, part in cost.parts.items()}}
+                for name, cost in costs.items()
+            }, simulated=table,
             cores=len(os.sched_getaffinity(0)),
         )  # fmt: skip
 
