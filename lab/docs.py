@@ -217,6 +217,13 @@ def peers() -> str:
     return table(read(RESULTS / "peers.json", "means"), PEERS)
 
 
+def region() -> str:
+    """What `python -m lab.quality.region` counted."""
+    from lab.quality.region import COLUMNS
+
+    return table(read(RESULTS / "region.json"), COLUMNS)
+
+
 def stages() -> str:
     """What `python -m lab.speed.stages` measured."""
     columns = {"after": "", "change": "", "cold": ".2f", "warm": ".2f", "reused": "", "tiles_reused": "d"}
@@ -333,6 +340,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling-inputs": scaling_inputs,
     "errors": errors,
     "mutation": mutation,
+    "region": region,
     "stages": stages,
     "quote": quote,
     "trust": trust,
