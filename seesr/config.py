@@ -72,9 +72,14 @@ class Configuration(BaseSettings):
     price_per_hour: float | None = option(
         None, "Price of an hour of this machine, in any currency, for the price of a quote. Unset: no price.", ge=0
     )
-    data: Path = option(Path("seesr-data"), "Server: folder for the queue, uploads and results.")
+    data: Path = option(
+        Path("seesr-data"),
+        "Server: folder for the queue, uploads and results. Gateway and worker: folder for temporary files.",
+    )
     api_keys: SecretStr = option(
-        SecretStr(""), "Server: API keys as name:token,name:token. Unset: only this machine can call the server."
+        SecretStr(""),
+        "Server: API keys as name:token,name:token. Unset: no token is needed, for a server on a loopback address "
+        "without a proxy.",
     )
     keys_file: Path | None = option(
         None,
@@ -112,7 +117,7 @@ class Configuration(BaseSettings):
     allow_urls: str = option(
         "",
         "Server: hosts from which image URLs are fetched, separated by commas. .example.com allows "
-        "subdomains; * allows every public host.",
+        "subdomains; * allows every public host. Unset: image URLs are refused.",
     )
     store: str | None = option(
         None, "Object store for results: s3://bucket/prefix, gs://bucket/prefix or file:///folder."
@@ -122,7 +127,8 @@ class Configuration(BaseSettings):
     )
     redis: str | None = option(
         None,
-        "Fleet: Redis of the queue, redis://[:password@]host:port/db. The server then sends its jobs to the workers.",
+        "Fleet: Redis of the queue, redis://[:password@]host:port/db, or rediss:// with TLS. The server then sends its "
+        "jobs to the workers.",
         repr=False,  # it has a password
     )
     lease: int = option(

@@ -77,6 +77,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_remote(scope: Scope) -> bool:
+    """Whether a request comes from another machine, by the address that a trusted proxy names if there is one."""
+    try:
+        return not ipaddress.ip_address((scope.get("client") or ("localhost", 0))[0]).is_loopback
+    except ValueError:
+        return False
+
+
 class Access:
     """Decides whether a request is allowed, and who owns it.
 
@@ -117,6 +125,9 @@ class Access:
         self.check_host(host)
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and "origin" in headers:
             self.check_origin(headers["origin"], host)
+        if not (self.keys or self.platform or route in OPEN) and is_remote(scope):
+            detail = "this server has no keys and answers its own machine alone; set SEESR_API_KEYS"
+            raise Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
         key = self.key(headers.get("authorization", ""))
         if key is None and route == ("GET", "/metrics") and self.may_scrape(headers.get("authorization", "")):
             return None

@@ -207,6 +207,14 @@ def test_a_server_without_keys_answers_to_its_own_names_alone(open_client: TestC
         assert open_client.get(path, headers={"Host": host}).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("client", "status"), [("203.0.113.9", 401), ("10.0.0.2", 401), ("127.0.0.1", 200), ("::1", 200)]
+)
+def test_a_server_without_keys_refuses_what_a_proxy_forwards(open_client: TestClient, client: str, status: int) -> None:
+    forwarded = TestClient(open_client.app, "http://localhost", client=(client, 5))
+    assert [forwarded.get(path).status_code for path in ("/live", "/status", "/jobs")] == [200, status, status]
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1.evil.example", "file://", "x"])
 @pytest.mark.parametrize("keyed", [False, True])
 def test_pages_of_other_sites_change_nothing(
