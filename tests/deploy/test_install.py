@@ -20,6 +20,7 @@ from serving import sharp
 from lab.report import ROOT
 
 SOME_SECONDS = {"num_inference_steps": 4, "scale_factor": 8, "wait": 0}
+WORKER = ROOT / "deploy/fleet/seesr-worker@.service"
 
 
 @pytest.fixture
@@ -133,6 +134,7 @@ def test_install_back_up_restore_upgrade_and_uninstall(root: Path) -> None:
     assert keys.stat().st_mode & 0o777 == 0o600 and re.fullmatch(r"SEESR_API_KEYS=me:[0-9a-f]{32}\n", keys.read_text())
     key = keys.read_text()
     assert (root / "etc/systemd/system/multi-user.target.wants/seesr.service").is_symlink()
+    assert (root / "etc/systemd/system/seesr-worker@.service").read_text() == WORKER.read_text()
     (root / "var/lib/seesr").mkdir(parents=True)  # systemd's StateDirectory
     (root / "var/backups").mkdir()
 
