@@ -501,7 +501,7 @@ def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it ignored
     )
     deadline = time.monotonic() + 120
-    while len(list(Path("out").glob("*.png"))) < 2 and time.monotonic() < deadline:
+    while len(list(Path("out").glob("[!.]*.png"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
