@@ -63,7 +63,7 @@ def upscale(args: argparse.Namespace, settings: Settings) -> int:
             run.failed(task)
     todo = [task for task in collected.tasks if not task.error and not task.done]
     if args.dry_run:
-        return run.forecast(bundle, args.device, path)
+        return run.forecast(bundle, args.device)
     if todo:
         plan.check_folders([task for task in todo if task.target != STREAM])
         already = sum(task.done for task in collected.tasks)
@@ -189,7 +189,7 @@ class Run:
         stream = sys.stderr if task.target == STREAM else sys.stdout
         print(json.dumps({"source": task.source, "target": task.target, **values}), file=stream, flush=True)
 
-    def forecast(self, bundle: Bundle | None, device: str | None, path: Path) -> int:
+    def forecast(self, bundle: Bundle | None, device: str | None) -> int:
         """Prints the planned tasks with what they should take. Returns the exit code.
 
         Torch is not loaded. Without rates of this machine the times are rough.

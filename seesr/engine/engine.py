@@ -29,7 +29,7 @@ from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output
 from seesr.pipeline.shared_tiles import TileHelper
 from seesr.pipeline.upscaler import Upscaler
-from seesr.pipeline.work import count, plan, shown_megapixels, terms
+from seesr.pipeline.work import count, plan, shown_megapixels, terms, units
 from seesr.runtime.estimate import Forecast, Speed, stage_of
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Deadline, Position, Progress, Watcher
@@ -146,7 +146,7 @@ class Engine:
         self.rates.begin(hardware.peak_memory(networks.device), outline)
         first = upscaler.warm_up()
         planned = plan(outline, first.settings, first.source.size)
-        self.speed.learn(count(outline, first.settings, first.source.size), first.metrics["seconds"])
+        self.speed.learn(units(outline, first.settings, first.source.size, planned), first.metrics["seconds"])
         self.rates.warm(terms(outline, first.settings, first.source.size, planned), first.metrics["seconds"])
         if self.helpers is not None:
             self.helpers.wait()
@@ -297,8 +297,9 @@ class Engine:
         image = load_source(source, settings.output_size)
         size = image.image_data.size
         shape = None if mask is None else read_mask(mask, size)
-        outline = outline_of(networks)
-        work = count(outline, settings, size, shape)
+        outline, masked = outline_of(networks), shape is not None
+        image_plan = plan(outline, settings, size, shape)
+        work = units(outline, settings, size, image_plan, masked)
         progress.forecast = Forecast(self.speed, work)
         progress.finish()
         read = time.perf_counter()
@@ -316,12 +317,12 @@ class Engine:
         self.speed.learn(computed(work, output.metrics), seconds)
         after, reused = output.metrics["peak_memory_mb"], reused_stages(output.metrics)
         computed_seconds = {name: value for name, value in seconds.items() if name not in reused}
-        width, height = settings.output_size(*size)
+        width, height = image_plan.output
         self.rates.learn(
             Measured(
-                terms=terms(outline, settings, size, plan(outline, settings, size, shape), shape is not None),
+                terms=terms(outline, settings, size, image_plan, masked),
                 seconds=computed_seconds,
-                quoted=None if mask is not None or len(computed_seconds) < len(seconds) else quote.seconds,
+                quoted=None if masked or len(computed_seconds) < len(seconds) else quote.seconds,
                 suffix=settings.suffix,
                 shown=shown_megapixels(settings, (width, height)),
                 length=len(data),
