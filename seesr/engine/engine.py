@@ -177,9 +177,7 @@ class Engine:
         Raises:
             RuntimeError: the engine is unloaded.
         """
-        if self.upscaler is None:
-            raise RuntimeError("the engine is unloaded: call Engine.reload() first")
-        networks = self.upscaler.networks
+        networks = self._ready.networks
         processor = f"{torch.backends.cpu.get_cpu_capability()}, {self.thread.run(torch.get_num_threads)} threads"
         place = processor if networks.device.type == "cpu" else hardware.name(networks.device)
         return f"{place}, torch {torch.__version__}, {networks.attention} attention"
