@@ -113,7 +113,7 @@ def fleet() -> str:
 
 
 def fidelity() -> str:
-    """What `python -m lab.quality.dials` wrote, of the way that the product goes."""
+    """What `python -m lab.quality.fidelity` wrote, without the alternative methods."""
     rows = [row for row in read(RESULTS / "fidelity.json") if row["way"].startswith("ours")]
     columns = {"way": "", "fidelity": ".1f", "psnr to plain": ".2f", "psnr to truth": ".2f", "sharpness": ".3f"}
     return table(rows, {**columns, "niqe": ".2f", "invented": ".4f", "faithful": ".2f"})
@@ -133,7 +133,7 @@ def ablation() -> str:
 
 
 def presets() -> str:
-    """What `python -m lab.quality.dials --presets` wrote."""
+    """What `python -m lab.quality.fidelity --presets` wrote."""
     columns = {"preset": "", "seconds": ".2f", "psnr_y": ".2f", "niqe": ".2f", "invented": ".4f", "faithful": ".2f"}
     return table(read(RESULTS / "presets.json"), columns)
 

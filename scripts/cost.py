@@ -1,10 +1,10 @@
-"""What a picture costs: always on, billed by the second with an idle window and cold starts, or on one's own machine.
+"""What an image costs: always on, billed by the second with an idle window and cold starts, or on one's own machine.
 
     python scripts/cost.py --size 512 --per-hour 1 10 100                    from measured seconds only
     python scripts/cost.py --size 2048 --per-hour 1 10 100 1000 --goals     with goals where nothing is measured, marked
     python scripts/cost.py --size 2048 --per-hour 1 10 100 1000 --goals --plot docs/costs.png
 
-Seconds come from results/bench/*.jsonl (full-size weights, 2 steps), prices from scripts/prices.toml. Pictures arrive
+Seconds come from results/bench/*.jsonl (full-size weights, 2 steps), prices from scripts/prices.toml. Images arrive
 at random (Poisson) at the given rates per hour.
 """
 
@@ -28,8 +28,8 @@ class Offer(NamedTuple):
 
     Attributes:
         rate: US$ a second.
-        idle: seconds that it waits for the next picture before it is given back.
-        cold: seconds from nothing to the first picture, billed.
+        idle: seconds that it waits for the next image before it is given back.
+        cold: seconds from nothing to the first image, billed.
     """
 
     rate: float
@@ -38,16 +38,16 @@ class Offer(NamedTuple):
 
 
 def always_on(rate: float, seconds: float, per_hour: float) -> float | None:
-    """US$ a picture of a machine that is never given back; None: it cannot make that many."""
+    """US$ per image of a machine that is never given back; None: it cannot make that many."""
     return None if per_hour * seconds > 3600 else rate * 3600 / per_hour
 
 
 def on_demand(offer: Offer, seconds: float, per_hour: float) -> float | None:
-    """US$ a picture of a machine that is given back after its idle window; None: it cannot make that many.
+    """US$ per image of a machine that is given back after its idle window; None: it cannot make that many.
 
-    With arrivals at rate L a second, t seconds a picture, c of cold start and an idle window w, p = exp(-L w) is the
+    With arrivals at rate L a second, t seconds per image, c of cold start and an idle window w, p = exp(-L w) is the
     chance that nobody comes within the window. A cycle begins with a cold start, has 1 / p idle phases of which the
-    last is whole, and pictures for as long: r (t + (1 - L t) (c p + (1 - p) / L) / (1 + L c p)) a picture.
+    last is whole, and images for as long: r (t + (1 - L t) (c p + (1 - p) / L) / (1 + L c p)) per image.
     """
     rate, idle, cold = offer
     arrivals = per_hour / 3600
@@ -59,7 +59,7 @@ def on_demand(offer: Offer, seconds: float, per_hour: float) -> float | None:
 
 
 def own_machine(own: dict[str, Any], seconds: float, per_hour: float) -> float | None:
-    """US$ a picture of a bought machine that runs day and night: its price over its months, and power."""
+    """US$ per image of a bought machine that runs day and night: its price over its months, and power."""
     if per_hour * seconds > 3600:
         return None
     hours, busy = own["months"] * 730, per_hour * seconds / 3600
@@ -68,7 +68,7 @@ def own_machine(own: dict[str, Any], seconds: float, per_hour: float) -> float |
 
 
 def break_even(offer: Offer, seconds: float, cheapest: float) -> float | None:
-    """Pictures an hour from which the cheapest machine that is always on costs less; None: never.
+    """Images an hour from which the cheapest machine that is always on costs less; None: never.
 
     Args:
         cheapest: US$ a second of that machine. At the offer's own rate, billing by demand is never dearer.
@@ -87,7 +87,7 @@ def break_even(offer: Offer, seconds: float, cheapest: float) -> float | None:
 
 
 def measured(folder: Path, size: int) -> dict[str, tuple[float, float]]:
-    """Device -> (seconds a picture, seconds to load) of the full-size networks at 2 steps; the last row of a device."""
+    """Device -> (seconds per image, seconds to load) of the full-size networks at 2 steps; the last row of a device."""
     measured = {}
     for path in sorted(folder.glob("*.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
@@ -165,7 +165,7 @@ def plot(table: list[dict[str, Any]], args: argparse.Namespace, prices: dict[str
             points = [(n, cost) for n, cost in points if cost is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=f"{row['offer']}, {kind}")
-    axes.set(xscale="log", yscale="log", xlabel="pictures an hour", ylabel=f"US$ a picture of {args.size} px")
+    axes.set(xscale="log", yscale="log", xlabel="images an hour", ylabel=f"US$ per image of {args.size} px")
     axes.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(args.plot, dpi=100)
@@ -174,7 +174,7 @@ def plot(table: list[dict[str, Any]], args: argparse.Namespace, prices: dict[str
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, required=True, help="side of the output, pixels")
-    parser.add_argument("--per-hour", type=float, nargs="+", required=True, help="pictures an hour")
+    parser.add_argument("--per-hour", type=float, nargs="+", required=True, help="images an hour")
     parser.add_argument("--device", help="only this device; an error if it was not measured")
     parser.add_argument("--goals", action="store_true", help="use goals for devices that have not been measured")
     parser.add_argument("--prices", type=Path, default=ROOT / "scripts/prices.toml")

@@ -1,4 +1,4 @@
-"""Starts Redis, a store, a gateway, workers and Flower; runs a picture through Replicate's client; Ctrl+C ends all."""
+"""Starts Redis, a store, a gateway, workers and Flower; runs an image through Replicate's client; Ctrl+C ends all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--store", choices=("folder", "s3"), default="folder", help="s3: a SeaweedFS on this machine")
-    parser.add_argument("--once", action="store_true", help="end after the picture")
+    parser.add_argument("--once", action="store_true", help="end after the image")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     folder = Path(tempfile.mkdtemp(prefix="seesr-fleet-"))
@@ -60,15 +60,15 @@ def run(fleet: Fleet, args: argparse.Namespace) -> None:
         "flower", sys.executable, "-m", "celery", "-A", "seesr.fleet.worker", "flower",
         f"--port={port}", "--address=127.0.0.1",
     )  # fmt: skip
-    picture = fleet.folder / "coffee.png"
-    Image.fromarray(skimage.data.coffee()).reduce(4).save(picture)
+    image = fleet.folder / "coffee.png"
+    Image.fromarray(skimage.data.coffee()).reduce(4).save(image)
     client = replicate.Client(api_token="any, as no SEESR_API_KEYS are set", base_url=address)
     started = time.monotonic()
-    with picture.open("rb") as file:
+    with image.open("rb") as file:
         output = client.run("you/seesr", input={"image": file, "num_inference_steps": 2, "seed": 1})
     result = fleet.folder / "coffee-x4.png"
     result.write_bytes(output.read())
-    print(f"{picture} -> {result} in {time.monotonic() - started:.1f} s, through Replicate's client", flush=True)
+    print(f"{image} -> {result} in {time.monotonic() - started:.1f} s, through Replicate's client", flush=True)
     print(f"page    {address}/\nFlower  http://127.0.0.1:{port}/")
     print(f"status  SEESR_REDIS={fleet.environment['SEESR_REDIS']} .venv/bin/seesr fleet status")
     print("Ctrl+C ends all", flush=True)

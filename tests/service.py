@@ -17,9 +17,9 @@ def data_uri(data: bytes, mime: str = "image/png") -> str:
     return f"data:{mime};base64," + base64.b64encode(data).decode()
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -53,7 +53,7 @@ def predict(server: CogServer, **changes: object) -> dict:
     return ask(server, {"input": changes}).json()
 
 
-def picture_of(answer: dict) -> Image.Image:
+def image_of(answer: dict) -> Image.Image:
     assert answer["status"] == "succeeded", answer
     return Image.open(io.BytesIO(base64.b64decode(answer["output"].partition(",")[2])))
 

@@ -1,4 +1,4 @@
-"""The curve of a training run: rows as JSON lines, and its picture."""
+"""The curve of a training run: rows as JSON lines, and its image."""
 
 from __future__ import annotations
 

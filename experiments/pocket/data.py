@@ -1,4 +1,4 @@
-"""Pictures to train the pocket model with: Debian's wallpapers and stamps, what scikit-image ships, and drawn ones.
+"""Images to train the pocket model with: Debian's wallpapers and stamps, what scikit-image ships, and drawn ones.
 
 astronaut, chelsea and coffee are held out, and a fifth of Debian's: nothing here returns them.
 """
@@ -29,7 +29,7 @@ GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page", "
 MIX = {"wallpapers": 0.45, "stamps": 0.1, "shipped": 0.2, "drawn": 0.25}  # the share of each domain
 MILD, STRONG = 0.25, 0.35  # the shares of examples with mild damage, and with Real-ESRGAN's at a random strength
 CROPS, SIDE = 8, 112  # squares of each example that the denoiser is trained on, and their side
-LARGEST = 640  # side of a crop: the tagger, which sees every picture in one size, must know damage at any scale
+LARGEST = 640  # side of a crop: the tagger, which sees every image in one size, must know damage at any scale
 
 Random = np.random.Generator
 
@@ -46,16 +46,16 @@ def shipped() -> list[Rgb]:
     return [*(getattr(skimage.data, name)() for name in (*COLOUR, *GREY)), left, right]
 
 
-def at_sizes(pictures: list[Rgb]) -> list[Rgb]:
-    """Each picture, in colour, also at smaller sizes, where the same detail is sharper."""
+def at_sizes(images: list[Rgb]) -> list[Rgb]:
+    """Each image, in colour, also at smaller sizes, where the same detail is sharper."""
     results = []
-    for picture in pictures:
-        if picture.ndim == 2:
-            picture = np.repeat(picture[..., None], 3, axis=2)
+    for image in images:
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
         for scale in (1.0, 0.7, 0.5):
-            height, width = (round(side * scale) for side in picture.shape[:2])
+            height, width = (round(side * scale) for side in image.shape[:2])
             if min(height, width) >= 192:
-                resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+                resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
                 results.append(np.ascontiguousarray(resized))
     return results
 
@@ -73,8 +73,8 @@ def texture(rng: Random, size: int, palette: Rgb) -> NDArray[np.float32]:
     if kind <= 1:
         return np.zeros((size, size, 3), np.float32)
     if kind == 2:  # power-law noise
-        cells = int(2 ** rng.uniform(2, np.log2(size)))
-        noise = rng.normal(0, 1, (cells, cells, 1)).astype(np.float32).repeat(3, axis=2)
+        points = int(2 ** rng.uniform(2, np.log2(size)))
+        noise = rng.normal(0, 1, (points, points, 1)).astype(np.float32).repeat(3, axis=2)
         field = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
     elif kind == 3:  # stripes or checks
         y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -158,23 +158,21 @@ def letters(rng: Random, canvas: NDArray[np.float32], palette: Rgb) -> None:
 
 @functools.cache
 def corpus(seed: int, drawn: int) -> tuple[list[Rgb], list[float]]:
-    """All photographs and `drawn` drawn pictures, with the weight of each in the training mix (MIX)."""
+    """All photographs and `drawn` drawn images, with the weight of each in the training mix (MIX)."""
     rng = np.random.default_rng(seed)
-    domains = {
-        kind: at_sizes(pictures) for kind, pictures in {**photographs(held_out=False), "shipped": shipped()}.items()
-    }
-    palettes = [picture for pictures in domains.values() for picture in pictures]
+    domains = {kind: at_sizes(images) for kind, images in {**photographs(held_out=False), "shipped": shipped()}.items()}
+    palettes = [image for images in domains.values() for image in images]
     chosen = [palettes[rng.integers(len(palettes))] for _ in range(drawn)]
     with workers() as pool:
         domains["drawn"] = list(pool.map(dead_leaves, rng.spawn(drawn), chosen))
-    weights = [MIX[kind] / len(pictures) for kind, pictures in domains.items() for _ in pictures]
-    return [picture for pictures in domains.values() for picture in pictures], weights
+    weights = [MIX[kind] / len(images) for kind, images in domains.items() for _ in images]
+    return [image for images in domains.values() for image in images], weights
 
 
-def crop(rng: Random, picture: Rgb, side: int) -> Rgb:
+def crop(rng: Random, image: Rgb, side: int) -> Rgb:
     """A `side` x `side` crop, flipped, turned and recoloured at random."""
-    top, left = (rng.integers(limit - side + 1) for limit in picture.shape[:2])
-    piece = np.rot90(picture[top : top + side, left : left + side], rng.integers(4))
+    top, left = (rng.integers(limit - side + 1) for limit in image.shape[:2])
+    piece = np.rot90(image[top : top + side, left : left + side], rng.integers(4))
     if rng.random() < 0.5:
         piece = piece[:, ::-1]
     piece = piece.astype(np.float32)
@@ -191,13 +189,13 @@ def crop(rng: Random, picture: Rgb, side: int) -> Rgb:
     return piece.clip(0, 255).round().astype(np.uint8)
 
 
-def example(rng: Random, picture: Rgb) -> tuple[Rgb, Rgb, Rgb, bool]:
+def example(rng: Random, image: Rgb) -> tuple[Rgb, Rgb, Rgb, bool]:
     """A crop -> (high resolution [S, S, 3], enlarged input [S, S, 3], small input, whether it was damaged).
 
     Clean ones are averaged, most by 4, some by less; the damaged ones follow MILD and STRONG.
     """
-    maximum = min(LARGEST, *picture.shape[:2]) // 64
-    high = crop(rng, picture, 64 * int(3 + (maximum - 2) * rng.random() ** 0.5))
+    maximum = min(LARGEST, *image.shape[:2]) // 64
+    high = crop(rng, image, 64 * int(3 + (maximum - 2) * rng.random() ** 0.5))
     kind, seed = rng.random(), int(rng.integers(2**31))
     damaged = kind < MILD + STRONG
     if kind < MILD:
@@ -215,45 +213,45 @@ def crops(seed: tuple[int, ...]) -> tuple[NDArray[np.uint8], Rgb, bool]:
     whether it was damaged. Of two places each, the one where bicubic errs more. The seed decides all.
     """
     rng = np.random.default_rng(seed)
-    pictures, weights = corpus(SEED, DRAWN)
-    high, hint, small, damaged = example(rng, pictures[rng.choice(len(pictures), p=weights)])
+    images, weights = corpus(SEED, DRAWN)
+    high, conditioning, small, damaged = example(rng, images[rng.choice(len(images), p=weights)])
 
     def place() -> tuple[slice, slice]:
-        """In whole pixels of a clean small picture."""
+        """In whole pixels of a clean small image."""
         top, left = (4 * int(rng.integers((limit - SIDE) // 4 + 1)) for limit in high.shape[:2])
         return slice(top, top + SIDE), slice(left, left + SIDE)
 
     def error(at: tuple[slice, slice]) -> float:
-        return cv2.norm(high[at], hint[at])
+        return cv2.norm(high[at], conditioning[at])
 
     places = [max((place(), place()), key=error) for _ in range(CROPS)]
-    return np.stack([[picture[at] for at in places] for picture in (high, hint)]), small, damaged
+    return np.stack([[image[at] for at in places] for image in (high, conditioning)]), small, damaged
 
 
-def mosaic(rng: Random, pictures: list[Rgb], weights: list[float]) -> Rgb:
-    """Nine crops of pictures, [576, 576, 3]: as much content at once as a large photograph has."""
-    crops = next(batches(rng, pictures, weights, side=192, count=9))
+def mosaic(rng: Random, images: list[Rgb], weights: list[float]) -> Rgb:
+    """Nine crops of images, [576, 576, 3]: as much content at once as a large photograph has."""
+    crops = next(batches(rng, images, weights, side=192, count=9))
     return np.vstack([np.hstack(crops[row : row + 3]) for row in (0, 3, 6)])
 
 
-def part(rng: Random, *pictures: Rgb) -> list[Rgb]:
-    """The same rectangle of pictures of one content, each side at least 0.6 of the whole: damage at other aspects."""
+def part(rng: Random, *images: Rgb) -> list[Rgb]:
+    """The same rectangle of images of one content, each side at least 0.6 of the whole: damage at other aspects."""
     size = rng.uniform(0.6, 1, 2)
     start = rng.uniform(0, 1 - size)
     results = []
-    for picture in pictures:
-        (top, left), (bottom, right) = ((at * picture.shape[:2]).astype(int) for at in (start, start + size))
-        results.append(picture[top:bottom, left:right])
+    for image in images:
+        (top, left), (bottom, right) = ((at * image.shape[:2]).astype(int) for at in (start, start + size))
+        results.append(image[top:bottom, left:right])
     return results
 
 
-def batches(rng: Random, pictures: list[Rgb], weights: list[float], side: int, count: int) -> Iterator[Rgb]:
+def batches(rng: Random, images: list[Rgb], weights: list[float], side: int, count: int) -> Iterator[Rgb]:
     """Endless batches of crops, [count, side, side, 3]."""
     while True:
-        chosen = rng.choice(len(pictures), size=count, p=weights)
-        yield np.stack([crop(rng, pictures[i], side) for i in chosen])
+        chosen = rng.choice(len(images), size=count, p=weights)
+        yield np.stack([crop(rng, images[i], side) for i in chosen])
 
 
-def enlarge(picture: Rgb, size: tuple[int, int]) -> Rgb:
+def enlarge(image: Rgb, size: tuple[int, int]) -> Rgb:
     """Pillow's bicubic, which the product uses too. `size` is (width, height)."""
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""The last stage: UNet, ControlNet and decoder together, on clean and damaged pictures."""
+"""The last stage: UNet, ControlNet and decoder together, on clean and damaged images."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ BATCH = 6  # on a CPU; a GPU takes more
 POOL_STEPS = {"cpu": 2000, "cuda": 250}  # before other examples are drawn from
 DRAWS = 24  # from one example: its squares, turned and mirrored
 NOTED = 5  # steps between points of the curve
-EARLY = 0.1  # clean pictures alone; in as many more steps the others join
-DAMAGED = 0.5  # the share of damaged pictures
+EARLY = 0.1  # clean images alone; in as many more steps the others join
+DAMAGED = 0.5  # the share of damaged images
 PEAK = 6e-4  # of the learning rate, for any batch: at 1.2e-3 and 96 squares the norms ran away within 200 steps
 LATER = 0.25  # the share of later timesteps
 UNTAGGED = 0.4  # prompts without tags, once the others have joined: or the image tokens would have nothing to add
@@ -54,10 +54,10 @@ class Student(nn.Module):
             if isinstance(module, nn.GroupNorm) and module.eps == BLOCKS["norm_eps"]:
                 nn.init.constant_(module.weight, 2 * module.eps**0.5)
 
-    def forward(self, z: Tensor, t: Tensor, hint: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, conditioning: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         """Noisy latents [B, 32, h, w] at t -> predicted noise."""
         context = (text, tokens)
-        down, mid = self.controlnet(z, t, context, hint)
+        down, mid = self.controlnet(z, t, context, conditioning)
         return self.unet(z, t, context, down, mid)
 
 
@@ -75,7 +75,9 @@ class Pool:
     ) -> None:
         device = tags.image_proj.weight.device
         crops, smalls, damaged = zip(*examples, strict=True)
-        self.high, self.hint = torch.from_numpy(np.stack(crops)).to(device).unbind(1)  # [P, CROPS, SIDE, SIDE, 3]
+        self.high, self.conditioning = (
+            torch.from_numpy(np.stack(crops)).to(device).unbind(1)
+        )  # [P, CROPS, SIDE, SIDE, 3]
         tokens, prompts = [], []
         for small in smalls:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -93,7 +95,7 @@ class Pool:
         self.kinds = [np.flatnonzero(np.array(damaged) == kind) for kind in (False, True)]
 
     def draw(self, rng: np.random.Generator, count: int, share: float) -> tuple[Tensor, ...]:
-        """(target, truth, hint [B, 3, side, side] in [0, 1], prompts, image tokens, whether damaged, negative [B]).
+        """(target, truth, conditioning [B, 3, side, side] in [0, 1], prompts, image tokens, damaged [B], negative [B]).
 
         One in twelve has the negative prompt, and its input as the target: what guidance is to lead away from.
         `share` of them are damaged.
@@ -101,16 +103,24 @@ class Pool:
         device = self.damaged.device
         i = np.where(rng.random(count) < share, rng.choice(self.kinds[1], count), rng.choice(self.kinds[0], count))
         i, crop = (torch.from_numpy(result).to(device) for result in (i, rng.integers(data.CROPS, size=count)))
-        poor = torch.from_numpy(rng.random(count) < 1 / 12).to(device)
+        negative = torch.from_numpy(rng.random(count) < 1 / 12).to(device)
         turn, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
 
         def laid(result: Tensor) -> Tensor:
             turned = torch.rot90(result[i, crop].permute(0, 3, 1, 2), turn, (2, 3))
             return (turned.flip(3) if mirror else turned).float() / 255
 
-        truth, hint = laid(self.high), laid(self.hint)
-        target = torch.where(poor[:, None, None, None], hint, truth)
-        return target, truth, hint, self.prompts[torch.where(poor, -1, i)], self.tokens[i], self.damaged[i], poor
+        truth, conditioning = laid(self.high), laid(self.conditioning)
+        target = torch.where(negative[:, None, None, None], conditioning, truth)
+        return (
+            target,
+            truth,
+            conditioning,
+            self.prompts[torch.where(negative, -1, i)],
+            self.tokens[i],
+            self.damaged[i],
+            negative,
+        )
 
 
 def further(device: torch.device, steps: int, batch: int = BATCH, seconds: float | None = None) -> None:
@@ -123,7 +133,7 @@ def further(device: torch.device, steps: int, batch: int = BATCH, seconds: float
 
 
 def denoiser(device: torch.device, steps: int, batch: int = BATCH, seconds: float | None = None) -> None:
-    """UNet, ControlNet and the decoder, on clean pictures first, then on damaged ones too.
+    """UNet, ControlNet and the decoder, on clean images first, then on damaged ones too.
 
     Damaged ones join little by little, since a mixture from the start teaches the network to leave everything alone.
     """
@@ -148,10 +158,10 @@ def train(
     batch: int,
     seconds: float | None,
 ) -> None:
-    """By the logarithm of the decoded picture's error: bad inputs do not drown good ones, and giving back pays.
+    """By the logarithm of the decoded image's error: bad inputs do not drown good ones, and giving back pays.
 
     A share of the batches is at later timesteps, from states that the model's own first steps lead to. A run that was
-    interrupted goes on where its last pool of pictures began; to the same result, unless `seconds` instead of `steps`
+    interrupted goes on where its last pool of images began; to the same result, unless `seconds` instead of `steps`
     say how long it is (a lent machine).
     """
     device, new = net.unet.device, stage == "denoiser"
@@ -218,23 +228,23 @@ def train(
             torch.manual_seed(SEED + step)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, done, group["peak"])
-        target, truth, hint, prompt, tokens, damaged, poor = pool.draw(rng, batch, joined * DAMAGED)
+        target, truth, conditioning, prompt, tokens, damaged, negative = pool.draw(rng, batch, joined * DAMAGED)
         rough = torch.autocast(device.type, torch.bfloat16, enabled=done < 0.95)
         with torch.no_grad(), rough, kernels(device):
             t = torch.full((len(target),), sampling.START, device=device)
-            z = net.vae.encoder(hint * 2 - 1).float() * scaling
+            z = net.vae.encoder(conditioning * 2 - 1).float() * scaling
             x = sampling.start_latents(z, torch.randn_like(z), schedule)
             visits = sampling.schedule(schedule, int(rng.integers(2, 9)))
             if rng.random() < joined * LATER:
                 for visit in visits[: rng.integers(1, min(4, len(visits)))]:
-                    first = predict(x, t, net(x, t, hint, prompt, tokens))
+                    first = predict(x, t, net(x, t, conditioning, prompt, tokens))
                     x = sampling.ddpm_step(x, first, visit, torch.randn_like(x))
                     t = torch.full_like(t, visits[visits.index(visit) + 1].t)
         with rough, kernels(device):
-            z = predict(x, t, net(x, t, hint, prompt, tokens))
-            picture = (net.vae.decoder(z / scaling).float() + 1) / 2
-        plain = (hint - truth).square().mean((1, 2, 3))
-        error = (picture - target).square().mean((1, 2, 3))
+            z = predict(x, t, net(x, t, conditioning, prompt, tokens))
+            image = (net.vae.decoder(z / scaling).float() + 1) / 2
+        plain = (conditioning - truth).square().mean((1, 2, 3))
+        error = (image - target).square().mean((1, 2, 3))
         loss = ((error + 2e-4) / (plain + 2e-4)).log().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -242,15 +252,15 @@ def train(
         optimiser.step()
         average.update_parameters(net)
         if (step + 1) % NOTED == 0:  # not every step: reading a number waits for the device
-            ours = (picture.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
+            ours = (image.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
             gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
             curve.add(
                 step,
                 loss=loss.item(),
-                gain_db=average_of(gain[~poor]),
-                gain_clean_db=average_of(gain[~poor & ~damaged]),
-                gain_damaged_db=average_of(gain[~poor & damaged]),
-                gain_negative_db=average_of(gain[poor]),
+                gain_db=average_of(gain[~negative]),
+                gain_clean_db=average_of(gain[~negative & ~damaged]),
+                gain_damaged_db=average_of(gain[~negative & damaged]),
+                gain_negative_db=average_of(gain[negative]),
             )
         if (step + 1) % 1000 == 0:
             torch.save({"net": average.module.state_dict(), "scaling": scaling}, WORK / "denoiser.pt")

@@ -95,10 +95,8 @@ def prepare(folder: Path, wheel: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
-    pictures = photographs(held_out=False)
-    images = [("wallpaper", image) for image in pictures["wallpapers"]] + [
-        ("stamp", image) for image in pictures["stamps"]
-    ]
+    photos = photographs(held_out=False)
+    images = [("wallpaper", image) for image in photos["wallpapers"]] + [("stamp", image) for image in photos["stamps"]]
     images += [("shipped", image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)) for image in shipped()]
     palettes = [image for _, image in images]
     images += [("drawn", dead_leaves(rng, palettes[rng.integers(len(palettes))], 256)) for _ in range(60)]
@@ -305,32 +303,32 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
             size = int(rng.choice([size for size in SIZES if size <= max(side * 2, 256)]))
             truth = images.batch(rng, max(4, batch // SQUARES), size)
             small, kind = examples(truth)
-            hint = upscaled(small)
+            conditioning = upscaled(small)
             poor = rng.random(len(truth)) < 1 / 12
             text, tokens = context(small, rng, poor)
             places = (rng.integers(0, (size - side) // 4 + 1, (len(truth) * SQUARES, 2)) * 4).tolist()
             index = torch.arange(len(truth), device=device).repeat_interleave(SQUARES)
 
-            truth, hint = squares(truth, places, side), squares(hint, places, side)
+            truth, conditioning = squares(truth, places, side), squares(conditioning, places, side)
             text, tokens, kind = text[index], tokens[index], kind[index]
             negative = torch.from_numpy(poor).to(device)[index]
-            target = torch.where(negative[:, None, None, None], hint, truth)
+            target = torch.where(negative[:, None, None, None], conditioning, truth)
             with rough:
                 t = torch.full((len(target),), sampling.START, device=device)
-                z = net.vae.encoder(hint * 2 - 1).float() * scaling
+                z = net.vae.encoder(conditioning * 2 - 1).float() * scaling
                 x = sampling.start_latents(z, torch.randn_like(z), schedule)
                 if rng.random() < LATER:
                     visits = sampling.schedule(schedule, int(rng.integers(2, 5)))
-                    first = predict(x, t, net(x, t, hint, text, tokens))
+                    first = predict(x, t, net(x, t, conditioning, text, tokens))
                     x = sampling.ddpm_step(x, first, visits[0], torch.randn_like(x))
                     t = torch.full_like(t, visits[1].t)
-                features = vgg(torch.cat([target, hint]).to(memory_format=torch.channels_last))
+                features = vgg(torch.cat([target, conditioning]).to(memory_format=torch.channels_last))
         with rough:
-            z = predict(x, t, net(x, t, hint, text, tokens))
+            z = predict(x, t, net(x, t, conditioning, text, tokens))
             image = (net.vae.decoder((z / scaling).to(memory_format=torch.channels_last)).float() + 1) / 2
             ours = vgg(image)
         goal, plain_features = zip(*(f.chunk(2) for f in features), strict=True)
-        plain = (hint - truth).square().mean((1, 2, 3))
+        plain = (conditioning - truth).square().mean((1, 2, 3))
         error = (image - target).square().mean((1, 2, 3))
         seen = vgg.distance(ours, list(goal))
         plain_seen = torch.where(negative, 0.5, vgg.distance(list(plain_features), list(goal)))
@@ -390,7 +388,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE, help="of the squares, in pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(text)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.prepare:
         prepare(args.prepare, args.wheel)
     elif args.install:

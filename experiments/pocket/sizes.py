@@ -6,7 +6,7 @@ from pathlib import Path
 
 WORK = Path("build/pocket")  # checkpoints and curves of a run
 SEED = 20
-DRAWN = 240  # pictures drawn in code
+DRAWN = 240  # images drawn in code
 
 VAE = {
     "in_channels": 3,
@@ -72,7 +72,7 @@ TAGS = (
     *("contrasty", "flat", "smooth", "detailed", "damaged", "noisy", "blurry", "pristine"),
 )
 DAMAGE = TAGS[-4:]
-# A damaged picture that is taken for pristine loses more than a pristine one that is not: the word asks for certainty.
+# A damaged image that is taken for pristine loses more than a pristine one that is not: the word asks for certainty.
 SURE = {"pristine": 0.6, "damaged": 0.45}
 LABELS = {"tags": TAGS, "thresholds": tuple(SURE.get(tag, 0.5) for tag in TAGS)}
 TAGGER = {

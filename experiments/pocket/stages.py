@@ -27,9 +27,9 @@ from seesr.settings import Settings
 LUMA = np.float32([0.299, 0.587, 0.114])
 
 
-def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """[B, H, W, 3] uint8 -> [B, 3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def rate(step: int, done: float, peak: float) -> float:
@@ -38,7 +38,7 @@ def rate(step: int, done: float, peak: float) -> float:
 
 
 def autoencoder(device: torch.device, steps: int) -> None:
-    """Pixels -> latents -> pixels, of sharp pictures and of enlarged ones, where the denoiser starts."""
+    """Pixels -> latents -> pixels, of sharp images and of enlarged ones, where the denoiser starts."""
     rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
     net = AutoencoderTiny(**VAE).to(device, memory_format=torch.channels_last)
@@ -69,7 +69,7 @@ def autoencoder(device: torch.device, steps: int) -> None:
 
 
 def attributes(high: Rgb, small: Rgb, damaged: bool) -> np.ndarray:
-    """Which of TAGS hold: of the undamaged picture, and of what the way to the small one did to it."""
+    """Which of TAGS hold: of the undamaged image, and of what the way to the small one did to it."""
     rgb = high.astype(np.float32)
     luma = rgb @ LUMA
     saturation = np.ptp(rgb, axis=2).mean()
@@ -109,7 +109,7 @@ def start_as_cosines(weight: Tensor) -> None:
     """Filters [32, 3, 8, 8] = the lowest terms of JPEG's transform, each about as strong in photographs as any other.
 
     From random ones, noise is hardly ever seen; unscaled, the low terms rule the norm behind the filters, and damage,
-    which is in the high ones, is not seen in whole pictures.
+    which is in the high ones, is not seen in whole images.
     """
     k = torch.arange(8)
     waves = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
@@ -121,7 +121,7 @@ def start_as_cosines(weight: Tensor) -> None:
 
 
 def tagger(device: torch.device, steps: int, further: bool = False) -> None:
-    """Attributes that code can measure, from the damaged small picture; what damaged it is the hardest to see.
+    """Attributes that code can measure, from the damaged small image; what damaged it is the hardest to see.
 
     `further`: from the checkpoint that is there, at half the rate.
     """
@@ -133,7 +133,7 @@ def tagger(device: torch.device, steps: int, further: bool = False) -> None:
     if further:
         net.load_state_dict(torch.load(WORK / "tagger.pt", weights_only=True))
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
-    pictures, mix = data.corpus(SEED, DRAWN)
+    images, mix = data.corpus(SEED, DRAWN)
     recent: collections.deque = collections.deque(maxlen=2000)  # each example serves six times
     importance = torch.tensor([1.0 if tag not in DAMAGE else 3.0 for tag in TAGS], device=device)
     curve = Curve("tagger-further" if further else "tagger", 50)
@@ -142,8 +142,8 @@ def tagger(device: torch.device, steps: int, further: bool = False) -> None:
             group["lr"] = rate(step, step / steps, 5e-4 if further else 1e-3)
         for _ in range(2):
             single = rng.random() < 0.5
-            picture = pictures[rng.choice(len(pictures), p=mix)] if single else data.mosaic(rng, pictures, mix)
-            high, _, small, damaged = data.example(rng, picture)
+            image = images[rng.choice(len(images), p=mix)] if single else data.mosaic(rng, images, mix)
+            high, _, small, damaged = data.example(rng, image)
             high, small = data.part(rng, high, small)
             recent.append((small, attributes(high, small, damaged)))
         examples = [recent[i] for i in rng.integers(len(recent), size=12)]
@@ -191,7 +191,7 @@ def build_tokenizer() -> ClipTokenizer:
 
 
 def words(device: torch.device, steps: int) -> None:
-    """The text encoder, without pictures: from its end on, every token of a prompt learns to name the tags in it.
+    """The text encoder, without images: from its end on, every token of a prompt learns to name the tags in it.
 
     It stays as it is afterwards, as CLIP's does. Trained with the denoiser it hardly told prompts apart: most of 77
     tokens are padding, and what they say of the prompt was lost.

@@ -1,4 +1,4 @@
-"""How near the tiled autoencoder comes to one pass over the whole picture, and what it costs: a table and a picture.
+"""How near the tiled autoencoder comes to one pass over the whole image, and what it costs: a table and an image.
 
     python -m experiments.tiles.autoencoder --json results/tiles.json --map results/tiles.png
 
@@ -35,9 +35,9 @@ FACTOR = 8
 
 
 @torch.no_grad()
-def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+def measure(vae: Any, image: Tensor, tile: int) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
     """Rows of the table, and the differences of ours and of the reference after decoding, [3, H, W]."""
-    scaling, cells = vae.config["scaling_factor"], tuple(side // FACTOR for side in picture.shape[2:])
+    scaling, latent_size = vae.config["scaling_factor"], tuple(side // FACTOR for side in image.shape[2:])
     rows: list[dict[str, Any]] = []
 
     def add(stage: str, method: str, work: Callable[[], Tensor], expected: Tensor | None) -> Tensor:
@@ -54,13 +54,13 @@ def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]],
         return values
 
     def encode(budget: Budget) -> Tensor:
-        pixels = lambda tile: tile.scaled(FACTOR).crop(picture)  # noqa: E731
-        return autoencoder.encode(vae, pixels, cells, budget, Progress()).mean()
+        pixels = lambda tile: tile.scaled(FACTOR).crop(image)  # noqa: E731
+        return autoencoder.encode(vae, pixels, latent_size, budget, Progress()).mean()
 
     def reference_encode() -> Tensor:
-        return vae.quant_conv(reference.tiled_encoder(vae.encoder, 2 * picture - 1, FACTOR * tile)).chunk(2, 1)[0]
+        return vae.quant_conv(reference.tiled_encoder(vae.encoder, 2 * image - 1, FACTOR * tile)).chunk(2, 1)[0]
 
-    z = add("encode", "un-tiled", lambda: vae.encode(2 * picture - 1).latent_dist.mean * scaling, None)
+    z = add("encode", "un-tiled", lambda: vae.encode(2 * image - 1).latent_dist.mean * scaling, None)
     whole = add("decode", "un-tiled", lambda: vae.decode((z / scaling).to(vae.dtype)).sample[0] / 2 + 0.5, None)
     differences = []
     autoencoder.TILE = tile
@@ -75,7 +75,7 @@ def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]],
         if halo == 8:
             differences.append(decoded - whole)
             for share in (4, 16):
-                hold = 2 * 4 * 128 * picture.shape[2] * picture.shape[3] // share
+                hold = 2 * 4 * 128 * image.shape[2] * image.shape[3] // share
                 add("encode", f"ours, halo 8, 1/{share} of the memory", lambda hold=hold: encode(Budget(hold=hold)), z)
                 work = functools.partial(autoencoder.decode, vae, z, FACTOR, Budget(hold=hold), Progress())
                 add("decode", f"ours, halo 8, 1/{share} of the memory", work, whole)
@@ -91,7 +91,7 @@ def measure(vae: Any, picture: Tensor, tile: int) -> tuple[list[dict[str, Any]],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--side", type=int, default=512, help="of the picture, pixels")
+    parser.add_argument("--side", type=int, default=512, help="of the image, pixels")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
@@ -103,8 +103,8 @@ def main() -> None:
     else:
         vae = sizes.filled(lambda: AutoencoderKL(**sizes.VAE), 3, device, dtype)
     photo = Image.fromarray(skimage.data.astronaut()).resize((args.side, args.side), Image.Resampling.BICUBIC)
-    picture = torch.from_numpy(np.asarray(photo, np.float32) / 255).permute(2, 0, 1)[None].to(device, dtype)
-    rows, *differences = measure(vae, picture, args.side // FACTOR // 2)
+    image = torch.from_numpy(np.asarray(photo, np.float32) / 255).permute(2, 0, 1)[None].to(device, dtype)
+    rows, *differences = measure(vae, image, args.side // FACTOR // 2)
     print(report.table(rows, {"stage": "", "method": "", "psnr": ".1f", "seconds": ".1f"}))
     if args.json:
         report.write(args.json, rows)

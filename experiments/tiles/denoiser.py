@@ -2,7 +2,7 @@
 
     python -m experiments.tiles.denoiser --json results/tiling.json
 
-The pocket bundle (or --bundle) upscales photographs by 4 at one seed. Nearness is PSNR against the same picture made
+The pocket bundle (or --bundle) upscales photographs by 4 at one seed. Nearness is PSNR against the same image made
 from one tile. Cost is counted for the full-size networks, relative to tiles of 64 without overlap.
 """
 
@@ -54,7 +54,7 @@ def plain(side: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=weights.POCKET)
-    parser.add_argument("--side", type=int, default=160, help="of the small pictures, pixels")
+    parser.add_argument("--side", type=int, default=160, help="of the small images, pixels")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -63,11 +63,11 @@ def main() -> None:
     base = Settings(num_inference_steps=args.steps, seed=1)
     small = [Image.fromarray(getattr(skimage.data, name)()).resize((args.side, args.side)) for name in BUILT_IN]
     whole = dataclasses.replace(base, latent_tiled_size=256, latent_tiled_overlap=0)
-    expected = [np.asarray(upscaler(picture, whole).image) for picture in small]
+    expected = [np.asarray(upscaler(image, whole).image) for image in small]
     rows: list[dict[str, Any]] = []
     for tile, overlap in LAYOUTS:
         settings = dataclasses.replace(base, latent_tiled_size=tile, latent_tiled_overlap=overlap)
-        tiled = [np.asarray(upscaler(picture, settings).image) for picture in small]
+        tiled = [np.asarray(upscaler(image, settings).image) for image in small]
         pairs = list(zip(tiled, expected, strict=True))
         seams = [seam(a, tile, overlap, factor) / seam(b, tile, overlap, factor) for a, b in pairs]
         row = {"tile": tile, "overlap": overlap, "seam": float(np.mean(seams))}

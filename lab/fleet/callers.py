@@ -21,17 +21,17 @@ Figures = dict[str, Any]
 THREADS = 8  # that send at the same time
 
 
-def picture() -> bytes:
+def small_png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.arange(48 * 36 * 3, dtype=np.uint8).reshape(36, 48, 3)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PICTURE, PNG = picture(), {"Content-Type": "image/png"}
+IMAGE, PNG = small_png(), {"Content-Type": "image/png"}
 
 
 class Caller:
-    """Sends pictures to the gateways in turn, and asks after them."""
+    """Sends images to the gateways in turn, and asks after them."""
 
     def __init__(self, of: Fleet) -> None:
         self.fleet = of
@@ -46,9 +46,9 @@ class Caller:
         return answer
 
     def send(self, number: int = 0, **query: Any) -> str:
-        """A picture -> the id of its job."""
+        """An image -> the id of its job."""
         requested = {"wait": 0, "num_inference_steps": 1, **query}
-        answer = self.ask("POST", "/upscale", number, params=requested, content=PICTURE, headers=PNG)
+        answer = self.ask("POST", "/upscale", number, params=requested, content=IMAGE, headers=PNG)
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
@@ -72,7 +72,7 @@ class Caller:
             return self.ask("GET", f"/jobs/{id}/result").content
 
         with ThreadPoolExecutor(THREADS) as pool:
-            good = sum(content == PICTURE for content in pool.map(result, ids))
+            good = sum(content == IMAGE for content in pool.map(result, ids))
         runs = collections.Counter(job for job, _ in self.fleet.runs())
         files = list((self.fleet.folder / "store" / "out").glob("*"))
         return {
@@ -107,7 +107,7 @@ class Client(Caller):
         headers = {**PNG, "Idempotency-Key": f"image-{number}"}
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                answer = self.ask("POST", "/upscale", number, params=requested, content=PICTURE, headers=headers)
+                answer = self.ask("POST", "/upscale", number, params=requested, content=IMAGE, headers=headers)
                 if answer.status_code in (200, 202):  # 200: it was taken before, and is made already
                     self.jobs[number] = answer.headers.get("x-job-id") or answer.json()["id"]
                     return self.jobs[number]
@@ -149,6 +149,6 @@ class Client(Caller):
             misreported.append(f"{job['status']}: {job['error']}")
             return True
         result = self.ask("GET", f"/jobs/{id}/result", -1)
-        if result.status_code == 200 and result.content != PICTURE:
+        if result.status_code == 200 and result.content != IMAGE:
             misreported.append("another image")
         return result.status_code == 200

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from lab.fleet.callers import PICTURE, PNG, THREADS, Client, Figures
+from lab.fleet.callers import IMAGE, PNG, THREADS, Client, Figures
 from lab.fleet.live import LiveWatch, watched
 from lab.fleet.servers import Fleet, fleet, free_port
 from seesr.fleet.job_store import Records
@@ -102,7 +102,7 @@ def readonly(folder: Path, jobs: int, workers: int) -> Figures:
         sending = test.send_in_background(jobs // 2, jobs)
         time.sleep(1)
         answers = [status_of(of, path) for path in ("/ready", "/live")]
-        post = httpx.post(f"{of.addresses['gateway']}/upscale?wait=0", content=PICTURE, headers=PNG).status_code
+        post = httpx.post(f"{of.addresses['gateway']}/upscale?wait=0", content=IMAGE, headers=PNG).status_code
         time.sleep(max(0.0, begun + OUTAGE - time.monotonic()))
         of.redis.execute_command("REPLICAOF", "NO", "ONE")
         sending.join()
@@ -191,10 +191,10 @@ def chaos(folder: Path, jobs: int, workers: int) -> Figures:
         client.pause = SENDING * THREADS / jobs
         sending = test.send_in_background(0, jobs)
         test.until_succeeded(jobs // 8)
-        orphan.write_bytes(PICTURE)  # of a gateway that was killed between a file and its record
+        orphan.write_bytes(IMAGE)  # of a gateway that was killed between a file and its record
         for number in range(3):
-            client.ask("POST", "/v1/files", files={"content": (f"{number}.png", PICTURE)})
-        files = [("a", ("a.png", PICTURE)), ("b", ("b.png", b"no image"))]
+            client.ask("POST", "/v1/files", files={"content": (f"{number}.png", IMAGE)})
+        files = [("a", ("a.png", IMAGE)), ("b", ("b.png", b"no image"))]
         batch = client.ask("POST", "/batches", files=files, params={"num_inference_steps": 1}).json()
         canceled = [client.send(1000 + number, num_inference_steps=8) for number in range(3)]
         for id in canceled:

@@ -44,7 +44,7 @@ import numpy as np
 
 from lab import report
 from lab.fleet import faults
-from lab.fleet.callers import PICTURE, PNG, Caller, Figures
+from lab.fleet.callers import IMAGE, PNG, Caller, Figures
 from lab.fleet.servers import Fleet, fleet
 from seesr.fleet.broker import queues_of
 from seesr.fleet.transport import list_of
@@ -183,7 +183,7 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
         for path in ("/upscale", "/ready", "/upscale"):
             started = time.monotonic()
             method = "POST" if path == "/upscale" else "GET"
-            content = PICTURE if method == "POST" else None
+            content = IMAGE if method == "POST" else None
             result = caller.ask(method, path, content=content, headers=PNG)
             answers.append((result.status_code, round(time.monotonic() - started, 2)))
         alive = caller.ask("GET", "/live").status_code
@@ -196,7 +196,7 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
         queued = caller.send_many(20)
         of.redis.config_set("maxmemory", of.redis.info("memory")["used_memory"] * 9 // 10)
         time.sleep(1.2)
-        full = caller.ask("POST", "/upscale", content=PICTURE, headers=PNG)
+        full = caller.ask("POST", "/upscale", content=IMAGE, headers=PNG)
         of.redis.config_set("maxmemory", 0)
         of.processes["worker0"].send_signal(signal.SIGCONT)
         caller.wait_for(21, 60)

@@ -273,13 +273,13 @@ def color_case(case: Case) -> Produce:
 
 def preproc_case(case: Case) -> Produce:
     def produce(name: str, call: dict[str, Any]) -> Tensor:
-        picture = case.inputs[call["picture"]].numpy()
+        image = case.inputs[call["picture"]].numpy()
         options = case.options["pictures"].get(call["picture"], {})
         if call["result"] == "model_input":
-            return torch.from_numpy(np.array(reference.prepare(picture, options["upscale"], options["process_size"])))
+            return torch.from_numpy(np.array(reference.prepare(image, options["upscale"], options["process_size"])))
         if call["result"] == "tagger_input":
             size = case.options["tagger"]["size"][0]
-            pixels = image_tensor(picture)
+            pixels = image_tensor(image)
             # `antialias` asks for the mistake that must not match: ours has no such switch, so ours is compared.
             return tagger.preprocess(pixels, size)
         raise ValueError(f"unknown result {call['result']}")
@@ -287,17 +287,17 @@ def preproc_case(case: Case) -> Produce:
     return produce
 
 
-def image_tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)[None]
+def image_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
 
 
 def preproc_tables(case: Case) -> list[tuple[str, Any, Any]]:
     rows = []
     for name, options in case.options["pictures"].items():
-        picture = Image.fromarray(case.inputs[name].numpy())
-        prepared = reference.prepare(np.asarray(picture), options["upscale"], options["process_size"])
+        image = Image.fromarray(case.inputs[name].numpy())
+        prepared = reference.prepare(np.asarray(image), options["upscale"], options["process_size"])
         rows.append((f"{name}.model_size", list(prepared.size), options["model_size"]))
-        ours = [side * options["upscale"] for side in picture.size]
+        ours = [side * options["upscale"] for side in image.size]
         rows.append((f"{name}.final_size", ours, options["final_size"]))
     return rows
 

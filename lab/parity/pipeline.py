@@ -42,7 +42,7 @@ def refuse(options: dict[str, Any]) -> None:
 
 
 class Recorded(UpscaleRun):
-    """One picture, already enlarged, on its way with the noise of a recorded case."""
+    """One image, already enlarged, on its way with the noise of a recorded case."""
 
     def __init__(self, case: Case) -> None:
         refuse(case.options)

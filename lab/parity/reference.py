@@ -99,7 +99,7 @@ class TilesNorm:
 
 
 def own_attention(attention: Any, x: Tensor) -> Tensor:
-    """A tile's cells look at the cells of the tile only."""
+    """Attention within a tile: its latent pixels attend to each other only."""
     whole = GlobalAttention(attention, x.shape[2:])
     whole.observe(x, Tile(0, 0, 0, 0))
     whole.finish()
@@ -140,7 +140,7 @@ def tiled_decoder(decoder: Any, z: Tensor, tile: int | None) -> Tensor:
 
 
 def tiled(network: Any, stages: list[lockstep_tiles.Stage], x: Tensor, tile: int | None, encoder: bool) -> Tensor:
-    """The encoder or decoder network alone, un-tiled (tile None, or a small picture) or as the reference tiles it."""
+    """The encoder or decoder network alone, un-tiled (tile None, or a small image) or as the reference tiles it."""
     height, width = x.shape[2:]
     pad = 32 if encoder else 11
     if tile is None or max(height, width) <= tile + 2 * pad:
@@ -155,9 +155,9 @@ def tiled(network: Any, stages: list[lockstep_tiles.Stage], x: Tensor, tile: int
     return result
 
 
-def prepare(picture: np.ndarray, upscale: int, process_size: int) -> Image.Image:
-    """The reference's resize chain, which resamples up to three times: small pictures up, then by scale, then to 8."""
-    image = Image.fromarray(picture)
+def prepare(pixels: np.ndarray, upscale: int, process_size: int) -> Image.Image:
+    """The reference's resize chain, which resamples up to three times: small images up, then by scale, then to 8."""
+    image = Image.fromarray(pixels)
     least = process_size // upscale
     if min(image.size) < least:
         ratio = least / min(image.size)

@@ -1,1 +1,1 @@
-"""How good the pictures are: metrics, degradations, evaluation, ablation, particles."""
+"""How good the images are: metrics, degradations, evaluation, ablation, particles."""

@@ -1,4 +1,4 @@
-"""From a high-resolution picture to one a quarter its size, to train and to evaluate. Needs the `eval` extra."""
+"""From a high-resolution image to one a quarter its size, to train and to evaluate. Needs the `eval` extra."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Rgb = NDArray[np.uint8]  # [H, W, 3]
 SCALE = 4
 
 
-def clean(picture: Rgb, seed: int) -> Rgb:
-    size = picture.shape[1] // SCALE, picture.shape[0] // SCALE
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+def clean(image: Rgb, seed: int) -> Rgb:
+    size = image.shape[1] // SCALE, image.shape[0] // SCALE
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 @torch.no_grad()
-def realesrgan(picture: Rgb, seed: int, noiseless: bool = False, strength: float = 1) -> Rgb:
+def realesrgan(image: Rgb, seed: int, noiseless: bool = False, strength: float = 1) -> Rgb:
     """The second-order recipe of Real-ESRGAN (Wang et al. 2021) with its published settings, by basicsr's functions.
 
     `noiseless` leaves noise and JPEG out of the same draw: what a perfect removal of both would find. `strength` from 0
@@ -39,8 +39,8 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False, strength: float
     odds = [0.45, 0.25, 0.12, 0.03, 0.12, 0.03]
     modes = ("area", "bilinear", "bicubic")
     jpeg = DiffJPEG(differentiable=False)
-    height, width = picture.shape[0] // SCALE, picture.shape[1] // SCALE
-    x = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    height, width = image.shape[0] // SCALE, image.shape[1] // SCALE
+    x = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
 
     def graded(none: float, published: float) -> float:
         return published - (1 - strength) * (published - none)
@@ -76,7 +76,7 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False, strength: float
         quality = x.new_empty(1).uniform_(graded(90, 30), 95)
         return x if noiseless else jpeg(x.clamp(0, 1), quality=quality)
 
-    x = resize(blur(x, graded(0.4, 3.0)), picture.shape[:2], [0.2, 0.7, 0.1], graded(0.7, 0.15), graded(1, 1.5))
+    x = resize(blur(x, graded(0.4, 3.0)), image.shape[:2], [0.2, 0.7, 0.1], graded(0.7, 0.15), graded(1, 1.5))
     x = compress(noise(x, graded(2, 30), graded(0.1, 3.0)))
     if np.random.uniform() < 0.8:
         x = blur(x, graded(0.4, 1.5))
@@ -94,14 +94,14 @@ def realesrgan(picture: Rgb, seed: int, noiseless: bool = False, strength: float
     return (x[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
 
 
-def mild(picture: Rgb, seed: int, noiseless: bool = False) -> Rgb:
-    """What pictures from phones and the web have: a soft lens, a little noise, JPEG of quality 60 to 90.
+def mild(image: Rgb, seed: int, noiseless: bool = False) -> Rgb:
+    """What images from phones and the web have: a soft lens, a little noise, JPEG of quality 60 to 90.
 
     Args:
         noiseless: the lens alone, as the same seed draws it.
     """
     rng = np.random.default_rng(seed)
-    soft = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.5))
+    soft = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
     small = clean(soft, seed).astype(np.float32)
     if noiseless:
         return small.astype(np.uint8)

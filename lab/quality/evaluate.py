@@ -1,8 +1,8 @@
-"""Degrades pictures, restores them, and measures: a table, a JSON file and a sheet to look at.
+"""Degrades images, restores them, and measures: a table, a JSON file and a sheet to look at.
 
     python -m lab.quality.evaluate --bundle weights/pocket             the built-in set, clean x4
     python -m lab.quality.evaluate --degradation realesrgan --seeds 1 2 3
-    python -m lab.quality.evaluate --set held-out --degradation mild   Debian's pictures that were not trained on
+    python -m lab.quality.evaluate --set held-out --degradation mild   Debian's images that were not trained on
     python -m lab.quality.evaluate --degradation realesrgan-noiseless  the same draws without their noise and JPEG
     python -m lab.quality.evaluate --hr DIV2K/HR --bundle weights/full --steps 1 2 4
     python -m lab.quality.evaluate --hr RealSR/HR --lr RealSR/LR       pairs, nothing is degraded
@@ -38,17 +38,17 @@ COLUMNS = {
 }  # fmt: skip
 
 
-SIDE = 512  # of the middle of a held-out picture
+SIDE = 512  # of the middle of a held-out image
 
 
 def held_out() -> Iterator[tuple[str, Rgb]]:
-    """The middle of each of Debian's pictures that the pocket model was not trained on."""
+    """The middle of each of Debian's images that the pocket model was not trained on."""
     from lab.quality.photographs import photographs
 
     for kind, result in photographs(held_out=True).items():
-        for number, picture in enumerate(result):
-            top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[:2])
-            yield f"{kind}-{number}", cut(picture[top : top + SIDE, left : left + SIDE])
+        for number, image in enumerate(result):
+            top, left = (max(0, (side - SIDE) // 2) for side in image.shape[:2])
+            yield f"{kind}-{number}", cut(image[top : top + SIDE, left : left + SIDE])
 
 
 SETS = {"built-in": built_in, "held-out": held_out}
@@ -68,7 +68,7 @@ def measure_pair(restored: Rgb, pair: Pair, factor: int, side: int = TRAINED_SID
 
 
 def pairs(args: argparse.Namespace) -> Iterator[Pair]:
-    """Low and high resolution pictures; the high one is cut to a multiple of the scale."""
+    """Low and high resolution images; the high one is cut to a multiple of the scale."""
     for seed in args.seeds:
         if args.hr is None:
             sources = list(SETS[args.set]())
@@ -86,7 +86,7 @@ def pairs(args: argparse.Namespace) -> Iterator[Pair]:
 
 
 def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[Rgb]]]:
-    """One row per picture and method, and for each picture: input, bicubic, Lanczos, ours, truth."""
+    """One row per image and method, and for each image: input, bicubic, Lanczos, ours, truth."""
     rows, sheet = [], []
     factor = upscaler.networks.factor
     for pair in pairs(args):
@@ -130,15 +130,15 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--set", choices=SETS, default="built-in")
-    parser.add_argument("--hr", type=Path, help="folder of high-resolution pictures, instead of a set")
-    parser.add_argument("--lr", type=Path, help="folder of low-resolution pictures of the same names")
+    parser.add_argument("--hr", type=Path, help="folder of high-resolution images, instead of a set")
+    parser.add_argument("--lr", type=Path, help="folder of low-resolution images of the same names")
     parser.add_argument("--degradation", choices=degradations.BY_NAME, default="clean")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--cfg-scale", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1, help="of the sampler")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the degradation")
     parser.add_argument("--json", type=Path, help="write every row and the means")
-    parser.add_argument("--sheet", type=Path, help="write input, bicubic, Lanczos, ours, truth as one PNG per picture")
+    parser.add_argument("--sheet", type=Path, help="write input, bicubic, Lanczos, ours, truth as one PNG per image")
     args = parser.parse_args()
     rows, sheet = evaluate(Upscaler.load(args.bundle or weights.locate(), args.device), args)
     means = summary(rows)

@@ -1,4 +1,4 @@
-"""The measures of a picture: against the truth, against its input, and at the borders of tiles.
+"""The measures of an image: against the truth, against its input, and at the borders of tiles.
 
 PSNR and SSIM cut a border of SCALE pixels; "y" is BT.601 luma from 16 to 235. delta_e is against the truth, shift
 against the input after averaging the result down to it. NIQE needs the `eval` extra.
@@ -22,8 +22,8 @@ from seesr.runtime import tiling
 BUILT_IN = ("astronaut", "chelsea", "coffee")  # held out of the pocket model's training
 
 
-def luma(picture: Rgb) -> NDArray[np.float64]:
-    return picture @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
+def luma(image: Rgb) -> NDArray[np.float64]:
+    return image @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
 
 
 def psnr(a: Any, b: Any, span: float = 255) -> float:
@@ -32,14 +32,14 @@ def psnr(a: Any, b: Any, span: float = 255) -> float:
     return float(10 * np.log10(span**2 / error)) if error else float("inf")
 
 
-def seam(picture: Rgb, tile: int, overlap: int, factor: int) -> float:
+def seam(image: Rgb, tile: int, overlap: int, factor: int) -> float:
     """Mean gradient across tile borders over that of the lines four pixels beside them; 1 if there is one tile."""
-    grey = luma(picture)
+    grey = luma(image)
     across, beside = [], []
     for axis in (0, 1):
         gradient = np.abs(np.diff(grey, axis=axis)).mean(1 - axis)
-        cells = -(-grey.shape[axis] // factor)
-        starts = tiling.offsets(cells, tile, overlap)
+        latent_side = -(-grey.shape[axis] // factor)
+        starts = tiling.offsets(latent_side, tile, overlap)
         borders = {factor * edge - 1 for start in starts for edge in (start, start + tile)}
         for line in borders & set(range(4, len(gradient) - 4)):
             across.append(gradient[line])
@@ -76,7 +76,7 @@ def measure(restored: Rgb, truth: Rgb) -> dict[str, float]:
 
 
 def built_in() -> Iterator[tuple[str, Rgb]]:
-    """Names and pictures of the built-in set."""
+    """Names and images of the built-in set."""
     for name in BUILT_IN:
         yield name, cut(getattr(skimage.data, name)())
 

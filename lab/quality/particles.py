@@ -28,12 +28,12 @@ from seesr.pipeline import sampling, steering
 from seesr.pipeline.pipeline import UpscaleRun
 
 COUNTS = (2, 4, 10)
-SIDE = 256  # pixels of the truth: the middle of every built-in picture
+SIDE = 256  # pixels of the truth: the middle of every built-in image
 
 
-def middle(picture: np.ndarray) -> np.ndarray:
-    top, left = ((side - SIDE) // 2 for side in picture.shape[:2])
-    return picture[top : top + SIDE, left : left + SIDE]
+def middle(image: np.ndarray) -> np.ndarray:
+    top, left = ((side - SIDE) // 2 for side in image.shape[:2])
+    return image[top : top + SIDE, left : left + SIDE]
 
 
 def grid_lines(z: Tensor, patch: int) -> float:
@@ -47,7 +47,7 @@ def grid_lines(z: Tensor, patch: int) -> float:
 
 
 class Trial:
-    """One picture, ready to be denoised from any number of starts."""
+    """One image, ready to be denoised from any number of starts."""
 
     def __init__(self, upscaler: Upscaler, low: np.ndarray, steps: int, seed: int) -> None:
         settings = Settings(num_inference_steps=steps, seed=seed, use_kds=True, num_particles=max(COUNTS))
@@ -63,7 +63,7 @@ class Trial:
     def sample(self, count: int, steer: sampling.Steer = sampling.unsteered) -> Tensor:
         return sampling.sample(self.denoiser, self.starts[:count], self.steps, sampling.ddim_step, steer)
 
-    def picture(self, z: Tensor) -> np.ndarray:
+    def image(self, z: Tensor) -> np.ndarray:
         """Latents [1, C, h, w] -> [H, W, 3]."""
         return self.job.finish(self.job.decode(z), self.conditioning, None)[0].rgb
 
@@ -75,13 +75,13 @@ def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, se
 
     def add(method: str, count: int, z: Tensor, seconds: float) -> None:
         row = {"steps": steps, "method": method, "particles": count, "seconds": seconds}
-        rows.append({**row, **measure(trial.picture(z), high)})
+        rows.append({**row, **measure(trial.image(z), high)})
 
     started = time.perf_counter()
     samples = trial.sample(max(COUNTS))
     each = (time.perf_counter() - started) / max(COUNTS)
     add("one sample", 1, samples[:1], each)
-    scores = [psnr(luma(trial.picture(z[None])), luma(high)) for z in samples]
+    scores = [psnr(luma(trial.image(z[None])), luma(high)) for z in samples]
     for count in COUNTS:
         some = samples[:count]
         index, _ = steering.choose(some, *area)
@@ -99,7 +99,7 @@ def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, se
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the pictures."""
+    """Means over the images."""
     means = []
     for key in dict.fromkeys((r["steps"], r["particles"], r["method"]) for r in rows):
         mine = [r for r in rows if (r["steps"], r["particles"], r["method"]) == key]

@@ -54,9 +54,9 @@ def install() -> None:
     sys.path.append(str(FOLDER))
 
 
-def bicubic_input(picture: Rgb, seed: int) -> Rgb:
-    size = picture.shape[1] // SCALE, picture.shape[0] // SCALE
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+def bicubic_input(image: Rgb, seed: int) -> Rgb:
+    size = image.shape[1] // SCALE, image.shape[0] // SCALE
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 DAMAGE = {
@@ -70,12 +70,12 @@ DAMAGE = {
 def images(count: int, side: int) -> Iterator[tuple[str, Rgb]]:
     """The most detailed square of each held-out image, the built-in set first, and a grey one."""
     results = [*built_in(), *held_out()][:count]
-    for name, picture in results:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    for name, image in results:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (side, side), anchor=(0, 0))
-        detail = detail[: max(1, picture.shape[0] - side + 1), : max(1, picture.shape[1] - side + 1)]
+        detail = detail[: max(1, image.shape[0] - side + 1), : max(1, image.shape[1] - side + 1)]
         top, left = np.unravel_index(detail.argmax(), detail.shape)
-        yield name, cut(picture[top : top + side, left : left + side])
+        yield name, cut(image[top : top + side, left : left + side])
     grey = cv2.cvtColor(results[0][1], cv2.COLOR_RGB2GRAY)[:side, :side]
     yield f"{results[0][0]} in grey", cut(np.repeat(grey[..., None], 3, axis=2))
 

@@ -38,7 +38,7 @@ WALLPAPERS = (
     "ukui-wallpapers",
 )
 STAMPS = "tuxpaint-stamps-default"  # photographs of single things, cut out
-LONGEST = 960  # of a kept picture: at most 1/2.4 of the file's, so that the file's own compression and noise vanish
+LONGEST = 960  # of a kept image: at most 1/2.4 of the file's, so that the file's own compression and noise vanish
 LEAST_SHRINK = 2.4
 LEAST_DETAIL = 1.3  # mean luma step between neighbours: below are gradients and flat drawings
 STAMP_SIDE, STAMP_BYTES, MOST_STAMPS = 224, 35_000, 160
@@ -46,7 +46,7 @@ STAMP_SIDE, STAMP_BYTES, MOST_STAMPS = 224, 35_000, 160
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A kept picture: its name in FOLDER, the file it was made from, and whether training may see it."""
+    """A kept image: its name in FOLDER, the file it was made from, and whether training may see it."""
 
     name: str
     package: str
@@ -84,13 +84,13 @@ def licence_of(folder: Path, path: Path) -> str:
     return result
 
 
-def detail(picture: Rgb) -> float:
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+def detail(image: Rgb) -> float:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return float(np.abs(np.diff(grey, axis=1)).mean())
 
 
 def wallpapers(folder: Path) -> list[tuple[Path, Rgb]]:
-    """The detailed pictures of a package, each motif once, averaged down."""
+    """The detailed images of a package, each motif once, averaged down."""
     largest: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp") or path.stem.endswith("-d"):
@@ -98,7 +98,7 @@ def wallpapers(folder: Path) -> list[tuple[Path, Rgb]]:
         motif = path.parent.parent.parent.name if "contents" in path.parts else path.stem.split("_")[0]
         if motif not in largest or path.stat().st_size > largest[motif].stat().st_size:
             largest[motif] = path
-    pictures = []
+    images = []
     for path in largest.values():
         with Image.open(path) as image:
             width, height = image.size
@@ -106,65 +106,61 @@ def wallpapers(folder: Path) -> list[tuple[Path, Rgb]]:
             size = round(width / shrink), round(height / shrink)
             if min(size) < 256:
                 continue
-            picture = cv2.resize(np.asarray(image.convert("RGB")), size, interpolation=cv2.INTER_AREA)
-        if detail(picture) > LEAST_DETAIL:
-            pictures.append((path, picture))
-    return pictures
+            small = cv2.resize(np.asarray(image.convert("RGB")), size, interpolation=cv2.INTER_AREA)
+        if detail(small) > LEAST_DETAIL:
+            images.append((path, small))
+    return images
 
 
 def stamps(folder: Path) -> list[tuple[Path, Rgb]]:
     """Cut-out photographs of things, each laid on a soft ground of one or two colours."""
-    pictures = []
+    images = []
     for path in sorted(folder.rglob("*.png")):
-        if (
-            path.stat().st_size < STAMP_BYTES
-            or path.stem.endswith(("_mirror", "_flip"))
-            or len(pictures) == MOST_STAMPS
-        ):
+        if path.stat().st_size < STAMP_BYTES or path.stem.endswith(("_mirror", "_flip")) or len(images) == MOST_STAMPS:
             continue
         with Image.open(path) as image:
             rgba = np.asarray(image.convert("RGBA")).astype(np.float32)
         if min(rgba.shape[:2]) < STAMP_SIDE or rgba[..., 3].mean() < 80:
             continue
-        rng = np.random.default_rng([SEED, len(pictures)])
+        rng = np.random.default_rng([SEED, len(images)])
         ground = cv2.resize(rng.uniform(0, 255, (2, 2, 3)).astype(np.float32), rgba.shape[1::-1])
         alpha = rgba[..., 3:] / 255
         laid = (alpha * rgba[..., :3] + (1 - alpha) * ground).round().astype(np.uint8)
         if max(laid.shape[:2]) > LONGEST:
             laid = cv2.resize(laid, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        pictures.append((path, laid))
-    return pictures
+        images.append((path, laid))
+    return images
 
 
 def gather() -> list[Photograph]:
-    """Fetches all packages and writes the pictures and their list."""
+    """Fetches all packages and writes the images and their list."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = []
     for package in (*WALLPAPERS, STAMPS):
         folder = fetch(package)
-        for path, picture in (stamps if package == STAMPS else wallpapers)(folder):
+        for path, image in (stamps if package == STAMPS else wallpapers)(folder):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             name = f"{package}-{path.parts[-4] if 'contents' in path.parts else path.stem}.jpg"
-            Image.fromarray(picture).save(FOLDER / name, quality=97, subsampling=0)
+            Image.fromarray(image).save(FOLDER / name, quality=97, subsampling=0)
             held = int(digest, 16) % 5 == 0
             file = str(path.relative_to(folder))
             results.append(Photograph(name, package, file, licence_of(folder, path), digest, held))
-        log.info("%s: %d pictures", package, sum(one.package == package for one in results))
+        log.info("%s: %d images", package, sum(one.package == package for one in results))
     report.write(LIST, [dataclasses.asdict(one) for one in results])
     return results
 
 
 @functools.cache
 def photographs(held_out: bool) -> dict[str, list[Rgb]]:
-    """The kept pictures of both kinds: `wallpapers` and `stamps`."""
+    """The kept images of both kinds: `wallpapers` and `stamps`."""
     if not LIST.exists() or not FOLDER.exists():
         gather()
     rows = [Photograph(**row) for row in json.loads(LIST.read_text())["rows"]]
     kinds: dict[str, list[Rgb]] = {"wallpapers": [], "stamps": []}
     for row in rows:
         if row.held_out == held_out:
-            picture = np.asarray(Image.open(FOLDER / row.name))
-            kinds["stamps" if row.package == STAMPS else "wallpapers"].append(picture)
+            image = np.asarray(Image.open(FOLDER / row.name))
+            kinds["stamps" if row.package == STAMPS else "wallpapers"].append(image)
     return kinds
 
 

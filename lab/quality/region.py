@@ -23,8 +23,8 @@ from seesr.pipeline.work import Outline, plan
 SIDES = (944, 2048, 4096, 8192)  # of square outputs, pixels
 SHARES = (0.004, 0.01, 0.1, 0.25)  # of their area
 COLUMNS = {"output": "", "region": "", "area": ".1%", "tiles": "d", "corner": ".1%", "middle": ".1%"}
-SHOWN = (232, 140, 160, 160)  # left, top, width, height in the picture's output
-FACTOR = 3  # of the region in the picture
+SHOWN = (232, 140, 160, 160)  # left, top, width, height in the image's output
+FACTOR = 3  # of the region in the image
 
 
 def tiles(outline: Outline, side: int, place: tuple[int, int, int, int] | None) -> int:

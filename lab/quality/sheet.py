@@ -1,9 +1,9 @@
-"""A sheet to look at: input, bicubic, ours and the truth at 100 %, each row one piece of a picture.
+"""A sheet to look at: input, bicubic, ours and the truth at 100 %, each row one piece of an image.
 
     python -m lab.quality.sheet --bundle weights/pocket --png docs/quality-sheet.png
 
 Rows are clean, mild and strong damage (Real-ESRGAN's) of a face, fur, text, foliage and edges, and of each damage the
-piece of all that gains least over bicubic. Pictures are of the built-in set and of the held-out ones.
+piece of all that gains least over bicubic. Images are of the built-in set and of the held-out ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from seesr.networks import weights
 
 SIDE = 160  # of a piece, pixels
 DAMAGE = ("clean", "mild", "realesrgan")
-PIECES = {  # picture: (top, left) of what is looked at
+PIECES = {  # image: (top, left) of what is looked at
     "astronaut": (40, 150),
     "chelsea": (80, 120),
     "coffee": (150, 260),
@@ -42,14 +42,14 @@ class Piece(NamedTuple):
     gain: float
 
 
-def pictures() -> dict[str, Rgb]:
-    """The built-in set, a page of text, and the held-out pictures."""
+def images() -> dict[str, Rgb]:
+    """The built-in set, a page of text, and the held-out images."""
     text = np.repeat(skimage.data.text()[..., None], 3, axis=2)
     return {**dict(metrics.built_in()), "text": metrics.cut(text), **dict(held_out())}
 
 
 def pieces(upscaler: Upscaler, name: str, high: Rgb, damage: str, seed: int) -> list[Piece]:
-    """All pieces of one picture, that of PIECES first; or the middle one."""
+    """All pieces of one image, that of PIECES first; or the middle one."""
     low = degradations.BY_NAME[damage](high, seed)
     size = high.shape[1], high.shape[0]
     ours = np.asarray(upscaler(Image.fromarray(low), Settings(seed=1, num_inference_steps=2)).image)
@@ -58,7 +58,7 @@ def pieces(upscaler: Upscaler, name: str, high: Rgb, damage: str, seed: int) -> 
     grid = [(y, x) for y in range(0, size[1] - SIDE + 1, SIDE) for x in range(0, size[0] - SIDE + 1, SIDE)]
     results = []
     for top, left in [PIECES.get(name, middle), *grid]:
-        shown = [picture[top : top + SIDE, left : left + SIDE] for picture in whole]
+        shown = [image[top : top + SIDE, left : left + SIDE] for image in whole]
         _, plain, mine, truth = map(metrics.luma, shown)
         gain = metrics.psnr(mine, truth) - metrics.psnr(plain, truth)
         results.append(Piece(f"{name}, {damage}", shown, gain))
@@ -87,7 +87,7 @@ def main() -> None:
     rows: list[Piece] = []
     for damage in DAMAGE:
         worst: Piece | None = None
-        for name, high in pictures().items():
+        for name, high in images().items():
             first, *rest = pieces(upscaler, name, high, damage, seed=1)
             if name in PIECES or name in ("wallpapers-2", "wallpapers-9", "stamps-3"):
                 rows.append(first)

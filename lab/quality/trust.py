@@ -106,12 +106,12 @@ def sources() -> list[tuple[str, Rgb]]:
     return [*found, *built_in()]
 
 
-def window_of(picture: Rgb, number: int, crop: int) -> Rgb:
+def window_of(image: Rgb, number: int, crop: int) -> Rgb:
     """A window of SIDE x SIDE pixels, or less of a small photograph, at a place of its own."""
     rng = np.random.default_rng([number, crop])
-    height, width = (min(SIDE, side // degradations.SCALE * degradations.SCALE) for side in picture.shape[:2])
-    top, left = (int(rng.integers(0, a - b + 1)) for a, b in zip(picture.shape, (height, width), strict=False))
-    return np.ascontiguousarray(picture[top : top + height, left : left + width])
+    height, width = (min(SIDE, side // degradations.SCALE * degradations.SCALE) for side in image.shape[:2])
+    top, left = (int(rng.integers(0, a - b + 1)) for a, b in zip(image.shape, (height, width), strict=False))
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def compare(upscaler: Upscaler, low: Rgb, high: Rgb, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -128,8 +128,8 @@ def squares(upscaler: Upscaler, end: float) -> Iterator[Square]:
     folder = WORK / upscaler.networks.bundle.digest[:12]
     folder.mkdir(parents=True, exist_ok=True)
     for crop in range(CROPS):
-        for number, (name, picture) in enumerate(sources()):
-            high = window_of(picture, number, crop)
+        for number, (name, image) in enumerate(sources()):
+            high = window_of(image, number, crop)
             for damage in DAMAGE:
                 path = folder / f"{name}-{crop}-{damage}.npz"
                 if not path.exists():
@@ -193,8 +193,8 @@ def measured(draws: dict[str, list[Square]], error: float) -> dict[str, Any]:
 def sheet(upscaler: Upscaler, error: float) -> Rgb:
     """A row for each built-in image, clean: result, mask, and the local error, white from twice the bound."""
     rows = []
-    for number, (_, picture) in enumerate(built_in()):
-        high = window_of(picture, number, 0)
+    for number, (_, image) in enumerate(built_in()):
+        high = window_of(image, number, 0)
         settings = Settings(use_kds=True, seed=0, output_view="confidence")
         output = upscaler(ImageData(degradations.clean(high, 0)), settings)
         wrong = confidence.local_error(output.image_data.rgb, high) * (255 / (2 * error))

@@ -47,7 +47,7 @@ PNG = {"Content-Type": "image/png"}
 QUICK = {"wait": 0, "num_inference_steps": 1, "seed": 1}
 
 
-def picture(number: int) -> bytes:
+def distinct_png(number: int) -> bytes:
     """A PNG like no other of the experiment."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -91,7 +91,7 @@ class Callers:
         while not self.stopped.is_set():
             with contextlib.suppress(httpx.HTTPError):
                 url = f"{self.server.url}/upscale"
-                answer = self.client.post(url, params=QUICK, content=picture(number), headers=headers)
+                answer = self.client.post(url, params=QUICK, content=distinct_png(number), headers=headers)
                 if answer.status_code in (200, 202):  # 200: sent again, and made meanwhile
                     ids.add(answer.headers.get("x-job-id") or answer.json()["id"])
                     if not sent_again:
@@ -246,9 +246,9 @@ def summary(server: EchoServer, callers: Callers, runs: Path) -> dict[str, Any]:
             answer = server.ask("GET", f"/jobs/{id}")
             if answer.status_code != 200 or answer.json()["status"] in ("starting", "processing"):
                 lost += 1
-            elif answer.json()["status"] != "succeeded" or server.ask("GET", f"/jobs/{id}/result").content != picture(
-                number
-            ):
+            elif answer.json()["status"] != "succeeded" or server.ask(
+                "GET", f"/jobs/{id}/result"
+            ).content != distinct_png(number):
                 misreported += 1
     begun = runs.read_text().split("\n")
     known = {id for ids in callers.ids.values() for id in ids}

@@ -85,15 +85,15 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 class Plain:
     """The same stages as the reference runs them: the tagger
-    twice, keys and values of the context in every step, one picture of one tile."""
+    twice, keys and values of the context in every step, one image of one tile."""
 
     def __init__(self, networks: models.Models) -> None:
         self.networks = networks
 
     @torch.no_grad()
-    def __call__(self, picture: ImageData, settings: Settings) -> dict[str, float]:
+    def __call__(self, image: ImageData, settings: Settings) -> dict[str, float]:
         networks, seconds = self.networks, {}
-        job = UpscaleRun(networks, settings, picture, Progress())
+        job = UpscaleRun(networks, settings, image, Progress())
 
         @contextlib.contextmanager
         def timed(stage: str) -> Iterator[None]:
@@ -104,7 +104,7 @@ class Plain:
             seconds[stage] = time.perf_counter() - started
 
         with timed("tags"):
-            pixels = to_floats(torch.tensor(picture.rgb).to(networks.device))
+            pixels = to_floats(torch.tensor(image.rgb).to(networks.device))
             networks.tagger(pixels)
             _, image_tokens = networks.tagger(pixels)
         with timed("text"):
@@ -153,21 +153,21 @@ def photograph(side: int) -> ImageData:
     return ImageData(np.asarray(result))
 
 
-def predict(upscaler: Upscaler, picture: ImageData, settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+def predict(upscaler: Upscaler, image: ImageData, settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds per stage, the PNG file among them, and the metrics."""
-    result = upscaler(picture, settings)
+    result = upscaler(image, settings)
     started = time.perf_counter()
     _ = result.data
     return {**result.metrics["seconds"], "file": time.perf_counter() - started}, result.metrics
 
 
-def replayed(upscaler: Upscaler, picture: ImageData, settings: Settings) -> dict[str, int]:
-    """How many graphs there are, and by how many levels of 255 a picture through them is off one without, at most."""
+def replayed(upscaler: Upscaler, image: ImageData, settings: Settings) -> dict[str, int]:
+    """How many graphs there are, and by how many levels of 255 an image through them is off one without, at most."""
     graphs = upscaler.graphs
     assert graphs is not None
-    through, recordings = upscaler(picture, settings).image_data.rgb, graphs.recordings
+    through, recordings = upscaler(image, settings).image_data.rgb, graphs.recordings
     graphs.recordings = {}
-    without = upscaler(picture, settings).image_data.rgb
+    without = upscaler(image, settings).image_data.rgb
     graphs.recordings = recordings
     return {"graphs": len(recordings), "levels_off": int(np.abs(through.astype(int) - without).max())}
 
@@ -179,7 +179,7 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
 def measure(
     upscaler: Upscaler, plain: Plain | None, size: int, steps: int | None, args: argparse.Namespace
 ) -> dict[str, Any]:
-    device, picture = upscaler.networks.device, photograph(size // 4)
+    device, image = upscaler.networks.device, photograph(size // 4)
     settings = Settings(
         num_inference_steps=steps,
         seed=1,
@@ -190,14 +190,14 @@ def measure(
     )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    first, metrics = predict(upscaler, picture, settings)
+    first, metrics = predict(upscaler, image, settings)
     runs, baseline = [], []
     for _ in range(args.repeats):
         if plain:
-            baseline.append(plain(picture, settings))
-        runs.append(predict(upscaler, picture, settings)[0])
+            baseline.append(plain(image, settings))
+        runs.append(predict(upscaler, image, settings)[0])
     memory = hardware.peak_memory(device)
-    job = Counted(upscaler.networks, settings, picture, Progress())
+    job = Counted(upscaler.networks, settings, image, Progress())
     job.run()
     seconds, tflop = medians(runs), job.__dict__["tflop"]
     total = sum(seconds.values())
@@ -221,7 +221,7 @@ def measure(
         "repeats": args.repeats,
     }
     if upscaler.graphs is not None:
-        row["replayed"] = replayed(upscaler, picture, settings)
+        row["replayed"] = replayed(upscaler, image, settings)
     if plain:
         base = medians(baseline)
         row["baseline_seconds"] = base

@@ -2,7 +2,7 @@
 
     python -m lab.speed.contention --json results/contention.json
 
-Each process upscales a small picture with the pocket bundle; seconds are means per picture. Nothing else may run.
+Each process upscales a small image with the pocket bundle; seconds are means per image. Nothing else may run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WAITING: dict[str, dict[str, str]] = {
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-PICTURES = 6
+IMAGES = 6
 
 
 def work(ready: Path, start: Path) -> None:
-    """One process: loads, says so, waits for the start, and prints its seconds per picture."""
+    """One process: loads, says so, waits for the start, and prints its seconds per image."""
     import skimage.data
     from PIL import Image
 
@@ -43,13 +43,13 @@ def work(ready: Path, start: Path) -> None:
     while not start.exists():
         time.sleep(0.01)
     started = time.perf_counter()
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         upscaler(photo, settings)
-    print((time.perf_counter() - started) / PICTURES)
+    print((time.perf_counter() - started) / IMAGES)
 
 
 def together(count: int, environment: dict[str, str]) -> float:
-    """Seconds per picture of the slowest of `count` processes."""
+    """Seconds per image of the slowest of `count` processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}

@@ -1,4 +1,4 @@
-"""What a picture costs, counted on the full-size networks without a GPU: operations, bytes, launches, waits, memory.
+"""What an image costs, counted on the full-size networks without a GPU: operations, bytes, launches, waits, memory.
 
     python -m lab.speed.count --size 2048 --free-gb 75 --json FILE
     python -m lab.speed.count --table          results/counts.md, with seconds computed for the cards of CARDS
@@ -55,7 +55,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Counted(UpscaleRun):
-    """One picture on its way through fake networks."""
+    """One image on its way through fake networks."""
 
     counter: Counter
 
@@ -93,8 +93,8 @@ PREDICT = Denoiser.predict
 
 
 def count(size: int, free: int, settings: Settings) -> dict[str, Stage]:
-    """The stages of a picture of `size` x `size` pixels on a GPU with `free` bytes beside the weights."""
-    picture = ImageData(np.zeros((round(size / settings.scale_factor),) * 2 + (3,), np.uint8))
+    """The stages of an image of `size` x `size` pixels on a GPU with `free` bytes beside the weights."""
+    image = ImageData(np.zeros((round(size / settings.scale_factor),) * 2 + (3,), np.uint8))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     networks = sizes.build(CUDA, torch.float16, functools.partial(empty, mode))
     parts = (networks.unet, networks.controlnet, networks.vae, networks.text_encoder, networks.tagger)
@@ -109,7 +109,7 @@ def count(size: int, free: int, settings: Settings) -> dict[str, Stage]:
         mock.patch.object(Denoiser, "predict", lambda *args: repeated.predict(*args)),
         mock.patch.object(Tagger, "names", lambda self, logits: logits.cpu().tolist()[:0]),
     ):
-        job = Counted(networks, settings, picture, Progress())
+        job = Counted(networks, settings, image, Progress())
         job.counter = counter
         with mode, counter:
             job.run()
@@ -139,7 +139,7 @@ CARDS = (
     Card("H100", 80, 989, 3.35),
     Card("H200", 141, 989, 4.80),
 )
-ON_CARDS = (512, 2048, 4096)  # sides of the pictures whose seconds are computed
+ON_CARDS = (512, 2048, 4096)  # sides of the images whose seconds are computed
 COUNTS = [(512, 75), (1024, 75), (2048, 75), (4096, 75), (4096, 11), (8192, 75), (8192, 43)]  # side, free GB
 OWN_GB = 5  # weights and the CUDA context
 REACHED = {"convolution": 0.5, "product": 0.6, "attention": 0.35, "other": 1.0}  # shares of the peak
@@ -185,7 +185,7 @@ DECODED = {"size": "", "free_gb": "g", "conv_tflop": ",.1f", "attention_tflop": 
 DECODED |= {"peak_gb": ".1f", "launches": ","}
 COUNTED = {"size": "", "free_gb": "g", "tflop": ",.1f", "moved_gb": ",.0f", "peak_gb": ".1f", "launches": ","}
 COUNTED |= {"synchronisations": "", "bus_bytes_per_pixel": ".1f"}
-WORDS = """# What a picture costs, counted
+WORDS = """# What an image costs, counted
 
 Made by `python -m lab.speed.count --table` on the full-size networks, in half precision, two steps, without a GPU and
 without measuring any time. `free_gb` is what a card has beside the weights; `peak_gb` is what activations hold at most.
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[512], help="side of the output, pixels")
     parser.add_argument("--free-gb", type=float, nargs="+", default=[75], help="GPU memory beside the weights")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="one picture: its object; several: all of them, as rows")
+    parser.add_argument("--json", type=Path, help="one image: its object; several: all of them, as rows")
     parser.add_argument("--table", action="store_true", help="COUNTS and CARDS: results/counts.json, counts.md")
     args = parser.parse_args()
     settings = Settings(num_inference_steps=args.steps)

@@ -37,7 +37,7 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass
 class Stage:
-    """What one part of the way of a picture costs."""
+    """What one part of the way of an image costs."""
 
     work: collections.Counter[Work] = dataclasses.field(default_factory=collections.Counter)
     launches: int = 0

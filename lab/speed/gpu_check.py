@@ -328,7 +328,7 @@ class Check:
     def pictures(self) -> None:
         """Whole images: graphs on and off, both tile sides."""
         for output in self.plan.outputs:
-            picture = bench.photograph(output // 4)
+            image = bench.photograph(output // 4)
             for side in (self.plan.side, self.plan.large):
                 settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=side)
                 results = []
@@ -337,7 +337,7 @@ class Check:
                         runs = []
                         for _ in range(4 if output < 2000 else 3):
                             started = time.perf_counter()
-                            result = self.ours(picture, settings)
+                            result = self.ours(image, settings)
                             runs.append((time.perf_counter() - started, result.metrics["seconds"]))
                         results.append(result.image_data.rgb)
                     seconds = [wall for wall, _ in runs[1:]]
@@ -371,14 +371,14 @@ class Check:
 
     def profiled(self) -> None:
         """Kernels of the largest of these images, with graphs."""
-        picture = bench.photograph(self.plan.outputs[-1] // 4)
+        image = bench.photograph(self.plan.outputs[-1] // 4)
         settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.large)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         with torch.profiler.profile(activities=activities) as profiled:
             started = time.perf_counter()
-            self.ours(picture, settings)
+            self.ours(image, settings)
             wall = time.perf_counter() - started
         on_gpu = self.device.type == "cuda"
         rows = []
@@ -394,7 +394,7 @@ class Check:
     def peers(self) -> None:
         """The plain pipeline, one image of one tile: as it is, channels last, and with compiled blocks."""
         output = self.plan.outputs[0]
-        picture, settings = bench.photograph(output // 4), Settings(num_inference_steps=2, seed=1)
+        image, settings = bench.photograph(output // 4), Settings(num_inference_steps=2, seed=1)
         networks = self.plain.networks
         for name in ("plain", "channels last", "compiled blocks"):
             if name == "channels last":
@@ -404,20 +404,20 @@ class Check:
                 for network in (networks.unet, networks.controlnet):
                     compiled(network, "reduce-overhead" if self.device.type == "cuda" else "default")
             started = time.perf_counter()
-            self.plain(picture, settings)
+            self.plain(image, settings)
             first = time.perf_counter() - started
-            runs = [self.plain(picture, settings) for _ in range(4)]
+            runs = [self.plain(image, settings) for _ in range(4)]
             self.keep(peer=name, output=output, first=first, stages=bench.medians(runs),
                       seconds=statistics.median(sum(run.values()) for run in runs))  # fmt: skip
 
     def largest(self) -> None:
         """The largest image, once after one to warm up."""
-        picture = bench.photograph(self.plan.largest // 4)
+        image = bench.photograph(self.plan.largest // 4)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
             started = time.perf_counter()
-            result = self.ours(picture, Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.side))
+            result = self.ours(image, Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.side))
             seconds = time.perf_counter() - started
         self.images["largest"] = result.image_data.rgb
         self.keep(output=self.plan.largest, seconds=seconds, metrics=result.metrics)
@@ -427,9 +427,9 @@ class Check:
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(self.plan.memory / total)
-        picture = bench.photograph(self.plan.largest // 4)
+        image = bench.photograph(self.plan.largest // 4)
         started = time.perf_counter()
-        result = self.ours(picture, Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.side))
+        result = self.ours(image, Settings(num_inference_steps=2, seed=1, latent_tiled_size=self.plan.side))
         seconds = time.perf_counter() - started
         apart = np.abs(self.images["largest"].astype(int) - result.image_data.rgb) if "largest" in self.images else None
         self.keep(output=self.plan.largest, seconds=seconds, metrics=result.metrics,

@@ -56,7 +56,7 @@ def attention(keys: int, queries: int, device: torch.device, dtype: torch.dtype)
 
 
 def norm(channels: int, side: int, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """GroupNorm of one picture: its statistics, its application, both at once."""
+    """GroupNorm of one image: its statistics, its application, both at once."""
     torch.manual_seed(0)
     x = torch.randn(1, channels, side, side, device=device, dtype=dtype).mul_(2).add_(1)
     x = x.contiguous(memory_format=torch.channels_last)

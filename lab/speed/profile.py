@@ -1,7 +1,7 @@
-"""Where the time goes of one denoising step or one picture: kernels by share, and how long the device waits.
+"""Where the time goes of one denoising step or one image: kernels by share, and how long the device waits.
 
     python -m lab.speed.profile --device cuda --batch 8 --json FILE        one step on eight tiles
-    python -m lab.speed.profile --device cuda --picture 2048 --json FILE   a whole picture of that side, 2 steps
+    python -m lab.speed.profile --device cuda --image 2048 --json FILE   a whole image of that side, 2 steps
 
 Without --bundle the networks have the full sizes and made-up weights.
 """
@@ -33,7 +33,7 @@ TOP = 25
 
 
 def build_step(networks: models.Models, batch: int, side: int, graphs: Graphs | None = None) -> Any:
-    """A function that runs one step on `batch` tiles of `side` cells."""
+    """A function that runs one step on `batch` tiles of `side` latent pixels."""
     device, dtype = networks.device, networks.dtype
     config = networks.unet.config
     channels, text, image = (
@@ -63,16 +63,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tile", type=int, default=64)
-    parser.add_argument("--picture", type=int, help="side of the result, pixels")
+    parser.add_argument("--image", type=int, help="side of the result, pixels")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device(args.device)
     dtype = precision.working_dtype(device)
     networks = models.load(args.bundle, device, dtype) if args.bundle else sizes.build(device, dtype)
     attention = hardware.tune(networks)
-    if args.picture:
-        picture, settings = photograph(args.picture // 4), Settings(num_inference_steps=2, seed=1)
-        step = lambda: UpscaleRun(networks, settings, picture, Progress()).run()  # noqa: E731
+    if args.image:
+        image, settings = photograph(args.image // 4), Settings(num_inference_steps=2, seed=1)
+        step = lambda: UpscaleRun(networks, settings, image, Progress()).run()  # noqa: E731
         args.batch = 1
     else:
         step = build_step(networks, args.batch, args.tile)
@@ -96,7 +96,7 @@ def main() -> None:
     summary = {
         "device": hardware.name(device),
         "attention": attention,
-        "picture": args.picture,
+        "image": args.image,
         "batch": args.batch,
         "tile": args.tile,
         "seconds_per_step": least,

@@ -120,8 +120,8 @@ def from_array(array: NDArray[Any], check_size: CheckSize = check_input) -> Load
     """
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        hint = ": move the channels last with array.transpose(1, 2, 0)" if first else ""
-        raise ValueError(f"the array has the shape {array.shape}; it must be {SHAPES}{hint}")
+        advice = ": move the channels last with array.transpose(1, 2, 0)" if first else ""
+        raise ValueError(f"the array has the shape {array.shape}; it must be {SHAPES}{advice}")
     check_size(array.shape[1], array.shape[0])
     layout = Layout(None if array.ndim == 2 else array.shape[2], array.dtype.kind == "f")
     if layout.floating:

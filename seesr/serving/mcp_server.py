@@ -116,10 +116,10 @@ def tools(local: bool) -> list[types.Tool]:
     look = types.ToolAnnotations(read_only_hint=True)
     change = types.ToolAnnotations(destructive_hint=False, open_world_hint=False)
 
-    def tool(name: str, about: str, properties: dict[str, Any], hints: types.ToolAnnotations) -> types.Tool:
+    def tool(name: str, about: str, properties: dict[str, Any], annotations: types.ToolAnnotations) -> types.Tool:
         required = ["image"] if properties else []
         schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-        return types.Tool(name=name, description=about, input_schema=schema, annotations=hints)
+        return types.Tool(name=name, description=about, input_schema=schema, annotations=annotations)
 
     return [
         tool("upscale", UPSCALE, {**values, **output}, change),

@@ -44,7 +44,7 @@ class Case:
     Attributes:
         image: bytes to upload, or a string to send as it is; None leaves the field out.
         inputs: other inputs; a str is a raw JSON body, with IMAGE in the place of the upload.
-        message: part of the error that must come back; None: a picture must.
+        message: part of the error that must come back; None: an image must.
         same_as: the pixels, [H, W, 3 or 4], that a plain PNG would have to hold for the same result.
         refused: answered by Cog's own check (HTTP 422).
     """
@@ -58,9 +58,9 @@ class Case:
 
 
 def file(pixels: Any, kind: str = "PNG", mode: str | None = None, **options: Any) -> bytes:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
-    (picture.convert(mode) if mode else picture).save(buffer, kind, **options)
+    (image.convert(mode) if mode else image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -101,7 +101,7 @@ def broken() -> Iterator[Case]:
             wrong = flipped(data, place, 1 << number)
             if kind == "PNG":  # every chunk has a checksum
                 yield Case(f"PNG with a wrong byte {number}", wrong, "damaged")
-            else:  # the format cannot tell: the picture is what the decoder makes of it
+            else:  # the format cannot tell: the image is what the decoder makes of it
                 yield Case(f"{kind} with a wrong byte {number}", wrong, same_as=opened(wrong))
     png, jpeg = file(noise), file(noise, "JPEG")
     palette = file(Image.fromarray(noise).quantize(16))
@@ -320,11 +320,11 @@ def fields() -> Iterator[Case]:
     yield Case("body that is no JSON", good, NOT_JSON, inputs="{", refused=True)
 
 
-def dials() -> Iterator[Case]:
+def sizes_and_masks() -> Iterator[Case]:
     good, size = file(PHOTO), (24, 18)
 
-    def mask(picture: Image.Image, **options: Any) -> dict[str, str]:
-        return {"mask": "data:image/png;base64," + base64.b64encode(file(picture, **options)).decode()}
+    def mask(image: Image.Image, **options: Any) -> dict[str, str]:
+        return {"mask": "data:image/png;base64," + base64.b64encode(file(image, **options)).decode()}
 
     yield Case("target below the input", good, "needs a scale of 0.4167", inputs={"target_side": 10})
     yield Case("target far above the input", good, "must be from 1 to 8", inputs={"target_megapixels": 1.0})
@@ -333,13 +333,13 @@ def dials() -> Iterator[Case]:
     yield Case("target megapixels", good, same_as=PHOTO, inputs={"target_megapixels": 0.002})
     yield Case("half fidelity", good, same_as=PHOTO, inputs={"fidelity": 0.5})
     white = Image.new("L", size, 255)
-    for name, picture in {
+    for name, image in {
         "white mask": white,
         "mask of 16 bits": Image.new("I;16", size, 65535),
         "mask with alpha": Image.new("RGBA", (48, 36), (255, 255, 255, 255)),
         "mask of one bit": Image.new("1", (240, 180), 1),
     }.items():
-        yield Case(name, good, same_as=PHOTO, inputs=mask(picture))
+        yield Case(name, good, same_as=PHOTO, inputs=mask(image))
     yield Case("turned mask", good, "the mask is 18x24 and the image 24x18", inputs=mask(Image.new("L", (18, 24))))
     moving = mask(white, save_all=True, append_images=[Image.new("L", size)], duration=9)
     yield Case("animated mask", good, "the mask cannot be used: the image has 2 frames", inputs=moving)
@@ -358,7 +358,7 @@ def paths() -> Iterator[Case]:
 
 @functools.cache  # the random bytes must be the same for everybody
 def cases() -> list[Case]:
-    groups: list[Callable[[], Iterator[Case]]] = [broken, bombs, shapes, modes, fields, dials, paths]
+    groups: list[Callable[[], Iterator[Case]]] = [broken, bombs, shapes, modes, fields, sizes_and_masks, paths]
     return [case for group in groups for case in group()]
 
 

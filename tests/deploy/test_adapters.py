@@ -28,7 +28,7 @@ from seesr.networks import weights
 WORDS = base64.b64encode(sharp()).decode()
 BAD: dict[str, tuple[dict[str, Any], str]] = {  # what is sent instead of a good image and settings -> part of the line
     "no base64": ({"image": "@@@"}, "not valid base64"),
-    "no picture": ({"image": base64.b64encode(b"text").decode()}, "not an image"),
+    "no image": ({"image": base64.b64encode(b"text").decode()}, "not an image"),
     "a number as image": ({"image": 5}, "base64"),
     "a word for a number": ({"scale_factor": "big"}, "must be a float"),
     "out of range": ({"scale_factor": 9}, "from 1 to 8"),
@@ -158,7 +158,7 @@ def bucket() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
-    requests.put(f"{url}/pictures", timeout=10)
+    requests.put(f"{url}/images", timeout=10)
     yield url
     server.stop()
 
@@ -166,7 +166,7 @@ def bucket() -> Iterator[str]:
 @pytest.fixture
 def stored(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in {
-        "SEESR_STORE": "s3://pictures", "AWS_ENDPOINT": bucket, "AWS_ACCESS_KEY_ID": "key", "AWS_REGION": "us-east-1",
+        "SEESR_STORE": "s3://images", "AWS_ENDPOINT": bucket, "AWS_ACCESS_KEY_ID": "key", "AWS_REGION": "us-east-1",
         "AWS_SECRET_ACCESS_KEY": "secret", "SEESR_WEIGHTS": str(weights.POCKET), "SEESR_DEVICE": "cpu",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -226,10 +226,10 @@ def test_a_folder_is_a_store_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from seesr.object_store import Store
 
     monkeypatch.setenv("SEESR_STORE", f"file://{tmp_path}")
-    put = Store.configured().put(b"picture", "webp")
-    assert (tmp_path / put["file_key"]).read_bytes() == b"picture"
-    monkeypatch.setenv("SEESR_STORE_PUBLIC", "https://pictures.example")
-    assert Store.configured().put(b"x", "png")["public_url"].startswith("https://pictures.example/")
+    put = Store.configured().put(b"image", "webp")
+    assert (tmp_path / put["file_key"]).read_bytes() == b"image"
+    monkeypatch.setenv("SEESR_STORE_PUBLIC", "https://images.example")
+    assert Store.configured().put(b"x", "png")["public_url"].startswith("https://images.example/")
 
 
 def test_a_result_over_runpods_limit_goes_to_the_store(
@@ -309,7 +309,7 @@ def test_faults_around_an_adapter_are_one_line(
 def test_an_image_body_of_hugging_face_is_answered_with_an_image(
     hub_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stock toolkit hands over a PIL picture, and encodes the one that it is given."""
+    """The stock toolkit hands over a PIL image, and encodes the one that it is given."""
     import io
 
     from PIL import Image
@@ -317,10 +317,8 @@ def test_an_image_body_of_hugging_face_is_answered_with_an_image(
     monkeypatch.syspath_prepend(str(ROOT / "deploy/huggingface"))
     import handler
 
-    picture = Image.open(io.BytesIO(sharp())).convert("RGB")
-    result = handler.EndpointHandler(str(hub_folder))(
-        {"inputs": picture, "parameters": {**QUICK, "scale_factor": "1.5"}}
-    )
+    image = Image.open(io.BytesIO(sharp())).convert("RGB")
+    result = handler.EndpointHandler(str(hub_folder))({"inputs": image, "parameters": {**QUICK, "scale_factor": "1.5"}})
     assert isinstance(result, Image.Image) and result.size == (36, 27)
 
 

@@ -249,10 +249,10 @@ def test_the_dockerfiles_install_steps_work(tmp_path: Path) -> None:
     assert help_of.returncode == 0 and page.stat().st_size > 500
 
 
-def simulated(offer: cost.Offer, seconds: float, per_hour: float, pictures: int = 60_000) -> float:
-    """US$ a picture, arrival by arrival."""
+def simulated(offer: cost.Offer, seconds: float, per_hour: float, images: int = 60_000) -> float:
+    """US$ per image, arrival by arrival."""
     chance, now, end, billed = random.Random(1), 0.0, float("-inf"), 0.0
-    for _ in range(pictures):
+    for _ in range(images):
         now += chance.expovariate(per_hour / 3600)
         if now > end + offer.idle:  # it was given back: a cold start
             billed += (offer.idle if end > float("-inf") else 0) + offer.cold + seconds
@@ -261,7 +261,7 @@ def simulated(offer: cost.Offer, seconds: float, per_hour: float, pictures: int 
             begin = max(now, end)
             billed += begin - end + seconds
             end = begin + seconds
-    return offer.rate * (billed + offer.idle) / pictures
+    return offer.rate * (billed + offer.idle) / images
 
 
 @pytest.mark.parametrize("per_hour", [1, 30, 300])

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lab.fleet.callers import PICTURE, PNG
+from lab.fleet.callers import IMAGE, PNG
 from lab.fleet.servers import Fleet, fleet, free_port
 from seesr.fleet.file_store import MOST_CALLS, CallLimit
 from seesr.serving.job import Unavailable
@@ -80,12 +80,12 @@ def time_of_live(address: str, call: Callable[[httpx.Client], object], seconds: 
 
 
 def post(client: httpx.Client) -> httpx.Response:
-    return client.post("/upscale", content=PICTURE, headers=PNG, params={"num_inference_steps": 1, "wait": 0})
+    return client.post("/upscale", content=IMAGE, headers=PNG, params={"num_inference_steps": 1, "wait": 0})
 
 
 def test_live_answers_while_redis_hangs(gateway: Fleet) -> None:
     address = gateway.addresses["gateway"]
-    job = httpx.post(f"{address}/upscale?wait=0", content=PICTURE, headers=PNG).json()["id"]
+    job = httpx.post(f"{address}/upscale?wait=0", content=IMAGE, headers=PNG).json()["id"]
 
     def call(client: httpx.Client) -> None:
         post(client)
@@ -108,7 +108,7 @@ def test_live_answers_while_the_store_hangs(gateway: Fleet, tmp_path: Path) -> N
 
                 def call(_: httpx.Client) -> None:
                     with contextlib.suppress(httpx.TimeoutException):
-                        client.post("/upscale", content=PICTURE, headers=PNG, params={"wait": 0}, timeout=2)
+                        client.post("/upscale", content=IMAGE, headers=PNG, params={"wait": 0}, timeout=2)
                         client.get("/ready", timeout=2)
 
                 assert time_of_live(address, call, 2) < 0.1
@@ -126,11 +126,11 @@ def test_a_store_that_hangs_takes_a_part_of_the_threads(tmp_path: Path) -> None:
         store = of.spawn("other", sys.executable, "-m", "moto.server", "-p", str(port))
         of.until(lambda: httpx.put(f"{environment['AWS_ENDPOINT']}/seesr").status_code == 200, 60)
         address = of.start_gateway("gateway")
-        job = httpx.post(f"{address}/upscale?wait=0", content=PICTURE, headers=PNG, timeout=30).json()["id"]
+        job = httpx.post(f"{address}/upscale?wait=0", content=IMAGE, headers=PNG, timeout=30).json()["id"]
 
         def send(_: int) -> int:
             url = f"{address}/upscale"
-            return httpx.post(url, content=PICTURE, headers=PNG, params={"wait": 0}, timeout=60).status_code
+            return httpx.post(url, content=IMAGE, headers=PNG, params={"wait": 0}, timeout=60).status_code
 
         with ThreadPoolExecutor(60) as pool:
             with stopped(store.pid):
@@ -173,7 +173,7 @@ def test_a_waiting_caller_asks_redis_rarely(gateway: Fleet) -> None:
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=address, timeout=30, limits=limits) as client:
             waits = [
-                pool.submit(client.post, "/upscale", content=PICTURE, headers=PNG, params={"wait": 4})
+                pool.submit(client.post, "/upscale", content=IMAGE, headers=PNG, params={"wait": 4})
                 for _ in range(callers)
             ]
             time.sleep(1.5)

@@ -23,7 +23,7 @@ from PIL import Image
 from service import data_uri
 from serving import sharp
 
-from lab.fleet.callers import PICTURE, PNG
+from lab.fleet.callers import IMAGE, PNG
 from lab.fleet.servers import Fleet
 from seesr import Engine, Settings
 from seesr.config import Configuration
@@ -41,7 +41,7 @@ def ask(fleet: Fleet, method: str, path: str, gateway: str = "gateway", **more: 
 
 def send(fleet: Fleet, gateway: str = "gateway", headers: dict[str, str] | None = None, **query: Any) -> httpx.Response:
     params = {"num_inference_steps": 1, "wait": 0, **query}
-    return ask(fleet, "POST", "/upscale", gateway, content=PICTURE, headers={**PNG, **(headers or {})}, params=params)
+    return ask(fleet, "POST", "/upscale", gateway, content=IMAGE, headers={**PNG, **(headers or {})}, params=params)
 
 
 def ended(fleet: Fleet, id: str, gateway: str = "gateway") -> dict[str, Any]:
@@ -96,10 +96,10 @@ def test_a_quote_comes_from_the_rates_that_the_workers_publish(echo: Fleet) -> N
     for _ in range(3):
         assert ended(echo, send(echo).json()["id"])["status"] == "succeeded"
     params = {"num_inference_steps": 1}
-    quote = ask(echo, "POST", "/quote", "gateway1", content=PICTURE, headers=PNG, params=params)
+    quote = ask(echo, "POST", "/quote", "gateway1", content=IMAGE, headers=PNG, params=params)
     assert quote.status_code == 200, quote.text
     values = quote.json()
-    assert values["seconds"] == pytest.approx(0.1, rel=0.2) and values["bytes"] == len(PICTURE)
+    assert values["seconds"] == pytest.approx(0.1, rel=0.2) and values["bytes"] == len(IMAGE)
     assert values["wait"] == 0 and values["promised"] >= values["seconds"] and values["images"] >= 3
     assert "rates" not in str(ask(echo, "GET", "/status").json()["workers"])
 
@@ -112,10 +112,10 @@ def test_a_deadline_that_no_worker_can_meet_is_refused_with_the_quote(echo: Flee
     assert "a deadline of 0.3 s cannot be met" in refused.json()["detail"]
     assert refused.json()["quote"]["seconds"] == pytest.approx(0.8, rel=0.3)
     jobs = [send(echo, num_inference_steps=8).json()["id"] for _ in range(4)]
-    waiting = ask(echo, "POST", "/quote", content=PICTURE, headers=PNG, params={"num_inference_steps": 1}).json()
+    waiting = ask(echo, "POST", "/quote", content=IMAGE, headers=PNG, params={"num_inference_steps": 1}).json()
     assert waiting["wait"] > 0.1
     urgent = {"num_inference_steps": 1, "priority": "urgent"}
-    first = ask(echo, "POST", "/quote", content=PICTURE, headers=PNG, params=urgent).json()
+    first = ask(echo, "POST", "/quote", content=IMAGE, headers=PNG, params=urgent).json()
     assert first["wait"] < waiting["wait"]
     assert send(echo, deadline=0.11).status_code == 409
     accepted = send(echo, deadline=60)
@@ -129,17 +129,17 @@ def test_whichever_gateway_is_asked(echo: Fleet) -> None:
     result = send(echo).json()
     assert ended(echo, result["id"], "gateway1")["status"] == "succeeded"
     link = ask(echo, "GET", f"/jobs/{result['id']}", "gateway1").json()["result"]
-    assert httpx.get(link).content == PICTURE
-    assert httpx.get(link.replace(echo.addresses["gateway1"], echo.addresses["gateway"])).content == PICTURE
-    upload = ask(echo, "POST", "/v1/files", files={"content": ("x.png", PICTURE)}).json()
+    assert httpx.get(link).content == IMAGE
+    assert httpx.get(link.replace(echo.addresses["gateway1"], echo.addresses["gateway"])).content == IMAGE
+    upload = ask(echo, "POST", "/v1/files", files={"content": ("x.png", IMAGE)}).json()
     again = ask(echo, "GET", f"/v1/files/{upload['id']}/download", "gateway1")
-    assert again.content == PICTURE
+    assert again.content == IMAGE
     url = f"{echo.addresses['gateway1']}/v1/files/{upload['id']}"
     version = ask(echo, "GET", "/status").json()["version"]
     body = {"version": version, "input": {"image": url, "num_inference_steps": 1}}
     response = ask(echo, "POST", "/v1/predictions", "gateway1", json=body, headers={"Prefer": "wait=30"}).json()
     assert response["status"] == "succeeded"
-    assert base64.b64decode(response["output"].partition(",")[2]) == PICTURE
+    assert base64.b64decode(response["output"].partition(",")[2]) == IMAGE
     assert ask(echo, "DELETE", f"/v1/files/{upload['id']}").status_code == 204
     assert ask(echo, "GET", f"/v1/files/{upload['id']}", "gateway1").status_code == 404
 
@@ -153,14 +153,14 @@ def test_an_idempotency_key_holds_for_all_gateways(echo: Fleet) -> None:
 
 
 def test_a_batch_has_one_status_and_a_bad_image_fails_alone(echo: Fleet) -> None:
-    files = [("a", ("a.png", PICTURE)), ("b", ("b.png", b"no picture")), ("c", ("c.png", PICTURE))]
+    files = [("a", ("a.png", IMAGE)), ("b", ("b.png", b"no image")), ("c", ("c.png", IMAGE))]
     result = ask(echo, "POST", "/batches", files=files, params={"num_inference_steps": 1, "priority": "low"}).json()
     assert [entry["name"] for entry in result["refused"]] == ["b.png"]
     path = f"/batches/{result['id']}"
     echo.until(lambda: ask(echo, "GET", path, "gateway1").json()["status"] == "ended", 30)
     archive = zipfile.ZipFile(io.BytesIO(ask(echo, "GET", f"{path}/result", "gateway1").content))
     assert sorted(archive.namelist()) == ["a.png", "c.png", "failed.txt"]
-    assert archive.read("a.png") == PICTURE
+    assert archive.read("a.png") == IMAGE
 
 
 def test_forged_expired_and_foreign_links_are_refused(echo: Fleet) -> None:
@@ -176,11 +176,11 @@ def test_forged_expired_and_foreign_links_are_refused(echo: Fleet) -> None:
         stem,
     ):
         assert httpx.get(bad).status_code == 404, bad
-    assert httpx.get(link).content == PICTURE
+    assert httpx.get(link).content == IMAGE
 
 
 def test_a_full_queue_says_when_to_come_again(echo: Fleet) -> None:
-    """From the times of the last pictures and the workers that are there."""
+    """From the times of the last images and the workers that are there."""
     ended(echo, send(echo).json()["id"])
     echo.start_gateway("stranger", SEESR_MAX_QUEUE="1")
     try:
@@ -199,7 +199,7 @@ def test_a_full_queue_says_when_to_come_again(echo: Fleet) -> None:
 
 def test_a_link_instead_of_the_file(echo: Fleet) -> None:
     body = send(echo, wait=20, answer="link").json()
-    assert httpx.get(body["public_url"]).content == PICTURE
+    assert httpx.get(body["public_url"]).content == IMAGE
     assert (echo.folder / "store" / "out" / body["file_key"]).exists()
 
 
@@ -379,7 +379,7 @@ def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         assert completed.returncode == 2 and "Redis does not answer" in completed.stderr.splitlines()[-1]
 
 
-def test_a_result_is_a_picture_of_its_settings(pocket_fleet: Fleet) -> None:
+def test_a_result_is_a_image_of_its_settings(pocket_fleet: Fleet) -> None:
     answer = ask(pocket_fleet, "POST", "/upscale", content=sharp(), headers=PNG, params={**QUICK, "scale_factor": 2})
     assert Image.open(io.BytesIO(answer.content)).size == (48, 36)
 

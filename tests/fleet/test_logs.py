@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lab.fleet.callers import PICTURE, PNG
+from lab.fleet.callers import IMAGE, PNG
 from lab.fleet.servers import fleet
 
 
@@ -16,7 +16,7 @@ from lab.fleet.servers import fleet
 def test_a_worker_logs_job_worker_and_attempt(tmp_path: Path) -> None:
     with fleet(tmp_path, ECHO_SECONDS="0.1", LOG_FORMAT="json") as running:
         address = running.addresses["gateway"]
-        answer = httpx.post(f"{address}/upscale", content=PICTURE, headers=PNG, params={"num_inference_steps": 1})
+        answer = httpx.post(f"{address}/upscale", content=IMAGE, headers=PNG, params={"num_inference_steps": 1})
         assert answer.status_code == 200
         job = answer.headers["x-job-id"]
         log = (tmp_path / "worker0.log").read_text().splitlines()

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from lab.fleet.callers import PICTURE
+from lab.fleet.callers import IMAGE
 from lab.fleet.servers import fleet
 from seesr.networks import weights
 from seesr.serving.identity import version_of
 
 pytestmark = pytest.mark.long
-URI = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+URI = "data:image/png;base64," + base64.b64encode(IMAGE).decode()
 
 
 def test_a_gateway_sends_each_model_to_the_workers_of_its_bundle(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from serving import ANN, BOB
 
-from lab.fleet.callers import PICTURE, PNG
+from lab.fleet.callers import IMAGE, PNG
 from lab.fleet.servers import Fleet, fleet
 
 
@@ -24,7 +24,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def post(of: Fleet, token: str, **query: object) -> httpx.Response:
     params = {"wait": 0, "num_inference_steps": 1, **query}
     headers = {**PNG, "Authorization": f"Bearer {token}"}
-    return httpx.post(f"{of.addresses['gateway']}/upscale", params=params, content=PICTURE, headers=headers, timeout=30)
+    return httpx.post(f"{of.addresses['gateway']}/upscale", params=params, content=IMAGE, headers=headers, timeout=30)
 
 
 def test_a_key_that_fills_the_queue_delays_another_by_one_image(shared: Fleet) -> None:

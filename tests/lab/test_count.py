@@ -48,7 +48,7 @@ def test_the_autoencoder_computes_nothing_twice_and_holds_little(at_2048: dict[s
         (8192, 43e9, 1.4 * 633, 220, 35),
     ],
 )
-def test_the_decoder_of_large_pictures(size: int, free: float, conv: float, attention: float, peak: float) -> None:
+def test_the_decoder_of_large_images(size: int, free: float, conv: float, attention: float, peak: float) -> None:
     decode = count.count(size, int(free), TWO_STEPS)["decode"]
     assert decode.flop("convolution") <= conv * 1e12
     assert decode.flop("attention") <= attention * 1e12

@@ -1,6 +1,6 @@
-"""The committed pocket model on pictures it has never seen, with floors just below what was measured.
+"""The committed pocket model on images it has never seen, with floors just below what was measured.
 
-`python -m lab.quality.evaluate` gives the whole table; a change that harms pictures must not pass quietly.
+`python -m lab.quality.evaluate` gives the whole table; a change that harms images must not pass quietly.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from scripts.cog_server import ROOT
 from seesr import Output, Settings, Upscaler
 
 FLOORS = {1: 1.12, 2: 1.13, 4: 1.11}  # steps -> mean luma gain over bicubic, dB
-EACH = 0.36  # the least gain of any picture, dB
+EACH = 0.36  # the least gain of any image, dB
 MILD, MILD_EACH = 0.46, 0.1  # the same of mild damage, two steps
 DAMAGED, DAMAGED_EACH = 0.14, -0.22  # the same of Real-ESRGAN's degradation, two steps
 LOSSES = {"no ControlNet": 0.2, "image tokens zeroed": 0.02, "negative prompt as prompt": 1.0}  # mean loss, dB
 
 
-def luma(picture: degradations.Rgb) -> np.ndarray:
+def luma(image: degradations.Rgb) -> np.ndarray:
     """Without the border that the measures leave out."""
-    return metrics.luma(picture)[4:-4, 4:-4]
+    return metrics.luma(image)[4:-4, 4:-4]
 
 
 def restored(
@@ -70,7 +70,7 @@ def test_degraded_images_beat_bicubic_and_most_are_detected_as_degraded(pocket: 
 
 
 @pytest.mark.slow
-def test_mildly_damaged_pictures_beat_bicubic(pocket: Upscaler) -> None:
+def test_mildly_damaged_images_beat_bicubic(pocket: Upscaler) -> None:
     gains = [restored(pocket, degradations.mild(high, 1), high, steps=2)[2] for _, high in metrics.built_in()]
     assert np.mean(gains) >= MILD, gains
     assert min(gains) >= MILD_EACH, gains

@@ -171,7 +171,7 @@ def test_health_is_answered_during_a_run(engine: Engine, photo: Image.Image) -> 
     assert answers and all(answers)
 
 
-def test_loading_runs_one_picture_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_runs_one_image_first(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     whole = UpscaleRun.run
     monkeypatch.setattr(UpscaleRun, "run", lambda self: (runs.append(self), whole(self))[1])

@@ -40,8 +40,8 @@ def plain(source: ImageData, scale: float = 4) -> np.ndarray:
     return resize(source.visible, tuple(round(side * scale) for side in source.size))
 
 
-def sharpness(picture: np.ndarray) -> float:
-    return float(np.abs(np.diff(luma(picture), axis=1)).mean())
+def sharpness(image: np.ndarray) -> float:
+    return float(np.abs(np.diff(luma(image), axis=1)).mean())
 
 
 SLOW = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
@@ -49,11 +49,11 @@ SLOW = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
 
 @pytest.mark.parametrize("more", [{}, *(pytest.param(more, marks=pytest.mark.slow) for more in SLOW)])
 def test_fidelity_goes_from_the_model_to_the_bicubic_upscale(pocket: Upscaler, small: ImageData, more: dict) -> None:
-    pictures = [made(pocket, small, fidelity=value, **more) for value in FIDELITIES]
-    np.testing.assert_array_equal(pictures[0], made(pocket, small, **more))
-    np.testing.assert_array_equal(pictures[-1], plain(small))
-    near = [psnr(picture, plain(small)) for picture in pictures]
-    sharp = [sharpness(picture) for picture in pictures]
+    images = [made(pocket, small, fidelity=value, **more) for value in FIDELITIES]
+    np.testing.assert_array_equal(images[0], made(pocket, small, **more))
+    np.testing.assert_array_equal(images[-1], plain(small))
+    near = [psnr(image, plain(small)) for image in images]
+    sharp = [sharpness(image) for image in images]
     assert near == sorted(set(near)) and sharp == sorted(set(sharp), reverse=True)
 
 
@@ -107,7 +107,7 @@ def test_black_is_bicubic_and_white_is_the_model_without_the_black_tiles(
 
 
 def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: ImageData) -> None:
-    """Between the two pictures, pixel by pixel, also at the edge of a mask of another resolution."""
+    """Between the two images, pixel by pixel, also at the edge of a mask of another resolution."""
     shape = left_half(small, 2)
     model, result = made(pocket, small), made(pocket, small, shape)
     low, high = np.minimum(model, plain(small)), np.maximum(model, plain(small))
@@ -134,9 +134,9 @@ def test_global_layers_skip_no_tile(tiny_upscaler: Upscaler, small: ImageData) -
     )
 
 
-def file(picture: Image.Image, kind: str = "PNG", **more: object) -> bytes:
+def file(image: Image.Image, kind: str = "PNG", **more: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **more)
+    image.save(buffer, kind, **more)
     return buffer.getvalue()
 
 
@@ -155,7 +155,7 @@ def test_masks_that_can_be_read_mean_what_they_show() -> None:
         (file(Image.new("L", (30, 40))), "the mask is 30x40 and the image 40x30: their aspect ratios differ"),
         (file(Image.new("L", (41, 30))), "their aspect ratios differ"),
         (b"", "the mask cannot be used: the image file is empty"),
-        (b"no picture at all", "the mask cannot be used: "),
+        (b"no image at all", "the mask cannot be used: "),
         (
             file(Image.new("L", (40, 30)), save_all=True, append_images=[Image.new("L", (40, 30), 9)], duration=9),
             "the mask cannot be used: the image has 2 frames",

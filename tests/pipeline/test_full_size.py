@@ -1,4 +1,4 @@
-"""The road of one picture at full size; the recorded numbers at full size are in test_parity.py."""
+"""The road of one image at full size; the recorded numbers at full size are in test_parity.py."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_an_image_passes_through_the_full_size_networks() -> None:
     networks = sizes.build(torch.device("cpu"), torch.float32)
     for name, count in PARAMETERS.items():
         assert sum(p.numel() for p in getattr(networks, name).parameters()) == count
-    picture = Image.fromarray(skimage.data.chelsea()[:128, :128])
-    result = Upscaler(networks)(picture, Settings(num_inference_steps=1, seed=1))
+    image = Image.fromarray(skimage.data.chelsea()[:128, :128])
+    result = Upscaler(networks)(image, Settings(num_inference_steps=1, seed=1))
     assert result.image.size == (512, 512)
     assert np.ptp(np.asarray(result.image)) > 0
     assert result.metrics["tiles"] == 1

@@ -31,9 +31,9 @@ def test_a_thin_image_is_padded_to_an_eighth_of_a_tile(
     pocket: Upscaler, size: tuple[int, int], latent_pixels: int
 ) -> None:
     width, height = size
-    picture = ImageData(np.zeros((height, width, 3), np.uint8))
+    image = ImageData(np.zeros((height, width, 3), np.uint8))
     settings = dataclasses.replace(QUICK, scale_factor=pocket.networks.factor)  # one latent pixel for each pixel
-    conditioning = UpscaleRun(pocket.networks, settings, picture, Progress()).enlarge()
+    conditioning = UpscaleRun(pocket.networks, settings, image, Progress()).enlarge()
     assert conditioning.shape[0] * conditioning.shape[1] // pocket.networks.factor**2 == latent_pixels
 
 

@@ -1,4 +1,4 @@
-"""Peak memory must depend on the tiles, not on the picture."""
+"""Peak memory must depend on the tiles, not on the image."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, config["in_chan
 
 
 def peak(side: int) -> tuple[int, int]:
-    """Peak bytes of one prediction, and the bytes of the buffers that are as large as the picture."""
+    """Peak bytes of one prediction, and the bytes of the buffers that are as large as the image."""
     command = [sys.executable, "-c", PROGRAM, str(side)]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     maximum, channels, factor = map(int, completed.split())
     pixels = side * side
     latents = 4 * channels * pixels // factor**2  # float32
-    # The enlarged input and the result, 3 bytes a pixel each; the decoded picture in float32. Of the latents: the
+    # The enlarged input and the result, 3 bytes a pixel each; the decoded image in float32. Of the latents: the
     # noisy ones, the noise, the blended prediction and the clean ones made from them.
     return maximum, (3 + 3 + 12) * pixels + 4 * latents
 

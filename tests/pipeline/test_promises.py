@@ -31,7 +31,7 @@ def test_the_tagger_input_does_not_depend_on_the_image_size(depth: type) -> None
     torch.testing.assert_close(preprocess(tagging.shrunk(small, 96), 96), whole, rtol=0, atol=2e-5)
 
 
-def test_a_picture_asks_for_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_asks_for_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, *_: cls(2, 0)))
     assert pocket(photo, QUICK).metrics["tile_batch"] == 2
 
@@ -64,7 +64,7 @@ def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
 
 
 def test_nothing_asks_the_network(tmp_path: Path) -> None:
-    """Loading and a picture with every connection and every name refused."""
+    """Loading and an image with every connection and every name refused."""
     Image.new("RGB", (24, 18), (90, 120, 60)).save(tmp_path / "small.png")
     script = f"""
 import socket

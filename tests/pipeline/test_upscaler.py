@@ -1,4 +1,4 @@
-"""The whole road of a picture, on the pocket model and on tiny networks."""
+"""The whole road of an image, on the pocket model and on tiny networks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LARGEST_SEAM = 1.3
 QUICK = Settings(num_inference_steps=1, seed=1)
 
 
-def pixels(upscaler: Upscaler, picture: Image.Image, **changes: object) -> np.ndarray:
-    return np.asarray(upscaler(picture, dataclasses.replace(QUICK, **changes)).image)
+def pixels(upscaler: Upscaler, image: Image.Image, **changes: object) -> np.ndarray:
+    return np.asarray(upscaler(image, dataclasses.replace(QUICK, **changes)).image)
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(pocket: Upscaler, photo: Image.Image) -> None:
@@ -129,8 +129,8 @@ def test_views(pocket: Upscaler, photo: Image.Image) -> None:
     [((1, 1), 4), ((1, 1), 1), ((3, 2), 8), ((67, 41), 1.5), ((130, 1), 4), ((1, 90), 2.7), ((64, 64), 4)],
 )
 def test_the_size_is_exact(pocket: Upscaler, size: tuple[int, int], scale: float, rng: np.random.Generator) -> None:
-    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    result = pocket(picture, dataclasses.replace(QUICK, scale_factor=scale))
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    result = pocket(image, dataclasses.replace(QUICK, scale_factor=scale))
     assert result.image.size == (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
@@ -226,7 +226,7 @@ def collapsed(pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("color_fix", ["wavelet", "adain", "none"])
 @pytest.mark.parametrize("fault", [black, one_value_per_tile, collapsed])
-def test_a_decoder_that_gives_no_picture_fails(
+def test_a_decoder_that_gives_no_image_fails(
     pocket: Upscaler, photo: Image.Image, color_fix: str, fault: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     """Whatever the colour fix pastes into it afterwards."""
@@ -244,7 +244,7 @@ def test_smoothed_noise_passes_the_contrast_check(pocket: Upscaler, scale: int, 
     assert pocket(noise, dataclasses.replace(QUICK, scale_factor=scale)).image.size == (96 * scale, 96 * scale)
 
 
-def test_a_flat_picture_stays_one(pocket: Upscaler) -> None:
+def test_a_flat_image_stays_one(pocket: Upscaler) -> None:
     off = np.abs(pixels(pocket, Image.new("RGB", (64, 48), (90, 120, 150))).astype(int) - (90, 120, 150))
     assert off[32:-32, 32:-32].max() <= 4  # convolutions see zeros beyond the border
     assert off.mean() <= 1
@@ -253,8 +253,8 @@ def test_a_flat_picture_stays_one(pocket: Upscaler) -> None:
 TILED = dataclasses.replace(QUICK, num_inference_steps=2, latent_tiled_size=32, latent_tiled_overlap=8)
 
 
-def run(upscaler: Upscaler, picture: Image.Image, budget: Budget) -> tuple[np.ndarray, dict]:
-    job = UpscaleRun(upscaler.networks, TILED, from_pil(picture), Progress())
+def run(upscaler: Upscaler, image: Image.Image, budget: Budget) -> tuple[np.ndarray, dict]:
+    job = UpscaleRun(upscaler.networks, TILED, from_pil(image), Progress())
     job.budget = budget
     result = job.run()
     return result.image_data.rgb, result.metrics
@@ -300,7 +300,7 @@ def test_an_upscaler_that_ran_out_of_memory_works_again(pocket: Upscaler, photo:
 
 @pytest.mark.parametrize("part", ["unet", "encoder", "decoder", "tagger", "text"])
 def test_an_overflow_in_half_precision_is_done_again(tiny_bundle: Path, photo: Image.Image, part: str) -> None:
-    """From there on in single precision to the picture's end, and then in the same half precision at the same place."""
+    """From there on in single precision to the image's end, and then in the same half precision at the same place."""
     networks = models.load(tiny_bundle, torch.device("cpu"), torch.bfloat16)
     network, layer = {
         "unet": (networks.unet, networks.unet.conv_out),
@@ -333,7 +333,7 @@ def hard_blend(fn, tiles, shape, batch, weight, finished=lambda count: None, exe
 
 
 def seam(tiled: Output, whole: Output, factor: int) -> float:
-    """How the difference to the picture made from one tile jumps across tile borders, over its slope beside them."""
+    """How the difference to the image made from one tile jumps across tile borders, over its slope beside them."""
     difference = tiled.image_data.rgb.astype(float) - whole.image_data.rgb
     settings, across, beside = tiled.settings, [], []
     side = settings.latent_tiled_size
@@ -352,12 +352,12 @@ def seam(tiled: Output, whole: Output, factor: int) -> float:
 def test_no_seam_where_tiles_meet(
     pocket: Upscaler, kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On smooth pictures this model's tiles differ by less than a level, and hard ones could not be told."""
-    picture = {
+    """On smooth images this model's tiles differ by less than a level, and hard ones could not be told."""
+    image = {
         "noise": rng.normal(128, 40, (96, 160, 3)).clip(0, 255),
         "photo": skimage.data.astronaut()[100:484, :640].reshape(96, 4, 128, 4, 3).mean((1, 3)),
     }[kind].astype(np.uint8)
-    low, factor = Image.fromarray(picture), pocket.networks.factor
+    low, factor = Image.fromarray(image), pocket.networks.factor
     tiled, whole = (pocket(low, dataclasses.replace(QUICK, latent_tiled_size=side)) for side in (64, 160))
     assert tiled.metrics["tiles"] >= 4 > 1 == whole.metrics["tiles"]
     monkeypatch.setattr(denoiser, "blend", hard_blend)

@@ -1,4 +1,4 @@
-"""What one picture costs, by counts: nothing is computed twice, nothing is recorded wrongly."""
+"""What one image costs, by counts: nothing is computed twice, nothing is recorded wrongly."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def test_the_full_size_networks_cost_what_they_should() -> None:
         vae = AutoencoderKL(**sizes.VAE)
         z, t = torch.empty(1, 4, 64, 64), torch.empty(1)
         context = (Tokens(torch.empty(1, 77, 1024)), Tokens(torch.empty(1, 145, 512)))
-        features, picture = torch.empty(1, 320, 64, 64), torch.empty(1, 3, 512, 512)
+        features, image = torch.empty(1, 320, 64, 64), torch.empty(1, 3, 512, 512)
     step = tflop(unet, z, t, context) + tflop(controlnet, z, t, context, features)
     assert step == pytest.approx(1.61, rel=0.02)
-    assert tflop(vae.encoder, picture) == pytest.approx(1.117, rel=0.01)
+    assert tflop(vae.encoder, image) == pytest.approx(1.117, rel=0.01)
     assert tflop(vae.decoder, z) == pytest.approx(2.515, rel=0.01)
     again = tflop(unet, z, t, context) + tflop(controlnet, z, t, context, features)
     assert 0.98 * step < again < step  # keys and values of the context are there already
@@ -125,9 +125,9 @@ def test_a_recorded_pass_gives_the_same_images(pocket: Upscaler, photo: Image.Im
         for scale in (1.0, 1.5):
             recorded(photo, dataclasses.replace(settings, cfg_scale=scale))
     other = photo.transpose(Image.Transpose.ROTATE_180)
-    for picture in (photo, other, photo):  # the second must not be made with the first one's tokens
+    for image in (photo, other, photo):  # the second must not be made with the first one's tokens
         for values in (settings, dataclasses.replace(settings, cfg_scale=1.3, user_prompt="red")):
-            assert recorded(picture, values).image.tobytes() == pocket(picture, values).image.tobytes()
+            assert recorded(image, values).image.tobytes() == pocket(image, values).image.tobytes()
     assert len(recorded.graphs.recordings) == 3  # with guidance of any scale, without, and the conditioning's embedding
     assert bench.replayed(recorded, from_pil(photo), settings) == {"graphs": 3, "levels_off": 0}
     for recording in recorded.graphs.recordings.values():

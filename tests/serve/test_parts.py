@@ -91,7 +91,7 @@ class Answers(ThreadingHTTPServer):
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.failures = 0
         super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://pictures.test:{self.server_address[1]}"
+        self.url = f"http://images.test:{self.server_address[1]}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -106,8 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", "http://internal.test/secret")
         else:
             packed = "gzip" in self.headers.get("Accept-Encoding", "")  # as many servers would
-            body = gzip.compress(b"picture") if packed else b"picture"
-            self.send_response(200 if self.path == "/picture" else 404)
+            body = gzip.compress(b"image") if packed else b"image"
+            self.send_response(200 if self.path == "/image" else 404)
             self.send_header("Content-Length", str(len(body)))
             if packed:
                 self.send_header("Content-Encoding", "gzip")
@@ -132,7 +132,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
     real = fetch.public_address
 
     async def address(host: str, port: int) -> str:
-        if host == "pictures.test":
+        if host == "images.test":
             return "127.0.0.1"
         return await real("10.0.0.1" if host == "internal.test" else host, port)
 
@@ -152,13 +152,13 @@ def fetched(url: str, allowed: str = "*") -> bytes:
 
 
 def test_a_url_is_fetched_and_its_redirects_are_checked(answers: Answers) -> None:
-    assert fetched(f"{answers.url}/picture") == b"picture"
+    assert fetched(f"{answers.url}/image") == b"image"
     for path, message in {"loop": "more than 5 times", "inside": "not public", "nothing": "answers 404"}.items():
         with pytest.raises(ValueError, match=message):
             fetched(f"{answers.url}/{path}")
     with pytest.raises(Refused, match=r"URLs of internal\.test are not allowed"):
-        fetched(f"{answers.url}/inside", "pictures.test")
-    for url in ("ftp://pictures.test/x", "http://", "http://[::1"):
+        fetched(f"{answers.url}/inside", "images.test")
+    for url in ("ftp://images.test/x", "http://", "http://[::1"):
         with pytest.raises(ValueError):
             fetched(url)
 
@@ -251,7 +251,7 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
             return {}
 
     monkeypatch.setenv("SEESR_LOCAL_WEBHOOKS", "1")
-    answers.url = answers.url.replace("pictures.test", "localhost")
+    answers.url = answers.url.replace("images.test", "localhost")
     monkeypatch.setenv("SEESR_DATA", str(tmp_path))
     from serving import sharp
 

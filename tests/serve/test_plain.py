@@ -19,11 +19,11 @@ from seesr import Engine, Settings
 
 
 def test_every_entry_point_gives_the_bytes_of_the_engine(service: Serving, engine: Engine) -> None:
-    picture = sharp()
-    expected = engine.run(picture, Settings(**QUICK)).data
-    body = service.upscale(picture)
-    form = service.ask("POST", "/upscale", files={"image": ("my-photo.png", picture)}, data=QUICK)
-    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
+    image = sharp()
+    expected = engine.run(image, Settings(**QUICK)).data
+    body = service.upscale(image)
+    form = service.ask("POST", "/upscale", files={"image": ("my-photo.png", image)}, data=QUICK)
+    uri = "data:image/png;base64," + base64.b64encode(image).decode()
     in_json = service.ask("POST", "/upscale", json={"image": uri, **QUICK})
     assert [answer.status_code for answer in (body, form, in_json)] == [200] * 3
     assert body.content == form.content == in_json.content == expected
@@ -152,7 +152,7 @@ def test_an_idempotency_key_gives_the_same_job_or_is_refused(service: Serving) -
 
 
 def test_a_batch_of_files_in_which_a_bad_one_fails_alone(service: Serving) -> None:
-    files = [("image", ("a.png", sharp())), ("image", ("b.png", b"no picture")), ("image", ("a.png", sharp(20, 20)))]
+    files = [("image", ("a.png", sharp())), ("image", ("b.png", b"no image")), ("image", ("a.png", sharp(20, 20)))]
     batch = service.ask("POST", "/batches", files=files, data={**QUICK, "priority": "low"}).json()
     assert [job["name"] for job in batch["jobs"]] == ["a.png", "a.png"]
     assert batch["refused"][0]["name"] == "b.png" and "not an image" in batch["refused"][0]["error"]
@@ -257,10 +257,10 @@ def test_hundred_requests_of_sixteen_clients_come_back_in_order_of_priority(serv
 
 
 def test_an_idle_server_adds_little(service: Serving, engine: Engine) -> None:
-    picture, overheads = sharp(), []
+    image, overheads = sharp(), []
     for _ in range(15):
         started = time.perf_counter()
-        job = service.upscale(picture).headers["x-job-id"]
+        job = service.upscale(image).headers["x-job-id"]
         whole = time.perf_counter() - started
         metrics = service.ask("GET", f"/jobs/{job}").json()["metrics"]
         overheads.append(whole - sum(metrics["seconds"].values()))
@@ -297,7 +297,7 @@ def test_a_mask_comes_by_form_by_json_and_by_replicates_client(service: Serving,
 
 
 def test_a_mask_is_compared_with_the_upright_image(service: Serving) -> None:
-    """A phone's picture lies on its side in the file; who paints a mask sees it upright."""
+    """A phone's image lies on its side in the file; who paints a mask sees it upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()

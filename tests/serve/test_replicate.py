@@ -37,13 +37,13 @@ def client(service: Serving) -> Iterator[replicate.Client]:
 
 
 def test_the_official_python_client_runs_the_readmes_example(client: replicate.Client, engine: Engine) -> None:
-    picture = sharp()
-    output = client.run("you/seesr", input={"image": io.BytesIO(picture), "scale_factor": 4, **QUICK})
-    assert output.read() == engine.run(picture, Settings(**QUICK)).data
+    image = sharp()
+    output = client.run("you/seesr", input={"image": io.BytesIO(image), "scale_factor": 4, **QUICK})
+    assert output.read() == engine.run(image, Settings(**QUICK)).data
     version = client.models.get("you/seesr").latest_version
     assert version is not None
     assert "scale_factor" in version.openapi_schema["components"]["schemas"]["Input"]["properties"]
-    again = client.run(f"you/seesr:{version.id}", input={"image": io.BytesIO(picture), **QUICK})
+    again = client.run(f"you/seesr:{version.id}", input={"image": io.BytesIO(image), **QUICK})
     assert len(again.read()) > 0
 
 
@@ -63,9 +63,9 @@ def test_it_creates_polls_follows_progress_and_cancels(client: replicate.Client)
 
 
 def test_it_uploads_lists_and_deletes_files(client: replicate.Client) -> None:
-    picture = sharp()
-    file = client.files.create(io.BytesIO(picture))
-    assert client.files.get(file.id).size == len(picture)
+    image = sharp()
+    file = client.files.create(io.BytesIO(image))
+    assert client.files.get(file.id).size == len(image)
     assert file.id in [result.id for result in client.files.list()]
     output = client.run("you/seesr", input={"image": file.urls["get"], **QUICK})
     assert len(output.read()) > 0
@@ -87,7 +87,7 @@ def test_a_wrong_token_a_missing_id_and_another_model(service: Serving, client: 
 
 def test_a_failed_prediction_raises_with_its_reason(client: replicate.Client) -> None:
     with pytest.raises(ReplicateError, match="not an image"):
-        client.run("you/seesr", input={"image": io.BytesIO(b"no picture")})
+        client.run("you/seesr", input={"image": io.BytesIO(b"no image")})
 
 
 def test_the_official_javascript_client(service: Serving, tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_what_a_prediction_holds(service: Serving) -> None:
 
 
 def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
-    with Serving(tmp_path / "s", SEESR_PUBLIC_URL="https://pictures.example") as server:
+    with Serving(tmp_path / "s", SEESR_PUBLIC_URL="https://images.example") as server:
         output = create(server, "wait")["output"]
-        assert output.startswith("https://pictures.example/v1/outputs/")
-        local = output.replace("https://pictures.example", "")
+        assert output.startswith("https://images.example/v1/outputs/")
+        local = output.replace("https://images.example", "")
         assert server.ask("GET", local, None).content == server.upscale().content
 
 

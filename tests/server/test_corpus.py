@@ -1,4 +1,4 @@
-"""Bad and odd requests through Cog's server: the right picture or a one-line error, the next caller unharmed."""
+"""Bad and odd requests through Cog's server: the right image or a one-line error, the next caller unharmed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import corpus
 import pytest
 from corpus import Case
 from PIL import Image
-from service import ask, data_uri, picture_of, png, predict
+from service import ask, data_uri, image_of, png, predict
 
 from scripts.cog_server import CogServer
 
@@ -49,7 +49,7 @@ def test_request(server: CogServer, good: str, case: Case) -> None:
     answer = response.json()
     if answer["status"] == "succeeded":
         assert case.message is None, "must be refused"
-        picture_of(answer).load()
+        image_of(answer).load()
         return
     error = answer["error"]
     assert case.message is not None and re.search(case.message, error), error
@@ -63,8 +63,8 @@ def test_request(server: CogServer, good: str, case: Case) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link", "pipe", "folder"])
 def test_no_local_path_is_read(server: CogServer, tmp_path: Path, kind: str) -> None:
-    """Even a picture in the temporary folder, where uploads lie too, is no upload when a client names its path."""
-    path, target = tmp_path / "picture.png", tmp_path / "target.png"
+    """Even an image in the temporary folder, where uploads lie too, is no upload when a client names its path."""
+    path, target = tmp_path / "image.png", tmp_path / "target.png"
     target.write_bytes(corpus.file(corpus.PHOTO))
     {
         "file": lambda: path.write_bytes(target.read_bytes()),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 from PIL import Image
-from service import ask_in_background, data_uri, picture_of, png, predict, wait_for
+from service import ask_in_background, data_uri, image_of, png, predict, wait_for
 
 from scripts.cog_server import ROOT, CogServer
 
@@ -40,7 +40,7 @@ def test_cancelling_takes_effect_at_once_in_every_stage(server: CogServer, photo
         assert cancelled.status_code == 200 and answers[0]["status"] == "canceled", (stage, seconds, answers)
         assert time.monotonic() - started < 0.5, stage
     good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
-    assert picture_of(good).size == (256, 192)
+    assert image_of(good).size == (256, 192)
 
 
 def test_requests_that_run_at_sigterm_are_answered_and_leave_no_files(photo: Image.Image, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_requests_that_run_at_sigterm_are_answered_and_leave_no_files(photo: Ima
         wait_for(server, "BUSY")
         server.process.terminate()
         asking.join(60)
-        assert picture_of(answers[0]).size == (256, 192)
+        assert image_of(answers[0]).size == (256, 192)
         assert server.process.wait(20) == 0
     assert not list(temporary.glob("seesr-outputs-*"))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from service import ask_in_background, data_uri, picture_of, png, predict, wait_for
+from service import ask_in_background, data_uri, image_of, png, predict, wait_for
 
 from scripts.cog_server import CogServer
 from seesr import Settings
@@ -24,7 +24,7 @@ from seesr.settings import cog_schema
 def test_a_photo_is_upscaled_with_metrics(server: CogServer, photo: Image.Image) -> None:
     values = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 1}
     first = predict(server, **values)
-    assert picture_of(first).size == (256, 192)
+    assert image_of(first).size == (256, 192)
     metrics = first["metrics"]
     assert metrics["seed"] == 5 and metrics["bundle"] == "pocket" and metrics["output_size"] == "256x192"
     assert metrics["seconds"]["denoise"] > 0
@@ -35,7 +35,7 @@ def test_a_photo_is_upscaled_with_metrics(server: CogServer, photo: Image.Image)
 def test_steering_reports_itself_and_gives_its_map(server: CogServer, photo: Image.Image) -> None:
     values = {"image": data_uri(png(photo)), "seed": 5, "num_inference_steps": 2, "use_kds": True, "num_particles": 3}
     answer = predict(server, **values, output_view="uncertainty")
-    assert picture_of(answer).mode.startswith("I;16") and picture_of(answer).size == (256, 192)
+    assert image_of(answer).mode.startswith("I;16") and image_of(answer).size == (256, 192)
     kds = answer["metrics"]["kds"]
     assert kds["particles"] == 3 and len(kds["distances"]) == 3 and len(kds["spread_before"]) == 2
     refused = predict(server, **{**values, "num_particles": 1}, output_view="uncertainty")
@@ -52,7 +52,7 @@ def test_all_views_come_as_one_zip(server: CogServer, photo: Image.Image) -> Non
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
 def test_the_format_is_what_was_asked_for(server: CogServer, photo: Image.Image, kind: str) -> None:
     answer = predict(server, image=data_uri(png(photo)), output_format=kind, num_inference_steps=1, seed=1)
-    assert picture_of(answer).format == {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[kind]
+    assert image_of(answer).format == {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[kind]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_missing_image_is_a_422(server: CogServer) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (data_uri(b"not a picture", "image/png"), "not an image"),
+        (data_uri(b"not an image", "image/png"), "not an image"),
         ("data:image/png;base64,@@@", "empty"),
         ("/etc/passwd", "must be an uploaded file"),
         (data_uri(png(Image.new("RGB", (3000, 3000)))), "the limit is 67.1 MP"),
@@ -97,7 +97,7 @@ def test_a_bad_image_fails_in_one_line_and_the_server_lives(
     assert "\n" not in answer["error"] and "Traceback" not in answer["error"] and "/tmp" not in answer["error"]
     assert time.monotonic() - started < 1
     good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
-    assert picture_of(good).size == (256, 192)
+    assert image_of(good).size == (256, 192)
     wait_for(server, "READY", seconds=1)
 
 
@@ -110,7 +110,7 @@ def test_a_running_prediction_can_be_cancelled(server: CogServer, photo: Image.I
     asking.join(60)
     assert answers[0]["status"] == "canceled"
     good = predict(server, image=data_uri(png(photo)), num_inference_steps=1, seed=1)
-    assert np.asarray(picture_of(good)).shape == (192, 256, 3)
+    assert np.asarray(image_of(good)).shape == (192, 256, 3)
 
 
 def test_missing_weights_fail_setup_with_the_command_that_fetches_them(tmp_path: Path) -> None:

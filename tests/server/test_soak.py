@@ -72,7 +72,7 @@ def requests(count: int) -> list[dict]:
 
 
 def soak(count: int, log: Path, growth: float) -> None:
-    """Compares the second third with the last; a picture in the making may add to a single look, hence the least."""
+    """Compares the second third with the last; an image in the making may add to a single look, hence the least."""
     looks: list[dict[str, int]] = []
     with CogServer(log, SEESR_WEIGHTS=str(ROOT / "weights/pocket")) as server:
         server.wait_until_ready()

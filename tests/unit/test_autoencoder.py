@@ -1,4 +1,4 @@
-"""Tiles give what one pass over the whole picture gives, whatever is held and whatever runs out."""
+"""Tiles give what one pass over the whole image gives, whatever is held and whatever runs out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seesr.runtime.tiling import Tile
 from seesr.vae import autoencoder, global_layers, row_strips
 
 HELD = 2**40
-SIZE = (40, 57)  # cells, larger than the tiles of these tests
+SIZE = (40, 57)  # latent pixels, larger than the tiles of these tests
 
 
 @pytest.fixture
@@ -191,11 +191,11 @@ def test_attention_samples_evenly_spread_latent_pixels_of_a_large_image(
     monkeypatch.setattr(tiling, "PAIRS", 600 * SIZE[0] * SIZE[1])
     whole = global_layers.GlobalAttention(attention, SIZE)
     assert whole.stride == 2
-    cells = torch.randn(1, 16, *SIZE)
+    latents = torch.randn(1, 16, *SIZE)
     for part in (Tile(0, 0, 13, 57), Tile(13, 0, 40, 20), Tile(13, 20, 40, 57)):
-        whole.observe(part.crop(cells), part)
+        whole.observe(part.crop(latents), part)
     whole.finish()
-    expected = attention.to_k(cells[..., ::2, ::2].flatten(2).transpose(1, 2))
+    expected = attention.to_k(latents[..., ::2, ::2].flatten(2).transpose(1, 2))
     assert sorted(whole.keys[0, 0, :, 0].tolist()) == pytest.approx(sorted(expected[0, :, 0].tolist()))
 
 

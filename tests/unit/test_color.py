@@ -10,12 +10,12 @@ from seesr.images import color
 
 def test_low_pass_equals_a_stationary_wavelet_transform(rng: np.random.Generator) -> None:
     """PyWavelets' undecimated transform with the same [1 2 1]/4 filter, away from the border it treats differently."""
-    picture = rng.random((256, 256))
+    image = rng.random((256, 256))
     low = np.array([1, 2, 1, 0]) / 4 * np.sqrt(2)
     bank = pywt.Wavelet("b3", filter_bank=[low, low, low, low])
-    (approximation, _), *_ = pywt.swt2(picture, bank, level=color.LEVELS, norm=False)
+    (approximation, _), *_ = pywt.swt2(image, bank, level=color.LEVELS, norm=False)
     expected = approximation / 2**color.LEVELS
-    ours = color.low_pass(torch.from_numpy(picture)[None, None])[0, 0].numpy()
+    ours = color.low_pass(torch.from_numpy(image)[None, None])[0, 0].numpy()
     # the transform indexes its filter from one end: the result is shifted by the sum of the dilations
     shifts = [np.abs(np.roll(expected, (s, s), (0, 1)) - ours)[64:-64, 64:-64].max() for s in range(-40, 41)]
     assert min(shifts) < 1e-12

@@ -32,10 +32,10 @@ def test_file_and_fields(case: Case) -> None:
 
     def read() -> tuple[np.ndarray, np.ndarray | None]:
         settings = settings_of(values, others=frozenset({"mask"}))
-        picture = decode(case.image, settings.output_size)  # type: ignore[arg-type]
+        image = decode(case.image, settings.output_size)  # type: ignore[arg-type]
         if (mask := mask_of(values)) is not None:
-            read_mask(mask, picture.size)
-        return picture.rgb, picture.alpha
+            read_mask(mask, image.size)
+        return image.rgb, image.alpha
 
     if case.message is not None:
         with pytest.raises(ValueError) as caught:

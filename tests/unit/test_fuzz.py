@@ -52,11 +52,11 @@ def test_output_size(width: int, height: int, scale: float) -> None:
 
 def read(data: bytes) -> None:
     try:
-        picture = decode(data)
+        image = decode(data)
     except ValueError as error:
         assert "\n" not in str(error)
         return
-    assert picture.rgb.shape[2] == 3 and picture.rgb.shape[:2] == picture.size[::-1]
+    assert image.rgb.shape[2] == 3 and image.rgb.shape[:2] == image.size[::-1]
 
 
 @settings(max_examples=300, deadline=None)

@@ -29,13 +29,13 @@ from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
 
 
-def file(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def random_picture(rng: np.random.Generator, *shape: int) -> Image.Image:
+def random_image(rng: np.random.Generator, *shape: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
 
 
@@ -184,11 +184,11 @@ def test_colours_that_lie_one_after_the_other_are_read(ramps: np.ndarray, depth:
 
 
 def test_several_pages_are_refused_by_their_name(rng: np.random.Generator) -> None:
-    picture = random_picture(rng, 9, 9, 3)
+    image = random_image(rng, 9, 9, 3)
     pillow_heif.register_heif_opener()
     for kind, message in (("TIFF", "2 pages"), ("AVIF", "2 frames"), ("WEBP", "2 frames")):
         with pytest.raises(ValueError, match=f"the image has {message}; send one still image"):
-            decode(file(picture, kind, save_all=True, append_images=[random_picture(rng, 9, 9, 3)]))
+            decode(file(image, kind, save_all=True, append_images=[random_image(rng, 9, 9, 3)]))
 
 
 def test_without_its_package_heic_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,20 +201,20 @@ def test_without_its_package_heic_is_refused_with_the_remedy(monkeypatch: pytest
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_cut_file_is_refused(rng: np.random.Generator, kind: str, share: float) -> None:
     pillow_heif.register_heif_opener()
-    data = file(random_picture(rng, 80, 90, 3), kind)
+    data = file(random_image(rng, 80, 90, 3), kind)
     with pytest.raises(ValueError, match=r"damaged|not an image"):
         decode(data[: int(len(data) * share)])
 
 
 def test_a_wrong_checksum_inside_a_png_is_refused(rng: np.random.Generator) -> None:
-    data = bytearray(file(random_picture(rng, 80, 90, 3)))
+    data = bytearray(file(random_image(rng, 80, 90, 3)))
     data[len(data) // 2] ^= 1
     with pytest.raises(ValueError, match="damaged"):
         decode(data)
 
 
 def test_frames_and_floats_are_refused(rng: np.random.Generator) -> None:
-    frames = [random_picture(rng, 8, 8, 3) for _ in range(3)]
+    frames = [random_image(rng, 8, 8, 3) for _ in range(3)]
     with pytest.raises(ValueError, match="3 frames"):
         decode(file(frames[0], "PNG", save_all=True, append_images=frames[1:]))
     with pytest.raises(ValueError, match="mode F"):
@@ -232,10 +232,10 @@ def test_a_header_over_the_limit_is_refused_before_decoding() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_every_mode_gives_its_colours(rng: np.random.Generator, mode: str) -> None:
-    picture = random_picture(rng, 12, 10, 3).convert(mode)
-    read = decode(file(picture, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 100} if mode == "CMYK" else {})))
+    image = random_image(rng, 12, 10, 3).convert(mode)
+    read = decode(file(image, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 100} if mode == "CMYK" else {})))
     if mode != "CMYK":
-        np.testing.assert_array_equal(read.rgb, np.asarray(picture.convert("RGB")))
+        np.testing.assert_array_equal(read.rgb, np.asarray(image.convert("RGB")))
     assert read.rgb.shape == (12, 10, 3)
 
 
@@ -305,9 +305,9 @@ def test_a_sixteen_bit_png_is_written_and_read_back(rng: np.random.Generator, tm
 
 
 def test_quality_moves_the_size(rng: np.random.Generator) -> None:
-    picture = ImageData(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    image = ImageData(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for kind in ("jpg", "webp"):
-        assert len(encode(picture, kind, 30)) < len(encode(picture, kind, 95))
+        assert len(encode(image, kind, 30)) < len(encode(image, kind, 95))
 
 
 def test_hidden_colours_do_not_bleed() -> None:
@@ -348,7 +348,7 @@ def test_hidden_pixels_take_the_nearest_colour_a_strip_at_a_time(
 
 @pytest.mark.parametrize("size", [(32768, 1024), (6000, 5600), (1024, 32768)])
 def test_no_call_fills_more_than_some_megapixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture can be cancelled between them."""
+    """An image can be cancelled between them."""
     requested = []
 
     def nowhere(hidden: np.ndarray, **_: object) -> np.ndarray:
@@ -414,39 +414,39 @@ def test_padding_mirrors_and_keeps_the_image() -> None:
 
 
 def test_a_full_or_read_only_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
-    picture = ImageData(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    image = ImageData(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(RuntimeError, match="cannot be written") as caught:
-            save(encode(picture, "png", 95), tmp_path / "a.png")
+            save(encode(image, "png", 95), tmp_path / "a.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(tmp_path) not in str(caught.value)
     assert not list(tmp_path.iterdir())
     with pytest.raises(RuntimeError, match="cannot be written"):
-        save(encode(picture, "png", 95), Path("/proc/a.png"))
+        save(encode(image, "png", 95), Path("/proc/a.png"))
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
 def test_the_record_is_in_the_file(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
     record = {"version": "1", "settings": {"seed": 5, "user_prompt": '<a> & \u00fc \U0001f600 "x"\n'}}
-    picture = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record=record)
-    save(encode(picture, kind, 90), tmp_path / "a")
+    image = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record=record)
+    save(encode(image, kind, 90), tmp_path / "a")
     assert read_record(tmp_path / "a") == record
-    save(encode(ImageData(picture.rgb), kind, 90), tmp_path / "b")
+    save(encode(ImageData(image.rgb), kind, 90), tmp_path / "b")
     with pytest.raises(ValueError, match="no settings record"):
         read_record(tmp_path / "b")
 
 
 def test_several_files_are_one_zip_with_the_record_of_the_first(tmp_path: Path, rng: np.random.Generator) -> None:
-    picture = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record={"settings": {"seed": 5}})
-    files = {"b.png": encode(picture, "png", 90), "a.png": b"another"}
+    image = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), record={"settings": {"seed": 5}})
+    files = {"b.png": encode(image, "png", 90), "a.png": b"another"}
     path = tmp_path / "x.ZIP"
     save(pack(files), path)
     with zipfile.ZipFile(path) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == files
-    assert read_record(path) == picture.record and pack(files) == path.read_bytes()
+    assert read_record(path) == image.record and pack(files) == path.read_bytes()
     for damaged in (b"no zip", pack({})):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="no settings record"):
@@ -513,8 +513,8 @@ def grey_profile(gamma: float) -> bytes:
 def test_a_grey_profile_is_applied(deep: bool) -> None:
     """Linear grey 64 of 255 is shown as 137."""
     values = np.arange(256, dtype=np.uint16)[None].repeat(2, axis=0)
-    picture = Image.fromarray(values * 257) if deep else Image.fromarray(values.astype(np.uint8))
-    read = decode(file(picture, icc_profile=grey_profile(1.0)))
+    image = Image.fromarray(values * 257) if deep else Image.fromarray(values.astype(np.uint8))
+    read = decode(file(image, icc_profile=grey_profile(1.0)))
     assert read.icc is None and read.rgb.dtype == (np.uint16 if deep else np.uint8)
     linear = np.arange(256) / 255
     expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -552,10 +552,10 @@ def test_a_cmyk_profile_is_applied(kind: str) -> None:
 
 
 def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = ImageData(np.zeros((4, 6, 3), np.uint8))
+    image = ImageData(np.zeros((4, 6, 3), np.uint8))
     monkeypatch.setattr(write, "encode_png", lambda values: file(Image.new("RGB", (6, 5))))
     with pytest.raises(RuntimeError, match=r"the written file has \(6, 5\) pixels instead of \(6, 4\)"):
-        encode(picture, "png", 95)
+        encode(image, "png", 95)
 
 
 @pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK", "GRAY"])
@@ -564,7 +564,7 @@ def test_an_unusable_profile_is_dropped_with_a_warning(icc: bytes | str, caplog:
         profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
         profile[16:20] = b"CMYK"
         icc = bytes(profile)
-    elif icc == "GRAY":  # of a picture in colour
+    elif icc == "GRAY":  # of an image in colour
         icc = grey_profile(1.0)
     read = decode(file(Image.new("RGB", (4, 4), (90, 120, 150)), icc_profile=icc))
     assert read.icc is None and "is left out: the image is taken as sRGB" in caplog.text

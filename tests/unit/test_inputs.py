@@ -31,11 +31,11 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 @pytest.mark.parametrize("name", EXPECTED)
 def test_pixels_are_those_of_an_independent_reader(name: str) -> None:
     checked = []
-    picture = decode((FOLDER / name).read_bytes(), lambda *size: checked.append(size))
-    assert checked == [picture.size]
-    check_pixels(name, picture)
-    assert picture.grey == is_grey(name)
-    assert (picture.rgb.dtype == np.uint16) == is_deep(name)
+    image = decode((FOLDER / name).read_bytes(), lambda *size: checked.append(size))
+    assert checked == [image.size]
+    check_pixels(name, image)
+    assert image.grey == is_grey(name)
+    assert (image.rgb.dtype == np.uint16) == is_deep(name)
 
 
 def heic(pixels: np.ndarray) -> bytes:

@@ -11,16 +11,16 @@ import torch
 from seesr.runtime import memory
 from seesr.runtime.memory import BYTES_PER_LATENT_PIXEL, HOST_HOLD, Budget, OutOfMemory
 
-CELLS = 64 * 64
+LATENT_PIXELS = 64 * 64
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 @pytest.mark.parametrize(("share", "batch"), [(100, 8), (1.0, 8), (0.99, 5), (0.5, 4), (0.49, 1), (0.0, 1)])
 def test_a_gpu_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch, share: float, batch: int) -> None:
     """Half of it for batches, half for what waits, more for a pass over the whole."""
-    free = 2 * int(share * 8 * CELLS * BYTES_PER_LATENT_PIXEL)
+    free = 2 * int(share * 8 * LATENT_PIXELS * BYTES_PER_LATENT_PIXEL)
     monkeypatch.setattr(memory, "free", lambda device: free)
-    result = Budget.for_device(GPU, CELLS)
+    result = Budget.for_device(GPU, LATENT_PIXELS)
     assert (result.batch.amount, result.hold.amount) == (batch, free // 2)
     assert result.whole.amount == pytest.approx(0.85 * free, abs=2)
 
@@ -85,9 +85,9 @@ def test_caches_are_freed_before_the_smallest_batch_fails() -> None:
 
 
 def test_recorded_passes_hold_memory_that_only_batches_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    need = 8 * CELLS * BYTES_PER_LATENT_PIXEL
+    need = 8 * LATENT_PIXELS * BYTES_PER_LATENT_PIXEL
     monkeypatch.setattr(memory, "free", lambda device: 2 * need)
-    result = Budget.for_device(GPU, CELLS, pool=need)
+    result = Budget.for_device(GPU, LATENT_PIXELS, pool=need)
     assert result.batch.amount == 8
     assert result.hold.amount == need // 2 and result.whole.amount == pytest.approx(0.85 * need, abs=2)
 
@@ -152,6 +152,6 @@ def test_free_gpu_memory_counts_what_torch_keeps_unused(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("free", [10**9, 10**12])
 def test_a_cpu_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(memory, "free", lambda device: free)
-    result = Budget.for_device(CPU, CELLS)
+    result = Budget.for_device(CPU, LATENT_PIXELS)
     assert (result.batch.amount, result.hold.amount) == (1, min(free // 2, HOST_HOLD))
     assert result.whole.amount == result.hold.amount <= 2**31

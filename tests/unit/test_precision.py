@@ -48,7 +48,7 @@ def test_an_overflow_is_done_again_with_every_network_cast_up(caplog: pytest.Log
     for network in (first, second):
         assert [value.dtype for value in values(network)] == [torch.float32, torch.float32, torch.int64]
     assert budget.redone == 1 and len(budget.cast) == 4 and "retrying in float32" in caplog.text
-    retry_in_float32(first, budget, first, second)  # it stays so for the rest of the picture
+    retry_in_float32(first, budget, first, second)  # it stays so for the rest of the image
     assert budget.redone == 1
     budget.restore()
     assert [value.data_ptr() for value in (*values(first), *values(second))] == homes

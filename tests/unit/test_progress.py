@@ -1,4 +1,4 @@
-"""Who watches a picture: what is told, when a deadline ends it, and what a terminal or a log shows."""
+"""Who watches an image: what is told, when a deadline ends it, and what a terminal or a log shows."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def test_k21_trained_weights_agree_more_after_steering_and_show_no_grid() -> Non
 def test_the_winner_is_nearest_to_the_mean_within_the_image() -> None:
     z = torch.zeros(3, 1, 4, 4)
     z[0], z[1], z[2] = -1.0, 0.1, 1.0
-    z[1, :, :, 3] = 100.0  # padding, not picture
+    z[1, :, :, 3] = 100.0  # padding, not image
     index, distances = steering.choose(z, 4, 3)
     assert index == 1 and distances[1] == min(distances)
 

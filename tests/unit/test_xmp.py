@@ -131,9 +131,9 @@ def parts(data: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_xmp_is_all_that_differs(kind: str, rng: np.random.Generator) -> None:
-    picture = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), dpi=(300, 300))
-    marked = encode(picture.with_pixels(picture.rgb, {"settings": {}}), kind, 90)
-    plain = encode(picture, kind, 90)
+    image = ImageData(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), dpi=(300, 300))
+    marked = encode(image.with_pixels(image.rgb, {"settings": {}}), kind, 90)
+    plain = encode(image, kind, 90)
     assert marked != plain and parts(marked) == parts(plain)
 
 

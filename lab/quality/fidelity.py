@@ -1,12 +1,15 @@
-"""What the dial `fidelity` costs and keeps, beside other ways to make one; and what the presets give.
+"""Measures the `fidelity` setting against alternative methods, and measures the presets.
 
-    python -m lab.quality.dials --json results/fidelity.json --curve docs/fidelity.png --sheet docs/fidelity-sheet.png
-    python -m lab.quality.dials --presets --json results/presets.json
+    python -m lab.quality.fidelity --json results/fidelity.json --curve FILE --sheet FILE
+    python -m lab.quality.fidelity --presets --json results/presets.json
 
-On the built-in set, clean x4, pocket model by default, two steps. Ways: `ours` takes back coarse differences to the
-plain enlargement before fine ones; `pixels` mixes the finished picture with it; `latents` mixes the clean latents with
-those of the input before they are decoded; `ours, particles` is ours with use_kds, bent by where four samples disagree,
-and `flat particles` the same without the bend.
+Both use the built-in set, downscaled by 4 without damage, and the pocket model unless --bundle is set. The methods:
+
+- `ours`: the setting. It removes low-frequency differences from the bicubic upscale before high-frequency ones.
+- `pixels`: mixes the finished image with the bicubic upscale.
+- `latents`: mixes the clean latents with the latents of the input before decoding.
+- `ours, particles`: the setting with use_kds, weighted by the disagreement of the particles.
+- `flat particles`: the same with equal weights.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from seesr.pipeline.sampling import Update
 from seesr.settings.presets import PRESETS
 from seesr.vae.autoencoder import Posterior
 
-DIAL = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+VALUES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 STEPS = 2
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = {
@@ -44,7 +47,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class Pulled(UpscaleRun):
+class MixedLatents(UpscaleRun):
     """Mixes the clean latents with those of the input."""
 
     share = 0.0
@@ -58,7 +61,7 @@ class Pulled(UpscaleRun):
 
 
 def of_latents(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
-    job = Pulled(upscaler.networks, Settings(seed=1, num_inference_steps=STEPS), low, Progress())
+    job = MixedLatents(upscaler.networks, Settings(seed=1, num_inference_steps=STEPS), low, Progress())
     job.share = value
     return job.run().image_data.rgb
 
@@ -70,7 +73,7 @@ def of_product(upscaler: Upscaler, low: ImageData, value: float, **changes: Any)
 
 @functools.lru_cache(maxsize=4)
 def model_of(upscaler: Upscaler, data: bytes, shape: tuple[int, ...], particles: bool) -> Rgb:
-    """The model's own picture of an input, made once."""
+    """The output of the model without `fidelity`, computed once per input."""
     low = ImageData(np.frombuffer(data, np.uint8).reshape(shape))
     return of_product(upscaler, low, 0.0, use_kds=particles)
 
@@ -86,7 +89,7 @@ def flat_particles(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     return blend_bicubic(model, resize(low.rgb, (model.shape[1], model.shape[0])), value, (), SCALE / 2)
 
 
-WAYS: dict[str, Callable[[Upscaler, ImageData, float], Rgb]] = {
+METHODS: dict[str, Callable[[Upscaler, ImageData, float], Rgb]] = {
     "ours": of_product,
     "pixels": of_pixels,
     "latents": of_latents,
@@ -95,20 +98,20 @@ WAYS: dict[str, Callable[[Upscaler, ImageData, float], Rgb]] = {
 }
 
 
-def sharpness(picture: Rgb) -> float:
+def sharpness(image: Rgb) -> float:
     """Mean luma step between neighbours; needs no reference."""
-    return float(np.abs(np.diff(luma(picture), axis=1)).mean())
+    return float(np.abs(np.diff(luma(image), axis=1)).mean())
 
 
-def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
-    """A row per way and value: means over the set."""
+def compare(upscaler: Upscaler) -> list[dict[str, Any]]:
+    """One row per method and value of `fidelity`: means over the set."""
     rows = []
-    for way, work in WAYS.items():
-        for value in DIAL:
+    for way, upscale in METHODS.items():
+        for value in VALUES:
             results = []
             for _, high in built_in():
                 low = ImageData(degradations.clean(high, 0))
-                ours, plain = work(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
+                ours, plain = upscale(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
                 results.append({
                     "psnr to plain": min(99.0, psnr(luma(ours), luma(plain))),
                     "psnr to truth": psnr(luma(ours), luma(high)),
@@ -123,26 +126,27 @@ def dial(upscaler: Upscaler) -> list[dict[str, Any]]:
 
 
 def presets(upscaler: Upscaler) -> list[dict[str, Any]]:
+    """One row per preset: means over the set."""
     rows = []
     for name, values in PRESETS.items():
-        rows, seconds = [], []
+        measured, seconds = [], []
         for _, high in built_in():
             result = upscaler(ImageData(degradations.clean(high, 0)), Settings(seed=1, **values))
             trusted = {key: result.metrics[key] for key in ("invented", "faithful")}
-            rows.append({**measure(result.image_data.rgb, high), **trusted})
+            measured.append({**measure(result.image_data.rgb, high), **trusted})
             seconds.append(sum(result.metrics["seconds"].values()))
-        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        means = {key: float(np.mean([row[key] for row in measured])) for key in measured[0]}
         rows.append({"preset": name, **means, "seconds": float(np.mean(seconds))})
         print(rows[-1], flush=True)
     return rows
 
 
 def curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """PSNR to the truth against sharpness, a line per way."""
+    """Plots PSNR to the truth over sharpness, one line per method."""
     figure, axes = plt.subplots(figsize=(6.4, 4), dpi=110)
-    for way in WAYS:
-        mine = [row for row in rows if row["way"] == way]
-        axes.plot([row["sharpness"] for row in mine], [row["psnr to truth"] for row in mine], marker=".", label=way)
+    for way in METHODS:
+        points = [row for row in rows if row["way"] == way]
+        axes.plot([row["sharpness"] for row in points], [row["psnr to truth"] for row in points], marker=".", label=way)
     axes.set(xlabel="sharpness (mean luma step)", ylabel="PSNR to the truth, dB")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -151,7 +155,7 @@ def curve(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def sheet(upscaler: Upscaler, path: Path) -> None:
-    """100 % crops of the dial at SHOWN, left to right, one row per picture of the set."""
+    """Writes 100 % crops at the values SHOWN, left to right, one row per image of the set."""
     places = {"astronaut": (60, 150), "chelsea": (60, 130), "coffee": (110, 260)}
     rows = []
     for name, high in built_in():
@@ -171,7 +175,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
     upscaler = Upscaler.load(args.bundle or weights.locate(), args.device)
-    rows = presets(upscaler) if args.presets else dial(upscaler)
+    rows = presets(upscaler) if args.presets else compare(upscaler)
     if args.json:
         report.write(args.json, rows)
     if args.curve:
