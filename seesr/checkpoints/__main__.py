@@ -113,15 +113,15 @@ def is_complete(target: Path) -> bool:
 def announce(rows: list[Row]) -> None:
     """Prints size, source and licence of every part."""
     for part in sources.PARTS:
-        mine = [row for row in rows if row.part == part.name]
-        revision = f"@{mine[0].revision[:12]}" if mine[0].revision else ""
-        size, fetched = sum(row.bytes for row in mine), sum(row.bytes_to_fetch for row in mine)
-        saved = sum(row.bytes - row.length for row in mine)
+        part_rows = [row for row in rows if row.part == part.name]
+        revision = f"@{part_rows[0].revision[:12]}" if part_rows[0].revision else ""
+        size, fetched = sum(row.bytes for row in part_rows), sum(row.bytes_to_fetch for row in part_rows)
+        saved = sum(row.bytes - row.length for row in part_rows)
         only = f" ({saved / 1e9:.2f} GB of tensors that are not used are left out)" if saved else ""
-        unknown = [row.path for row in mine if not row.published and row.source != "folder"]
+        unknown = [row.path for row in part_rows if not row.published and row.source != "folder"]
         trust = f"; no published sum, trusted at the first download: {', '.join(unknown)}" if unknown else ""
         print(
-            f"{part.name}: {mine[0].repository}{revision}: {len(mine)} files, {size / 1e9:.2f} GB, "
+            f"{part.name}: {part_rows[0].repository}{revision}: {len(part_rows)} files, {size / 1e9:.2f} GB, "
             f"{fetched / 1e9:.2f} GB to fetch{only}; licence: {part.licence}{trust}"
         )
 

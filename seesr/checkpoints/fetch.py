@@ -63,9 +63,9 @@ def fetch(client: Web, part: Part, candidates: list[Source], first: tuple[str, l
     source, rows = first
     while True:
         try:
-            taken = [fetch_file(client, row, folder, record) for row in rows]
-            tidy(folder, part, taken)
-            return taken
+            fetched = [fetch_file(client, row, folder, record) for row in rows]
+            tidy(folder, part, fetched)
+            return fetched
         except Unavailable as error:
             failed[source] = str(error)
             log.warning("%s: not from %s: %s", part.name, source, error)
@@ -159,12 +159,12 @@ def check(row: Row, path: Path, record: FirstUse) -> None:
 
 def tidy(folder: Path, part: Part, rows: list[Row]) -> None:
     """Removes files of the part that another source left, so that they are not converted."""
-    taken = {folder / row.target for row in rows}
+    wanted = {folder / row.target for row in rows}
     for path in sorted((folder / part.name).rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
-        elif path not in taken:
+        elif path not in wanted:
             path.unlink()
 
 

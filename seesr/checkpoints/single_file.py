@@ -88,9 +88,9 @@ def unet_name(key: str, layers: int, attention: tuple[bool, ...]) -> str:
     if place in fixed:
         return f"{fixed[place]}.{kind}"
     if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", key):
-        way, block, module, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-        position = 1 + block * (layers + 1) + index if way == "down" else block * (layers + 1) + index
-        start = f"{'input' if way == 'down' else 'output'}_blocks.{position}"
+        direction, block, module, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+        position = 1 + block * (layers + 1) + index if direction == "down" else block * (layers + 1) + index
+        start = f"{'input' if direction == 'down' else 'output'}_blocks.{position}"
         return f"{start}.1.{rest}" if module == "attentions" else f"{start}.0.{_resnet(rest)}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", key):
         if match[1] == "attentions":

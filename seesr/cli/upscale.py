@@ -149,7 +149,7 @@ class Run:
         with RunBar(tasks) as bar:
             for task in tasks:
                 bar.next(task)
-                task.error = plan.in_one_line(lambda task=task: self.one(task, engine, mask, bar))
+                task.error = plan.in_one_line(lambda task=task: self.upscale(task, engine, mask, bar))
                 if task.error:
                     with bar.hidden():
                         self.failed(task)
@@ -158,7 +158,7 @@ class Run:
                             "the device has failed: restart it, then run the command again for the other images"
                         )
 
-    def one(self, task: Task, engine: Engine, mask: Path | None, bar: RunBar) -> None:
+    def upscale(self, task: Task, engine: Engine, mask: Path | None, bar: RunBar) -> None:
         started = time.perf_counter()
         source = Path(task.source) if task.data is None else task.data
         output = engine.run(source, self.settings, watchers=(bar,), mask=mask)

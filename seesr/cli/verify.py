@@ -20,8 +20,8 @@ from seesr.images.record import read_record, read_source_type
 from seesr.networks import weights
 from seesr.settings import Settings
 
-AS_IT_SHOULD, NOT_AS_IT_SHOULD, NOT_KNOWN = "ok", "wrong", "not checked"
-CODES = {AS_IT_SHOULD: 0, NOT_AS_IT_SHOULD: 1, NOT_KNOWN: 2}
+OK, WRONG, NOT_CHECKED = "ok", "wrong", "not checked"
+CODES = {OK: 0, WRONG: 1, NOT_CHECKED: 2}
 
 
 @dataclasses.dataclass
@@ -30,7 +30,7 @@ class Report:
 
     Attributes:
         about: the settings record with the digital source type and the state of Content Credentials.
-        checks: by name: AS_IT_SHOULD, NOT_AS_IT_SHOULD or NOT_KNOWN, and a sentence.
+        checks: by name: OK, WRONG or NOT_CHECKED, and a sentence.
     """
 
     about: dict[str, Any]
@@ -41,8 +41,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was checked is as it should be."""
-        return all(state == AS_IT_SHOULD for state, _ in self.checks.values())
+        """Whether every check is OK."""
+        return all(state == OK for state, _ in self.checks.values())
 
     def show(self, as_json: bool) -> int:
         """Prints the report. Returns the exit code: that of the worst check."""
@@ -53,9 +53,9 @@ class Report:
             for name, value in self.about.items():
                 print(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
             for name, (state, sentence) in self.checks.items():
-                print(f"{name}: {state}: {sentence}", file=sys.stdout if state == AS_IT_SHOULD else sys.stderr)
+                print(f"{name}: {state}: {sentence}", file=sys.stdout if state == OK else sys.stderr)
         states = {state for state, _ in self.checks.values()}
-        return next((CODES[state] for state in (NOT_AS_IT_SHOULD, NOT_KNOWN) if state in states), 0)
+        return next((CODES[state] for state in (WRONG, NOT_CHECKED) if state in states), 0)
 
 
 def verify(args: argparse.Namespace, bundle_path: Path) -> int:
@@ -101,15 +101,15 @@ def check_file(report: Report, record: dict[str, Any], source_type: str | None, 
     try:
         settings = Settings(**record["settings"])
     except (TypeError, ValueError) as error:
-        report.add("settings", NOT_AS_IT_SHOULD, str(error))
+        report.add("settings", WRONG, str(error))
     else:
-        report.add("settings", AS_IT_SHOULD, "this version accepts them")
-    marked = (AS_IT_SHOULD, "the file is marked") if source_type else (NOT_AS_IT_SHOULD, "the file carries no mark")
+        report.add("settings", OK, "this version accepts them")
+    marked = (OK, "the file is marked") if source_type else (WRONG, "the file carries no mark")
     report.add("mark", *marked)
     credentials = content_credentials.state(file)
     if credentials is not None:
-        valid = {"Valid": AS_IT_SHOULD, "Trusted": AS_IT_SHOULD, "Invalid": NOT_AS_IT_SHOULD}
-        report.add("content credentials", valid.get(credentials, NOT_KNOWN), credentials)
+        valid = {"Valid": OK, "Trusted": OK, "Invalid": WRONG}
+        report.add("content credentials", valid.get(credentials, NOT_CHECKED), credentials)
     return settings
 
 
@@ -117,22 +117,22 @@ def check_bundle(report: Report, record: dict[str, Any], path: Path) -> None:
     """Whether the bundle at `path` is the one that made the file."""
     here = weights.read_manifest(path) if (path / weights.MANIFEST).exists() else None
     if here is not None and here.digest == record.get("bundle_sha256"):
-        report.add("bundle", AS_IT_SHOULD, f"{here.name} is here")
+        report.add("bundle", OK, f"{here.name} is here")
     else:
         present = f"the one here is {here.name}" if here is not None else f"there is none in {path}"
         sentence = f"{record.get('bundle')} made the file, and {present}: name the right one with --bundle"
-        report.add("bundle", NOT_KNOWN, sentence)
+        report.add("bundle", NOT_CHECKED, sentence)
 
 
 def check_source(report: Report, record: dict[str, Any], source: bytes) -> None:
     """Whether the file was made from this source."""
     digest = hashlib.sha256(source).hexdigest()
     if "source_sha256" not in record:
-        report.add("source", NOT_KNOWN, "the record names none: the image was no file")
+        report.add("source", NOT_CHECKED, "the record names none: the image was no file")
     elif digest == record["source_sha256"]:
-        report.add("source", AS_IT_SHOULD, f"sha256 {digest}")
+        report.add("source", OK, f"sha256 {digest}")
     else:
-        report.add("source", NOT_AS_IT_SHOULD, f"its sha256 is {digest}; the record has {record['source_sha256']}")
+        report.add("source", WRONG, f"its sha256 is {digest}; the record has {record['source_sha256']}")
 
 
 def run_again(
@@ -151,19 +151,19 @@ def run_again(
         CannotServe: this machine cannot run the bundle.
     """
     if "mask_sha256" in record and mask is None:
-        report.add("again", NOT_KNOWN, "the file was made with a mask: name it with --mask FILE")
+        report.add("again", NOT_CHECKED, "the file was made with a mask: name it with --mask FILE")
         return
     from seesr.engine.engine import Engine
 
     output = Engine.load(bundle_path, device).run(source, settings, mask=mask)
     result = output.image_data.record or {}
     if result.get("mask_sha256") != record.get("mask_sha256"):
-        report.add("again", NOT_AS_IT_SHOULD, "the file was made with another mask")
+        report.add("again", WRONG, "the file was made with another mask")
     elif contents(output.data) == contents(file):
-        report.add("again", AS_IT_SHOULD, "the same bytes")
+        report.add("again", OK, "the same bytes")
     else:
         version = f"; version {record.get('version')} made it, this is {result['version']}"
-        report.add("again", NOT_AS_IT_SHOULD, difference(file, output.data) + version)
+        report.add("again", WRONG, difference(file, output.data) + version)
 
 
 def contents(data: bytes) -> list[bytes]:
@@ -177,12 +177,12 @@ def contents(data: bytes) -> list[bytes]:
 def difference(file: bytes, again: bytes) -> str:
     """Says how two files differ that are not the same bytes."""
     try:
-        theirs, ours = (decode(data) for data in (file, again))
+        first, second = (decode(data) for data in (file, again))
     except ValueError:
         return "the bytes differ"
-    if theirs.rgb.shape != ours.rgb.shape or theirs.rgb.dtype != ours.rgb.dtype:
-        return f"the bytes differ: {theirs.size} pixels of {theirs.rgb.dtype}, again {ours.size} of {ours.rgb.dtype}"
-    maximum = int(np.abs(theirs.rgb.astype(np.int32) - ours.rgb).max())
+    if first.rgb.shape != second.rgb.shape or first.rgb.dtype != second.rgb.dtype:
+        return f"the bytes differ: {first.size} pixels of {first.rgb.dtype}, again {second.size} of {second.rgb.dtype}"
+    maximum = int(np.abs(first.rgb.astype(np.int32) - second.rgb).max())
     return (
         "the pixels are the same; other parts of the file differ"
         if maximum == 0

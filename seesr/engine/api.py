@@ -78,11 +78,11 @@ def upscale(
     settings = (settings or Settings()).replace(**changes)
     if is_many(source):
         many = cast(Iterable[Source], source)
-        return (one(image, settings, bundle, device, progress) for image in many)
-    return one(cast(Source, source), settings, bundle, device, progress)
+        return (upscale_one(image, settings, bundle, device, progress) for image in many)
+    return upscale_one(cast(Source, source), settings, bundle, device, progress)
 
 
-def one(
+def upscale_one(
     source: Source,
     settings: Settings,
     bundle: str | Path | None,

@@ -263,7 +263,7 @@ class Engine:
         settings = settings or Settings()
         if is_many(source):
             many = cast(Iterable[Source], source)
-            return (self._run(one, settings, deadline, watchers, mask) for one in many)
+            return (self._run(image, settings, deadline, watchers, mask) for image in many)
         return self._run(cast(Source, source), settings, deadline, watchers, mask)
 
     def _run(

@@ -43,8 +43,8 @@ def helper_devices(workers: int, device: torch.device, threads: int, cores: int,
         raise CannotServe(
             f"{workers} tile workers need {workers} GPUs; this machine has {gpus}: set SEESR_TILE_WORKERS={gpus}"
         )
-    own = device.index or 0  # without an index it is the first
-    return [f"cuda:{index}" for index in range(gpus) if index != own][: workers - 1]
+    index_of_parent = device.index or 0  # without an index it is the first
+    return [f"cuda:{index}" for index in range(gpus) if index != index_of_parent][: workers - 1]
 
 
 class HelperProcess:

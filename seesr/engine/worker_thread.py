@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
-LOOK = 0.05  # seconds; an exception sent to a waiting thread arrives when its wait ends
+POLL = 0.05  # seconds; an exception sent to a waiting thread arrives when its wait ends
 
 
 class OneThread:
@@ -36,7 +36,7 @@ class OneThread:
         future = self.pool.submit(contextvars.copy_context().run, work)
         try:
             while not future.done():
-                wait([future], LOOK)
+                wait([future], POLL)
         except BaseException as error:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(type(error)))
             self.pool.shutdown()  # it may arrive after the work: this thread is not used again

@@ -9,7 +9,7 @@ from celery import Celery
 from kombu import Queue
 
 from seesr.config import Configuration
-from seesr.fleet.redis_client import PATIENCE
+from seesr.fleet.redis_client import TIMEOUT
 from seesr.fleet.transport import SEPARATOR, UNACKED, UNACKED_INDEX
 from seesr.serving.job import LATER, NORMAL, URGENT
 
@@ -50,7 +50,7 @@ def application(configuration: Configuration, versions: Iterable[str], publishes
         "socket_keepalive": True,
     }
     if publishes:
-        options |= {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+        options |= {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
         app.conf.update(task_publish_retry=False)
     app.conf.update(
         broker_transport="seesr.fleet.transport:Transport",

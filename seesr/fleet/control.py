@@ -15,7 +15,7 @@ from seesr.fleet.worker_registry import Roster
 from seesr.networks import weights
 from seesr.serving.identity import version_of
 
-LOOK = 0.2  # seconds between two looks
+POLL = 0.2  # seconds between two looks
 
 
 class Fleet:
@@ -41,7 +41,7 @@ class Fleet:
 
     def wait_for(self, name: str, *states: str) -> None:
         while self.worker(name).get("state") not in states:
-            time.sleep(LOOK)
+            time.sleep(POLL)
 
     def drain(self, name: str) -> None:
         for queue in queues_of(self.worker(name)["version"]):
@@ -60,7 +60,7 @@ class Fleet:
         self.wait_for(name, "unloaded")
 
     def load(self, name: str) -> None:
-        self.roster.tell(name, state="loading")  # replaces the state of an earlier attempt
+        self.roster.update(name, state="loading")  # replaces the state of an earlier attempt
         self.roster.send(name, "load")
         self.wait_for(name, "idle", "failed")
         if self.worker(name)["state"] == "failed":
@@ -78,7 +78,7 @@ def command(configuration: Configuration, name: str, worker: str | None) -> int:
     if name == "status":
         print(json.dumps(fleet.status(), indent=1))
         return 0
-    for one in [worker] if worker else list(fleet.roster.workers()):
-        getattr(fleet, name)(one)
-        print(f"{one}: {name} done", file=sys.stderr)
+    for target in [worker] if worker else list(fleet.roster.workers()):
+        getattr(fleet, name)(target)
+        print(f"{target}: {name} done", file=sys.stderr)
     return 0

@@ -20,7 +20,7 @@ from seesr.serving.metadata_store import remove_older
 
 log = logging.getLogger(__name__)
 
-LOOK = 5.0  # seconds for which an answer of the store is believed
+PROBE_INTERVAL = 5.0  # seconds between two probes of the store
 FOLDERS = ("in", "out", "uploads", "tiles")
 MOST_CALLS = 16  # calls of the store at the same time; a gateway's other routes have the rest of its 40 threads
 SLOW = 2.0  # seconds of a call after which further ones do not wait for its place
@@ -69,7 +69,7 @@ class Objects:
 
     def __init__(self, store: Store, cache: Path) -> None:
         self.store, self.cache = store.store, cache
-        self.looked: tuple[float, str | None] = (0.0, None)
+        self.probed: tuple[float, str | None] = (0.0, None)
         self.limit = CallLimit(MOST_CALLS, SLOW)
         description = "Duration of one call of the object store by this gateway, with its wait for a place"
         self.seconds = Histogram("seesr_store_seconds", description, ["operation"], registry=None)
@@ -182,15 +182,15 @@ class Objects:
             self.drop(f"in/{job.id}-mask")
 
     def unavailable(self) -> str | None:
-        """None if the store answers, otherwise its error; checked at most every LOOK seconds."""
-        if time.monotonic() - self.looked[0] > LOOK:
+        """None if the store answers, otherwise its error; checked at most every PROBE_INTERVAL seconds."""
+        if time.monotonic() - self.probed[0] > PROBE_INTERVAL:
             reason = None
             try:
                 self.exists("out/none")
             except Unavailable as error:
                 reason = str(error)
-            self.looked = time.monotonic(), reason
-        return self.looked[1]
+            self.probed = time.monotonic(), reason
+        return self.probed[1]
 
     def trim(self, seconds: float) -> None:
         """Removes files that were fetched more than `seconds` ago."""

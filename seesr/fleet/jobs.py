@@ -79,7 +79,7 @@ class FleetJobs:
             return "the server is shutting down"
         try:
             self.link(lambda client: client.set(PROBE, "1", ex=60))  # a read-only or full Redis takes no job
-            states = [worker.get("state") for worker in self.mine().values()]
+            states = [worker.get("state") for worker in self.workers_of().values()]
         except Unavailable as error:
             return str(error)
         if reason := self.objects.unavailable():
@@ -88,7 +88,7 @@ class FleetJobs:
             return None
         return "the weights are loading" if "loading" in states else "no worker of this version is alive"
 
-    def mine(self, version: str | None = None) -> dict[str, dict[str, Any]]:
+    def workers_of(self, version: str | None = None) -> dict[str, dict[str, Any]]:
         """The workers that take this gateway's jobs of a version; None: of the default bundle."""
         version = version or self.version
         return {name: worker for name, worker in self.roster.workers().items() if worker.get("version") == version}
@@ -130,7 +130,7 @@ class FleetJobs:
     def quote(self, job: Job, image: Path) -> Quote | None:
         """By the rates of the slowest worker, since any can take the job; None: no worker publishes its rates."""
         settings, size = Settings(**job.settings), open_header(read_file(image)).size
-        names, quotes = list(self.mine(job.version)), []
+        names, quotes = list(self.workers_of(job.version)), []
         for state in self.roster.rates(names):
             rates = Rates()
             rates.restore(state)
@@ -169,7 +169,7 @@ class FleetJobs:
 
     def expected_seconds(self, ahead: int) -> float:
         """How long that many images should take, by the last fifty and the workers that are there."""
-        return max(1.0, ahead * (self.median_seconds() or 5.0) / max(1, len(self.mine())))
+        return max(1.0, ahead * (self.median_seconds() or 5.0) / max(1, len(self.workers_of())))
 
     def median_seconds(self) -> float | None:
         """Of the last fifty images; None: none was made."""

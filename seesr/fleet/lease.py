@@ -47,11 +47,11 @@ def start_threads(configuration: Configuration) -> Supervisor:
 
     def register() -> None:
         failures = {name: task.failures for name, task in supervisor.tasks.items()}
-        roster.tell(name, version=version, parent=os.getpid(), gpu=gpu_usage(), failures=failures)
+        roster.update(name, version=version, parent=os.getpid(), gpu=gpu_usage(), failures=failures)
 
-    often = configuration.lease / 6
-    supervisor.thread("lease", lambda: every(often, supervisor.stopping, lambda: renew(link)))
-    supervisor.thread("registry", lambda: every(min(often, ALIVE / 3), supervisor.stopping, register))
+    interval = configuration.lease / 6
+    supervisor.thread("lease", lambda: every(interval, supervisor.stopping, lambda: renew(link)))
+    supervisor.thread("registry", lambda: every(min(interval, ALIVE / 3), supervisor.stopping, register))
     return supervisor
 
 

@@ -60,9 +60,9 @@ class FleetLedger:
     def uploads(self, owner: str, id: str | None = None) -> list[dict[str, Any]]:
         key = f"{PREFIX}uploads:{owner}"
         ids = [id] if id else self.link(lambda client: client.zrevrange(key, 0, 99))
-        texts = [self.link(lambda client, one=one: client.get(f"{PREFIX}upload:{one}")) for one in ids]
+        texts = [self.link(lambda client, id=id: client.get(f"{PREFIX}upload:{id}")) for id in ids]
         pairs = [json.loads(text) for text in texts if text]
-        return [record for who, record in pairs if who == owner]
+        return [record for record_owner, record in pairs if record_owner == owner]
 
     def upload_file(self, id: str) -> Path:
         return self.objects.get(f"uploads/{id}")

@@ -14,7 +14,7 @@ from prometheus_client import Histogram
 from seesr.config import REDIS_URL
 from seesr.serving.job import Unavailable
 
-PATIENCE = 2.0  # seconds for an answer; a gateway must say 503 within five
+TIMEOUT = 2.0  # seconds for an answer; a gateway must say 503 within five
 PAUSE = 1.0  # seconds after a failure in which further calls fail at once
 MOST_SKEW = 10.0  # seconds between a machine's clock and that of Redis; leases and links compare the two
 T = TypeVar("T")
@@ -28,34 +28,34 @@ log = logging.getLogger(__name__)
 
 
 class Link:
-    """A connection pool that remembers for a moment that Redis did not answer, so that callers do not queue up for it.
+    """A connection pool. For PAUSE seconds after a failure all calls fail at once, so that callers do not pile up.
 
     Args:
         url: redis://[:password@]host:port/db, or rediss://.
-        patient: a worker waits until Redis is back, and must not lose its image.
+        retry: wait until Redis answers again, instead of raising; workers do so, to keep their image.
     """
 
-    def __init__(self, url: str, patient: bool = False) -> None:
-        self.url, self.patient = url, patient
-        options: dict[str, Any] = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+    def __init__(self, url: str, retry: bool = False) -> None:
+        self.url, self.retry = url, retry
+        options: dict[str, Any] = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
         try:
             self.redis: Any = redis.Redis.from_url(url, decode_responses=True, health_check_interval=30, **options)
-        except ValueError:  # its words and the URL may contain the password
+        except ValueError:  # the error and the URL may contain the password
             raise ValueError(f"SEESR_REDIS is not a valid URL: it must be {REDIS_URL}") from None
         self.retry_at = 0.0
         self.seconds = Histogram("seesr_redis_seconds", "Duration of one use of Redis by this gateway", registry=None)
 
     def __call__(self, work: Callable[[Any], T]) -> T:
-        """work(the client).
+        """Returns work(the client).
 
         Raises:
-            Unavailable: Redis does not answer, or is full; not where it is patient.
+            Unavailable: Redis does not answer, or is full; never with `retry`.
         """
         while True:
             try:
                 return self.once(work)
             except Unavailable:
-                if not self.patient:
+                if not self.retry:
                     raise
             time.sleep(PAUSE)
 
@@ -66,7 +66,7 @@ class Link:
             with self.seconds.time():
                 return work(self.redis)
         except redis.exceptions.OutOfMemoryError:
-            raise Unavailable("the queue takes no more: Redis is full") from None
+            raise Unavailable("the queue is unavailable: Redis has reached its memory limit (maxmemory)") from None
         except UNAVAILABLE as error:
             self.retry_at = time.monotonic() + PAUSE
             log.warning("redis: %s", " ".join(str(error).split()))

@@ -19,7 +19,7 @@ from typing import Any
 
 from seesr.fleet.file_store import Objects
 from seesr.fleet.job_store import PREFIX
-from seesr.fleet.redis_client import PATIENCE, Link
+from seesr.fleet.redis_client import TIMEOUT, Link
 from seesr.fleet.worker_registry import Roster
 from seesr.runtime.tile_batches import TileBatches
 from seesr.serving.job import Unavailable
@@ -27,7 +27,7 @@ from seesr.serving.supervisor import Supervisor
 
 LEASE = 6  # seconds without renewal after which a batch goes to others
 OPEN = 15  # seconds for which a step stays open without a word of the worker that has the image
-LOOK = 1.0  # seconds between two looks at leases and idle workers
+POLL = 1.0  # seconds between two looks at leases and idle workers
 AHEAD = 2  # batches posted for each idle worker: one that it computes and the next
 MOST_FAULTS = 3  # errors of helpers after which a step is not shared any more
 PAUSE = 0.2  # seconds until a worker with an image of its own looks again
@@ -116,7 +116,7 @@ class OpenStep:
         self.pool, self.link, self.objects, self.batches = pool, pool.link, pool.objects, batches
         self.id, self.context = secrets.token_hex(8), f"tiles/{pool.job}-{batches.image}"
         self.posted: dict[int, bool] = {}  # number -> whether it was missing at the last look
-        self.looked, self.helpers, self.faults = 0.0, 0, 0
+        self.polled, self.helpers, self.faults = 0.0, 0, 0
 
     def name(self, number: int) -> str:
         """The file of a batch; its result has another letter at the end."""
@@ -124,9 +124,9 @@ class OpenStep:
 
     def look(self) -> None:
         """Once a second: keeps the step open, counts the helpers, and takes back batches whose helper is lost."""
-        if time.monotonic() - self.looked < LOOK:
+        if time.monotonic() - self.polled < POLL:
             return
-        self.looked, self.helpers = time.monotonic(), self.pool.idle()
+        self.polled, self.helpers = time.monotonic(), self.pool.idle()
 
         def work(client: Any) -> list[Any]:
             with client.pipeline() as pipe:
@@ -164,7 +164,7 @@ class OpenStep:
 
     def collect(self) -> None:
         """Waits a moment for a result."""
-        item = self.link(lambda client: client.blpop([results_key(self.id)], timeout=PATIENCE / 4))
+        item = self.link(lambda client: client.blpop([results_key(self.id)], timeout=TIMEOUT / 4))
         if item is None:
             return
         result = json.loads(item[1])
@@ -222,7 +222,7 @@ class TileTaker:
 
     def help(self) -> bool:
         """Waits a moment for a batch and computes it; False: this worker has an image of its own now."""
-        item = self.link(lambda client: client.blpop([waiting_key(self.kind)], timeout=PATIENCE / 2))
+        item = self.link(lambda client: client.blpop([waiting_key(self.kind)], timeout=TIMEOUT / 2))
         if item is None:
             return True
         task = json.loads(item[1])
@@ -245,13 +245,13 @@ class TileTaker:
         except (RuntimeError, Unavailable) as fault:
             error = " ".join(str(fault).split())[:200]
 
-        def tell(client: Any) -> None:
+        def publish(client: Any) -> None:
             with client.pipeline() as pipe:
                 pipe.rpush(results_key(step), json.dumps({"number": number, "error": error}))
                 pipe.expire(results_key(step), OPEN)
                 pipe.execute()
 
-        self.link(tell)
+        self.link(publish)
         return True
 
     @contextlib.contextmanager

@@ -39,7 +39,7 @@ from seesr.settings import Settings
 
 T = TypeVar("T")
 LONGEST_PAUSE = 5.0  # seconds between two tries of the store
-OFTEN = 0.5  # seconds between two reports of one stage
+REPORT_INTERVAL = 0.5  # seconds between two reports of one stage
 LONGEST_TRIM = 60.0  # seconds between two looks for old files on this machine
 log = logging.getLogger(__name__)
 
@@ -67,18 +67,18 @@ class Child:
     tiles: FleetTiles | None = None
 
     def __init__(self, engine_of: Callable[[], Any]) -> None:
-        link = Link(configuration.redis or "", patient=True)
+        link = Link(configuration.redis or "", retry=True)
         self.records = Records(link, configuration.keep * 3600)
         self.objects = Objects(Store.configured(), configuration.data / "worker")
         self.roster = Roster(link)
         self.name = configuration.worker_name or ""
         self.state: dict[str, Any] = {"child": os.getpid()}
-        self.telling = threading.Lock()
+        self.state_lock = threading.Lock()
         self.supervisor = Supervisor()
-        self.say("loading", job=None)  # of a child before, which was killed
+        self.report_state("loading", job=None)  # of a child before, which was killed
         self.engine = engine_of()
         bundle, rates = self.engine.loaded, self.engine.rates.state()
-        self.say("idle", bundle=bundle.name, bundle_sha256=bundle.digest, rates=rates)
+        self.report_state("idle", bundle=bundle.name, bundle_sha256=bundle.digest, rates=rates)
         if configuration.share_tiles:
             self.tiles = self.shared_tiles(link)
         self.supervisor.thread("orders", self.obey)
@@ -90,35 +90,35 @@ class Child:
         TileTaker(link, self.objects, self.supervisor, self.engine, kind)
         pool = FleetTiles(link, self.objects, self.supervisor, self.name, kind)
         self.engine.share_tiles(pool)
-        self.say(tiles=kind)
+        self.report_state(tiles=kind)
         return pool
 
-    def say(self, state: str | None = None, **more: Any) -> None:
+    def report_state(self, state: str | None = None, **more: Any) -> None:
         """Writes the state of this worker; None: the latest again, which a Redis that was restarted may have lost."""
-        with self.telling:
+        with self.state_lock:
             self.state |= more if state is None else {"state": state, **more}
             self.state["child_failures"] = {name: task.failures for name, task in self.supervisor.tasks.items()}
-            self.roster.tell(self.name, **self.state)
+            self.roster.update(self.name, **self.state)
 
     def obey(self) -> None:
         """Unloads and loads the engine on command (seesr fleet unload | load), and repeats the worker's state."""
         while not self.supervisor.stopping.is_set():
             order = self.roster.order(self.name)
             if order is None:
-                self.say()
+                self.report_state()
             if order == "unload":
                 self.engine.unload()
-                self.say("unloaded")
+                self.report_state("unloaded")
             elif order == "load":
-                self.say("loading")
+                self.report_state("loading")
                 try:
                     self.engine.reload()
                     if self.tiles is not None:
                         self.engine.share_tiles(self.tiles)
                 except Exception as error:
-                    self.say("failed", error=f"{type(error).__name__}: {error}")
+                    self.report_state("failed", error=f"{type(error).__name__}: {error}")
                     raise
-                self.say("idle", error=None)
+                self.report_state("idle", error=None)
 
     def trim(self) -> None:
         """Removes the inputs of runs that were killed, or whose job had ended meanwhile, after SEESR_KEEP hours."""
@@ -128,25 +128,25 @@ class Child:
 
     def make(self, id: str) -> None:
         """Runs one job and stores its result or error."""
-        begun = self.records.begin(id)
-        if not begun.isdigit():
-            log.info("%(event)s", {"event": f"not begun: {begun}", "job": id, "worker": self.name})
+        attempt = self.records.begin(id)
+        if not attempt.isdigit():
+            log.info("%(event)s", {"event": f"not begun: {attempt}", "job": id, "worker": self.name})
             return
         job = self.records.find(id)
         if job is None:
             return
         if job.cancel:
             self.end(job, CANCELED)
-        elif int(begun) > ATTEMPTS:
+        elif int(attempt) > ATTEMPTS:
             self.end(job, FAILED, error=f"the worker died {ATTEMPTS} times on this image")
         else:
-            self.say("busy", job=id)
+            self.report_state("busy", job=id)
             self.records.hook(job, "start")
             try:
                 self.run(job)
             finally:
-                self.say("idle", job=None, rates=self.engine.rates.state())
-        log.info("%(event)s", {"event": job.status, "job": id, "worker": self.name, "attempt": int(begun)})
+                self.report_state("idle", job=None, rates=self.engine.rates.state())
+        log.info("%(event)s", {"event": job.status, "job": id, "worker": self.name, "attempt": int(attempt)})
 
     def run(self, job: Job) -> None:
         def report() -> None:
@@ -165,7 +165,7 @@ class Child:
             if self.tiles is not None:
                 self.tiles.job = job.id
             with image_of(job.owner):
-                output = self.engine.run(source, settings, job.limit, (Reporter(job, report, OFTEN),), mask)
+                output = self.engine.run(source, settings, job.limit, (Reporter(job, report, REPORT_INTERVAL),), mask)
             self.until_stored(lambda: self.objects.put(f"out/{name}", output.data, once=True))
             self.end(job, DONE, output=name, metrics=output.metrics, logs=job.logs)
         except Canceled:

@@ -7,20 +7,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from seesr.fleet.job_store import PREFIX
-from seesr.fleet.redis_client import PATIENCE, Link
+from seesr.fleet.redis_client import TIMEOUT, Link
 
-ALIVE = 30  # seconds without a word after which a worker is taken for dead
-LATEST_ORDER = 86400  # seconds after which an order to a worker that does not take it is forgotten
+ALIVE = 30  # seconds without an update after which a worker counts as dead
+ORDER_EXPIRY = 86400  # seconds after which an order that no worker has taken is dropped
 WORKERS = PREFIX + "workers"
 RATES = "rates"  # field of a worker: what images cost it, see seesr.engine.rates
 
 
 class Roster:
+    """The entries of all workers."""
+
     def __init__(self, link: Link) -> None:
         self.link = link
 
-    def tell(self, name: str, **values: Any) -> None:
-        """Writes what is to be known of a worker; it counts as alive for ALIVE seconds from now."""
+    def update(self, name: str, **values: Any) -> None:
+        """Writes fields of a worker's entry; the worker counts as alive for ALIVE seconds from now."""
         key = f"{PREFIX}worker:{name}"
 
         def work(client: Any) -> None:
@@ -58,12 +60,12 @@ class Roster:
         def work(client: Any) -> None:
             with client.pipeline() as pipe:
                 pipe.rpush(key, order)
-                pipe.expire(key, LATEST_ORDER)
+                pipe.expire(key, ORDER_EXPIRY)
                 pipe.execute()
 
         self.link(work)
 
     def order(self, name: str) -> str | None:
-        """The next order to this worker, waited for as long as Redis is patient."""
-        item = self.link(lambda client: client.blpop([f"{PREFIX}orders:{name}"], timeout=PATIENCE / 2))
+        """The next order to this worker, waited for at most half of TIMEOUT."""
+        item = self.link(lambda client: client.blpop([f"{PREFIX}orders:{name}"], timeout=TIMEOUT / 2))
         return item[1] if item else None

@@ -99,7 +99,7 @@ def from_gamma(gamma: float | None, primaries: Primaries | None, warnings: list[
     if gamma is not None and not 0.1 <= gamma <= 10:
         warnings.append(f"a gAMA of {gamma:g} makes no sense and is left out")
         gamma = None
-    if primaries is not None and not sensible(primaries):
+    if primaries is not None and not plausible(primaries):
         warnings.append("the chromaticities in cHRM make no sense and are left out")
         primaries = None
     if gamma is None and primaries is None:
@@ -107,7 +107,7 @@ def from_gamma(gamma: float | None, primaries: Primaries | None, warnings: list[
     return Encoding(primaries or BT709, 1 / gamma if gamma else SRGB)
 
 
-def sensible(primaries: Primaries) -> bool:
+def plausible(primaries: Primaries) -> bool:
     """Whether the primaries span a triangle with the white point inside."""
     if min(y for _, y in primaries) < 0 or primaries.white[1] < 0.01:
         return False

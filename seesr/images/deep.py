@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 DEEP = {"LA", "RGB", "RGBA"}  # modes that Pillow cuts to 8 bits
-MEANING, DEPTH = 262, 258  # tags of a TIFF: what 0 means, bits per colour
+PHOTOMETRIC, BITS_PER_SAMPLE = 262, 258  # numbers of TIFF tags
 
 
 def deep_grey(image: Image.Image) -> NDArray[np.uint16]:
     """[H, W, 3 or 4] of a Pillow image of 16-bit grey."""
     grey = np.asarray(image).astype(np.uint16)
     tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # pyright: ignore[reportAttributeAccessIssue]
-    if tags.get(DEPTH) == (12,):
+    if tags.get(BITS_PER_SAMPLE) == (12,):
         grey = (grey.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
-    if tags.get(MEANING) == 0:
+    if tags.get(PHOTOMETRIC) == 0:
         grey = 65535 - grey
     clear = image.info.get("transparency")  # one value that is invisible
     layers = [grey] * 3 + ([np.where(grey == clear, 0, 65535).astype(np.uint16)] if clear is not None else [])

@@ -68,10 +68,10 @@ def writable_block(getexif: Callable[[], Image.Exif], warnings: list[str], of_ti
         return exif.tobytes() if len(exif) else None
     except Exception as error:  # struct.error, SyntaxError, TypeError, ValueError, ... of one tag or another
         log.debug("EXIF as a whole: %r", error)
-        return salvaged(getexif, warnings, of_tiff)
+        return readable_tags(getexif, warnings, of_tiff)
 
 
-def salvaged(getexif: Callable[[], Image.Exif], warnings: list[str], of_tiff: bool) -> bytes | None:
+def readable_tags(getexif: Callable[[], Image.Exif], warnings: list[str], of_tiff: bool) -> bytes | None:
     """The tags that can be written again, each tried alone."""
     exif, lost = Image.Exif(), []
     for directory in (None, *DIRECTORIES):

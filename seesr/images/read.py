@@ -117,7 +117,7 @@ def to_image_data(header: Header, colours: Colours) -> ImageData:
         log.info("the resolution in the file is invalid and is not copied")
         dpi = None
     block = header.exif()
-    packet = None if header.xmp is None else xmp.kept(header.xmp, warnings)
+    packet = None if header.xmp is None else xmp.retained(header.xmp, warnings)
     source_type = xmp.source_type(packet) or header.source_type
     for warning in warnings:
         log.warning("%s", warning)

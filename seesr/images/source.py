@@ -87,8 +87,8 @@ def is_file(source: object) -> bool:
 
 def is_many(source: object) -> bool:
     """Whether this is an iterable of sources, rather than a source."""
-    one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, ImageData, LoadedImage, dict)
-    return isinstance(source, Iterable) and not isinstance(source, one) and not hasattr(source, "read")
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, ImageData, LoadedImage, dict)
+    return isinstance(source, Iterable) and not isinstance(source, single) and not hasattr(source, "read")
 
 
 def read_bytes(source: Any) -> bytes:

@@ -111,7 +111,7 @@ def written(document: minidom.Document) -> bytes:
     return f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>{body.toxml()}<?xpacket end="w"?>'.encode()
 
 
-def kept(packet: bytes, warnings: list[str]) -> bytes | None:
+def retained(packet: bytes, warnings: list[str]) -> bytes | None:
     """The packet without what describes the pixels, the orientation or other parts of the old file.
 
     Args:
@@ -127,7 +127,7 @@ def kept(packet: bytes, warnings: list[str]) -> bytes | None:
 
 
 def labels(packet: bytes | None) -> bytes | None:
-    """Of a packet that `kept` returned only labels of AI other than the source type, which is written anew."""
+    """Of a packet that `retained` returned only labels of AI other than the source type, which is written anew."""
     if packet is None:
         return None
     document = parse(packet, len(packet))
@@ -194,9 +194,9 @@ def packet(base: bytes | None, source_type: str | None, record: str | None) -> b
     base = base or EMPTY.encode()
     document = parse(base, len(base))
     without(document, lambda name: name == (IPTC, "DigitalSourceType"))
-    abouts = [node.getAttributeNS(RDF, "about") for node in descriptions(document)]
+    resources = [node.getAttributeNS(RDF, "about") for node in descriptions(document)]
     spaces = f'xmlns:rdf="{RDF}" xmlns:Iptc4xmpExt="{IPTC}" xmlns:seesr="{SEESR}"'
-    about = quoteattr(next(filter(None, abouts), ""))
+    about = quoteattr(next(filter(None, resources), ""))
     added: Any = minidom.parseString(
         f"<rdf:Description {spaces} rdf:about={about}>{new}</rdf:Description>".encode()
     ).documentElement

@@ -31,8 +31,8 @@ class Tokens:
     def recompute(self) -> None:
         """Recomputes all keys and values in place after `values` have changed."""
         for attention, cached in self.cached.items():
-            for own, new in zip(cached, project(attention, self.values), strict=True):
-                own.copy_(new)
+            for target, new in zip(cached, project(attention, self.values), strict=True):
+                target.copy_(new)
 
 
 def project(attention: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:

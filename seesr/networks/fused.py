@@ -38,10 +38,10 @@ def channel_moments(
     inside = (row < rows)[:, None] & (channel < channels)[None, :]
     values = tl.load(x + (n * rows + row)[:, None] * channels + channel[None, :], inside, 0.0).to(tl.float32)
     mean = tl.sum(values, 0) / tl.minimum(height, rows - block * height)
-    away = tl.where(inside, values - mean[None, :], 0.0)
+    centred = tl.where(inside, values - mean[None, :], 0.0)
     place = (n * blocks + block) * channels + channel
     tl.store(means + place, mean, channel < channels)
-    tl.store(squares + place, tl.sum(away * away, 0), channel < channels)
+    tl.store(squares + place, tl.sum(centred * centred, 0), channel < channels)
 
 
 @triton.jit
@@ -68,8 +68,8 @@ def scale_and_shift(
         inside = (block < blocks)[:, None] & (inner < each)[None, :]
         count = tl.minimum(height, rows - block * height).to(tl.float32)[:, None]
         place = (n * blocks + block)[:, None] * channels + channel[None, :]
-        away = tl.load(means + place, inside, 0.0) - mean
-        total += tl.where(inside, tl.load(squares + place, inside, 0.0) + count * away * away, 0.0)
+        centred = tl.load(means + place, inside, 0.0) - mean
+        total += tl.where(inside, tl.load(squares + place, inside, 0.0) + count * centred * centred, 0.0)
     deviation = tl.sqrt(tl.sum(tl.sum(total, 1), 0) / size + eps)
     factor = tl.load(weight + channel, inner < each, 0.0).to(tl.float32) / deviation
     tl.store(scale + n * channels + channel, factor, inner < each)
@@ -117,11 +117,11 @@ def normalise_rows(
     place = row[:, None] * width + column[None, :]
     values = tl.load(x + place, inside, 0.0).to(tl.float32)
     mean = tl.sum(values, 1) / width
-    away = tl.where(inside, values - mean[:, None], 0.0)
-    deviation = tl.sqrt(tl.sum(away * away, 1) / width + eps)
+    centred = tl.where(inside, values - mean[:, None], 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
     factor = tl.load(weight + column, column < width, 0.0).to(tl.float32)
     added = tl.load(bias + column, column < width, 0.0).to(tl.float32)
-    values = away / deviation[:, None] * factor[None, :] + added[None, :]
+    values = centred / deviation[:, None] * factor[None, :] + added[None, :]
     tl.store(out + place, values.to(out.dtype.element_ty), inside)
 
 

@@ -163,7 +163,7 @@ class Contexts:
     """The memory that graphs read an image's tokens and their keys and values from, and the graph that fills it."""
 
     def __init__(self, tokens: tuple[Tokens, ...], record: Recorder) -> None:
-        self.own = tuple(Tokens(context.values.clone()) for context in tokens)
+        self.copies = tuple(Tokens(context.values.clone()) for context in tokens)
         self.loaded: tuple[Tokens, ...] | None = None
         self.record = record
         self.replay: Replay | None = None
@@ -172,17 +172,17 @@ class Contexts:
         """Takes these tokens, and computes their keys and values, unless they are those of the last call."""
         if self.loaded == tokens:
             return
-        for own, new in zip(self.own, tokens, strict=True):
-            own.values.copy_(new.values)
+        for copy, new in zip(self.copies, tokens, strict=True):
+            copy.values.copy_(new.values)
         if self.replay is None:  # the first pass has computed keys and values, so all attentions are known
             self.replay, _ = self.record(self.project)
         self.replay()
         self.loaded = tokens
 
     def project(self) -> Tensor:
-        for own in self.own:
-            own.recompute()
-        return self.own[0].values
+        for copy in self.copies:
+            copy.recompute()
+        return self.copies[0].values
 
 
 class Recording:
@@ -192,14 +192,14 @@ class Recording:
         self, forward: Forward, inputs: tuple[Tensor, ...], contexts: Contexts | None, record: Recorder
     ) -> None:
         self.inputs, self.contexts = tuple(x.clone() for x in inputs), contexts
-        own = contexts.own if contexts else ()
-        self.replay, self.result = record(lambda: forward(*self.inputs, *own))
+        context_copies = contexts.copies if contexts else ()
+        self.replay, self.result = record(lambda: forward(*self.inputs, *context_copies))
 
     def __call__(self, inputs: tuple[Tensor, ...], tokens: tuple[Tokens, ...]) -> Tensor:
         if self.contexts:
             self.contexts.load(tokens)
-        for own, x in zip(self.inputs, inputs, strict=True):
-            own.copy_(x)
+        for copy, x in zip(self.inputs, inputs, strict=True):
+            copy.copy_(x)
         self.replay()
         return self.result.clone()
 

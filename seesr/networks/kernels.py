@@ -58,7 +58,7 @@ class TileLinear(OneDnnLinear):
         return torch.cat([matrix_product(x, self.weight, self.bias) for x in input.split(1)])
 
 
-def one(backend: SDPBackend) -> Kernel:
+def restricted(backend: SDPBackend) -> Kernel:
     """Torch's attention, restricted to this backend."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 KERNELS: dict[str, Kernel] = {
     "sdpa": F.scaled_dot_product_attention,  # whatever torch chooses
-    "flash": one(SDPBackend.FLASH_ATTENTION),
-    "efficient": one(SDPBackend.EFFICIENT_ATTENTION),
-    "cudnn": one(SDPBackend.CUDNN_ATTENTION),
+    "flash": restricted(SDPBackend.FLASH_ATTENTION),
+    "efficient": restricted(SDPBackend.EFFICIENT_ATTENTION),
+    "cudnn": restricted(SDPBackend.CUDNN_ATTENTION),
     "xformers": xformers,
     "rows": attention_in_rows,
 }

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-APART = -100.0  # added to the attention between pixels that are neighbours only because the map was rolled
+MASKED = -100.0  # added to the attention between pixels that are neighbours only because the map was rolled
 
 
 def windows_of(x: Tensor, side: int) -> Tensor:
@@ -40,7 +40,7 @@ def shifted_mask(side: int, shift: int, height: int, width: int) -> Tensor:
 
     region = 3 * regions(height)[:, None] + regions(width)[None]
     region = windows_of(region[None, :, :, None], side)[..., 0]
-    return torch.where(region[:, None] == region[:, :, None], 0.0, APART)
+    return torch.where(region[:, None] == region[:, :, None], 0.0, MASKED)
 
 
 class WindowAttention(nn.Module):

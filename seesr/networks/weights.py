@@ -88,8 +88,8 @@ def read_manifest(path: Path) -> Bundle:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        own = manifest.get("defaults", Defaults()._asdict())  # bundles that were converted before have none
-        defaults = Defaults(own["num_inference_steps"], tuple(own["latent_tiled_size"]))
+        values = manifest.get("defaults", Defaults()._asdict())  # bundles that were converted before have none
+        defaults = Defaults(values["num_inference_steps"], tuple(values["latent_tiled_size"]))
         return Bundle(path, manifest["name"], manifest["kind"], manifest["licence"], manifest["files"], defaults)
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}: set SEESR_WEIGHTS to a bundle, or fetch one with: {FETCH}") from None

@@ -62,8 +62,8 @@ class Calibration(NamedTuple):
 def calibration_of(bundle: Bundle) -> Calibration | None:
     """The calibration of a bundle, or None."""
     rows: Mapping[str, Any] = json.loads(TABLE.read_text())
-    found = rows.get(bundle.digest)
-    return None if found is None else Calibration(**{name: found[name] for name in Calibration._fields})
+    row = rows.get(bundle.digest)
+    return None if row is None else Calibration(**{name: row[name] for name in Calibration._fields})
 
 
 def require(settings: Settings, steps: int, masked: bool, bundle: Bundle) -> Calibration | None:
@@ -79,8 +79,8 @@ def require(settings: Settings, steps: int, masked: bool, bundle: Bundle) -> Cal
     view = settings.output_view
     if view not in VIEWS or not VIEWS[view].calibrated:
         return None
-    found = calibration_of(bundle)
-    if found is None:
+    calibration = calibration_of(bundle)
+    if calibration is None:
         raise FieldError(
             f"output_view {view} needs a calibration, and bundle {bundle.name} has none: set output_view=uncertainty, "
             "or measure one with: python -m lab.quality.trust",
@@ -89,13 +89,13 @@ def require(settings: Settings, steps: int, masked: bool, bundle: Bundle) -> Cal
     if masked:
         raise FieldError(f"output_view {view} is calibrated without a mask: remove the mask", "mask")
     expected = {field.name: field.default for field in dataclasses.fields(Settings) if field.name not in FREE}
-    for name, value in {**expected, "num_inference_steps": found.steps}.items():
-        given = steps if name == "num_inference_steps" else getattr(settings, name)
-        tile = name == "latent_tiled_size" and given in bundle.defaults.latent_tiled_size  # as a record has it
-        if given != value and not tile:
+    for name, value in {**expected, "num_inference_steps": calibration.steps}.items():
+        actual = steps if name == "num_inference_steps" else getattr(settings, name)
+        tile = name == "latent_tiled_size" and actual in bundle.defaults.latent_tiled_size  # as a record has it
+        if actual != value and not tile:
             remedy = f"leave {name} empty" if value in (None, "") else f"set {name}={value}"
-            raise FieldError(f"output_view {view} is not calibrated for {name} {given}: {remedy}", name)
-    return found
+            raise FieldError(f"output_view {view} is not calibrated for {name} {actual}: {remedy}", name)
+    return calibration
 
 
 def spread(images: Iterable[Tensor]) -> Tensor:
@@ -130,14 +130,14 @@ def disagreement(spread: Tensor, rgb: Pixels) -> NDArray[np.float32]:
         [H, W], in squared levels of 255.
     """
     height, width = rgb.shape[:2]
-    scale, found = 255 / np.iinfo(rgb.dtype).max, np.empty((height, width), np.float32)
+    scale, result = 255 / np.iinfo(rgb.dtype).max, np.empty((height, width), np.float32)
     for top, bottom, first, last in spans(height, REACH + round(4 * FINE) + 1):
         grey = scale * rgb[first:last].mean(2, dtype=np.float32)
         detail = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), FINE))
         apart = spread[first:last, :width].cpu().numpy()
         whole = cv2.blur(apart, (REACH, REACH)) * cv2.blur(detail, (REACH, REACH))
-        found[top:bottom] = whole[top - first : bottom - first]
-    return found
+        result[top:bottom] = whole[top - first : bottom - first]
+    return result
 
 
 def local_error(rgb: Pixels, truth: Pixels) -> NDArray[np.float32]:

@@ -114,8 +114,8 @@ class Denoiser:
             parts = torch.stack([tile.crop(z[n]) for n, tile in places])
             time = torch.full((len(parts),), t, device=parts.device)
 
-            own = self if self.unet.dtype == self.text.values.dtype else self.in_float32
-            return own.predict(parts, time, torch.cat([own.conditioning_features(tile) for _, tile in places]))
+            net = self if self.unet.dtype == self.text.values.dtype else self.in_float32
+            return net.predict(parts, time, torch.cat([net.conditioning_features(tile) for _, tile in places]))
 
         def whole() -> Tensor:
             self.progress.position = before  # a second try counts the same tiles
@@ -182,9 +182,9 @@ class Denoiser:
         """The ControlNet's embedding of the conditioning image at a tile, [1, C, h, w]; cached while there is room."""
         if tile in self.features:
             return self.features[tile]
-        embed, own = self.controlnet.controlnet_cond_embedding, (self.controlnet,)
+        embed, networks = self.controlnet.controlnet_cond_embedding, (self.controlnet,)
         inputs = (self.conditioning(tile).to(self.text.values.dtype),)
-        features = embed(*inputs) if self.graphs is None else self.graphs.run(embed, inputs, networks=own)
+        features = embed(*inputs) if self.graphs is None else self.graphs.run(embed, inputs, networks=networks)
         if len(self.features) * features.nbytes < max(FEATURE_BYTES, self.budget.hold.amount // 8):
             self.features[tile] = features
         return features

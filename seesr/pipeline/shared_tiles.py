@@ -26,7 +26,7 @@ from seesr.runtime.tile_batches import TileBatches, TilePool
 from seesr.runtime.tiling import Place, Tile
 
 OVERDUE = 3.0  # times its own longest batch after which a process computes one that a helper has not returned
-LOOK = 0.1  # seconds between two calls of the watchers while helpers are waited for
+POLL = 0.1  # seconds between two calls of the watchers while helpers are waited for
 IMAGES = 2  # whose context a helper keeps
 
 
@@ -125,23 +125,23 @@ class SharedTiles:
             longest = max(longest, time.monotonic() - started)
             batches.put(number, result)
 
-        own = batches.take()  # before the helpers, so that `longest` is known
+        number_taken = batches.take()  # before the helpers, so that `longest` is known
         if len(runs) > 1:
             for pool in self.pools:
                 pool.begin(batches)
         for number in range(len(runs)):
             while (result := batches.pop(number)) is None:
-                if own is None:
-                    own = batches.take()
-                if own is None:
-                    own = batches.take_overdue(OVERDUE * longest)
-                if own is not None:
-                    compute(own)
-                    own = None
-                elif (result := batches.pop(number, LOOK)) is not None:
+                if number_taken is None:
+                    number_taken = batches.take()
+                if number_taken is None:
+                    number_taken = batches.take_overdue(OVERDUE * longest)
+                if number_taken is not None:
+                    compute(number_taken)
+                    number_taken = None
+                elif (result := batches.pop(number, POLL)) is not None:
                     break
                 else:
-                    self.progress.tell()
+                    self.progress.notify()
             if isinstance(result, bytes):
                 yield safetensors.torch.load(result)["result"].to(device), True
             else:

@@ -43,7 +43,7 @@ def needed(
         return []
     factor = padded[0] // max(tile.bottom for tile in tiles)
     whole = np.full(size[::-1], 255, np.uint8) if mask is None else at_size(mask, size)
-    border = [(0, side - own) for side, own in zip(padded, whole.shape, strict=True)]
+    border = [(0, side - unpadded) for side, unpadded in zip(padded, whole.shape, strict=True)]
     whole = np.pad(whole, border, mode="symmetric")
     if region is not None:
         inside, full = (slice(region.top, region.bottom), slice(region.left, region.right)), whole

@@ -156,14 +156,14 @@ def terms(
     A tile of the denoiser costs its conditioning features once, and each pass over it. Tiles of another area have
     another rate, so that each area has its own line and all of them share one for areas that were not measured.
     """
-    found = {name.partition(":")[0]: Term((name,), value) for name, value in units(
+    result = {name.partition(":")[0]: Term((name,), value) for name, value in units(
         outline, settings, size, planned, masked
     ).items()}  # fmt: skip
     area, tiles = planned.tile_area, len(planned.steps[0])
     passes = planned.tiles * (2 if settings.cfg_scale > 1 else 1) * (settings.num_particles if settings.steered else 1)
     whole = tiles * area * (1 + area / ATTENTION_AREA) / 1e6
-    found["denoise"] = Term((f"denoise:{area}", "denoise"), passes / max(1, tiles), whole)
-    return found
+    result["denoise"] = Term((f"denoise:{area}", "denoise"), passes / max(1, tiles), whole)
+    return result
 
 
 def autoencoder_work(outline: Outline, side: int, size: tuple[int, int], part: Tile | None) -> float:

@@ -27,17 +27,17 @@ class Speed:
             seconds: what each stage took; stages without work are left out.
         """
         for name, units in work.items():
-            taken = seconds.get(stage_of(name))
-            if units > 0 and taken is not None:
+            elapsed = seconds.get(stage_of(name))
+            if units > 0 and elapsed is not None:
                 before = self.totals.get(name, (0.0, 0.0))
-                self.totals[name] = MEMORY * before[0] + units, MEMORY * before[1] + taken
+                self.totals[name] = MEMORY * before[0] + units, MEMORY * before[1] + elapsed
 
     def seconds(self, work: Work) -> dict[str, float]:
         """Expected seconds of every stage; 0 for one that has not been measured yet."""
         expected = {}
         for name, units in work.items():
-            measured, taken = self.totals.get(name, (0.0, 0.0))
-            expected[stage_of(name)] = units * taken / measured if measured else 0.0
+            measured, elapsed = self.totals.get(name, (0.0, 0.0))
+            expected[stage_of(name)] = units * elapsed / measured if measured else 0.0
         return expected
 
 
@@ -77,11 +77,11 @@ class Forecast:
         if stage != self.stage:
             self.stage, self.began = stage, elapsed
         at, share = names.index(stage), done / max(1, total)
-        own, prior = self.expected[stage], PRIOR * self.whole
-        finished = sum(self.expected[name] for name in names[:at]) + own * share
+        planned, prior = self.expected[stage], PRIOR * self.whole
+        finished = sum(self.expected[name] for name in names[:at]) + planned * share
         pace = (elapsed + prior) / (finished + prior)
-        here = (elapsed - self.began + PRIOR * own) / (own * (share + PRIOR)) if own and share else pace
-        left = own * (1 - share) * here + sum(self.expected[name] for name in names[at + 1 :]) * pace
+        here = (elapsed - self.began + PRIOR * planned) / (planned * (share + PRIOR)) if planned and share else pace
+        left = planned * (1 - share) * here + sum(self.expected[name] for name in names[at + 1 :]) * pace
         self.left = min(self.left, left)
         self.progress = max(self.progress, elapsed / (elapsed + left) if elapsed + left else 0.0)
         return round(self.progress, 4), round(self.left, 2)

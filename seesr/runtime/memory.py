@@ -133,8 +133,8 @@ class Budget:
 
     def restore(self) -> None:
         """Restores the half-precision parameters of networks that were cast to float32."""
-        for value, own in self.cast:
-            value.data = own
+        for value, original in self.cast:
+            value.data = original
         self.cast.clear()
 
     @property

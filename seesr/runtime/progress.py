@@ -111,19 +111,19 @@ class Progress:
     def start(self, stage: str, total: int = 1) -> None:
         """Begins a stage of `total` tiles."""
         self.position = Position(stage, 0, total)
-        self.tell()
+        self.notify()
 
     def advance(self, count: int = 1) -> None:
         """`count` more tiles are done."""
         self.position = self.position._replace(done=self.position.done + count)
-        self.tell()
+        self.notify()
 
     def finish(self) -> None:
         """Marks a stage that did not count its tiles as done."""
         if self.position.done < self.position.total:
             self.advance(self.position.total - self.position.done)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         if self.forecast is not None:
             stage, done, total = self.position[:3]
             progress, left = self.forecast.at(stage, done, total, time.monotonic() - self.began)

@@ -25,7 +25,7 @@ class TileBatches:
     def __init__(self, image: str, context: bytes, count: int, task: Callable[[int], bytes]) -> None:
         self.image, self.context, self.task = image, context, task
         self.waiting = collections.deque(range(count))
-        self.taken: dict[int, float] = {}  # number -> when it was taken, seconds
+        self.started: dict[int, float] = {}  # number -> when it was taken, seconds
         self.results: dict[int, Any] = {}
         self.finished: set[int] = set()
         self.from_helpers: set[int] = set()
@@ -41,7 +41,7 @@ class TileBatches:
         if not self.waiting:
             return None
         number = self.waiting.popleft()
-        self.taken[number] = time.monotonic()
+        self.started[number] = time.monotonic()
         return number
 
     def take_or_wait(self) -> int | None:
@@ -57,10 +57,10 @@ class TileBatches:
     def take_overdue(self, seconds: float) -> int | None:
         """The batch that was taken first, if that was more than `seconds` ago; the caller computes it, too."""
         with self.changed:
-            number = min(self.taken, key=self.taken.__getitem__, default=None)
-            if number is None or time.monotonic() - self.taken[number] <= seconds:
+            number = min(self.started, key=self.started.__getitem__, default=None)
+            if number is None or time.monotonic() - self.started[number] <= seconds:
                 return None
-            self.taken[number] = time.monotonic()
+            self.started[number] = time.monotonic()
             return number
 
     def put(self, number: int, result: Any, from_helper: bool = False) -> None:
@@ -69,7 +69,7 @@ class TileBatches:
             if number in self.finished:
                 return
             self.finished.add(number)
-            self.taken.pop(number, None)
+            self.started.pop(number, None)
             if number in self.waiting:  # it was given back, and then arrived
                 self.waiting.remove(number)
             if from_helper:
@@ -81,7 +81,7 @@ class TileBatches:
         """Lets others take a batch whose helper is lost."""
         with self.changed:
             if number not in self.finished and number not in self.waiting:
-                self.taken.pop(number, None)
+                self.started.pop(number, None)
                 self.waiting.appendleft(number)
                 self.changed.notify_all()
 
@@ -97,7 +97,7 @@ class TileBatches:
         with self.changed:
             self.closed = True
             self.waiting.clear()
-            self.finished.update(self.taken)
+            self.finished.update(self.started)
             self.changed.notify_all()
 
 

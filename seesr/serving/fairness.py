@@ -20,9 +20,9 @@ def has_room(owner: str, waiting: Iterable[str], max_queue: int, share: float) -
         share: of `max_queue`, from 0 to 1; at least one job.
     """
     counts, limit = collections.Counter(waiting), share_of(max_queue, share)
-    own = counts.pop(owner, 0)
-    others = sum(min(count, limit) for count in counts.values())
-    return own + others < max_queue and (not others or own < limit)
+    own_jobs = counts.pop(owner, 0)
+    other_jobs = sum(min(count, limit) for count in counts.values())
+    return own_jobs + other_jobs < max_queue and (not other_jobs or own_jobs < limit)
 
 
 def share_of(max_queue: int, share: float) -> int:

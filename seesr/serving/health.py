@@ -76,13 +76,13 @@ def owns(request: Request, id: str) -> bool:
     return job is not None and job.owner == owner(request)
 
 
-def without_foreign(status: dict[str, Any], own: Callable[[str], bool]) -> dict[str, Any]:
+def without_foreign(status: dict[str, Any], is_own: Callable[[str], bool]) -> dict[str, Any]:
     """The status of the jobs without the ids of those that are another owner's."""
     running, workers = status["running"], status.get("workers", {})
     entries = [*(running if isinstance(running, list) else [running] if running else []), *workers.values()]
     for entry in entries:
         for name in ("id", "job"):
-            if entry.get(name) and not own(entry[name]):
+            if entry.get(name) and not is_own(entry[name]):
                 entry[name] = None
     return status
 

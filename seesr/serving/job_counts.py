@@ -39,8 +39,8 @@ def durations(job: Job) -> dict[Name, float]:
     if job.status != DONE or not job.metrics:  # no metrics: its result was found after a crash
         return {}
     started, completed = job.started or job.created, job.completed or job.created
-    found: dict[Name, float] = {("queue_seconds",): started - job.created, ("job_seconds",): completed - job.created}
-    return found | {("stage_seconds", stage): seconds for stage, seconds in job.metrics["seconds"].items()}
+    counts: dict[Name, float] = {("queue_seconds",): started - job.created, ("job_seconds",): completed - job.created}
+    return counts | {("stage_seconds", stage): seconds for stage, seconds in job.metrics["seconds"].items()}
 
 
 def bucket_of(seconds: float) -> str:
@@ -54,15 +54,15 @@ def increments(job: Job, owner: str) -> dict[Name, float]:
     Args:
         owner: the name that its key is counted under.
     """
-    found: dict[Name, float] = {("jobs", job.status): 1, ("key_jobs", owner, job.status): 1}
+    counts: dict[Name, float] = {("jobs", job.status): 1, ("key_jobs", owner, job.status): 1}
     for name, seconds in durations(job).items():
-        found |= {(*name, bucket_of(seconds)): 1, (*name, "sum"): seconds}
+        counts |= {(*name, bucket_of(seconds)): 1, (*name, "sum"): seconds}
     if job.status == DONE and job.metrics:
         width, height = map(int, job.metrics["output_size"].split("x"))
-        found["key_megapixels", owner] = width * height / 1e6
-        found["tiles",] = job.metrics["tiles"] * job.metrics["steps"]
-        found["retries",] = job.metrics["out_of_memory_retries"] + job.metrics["float32_retries"]
-    return found
+        counts["key_megapixels", owner] = width * height / 1e6
+        counts["tiles",] = job.metrics["tiles"] * job.metrics["steps"]
+        counts["retries",] = job.metrics["out_of_memory_retries"] + job.metrics["float32_retries"]
+    return counts
 
 
 def exemplars(job: Job) -> dict[Name, Seen]:

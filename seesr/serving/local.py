@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FAILURE = "the engine cannot be loaded"
 ATTEMPTS = 3
-POLITE = 5  # niceness of all that computes
+NICENESS = 5  # niceness of all that computes
 LOGS_INTERVAL = 0.5  # seconds between two webhooks about the logs of one job
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two tries to write to a full disk
 STORAGE_ERRORS = (OSError, sqlite3.OperationalError)
@@ -156,9 +156,9 @@ class LocalJobs:
                 self.remove_inputs(job)
                 log.error("job %s cannot be stored: %s", job.id, error)
                 raise storage_failure(error) or error from error
-            own = dataclasses.replace(job)  # the queued job changes; the caller keeps the original
-            self.jobs[job.id] = own
-            self.waiting.append(own)
+            queued = dataclasses.replace(job)  # the queued job changes; the caller keeps the original
+            self.jobs[job.id] = queued
+            self.waiting.append(queued)
             self.changes.notify()
 
     def quote(self, job: Job, image: Path) -> Quote | None:
@@ -270,7 +270,7 @@ class LocalJobs:
 
     def work(self) -> None:
         """Runs one job after the other until the server stops."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)  # inherited by its threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # inherited by its threads
         if not self.loaded and not self.load_engine():
             return
         while job := self.take():

@@ -245,19 +245,19 @@ def target_of(values: dict[str, Any]) -> Path | None:
     """
     source, output = values.get("image"), values.pop("output", None)
     names = openapi.setting_schemas()
-    given = settings_of({name: value for name, value in values.items() if name in names})
+    settings = settings_of({name: value for name, value in values.items() if name in names})
     if output:
         target = Path(output).expanduser().absolute()
         suffix = target.suffix.lower().removeprefix(".").replace("jpeg", "jpg")
-        expected = [ZIP] if given.suffix == ZIP else list(FORMATS)
+        expected = [ZIP] if settings.suffix == ZIP else list(FORMATS)
         if suffix not in expected:
             raise ValueError(f"output is {output!r}; its suffix must be one of {', '.join(expected)}")
         if suffix != ZIP:
             values["output_format"] = suffix
     elif is_path(source):
         path = Path(str(source)).expanduser().absolute()
-        target = path.with_name(f"{path.stem}-{given.label}.{given.suffix}")
-    elif given.suffix == ZIP:
+        target = path.with_name(f"{path.stem}-{settings.label}.{settings.suffix}")
+    elif settings.suffix == ZIP:
         raise ValueError("output_view all makes a zip: name a file in output")
     else:
         return None
@@ -312,10 +312,15 @@ def run_stdio(configuration: Configuration, bundle: Path | None, device: str | N
     """
     path = bundle or configuration.weights or weights.locate()
     with tempfile.TemporaryDirectory(prefix="seesr-mcp-") as folder:
-        private = {"data": Path(folder), "api_keys": SecretStr(""), "keys_file": None, "platform": None, "bundles": ""}
-        own = configuration.model_copy(update=private)
+        unset = {"api_keys": SecretStr(""), "keys_file": None, "platform": None, "bundles": ""}
+        private = configuration.model_copy(update={"data": Path(folder), **unset})
         load = functools.partial(serving.load_engine, path, device, user_folder())
-        app = serving.build(own, Caller(Starlette()).base, path, lambda send: serving.local(own, load, path, send))
+        app = serving.build(
+            private,
+            Caller(Starlette()).base,
+            path,
+            lambda send: serving.local(private, load, path, send),
+        )
         asyncio.run(talk(app))
     return 0
 

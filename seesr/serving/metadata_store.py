@@ -62,12 +62,12 @@ class Ledger(Protocol):
     def close(self) -> None: ...
 
 
-def remove_older(folder: Path, limit: float, kept: Collection[str | None] = ()) -> None:
-    """Removes files last written before `limit`, seconds since 1970, except those whose names are in `kept`.
+def remove_older(folder: Path, limit: float, exceptions: Collection[str | None] = ()) -> None:
+    """Removes files last written before `limit`, seconds since 1970, except those whose names are in `exceptions`.
 
     Another thread may remove the same files.
     """
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if path.name not in kept and path.stat().st_mtime < limit:
+            if path.name not in exceptions and path.stat().st_mtime < limit:
                 path.unlink()

@@ -100,7 +100,7 @@ class Gate:
     Args:
         access: decides who may call which route.
         per_minute: requests that one key may start.
-        closing: whether the server is shutting down; it takes no more bodies then.
+        closing: whether the server is shutting down; it then rejects request bodies.
         traffic: counts the requests.
     """
 
@@ -119,12 +119,12 @@ class Gate:
             request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id  # servers need not set it
         started, status = time.perf_counter(), 500
-        begun = False
+        started_response = False
 
-        async def tell(message: Message) -> None:
-            nonlocal status, begun
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, started_response
             if message["type"] == "http.response.start":
-                status, begun = message["status"], True
+                status, started_response = message["status"], True
                 headers = MutableHeaders(raw=[*message["headers"]])
                 headers["X-Request-Id"] = request_id
                 for name, value in SAFE.items():
@@ -135,15 +135,15 @@ class Gate:
 
         try:
             self.admit(scope)
-            await self.app(scope, self.counted(scope, receive), tell)
+            await self.app(scope, self.counted(scope, receive), send_with_headers)
         except ClientDisconnect:
             status = 499
         except Exception as error:
             response = respond(error)
             if response.status_code == 500:
                 log.exception("request %s", request_id)
-            if not begun:
-                await response(scope, receive, tell)
+            if not started_response:
+                await response(scope, receive, send_with_headers)
         finally:
             for path in scope["state"].get("parts", ()):
                 path.unlink(missing_ok=True)

@@ -48,6 +48,11 @@ def documentation(document: dict[str, Any]) -> Response:
     return HTMLResponse(f"{whole}{body}</main></body></html>", headers={"Content-Security-Policy": POLICY})
 
 
+def content_kinds(answer: dict[str, Any]) -> str:
+    """The types of a response's bodies."""
+    return ", ".join(sorted({kind(media["schema"]) for media in answer.get("content", {}).values()}))
+
+
 def operation(path: str, method: str, about: dict[str, Any]) -> str:
     """One operation: parameters, request and responses, folded."""
     rows = [
@@ -57,13 +62,9 @@ def operation(path: str, method: str, about: dict[str, Any]) -> str:
     parts = [table(("parameter", "in", "type", "meaning"), rows)] if rows else []
     request = about.get("requestBody", {}).get("content", {})
     if request:
-        parts.append(table(("request", "schema"), [(name, kind(one["schema"])) for name, one in request.items()]))
-        parts += [code(one["example"]) for one in request.values() if "example" in one]
-    rows = [
-        (status, answer["description"], ", ".join(sorted({kind(one["schema"]) for one in answer["content"].values()}))
-         if "content" in answer else "")
-        for status, answer in about["responses"].items()
-    ]  # fmt: skip
+        parts.append(table(("request", "schema"), [(name, kind(media["schema"])) for name, media in request.items()]))
+        parts += [code(media["example"]) for media in request.values() if "example" in media]
+    rows = [(status, answer["description"], content_kinds(answer)) for status, answer in about["responses"].items()]
     parts.append(table(("status", "meaning", "schema"), rows))
     line = f"<code><b>{method.upper()}</b> {html.escape(path)}</code> {html.escape(about['summary'])}"
     return f'<details id="{about["operationId"]}"><summary>{line}</summary>{"".join(parts)}</details>'
@@ -74,12 +75,12 @@ def kind(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return schema["$ref"].rpartition("/")[2]
     if "anyOf" in schema:
-        return " or ".join(kind(one) for one in schema["anyOf"])
+        return " or ".join(kind(option) for option in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     span = f", {schema['minimum']:g} to {schema['maximum']:g}" if "minimum" in schema and "maximum" in schema else ""
-    words = schema.get("format") or schema.get("type", "any")
-    return (" or ".join(words) if isinstance(words, list) else str(words)) + span
+    types = schema.get("format") or schema.get("type", "any")
+    return (" or ".join(types) if isinstance(types, list) else str(types)) + span
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -83,7 +83,7 @@ async def vertex(request: Request) -> Response:
 
 async def answer_instances(request: Request, body: dict[str, Any]) -> Response:
     payload = parse(VertexRequest, body)
-    predictions = [await run_job(request, one.image, payload.parameters) for one in payload.instances]
+    predictions = [await run_job(request, instance.image, payload.parameters) for instance in payload.instances]
     return await run_in_threadpool(JSONResponse, {"predictions": predictions})
 
 
@@ -107,10 +107,10 @@ def ping(request: Request) -> Response:
 def routes() -> list[Route]:
     """With those that Vertex asks for by its variables."""
     health, predict = os.environ.get("AIP_HEALTH_ROUTE"), os.environ.get("AIP_PREDICT_ROUTE")
-    own = [Route(health, ping)] if health else []
-    own += [Route(predict, vertex, methods=["POST"])] if predict else []
+    routes = [Route(health, ping)] if health else []
+    routes += [Route(predict, vertex, methods=["POST"])] if predict else []
     return [
-        *own,
+        *routes,
         Route("/", hugging_face, methods=["POST"]),
         Route("/ping", ping),
         Route("/invocations", invocations, methods=["POST"]),

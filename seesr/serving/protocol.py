@@ -41,7 +41,9 @@ class LimitedProtocol(H11Protocol):
         self.opened = self.loop.time()
         if len(self.connections) > most_connections():
             idle = [
-                one for one in self.connections if isinstance(one, LimitedProtocol) and one.idle and one is not self
+                other
+                for other in self.connections
+                if isinstance(other, LimitedProtocol) and other.idle and other is not self
             ]
             if not idle:
                 log.warning("connection refused: all %d are in use", len(self.connections) - 1)
@@ -49,7 +51,7 @@ class LimitedProtocol(H11Protocol):
                 transport.write(BUSY % (len(body), body))
                 transport.close()
                 return
-            min(idle, key=lambda one: one.opened).transport.abort()
+            min(idle, key=lambda connection: connection.opened).transport.abort()
         self.header_timer = self.loop.call_later(HEADER_SECONDS, self.drop)
 
     def data_received(self, data: bytes) -> None:

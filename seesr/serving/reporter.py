@@ -9,7 +9,7 @@ from collections.abc import Callable
 from seesr.runtime.progress import Position
 from seesr.serving.job import Job
 
-OFTEN = 0.2
+INTERVAL = 0.2
 
 
 class Canceled(Exception):
@@ -24,15 +24,19 @@ class Reporter:
     """A watcher that keeps a job's stage, done, total, progress, time left and logs.
 
     Args:
-        tell: called after every report.
-        often: seconds between two reports of one stage.
+        notify: called after every report.
+        interval: seconds between two reports of one stage.
         interrupted: once it is set, the image stops at its next tile.
     """
 
     def __init__(
-        self, job: Job, tell: Callable[[], None], often: float = OFTEN, interrupted: threading.Event | None = None
+        self,
+        job: Job,
+        notify: Callable[[], None],
+        interval: float = INTERVAL,
+        interrupted: threading.Event | None = None,
     ) -> None:
-        self.job, self.tell, self.often, self.latest, self.interrupted = job, tell, often, 0.0, interrupted
+        self.job, self.notify, self.interval, self.latest, self.interrupted = job, notify, interval, 0.0, interrupted
 
     def __call__(self, position: Position) -> None:
         job, now = self.job, time.monotonic()
@@ -40,11 +44,11 @@ class Reporter:
             raise Canceled
         if self.interrupted is not None and self.interrupted.is_set():
             raise Interrupted
-        if position.stage != job.stage or position.done == position.total or now - self.latest > self.often:
+        if position.stage != job.stage or position.done == position.total or now - self.latest > self.interval:
             self.latest = now
             job.stage, job.done, job.total, job.progress, job.seconds_left = position
             job.logs += progress_line(position)
-            self.tell()
+            self.notify()
 
 
 def progress_line(position: Position) -> str:

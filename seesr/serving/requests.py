@@ -36,18 +36,18 @@ Image = Annotated[Any, WithJsonSchema(URI)]  # or an uploaded file or a stream o
 class Between(NamedTuple):
     """Refuses numbers outside a range, with the range in the message and in the schema."""
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
-        return {**handler(schema), "minimum": self.least, "maximum": self.most}
+        return {**handler(schema), "minimum": self.minimum, "maximum": self.maximum}
 
     def check(self, value: float) -> float:
-        if not self.least <= value <= self.most:
-            raise ValueError(f"it must be from {self.least:g} to {self.most:g}")
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(f"it must be from {self.minimum:g} to {self.maximum:g}")
         return value
 
 

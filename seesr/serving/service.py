@@ -39,7 +39,7 @@ from seesr.settings.validation import FieldError
 
 HEADER_SECONDS = 10.0  # that reading the header of an image may take
 HEADER_READERS = ThreadPoolExecutor(4, "image-header")
-LOOK = 0.25  # seconds between two looks whether the caller is still there
+POLL = 0.25  # seconds between two looks whether the caller is still there
 LINK_SECONDS = 3600  # that a link to a result is good for
 
 
@@ -197,7 +197,7 @@ class Service:
             change = asyncio.ensure_future(self.jobs.changed(job.id, job.revision, end - time.monotonic()))
             try:
                 while not change.done():
-                    await asyncio.wait([change], timeout=None if request is None else LOOK)
+                    await asyncio.wait([change], timeout=None if request is None else POLL)
                     if request is not None and await request.is_disconnected():
                         await run_in_threadpool(self.jobs.cancel, job.id)
                         request = None

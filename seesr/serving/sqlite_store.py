@@ -129,9 +129,9 @@ class Journal:
             for path in (self.folder / kind).iterdir():
                 if path.name.partition(".")[0].partition("-")[0] not in ids:
                     path.unlink()
-        taken = known | {path.name for path in (self.folder / "notes").iterdir()}
+        known_ids = known | {path.name for path in (self.folder / "notes").iterdir()}
         for owner, key, id in self.run("SELECT owner, key, answer FROM idempotency"):
-            if id not in taken:
+            if id not in known_ids:
                 self.release(owner, key, id)
 
     def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -26,7 +26,7 @@ TRIES = 5
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
 SECONDS = 20.0  # that one try may take
 LANES = 64  # receivers that are sent to at the same time
-LOOK = 0.1  # seconds between two looks for new messages
+POLL = 0.1  # seconds between two looks for new messages
 Send = Callable[[Job, str], Awaitable[bool]]  # (job, event) -> whether the receiver took it
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class WebhookQueue:
                 for receiver in self.journal.receivers():
                     if receiver not in self.lanes and len(self.lanes) < LANES:
                         self.lanes[receiver] = group.create_task(self.lane(receiver))
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(POLL)
 
     async def lane(self, receiver: str) -> None:
         """Every message that waits for one receiver."""
@@ -152,4 +152,4 @@ class WebhookQueue:
         """Returns once every message was tried, or after `seconds`; the others are sent by the next server."""
         end = time.monotonic() + seconds
         while self.journal.untried_webhooks() and time.monotonic() < end:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)

@@ -15,7 +15,7 @@ from seesr.settings.validation import FieldError
 
 MASK = frozenset({"mask"})  # beside the settings
 STANDARD = str.maketrans("-_", "+/")  # of the URL-safe base64 alphabet
-ELSEWHERE = {  # inputs of other SeeSR containers, and what replaces them here
+REPLACED_INPUTS = {  # inputs of other SeeSR containers, and what replaces them here
     "sample_times": "send one request for each sample, with its own seed",
 }
 SHOWN = 5  # unknown names in a message
@@ -38,8 +38,8 @@ def settings_of(inputs: Mapping[str, Any], others: frozenset[str] = frozenset())
     for name, value in inputs.items():
         if name in others:
             continue
-        if name in ELSEWHERE:
-            problems.append(FieldError(f"there is no input {name!r}; {ELSEWHERE[name]}", name))
+        if name in REPLACED_INPUTS:
+            problems.append(FieldError(f"there is no input {name!r}; {REPLACED_INPUTS[name]}", name))
             continue
         if name not in fields:
             unknown.append(name[:60])

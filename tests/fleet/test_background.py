@@ -84,7 +84,7 @@ def test_every_task_of_a_gateway_survives_an_error(
     monkeypatch.setattr(owner, function, work)
     monkeypatch.setattr(app, "EXPIRY", 0.05)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.4)
-    Roster(Link(configuration.redis or "")).tell("w@here", version=version_of(weights.POCKET), state="idle")
+    Roster(Link(configuration.redis or "")).update("w@here", version=version_of(weights.POCKET), state="idle")
     built = app.build(
         configuration,
         "http://seesr.test",
@@ -174,9 +174,9 @@ def test_a_worker_repeats_the_state_that_redis_has_lost(configuration: Configura
     child = object.__new__(worker.Child)
     child.roster, child.name, child.supervisor = Roster(Link(configuration.redis or "")), "w@here", Supervisor()
     child.state, child.telling = {}, threading.Lock()
-    child.say("busy", job="of yesterday")
-    child.say("idle", job=None)
-    child.roster.tell("w@here", state="busy", job="of yesterday")  # as if the last write were lost
+    child.report_state("busy", job="of yesterday")
+    child.report_state("idle", job=None)
+    child.roster.update("w@here", state="busy", job="of yesterday")  # as if the last write were lost
     child.supervisor.thread("orders", child.obey)
     until(lambda: child.roster.workers()["w@here"]["state"] == "idle")
     child.supervisor.stop()

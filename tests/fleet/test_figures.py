@@ -54,7 +54,10 @@ def test_the_urgent_one_is_next() -> None:
 def test_a_frozen_or_full_redis_is_reported_and_loses_no_job() -> None:
     figures = measure("freeze")
     assert all(status == 503 and seconds < 5 for status, seconds in figures["frozen"])
-    assert figures["live"] == 200 and figures["full"] == [503, "the queue takes no more: Redis is full"]
+    assert figures["live"] == 200 and figures["full"] == [
+        503,
+        "the queue is unavailable: Redis has reached its memory limit (maxmemory)",
+    ]
     assert (figures["results"], figures["lost"], figures["runs"]) == (21, 0, 21)
 
 

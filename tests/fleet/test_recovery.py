@@ -77,7 +77,7 @@ def test_only_ended_jobs_expire(gateways: dict[str, FleetJobs], tmp_path: Path) 
     job = sent(jobs, tmp_path)
     upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]
     jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
-    jobs.roster.tell("w@here", version=OLD, state="unloaded")
+    jobs.roster.update("w@here", version=OLD, state="unloaded")
     upkeep.expire()
     assert jobs.find(job.id) and jobs.objects.exists(f"in/{job.id}")
     assert jobs.records.end(job.id, FAILED)
@@ -92,7 +92,7 @@ def test_a_job_whose_version_no_worker_has_fails_when_its_time_is_over(
     gateways: dict[str, FleetJobs], tmp_path: Path
 ) -> None:
     jobs = gateways[OLD]
-    jobs.roster.tell("w@here", version=NEW, state="idle")
+    jobs.roster.update("w@here", version=NEW, state="idle")
     job = sent(jobs, tmp_path)
     jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
     upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]

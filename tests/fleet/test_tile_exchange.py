@@ -120,7 +120,7 @@ class Exchange:
         monkeypatch.setenv("SEESR_STORE", f"file://{folder}/store")
         self.link, self.objects = Link(redis_url), Objects(Store.configured(), folder / "cache")
         self.link(lambda client: client.flushdb())
-        Roster(self.link).tell("helper@here", state="idle", tiles="kind")
+        Roster(self.link).update("helper@here", state="idle", tiles="kind")
         self.supervisor = Supervisor()
         self.pool = FleetTiles(self.link, self.objects, self.supervisor, "lead@here", "kind")
         self.batches = TileBatches("image", b"context", 3, lambda number: b"task %d" % number)
@@ -165,7 +165,7 @@ def test_a_helper_computes_what_is_offered_and_nothing_is_left(exchange: Exchang
 
 
 def test_a_batch_whose_lease_is_not_renewed_goes_to_others(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_exchange, "LOOK", 0.0)
+    monkeypatch.setattr(tile_exchange, "POLL", 0.0)
     assert exchange.batches.take() == 2
     exchange.link(lambda client: client.lpop(waiting_key("kind")))  # by a helper that then dies
     exchange.link(lambda client: client.set(lease_key(exchange.step.id, 0), "1", px=100))

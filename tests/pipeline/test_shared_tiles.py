@@ -124,7 +124,7 @@ def test_watchers_are_called_while_a_helper_is_waited_for(
 ) -> None:
     """A deadline or a cancellation then ends the image, and the helper takes nothing more."""
     monkeypatch.setattr(shared_tiles, "OVERDUE", 1e9)
-    monkeypatch.setattr(shared_tiles, "LOOK", 0.01)
+    monkeypatch.setattr(shared_tiles, "POLL", 0.01)
     released, taken = threading.Event(), []
 
     def hang(number: int) -> None:
