@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device:
         table = [row for row in table if args.device in row["offer"]]
     if not table:
-        print(f"nothing has been measured at {args.size} px; --goals shows what is aimed at", file=sys.stderr)
+        print(f"nothing has been measured at {args.size} px; --goals shows the targets", file=sys.stderr)
         return 2
     print(show(table, args))
     if args.plot:

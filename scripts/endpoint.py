@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:  # the hub's client raises those of its HTTP library, which changes with its version
-        print(f"the platform did not do it: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        print(f"the platform rejected the request: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 1
 
 

@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run(fleet: Fleet, args: argparse.Namespace) -> None:
-    print(f"everything is in {fleet.folder}, the logs too", flush=True)
+    print(f"data and logs are in {fleet.folder}", flush=True)
     fleet.start_redis()
     if args.store == "s3":
         fleet.start_store()

@@ -83,7 +83,7 @@ class Configuration(BaseSettings):
     )
     keys_file: Path | None = option(
         None,
-        "Server: JSON file of API keys with their limits, written by seesr keys and read again when it changes.",
+        "Server: JSON file of API keys with their limits, written by seesr keys and reloaded when it changes.",
     )
     metrics_token: SecretStr = option(
         SecretStr(""), "Server: a token that can read /metrics and nothing else. Unset: /metrics needs an API key."

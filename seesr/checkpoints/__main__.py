@@ -104,7 +104,7 @@ def is_complete(target: Path) -> bool:
     try:
         bundle = weights.verify(target)
     except WeightsError as error:
-        log.warning("%s; it is made again", error)
+        log.warning("%s; it is converted again", error)
         return False
     print(f"{target} is complete: {len(bundle.files)} files verified. Remove it to make it again.")
     return True
@@ -119,7 +119,7 @@ def announce(rows: list[Row]) -> None:
         saved = sum(row.bytes - row.length for row in part_rows)
         only = f" ({saved / 1e9:.2f} GB of tensors that are not used are left out)" if saved else ""
         unknown = [row.path for row in part_rows if not row.published and row.source != "folder"]
-        trust = f"; no published sum, trusted at the first download: {', '.join(unknown)}" if unknown else ""
+        trust = f"; no published checksum, the first download is trusted: {', '.join(unknown)}" if unknown else ""
         print(
             f"{part.name}: {part_rows[0].repository}{revision}: {len(part_rows)} files, {size / 1e9:.2f} GB, "
             f"{fetched / 1e9:.2f} GB to fetch{only}; licence: {part.licence}{trust}"

@@ -161,7 +161,7 @@ def merge_lora(base: State, lora: State, parts: Iterable[str] = ("visual_encoder
         elif re.fullmatch(r"tagging_head\.encoder\.layer\.\d+\.crossattention\.self\.(query|key)", place):
             weight += up @ down / LORA_RANK
         else:
-            raise WeightsError(f"DAPE updates an unexpected place: {place}")
+            raise WeightsError(f"DAPE updates an unexpected tensor: {place}")
         merged[target] = weight
     return merged
 

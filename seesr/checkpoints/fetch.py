@@ -38,11 +38,11 @@ class FirstUse:
             part = self.path.with_name(self.path.name + ".part")
             part.write_text(json.dumps(self.sums, indent=1) + "\n")
             part.replace(self.path)
-            log.info("%s: no published sum is known; the first download is trusted, sha256 %s", row.target, digest)
+            log.info("%s: no published checksum; the first download is trusted, sha256 %s", row.target, digest)
         elif known["sha256"] != digest:
             raise Unavailable(
-                f"{row.path} is not the file of the first download (sha256 {digest}, first {known['sha256']}); "
-                f"if the change is right, remove {row.target} from {self.path}"
+                f"{row.path} has changed since the first download (sha256 {digest}, first {known['sha256']}); "
+                f"if the change is expected, remove {row.target} from {self.path}"
             )
 
 
@@ -152,7 +152,7 @@ def check(row: Row, path: Path, record: FirstUse) -> None:
         data = path.read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         if blob != row.blob:
-            raise Unavailable(f"{path} is damaged: git's sum is {blob}, expected {row.blob}")
+            raise Unavailable(f"{path} is damaged: its git blob hash is {blob}, expected {row.blob}")
     if not row.published:
         record.check(row, digest)
 

@@ -164,7 +164,7 @@ def networks(state: Mapping[str, Tensor], configs: Mapping[str, dict[str, Any]])
     except KeyError as error:
         raise WeightsError(
             f"sd_turbo.safetensors has no {error}: it is not SD-Turbo; name another file with "
-            "./scripts/weights --source sd-turbo=WHERE"
+            "./scripts/weights --source sd-turbo=FOLDER"
         ) from None
     return {"unet": unet, "vae": vae, "text_encoder": text}
 

@@ -184,7 +184,7 @@ class Web:
                 finally:
                     response.close()
             if wait.isdigit() and int(wait) > LONGEST_WAIT:
-                raise Unavailable(f"{url}: the server asks for a wait of {wait} s ({reason}): run it again later")
+                raise Unavailable(f"{url}: the server limits the request rate ({reason}): run it again in {wait} s")
             if attempt < TRIES:
                 pause(attempt, f"{url}: {reason}", float(wait) if wait.isdigit() else None)
         raise Unavailable(f"{url} could not be reached in {TRIES} tries ({reason}): check the network and run it again")

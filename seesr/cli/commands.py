@@ -56,8 +56,8 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print versions, device, bundle, configuration and limits as JSON")
     info.add_argument("--json", action="store_true", help="accepted for consistency; the output is always JSON")
     serve = commands.add_parser("serve", help="run the HTTP server: Replicate's API, a plain API and a web page")
-    mcp = commands.add_parser("mcp", help="give assistants the tools upscale, quote and status (MCP, over stdio)")
-    mcp.add_argument("--http", action="store_true", help="run the HTTP server, with the tools at /mcp")
+    mcp = commands.add_parser("mcp", help="run the MCP server on stdio, with the tools upscale, quote and status")
+    mcp.add_argument("--http", action="store_true", help="run the HTTP server, with the MCP tools at /mcp")
     for command in (serve, mcp):
         command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
         command.add_argument("--port", type=int, default=5000, help="0 uses a free port (default: 5000)")
@@ -122,13 +122,13 @@ def add_upscale(upscale: argparse.ArgumentParser, preset: Mapping[str, Any]) -> 
 def add_keys(keys: argparse.ArgumentParser) -> None:
     """The arguments of `seesr keys`."""
     orders = keys.add_subparsers(dest="order", required=True, metavar="ORDER")
-    add = orders.add_parser("add", help="make a token and print it; a second one of a name shares its jobs")
+    add = orders.add_parser("add", help="create a key and print its token; keys of the same name share their jobs")
     add.add_argument("name")
     add.add_argument("--rate", type=int, metavar="N", help="POST requests a minute (default: SEESR_RATE)")
     add.add_argument("--share", type=float, help="largest share of the queue (default: SEESR_QUEUE_SHARE)")
     add.add_argument("--megapixels-per-day", type=float, metavar="MP", help="quota of results (default: none)")
     add.add_argument("--priorities", metavar="LIST", help="such as normal,low (default: all)")
-    add.add_argument("--expires", metavar="YYYY-MM-DD", help="first day on which it is no longer valid")
+    add.add_argument("--expires", metavar="YYYY-MM-DD", help="date from which the key is invalid")
     revoke = orders.add_parser("revoke", help="remove a key")
     revoke.add_argument("name", help="a name, for all of its keys, or the id of one key, as list shows it")
     orders.add_parser("list", help="show all keys, without tokens")

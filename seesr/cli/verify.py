@@ -70,7 +70,7 @@ def verify(args: argparse.Namespace, bundle_path: Path) -> int:
         record = read_record(args.file)
         source_type = read_source_type(args.file)
     except OSError as error:
-        raise ValueError(f"{args.file}: it is no PNG, WebP, JPEG or zip") from error
+        raise ValueError(f"{args.file}: not a PNG, WebP, JPEG or zip file") from error
     except ValueError as error:
         raise ValueError(f"{args.file}: {error}") from None
     report = Report({**record, "digital_source_type": source_type or "none"})
@@ -128,7 +128,7 @@ def check_source(report: Report, record: dict[str, Any], source: bytes) -> None:
     """Whether the file was made from this source."""
     digest = hashlib.sha256(source).hexdigest()
     if "source_sha256" not in record:
-        report.add("source", NOT_CHECKED, "the record names none: the image was no file")
+        report.add("source", NOT_CHECKED, "the record names no source: the input was not a file")
     elif digest == record["source_sha256"]:
         report.add("source", OK, f"sha256 {digest}")
     else:
@@ -151,7 +151,7 @@ def run_again(
         CannotServe: this machine cannot run the bundle.
     """
     if "mask_sha256" in record and mask is None:
-        report.add("again", NOT_CHECKED, "the file was made with a mask: name it with --mask FILE")
+        report.add("again", NOT_CHECKED, "the file was made with a mask: pass it with --mask FILE")
         return
     from seesr.engine.engine import Engine
 

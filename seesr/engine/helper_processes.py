@@ -114,7 +114,7 @@ class HelperProcess:
                     batches.put(number, self.receive(), from_helper=True)
             except (EOFError, OSError, RuntimeError) as error:
                 reason = " ".join(str(error).split()) or "it has ended"
-                log.warning("tile worker %s failed and is started again: %s", self.pid, reason)
+                log.warning("tile worker %s failed and is restarted: %s", self.pid, reason)
                 if number is not None:
                     batches.give_back(number)
                 self._end()
@@ -163,7 +163,7 @@ class HelperProcesses:
             except (EOFError, OSError, RuntimeError) as error:
                 self.close()
                 reason = " ".join(str(error).split()) or "it has ended"
-                raise CannotServe(f"a tile worker cannot start ({reason}); use fewer, or see its messages") from None
+                raise CannotServe(f"a tile worker cannot start ({reason}): see its log or use fewer") from None
 
     def begin(self, batches: TileBatches) -> None:
         """Lets the helpers take batches until these are closed."""

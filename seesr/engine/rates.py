@@ -243,7 +243,7 @@ class Rates:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write.save(text.encode(), self.path)
             except (OSError, RuntimeError) as error:
-                log.warning("the rates of this machine are not kept: %s", error)
+                log.warning("the rates of this machine were not saved: %s", error)
 
 
 def rates_file(folder: Path, digest: str, device: str, threads: int, workers: int = 1) -> Path:

@@ -6,5 +6,5 @@ ORDERS = {  # of `seesr fleet`
     "resume": "take jobs again",
     "unload": "drain, then free the GPU without ending the worker",
     "load": "load the weights again, then take jobs",
-    "restart": "drain, then end the worker in order; systemd or compose starts it anew",
+    "restart": "drain, then stop the worker; systemd or Compose starts it again",
 }

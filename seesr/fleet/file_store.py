@@ -71,7 +71,7 @@ class Objects:
         self.store, self.cache = store.store, cache
         self.probed: tuple[float, str | None] = (0.0, None)
         self.limit = CallLimit(MOST_CALLS, SLOW)
-        description = "Duration of one call of the object store by this gateway, with its wait for a place"
+        description = "Duration of one object store call by this gateway, including its wait for a free slot"
         self.seconds = Histogram("seesr_store_seconds", description, ["operation"], registry=None)
         cache.mkdir(parents=True, exist_ok=True)
 

@@ -43,7 +43,7 @@ class Link:
         except ValueError:  # the error and the URL may contain the password
             raise ValueError(f"SEESR_REDIS is not a valid URL: it must be {REDIS_URL}") from None
         self.retry_at = 0.0
-        self.seconds = Histogram("seesr_redis_seconds", "Duration of one use of Redis by this gateway", registry=None)
+        self.seconds = Histogram("seesr_redis_seconds", "Duration of one Redis call by this gateway", registry=None)
 
     def __call__(self, work: Callable[[Any], T]) -> T:
         """Returns work(the client).

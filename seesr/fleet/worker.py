@@ -130,7 +130,7 @@ class Child:
         """Runs one job and stores its result or error."""
         attempt = self.records.begin(id)
         if not attempt.isdigit():
-            log.info("%(event)s", {"event": f"not begun: {attempt}", "job": id, "worker": self.name})
+            log.info("%(event)s", {"event": f"not started: {attempt}", "job": id, "worker": self.name})
             return
         job = self.records.find(id)
         if job is None:

@@ -90,17 +90,17 @@ def from_numbers(primaries: int, transfer: int, full_range: bool, warnings: list
             "convert it to sRGB, PQ or HLG"
         )
     if primaries not in PRIMARIES or transfer not in TRANSFERS:
-        warnings.append(f"the colour tag {primaries}/{transfer} is not known; unknown parts are taken as sRGB")
+        warnings.append(f"the colour tag {primaries}/{transfer} is not known; unknown parts are read as sRGB")
     return Encoding(PRIMARIES.get(primaries, BT709), TRANSFERS.get(transfer, SRGB), full_range)
 
 
 def from_gamma(gamma: float | None, primaries: Primaries | None, warnings: list[str]) -> Encoding | None:
     """The encoding of PNG's gAMA (the exponent of encoding, 1/2.2 for sRGB) and cHRM; None if neither makes sense."""
     if gamma is not None and not 0.1 <= gamma <= 10:
-        warnings.append(f"a gAMA of {gamma:g} makes no sense and is left out")
+        warnings.append(f"the gAMA value {gamma:g} is out of range and is ignored")
         gamma = None
     if primaries is not None and not plausible(primaries):
-        warnings.append("the chromaticities in cHRM make no sense and are left out")
+        warnings.append("the cHRM chromaticities are invalid and are ignored")
         primaries = None
     if gamma is None and primaries is None:
         return None

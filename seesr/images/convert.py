@@ -35,7 +35,7 @@ def grey_to_srgb(rgb: Pixels, icc: bytes, warnings: list[str]) -> Pixels:
         srgb, exact = ImageCms.createProfile("sRGB"), ImageCms.Flags.NOOPTIMIZE
         shown: Any = ImageCms.profileToProfile(ramp, profile, srgb, outputMode="RGB", flags=exact)
     except (ImageCms.PyCMSError, OSError):
-        warnings.append("the grey profile cannot be used and is left out: the image is taken as sRGB")
+        warnings.append("the grey profile cannot be used and is left out: the image is read as sRGB")
         return rgb
     curve = np.asarray(shown)[0, :, 1]
     if rgb.dtype == np.uint8:
@@ -57,7 +57,7 @@ def apply_profile(rgb: Pixels, icc: bytes | None, grey: bool, warnings: list[str
         return grey_to_srgb(rgb, icc, warnings), None
     if space != "RGB":
         what = f"is for {space}" if space else "cannot be read"
-        warnings.append(f"the colour profile {what} and is left out: the image is taken as sRGB")
+        warnings.append(f"the colour profile {what} and is left out: the image is read as sRGB")
         return rgb, None
     return rgb, icc
 

@@ -36,7 +36,7 @@ def deep_png(image: Image.Image, data: bytes, warnings: list[str]) -> NDArray[np
         deep = cv2.cvtColor(deep, order)[..., : 4 if image.has_transparency_data else 3]
         if agree(deep, image):
             return deep
-    warnings.append("the 16 bits per colour cannot be read; 8 are taken")
+    warnings.append("the 16 bits per colour cannot be read; 8 bits are used")
     return None
 
 

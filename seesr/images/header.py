@@ -159,7 +159,7 @@ def open_jpeg(data: bytes) -> Header:
         image.info["exif"] = block
     header = of_pillow(image, decode)
     if before:
-        header.warnings.append(f"{before} byte(s) in front of the JPEG are passed over")
+        header.warnings.append(f"{before} byte(s) before the JPEG data are skipped")
     return header
 
 
@@ -209,7 +209,7 @@ def open_tiff(data: bytes) -> Header:
             header.orientation = about.orientation
             return other.decode()
         if about.bits > 8:
-            header.warnings.append(f"of {about.bits} bits per colour 8 are taken")
+            header.warnings.append(f"{about.bits} bits per colour are reduced to 8")
         return colours_of(image, header)
 
     header = of_pillow(image, decode)
@@ -231,7 +231,7 @@ def open_with_tifffile(data: bytes, number: int, about: tiff.About) -> Header:
         layers = [layer for layer in (page.colours, page.alpha) if layer is not None]
         if page.colours.dtype != np.uint8:
             layers = [(layer >> 8).astype(np.uint8) for layer in layers]
-            header.warnings.append("of 16 bits per colour 8 are taken")
+            header.warnings.append("16 bits per colour are reduced to 8")
         mode, size = {"CMYK": "CMYK", "Lab": "LAB"}[page.kind], about.size
         raw = Image.frombytes(mode, size, np.ascontiguousarray(layers[0]).tobytes())
         layers[0] = np.asarray(convert.to_srgb(raw, header.icc, header.warnings))
@@ -307,7 +307,7 @@ def open_heic(data: bytes) -> Header:
     header.orientation, header.encoding = 1, properties.encoding
     header.warnings += warnings
     if (count := getattr(image, "n_frames", 1)) > 1:
-        header.warnings.append(f"of the {count} images in the file the primary one is taken")
+        header.warnings.append(f"the file has {count} images; the primary one is used")
     return header
 
 

@@ -95,7 +95,7 @@ def closed(data: bytes) -> bytes:
     """
     data = data.rstrip(b"\xff")  # half an end marker
     if not read_frame(data).complete or not is_whole(data):
-        raise Truncated("the image file is damaged (its end is missing, with a part of its pixels)")
+        raise Truncated("the image file is damaged (its end is missing, with some of its pixels)")
     return data + END
 
 

@@ -74,7 +74,7 @@ def split(data: bytes) -> Chunks:
     packet = first.get(b"XML:com.adobe.xmp")
     icc = inflated(body_of(b"iCCP") or b"", 1)
     if b"iCCP" in first and icc is None:
-        warnings.append("the colour profile cannot be read and is left out: the image is taken as sRGB")
+        warnings.append("the colour profile cannot be read and is left out: the image is read as sRGB")
     encoding = tag(first, warnings)
     return Chunks(
         b"".join(needed),

@@ -81,7 +81,7 @@ def decode(data: bytes, check_size: Callable[[int, int], object] = check_input) 
     """
     header = open_header(data, check_size)
     if b"jumb" in data and b"c2pa" in data:
-        header.warnings.append("the file has a C2PA manifest: signed outputs alone keep it (SEESR_C2PA_CERTIFICATE)")
+        header.warnings.append("only signed outputs keep the C2PA manifest of the file: set SEESR_C2PA_CERTIFICATE")
         header.source_type = xmp.source_type_in_manifest(data)
     return to_image_data(header, header.decode())
 

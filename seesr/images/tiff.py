@@ -164,7 +164,9 @@ def check_kind(page: Any) -> None:
     """
     kind = PHOTOMETRICS.get(page.photometric, "")
     if isinstance(page.bitspersample, tuple):
-        raise Unreadable(f"this is {describe(page)} of uneven depths, which is not supported: use 8 or 16 bits")
+        raise Unreadable(
+            f"this is {describe(page)} with channels of different depths, which is not supported: use 8 or 16 bits"
+        )
     fits = kind in COLOURS and page.samplesperpixel >= COLOURS[kind] and page.imagedepth == 1
     numbers = (page.sampleformat == 1 and page.bitspersample <= 32) or (
         page.sampleformat == 3 and kind in ("grey", "RGB")
@@ -232,7 +234,7 @@ def to_integers(pixels: NDArray[Any], page: Any) -> tuple[NDArray[Any], tuple[st
     if bits in (8, 16):
         return pixels, ()
     if bits > 16:
-        return (pixels >> (bits - 16)).astype(np.uint16), (f"of {bits} bits per colour 16 are taken",)
+        return (pixels >> (bits - 16)).astype(np.uint16), (f"{bits} bits per colour are reduced to 16",)
     top, target = 2**bits - 1, np.uint8 if bits < 8 else np.uint16
     return (pixels.astype(np.uint32) * np.iinfo(target).max // top).astype(target), ()
 

@@ -94,7 +94,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "auto":
         return "sdpa"
     if name not in KERNELS:
-        raise ValueError(f"SEESR_ATTENTION is {name!r}: not one of auto, {', '.join(KERNELS)}")
+        raise ValueError(f"SEESR_ATTENTION is {name!r}: it must be one of auto, {', '.join(KERNELS)}")
     try:
         if name == "cudnn" and (torch.backends.cudnn.version() or 0) <= LAST_UNSAFE_CUDNN:
             raise RuntimeError("cuDNN up to 9.15.0 reads beyond keys whose number is no multiple of 128")

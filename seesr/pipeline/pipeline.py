@@ -48,7 +48,7 @@ from seesr.settings import Settings
 from seesr.vae import autoencoder
 
 log = logging.getLogger(__name__)
-NO_GRAPHS = "off (not asked for, or no GPU)"
+NO_GRAPHS = "off (not enabled, or no GPU)"
 
 
 class UpscaleRun:

@@ -126,7 +126,7 @@ class Access:
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and "origin" in headers:
             self.check_origin(headers["origin"], host)
         if not (self.keys or self.platform or route in OPEN) and is_remote(scope):
-            detail = "this server has no keys and answers its own machine alone; set SEESR_API_KEYS"
+            detail = "this server has no API keys and accepts requests of its own machine only; set SEESR_API_KEYS"
             raise Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
         key = self.key(headers.get("authorization", ""))
         if key is None and route == ("GET", "/metrics") and self.may_scrape(headers.get("authorization", "")):
@@ -145,7 +145,7 @@ class Access:
         name = urlsplit(f"//{host}").hostname if HOST.fullmatch(host) else None
         if name is None or not (is_loopback(name) or name == self.public.hostname):
             detail = (
-                f"the Host {host[:100]!r} is not this server's: call localhost, or set SEESR_PUBLIC_URL to allow it"
+                f"the Host header {host[:100]!r} is not allowed: call localhost, or set SEESR_PUBLIC_URL to allow it"
             )
             raise Refused("wrong_host", detail)
 
@@ -153,7 +153,7 @@ class Access:
         """Refuses what a browser sends for a page of another site."""
         netloc = origin.lower().partition("://")[2]
         if not netloc or netloc not in (host, self.public.netloc.lower()):
-            detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if it is its address"
+            detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if that is its address"
             raise Refused("forbidden_origin", detail)
 
     def may_scrape(self, header: str) -> bool:

@@ -68,7 +68,7 @@ class WebhookSender:
 async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODE_OF_STATUS.get(error.status_code, "internal_error")
-    return answer(code, error.detail or "there is nothing here", dict(error.headers or {}))
+    return answer(code, error.detail or "there is no such route", dict(error.headers or {}))
 
 
 class Parts(NamedTuple):
@@ -254,7 +254,7 @@ def serve(
     if configuration.local_webhooks and not is_loopback(host):
         raise ValueError("SEESR_LOCAL_WEBHOOKS is for a server on this machine: unset it, or use --host 127.0.0.1")
     if not keys and not configuration.platform:
-        log.warning("no SEESR_API_KEYS: everybody on this machine may use the server")
+        log.warning("SEESR_API_KEYS is not set: every user of this machine can use the server")
     path = bundle or configuration.weights or weights.locate()
     make_private(configuration.data)
     chosen = device or configuration.device

@@ -76,7 +76,7 @@ async def queue_batch(
         note = await run_in_threadpool(of.ledger.note, before)
         if note is None:
             raise Refused(
-                "idempotency_expired", "the batch of this Idempotency-Key is still being taken in, or has expired"
+                "idempotency_expired", "the batch of this Idempotency-Key is still being received, or has expired"
             )
         jobs = await run_in_threadpool(of.jobs.batch, owner(request), before)
         return listed(of, base, before, jobs, note["refused"])

@@ -105,8 +105,8 @@ class State:
         yield from self.gpus(now)
         for name, description, value in (
             ("seesr_ready", "1 when images can be upscaled", self.of.ready() is None),
-            ("seesr_queue_length", "Jobs that wait", now["queue_length"]),
-            ("seesr_oldest_wait_seconds", "Age of the oldest job that waits", now["oldest_wait_seconds"]),
+            ("seesr_queue_length", "Jobs in the queue", now["queue_length"]),
+            ("seesr_oldest_wait_seconds", "Age of the oldest job in the queue", now["oldest_wait_seconds"]),
             ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
             ("seesr_memory_bytes", "Resident memory of this process", resident()),
             ("seesr_disk_free_bytes", "Free bytes of the disk of SEESR_DATA", self.of.ledger.free_bytes()),
@@ -142,7 +142,7 @@ class State:
             usages["local"] = gpu_usage(engine["device_index"])
         memory = GaugeMetricFamily("seesr_gpu_memory_bytes", "Memory of a worker's GPU", labels=["worker", "kind"])
         busy = GaugeMetricFamily(
-            "seesr_gpu_utilization_ratio", "Share of the time in which a worker's GPU computes", labels=["worker"]
+            "seesr_gpu_utilization_ratio", "Utilization of a worker's GPU, from 0 to 1", labels=["worker"]
         )
         for name, usage in usages.items():
             for kind in ("used", "total") if usage else ():

@@ -21,7 +21,7 @@ BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 
 MOST_KEYS = 100  # names of keys that have metrics of their own
 OTHER = "(other)"  # stands for the keys beyond them
 HISTOGRAMS = {  # name -> (labels, description)
-    "queue_seconds": ((), "Wait of a job that succeeded, from the request to its latest start"),
+    "queue_seconds": ((), "Time in the queue of a job that succeeded, from the request to its latest start"),
     "job_seconds": ((), "Duration of a job that succeeded, from the request to its result"),
     "stage_seconds": (("stage",), "Duration of one stage of an image"),
 }
@@ -30,7 +30,7 @@ COUNTERS = {
     "key_jobs": (("key", "status"), f"Jobs that ended, of the first {MOST_KEYS} keys"),
     "key_megapixels": (("key",), f"Megapixels of results, of the first {MOST_KEYS} keys"),
     "tiles": ((), "Tiles that were denoised, of all steps"),
-    "retries": ((), "Second tries of a part of an image, after too little memory or an overflow"),
+    "retries": ((), "Retries of a part of an image, after an out-of-memory error or an overflow"),
 }
 
 

@@ -147,8 +147,8 @@ class Keys:
             self.state = self.file_state()
             try:
                 self.load(read_file(self.path))
-                log.info("%s was read again: %d keys", self.path, len(self.by_digest))
+                log.info("%s was reloaded: %d keys", self.path, len(self.by_digest))
             except ValueError as error:
-                log.error("the keys stay as they were: %s", error)
+                log.error("the keys were not reloaded: %s", error)
         key = self.by_digest.get(digest(token))
         return key if key is not None and key.valid else None

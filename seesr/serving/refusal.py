@@ -23,12 +23,12 @@ class ErrorCode(NamedTuple):
 
 ERRORS = {
     "invalid_body": ErrorCode(400, "The body is not valid JSON or not a valid form.", "Fix the body."),
-    "invalid_cursor": ErrorCode(400, "The cursor of a list is not one of this server.", "Start without a cursor."),
+    "invalid_cursor": ErrorCode(400, "The cursor of a list is invalid.", "Start without a cursor."),
     "unauthorized": ErrorCode(
         401, "The token is missing or wrong.", "Send `Authorization: Bearer TOKEN`.", "SEESR_API_KEYS"
     ),
     "forbidden_origin": ErrorCode(
-        403, "A browser sent the request for a page of another site.", "Set the public address of the server.",
+        403, "A page of another site sent the request from a browser.", "Set the public address of the server.",
         "SEESR_PUBLIC_URL",
     ),
     "priority_not_allowed": ErrorCode(
@@ -80,7 +80,7 @@ ERRORS = {
     "queue_full": ErrorCode(
         429, "The queue, or the key's share of it, is full.", "Wait as long as `Retry-After` says.", "SEESR_MAX_QUEUE"
     ),
-    "internal_error": ErrorCode(500, "The server has an error.", "Send the `X-Request-Id` to the operator."),
+    "internal_error": ErrorCode(500, "The server had an internal error.", "Send the `X-Request-Id` to the operator."),
     "no_quotes": ErrorCode(501, "No worker publishes its rates.", "Update the workers of the fleet."),
     "not_ready": ErrorCode(503, "The weights are loading, or the device has failed.", "Try again later."),
     "unavailable": ErrorCode(

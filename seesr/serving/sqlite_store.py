@@ -69,7 +69,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self.lock = folder, folder / "jobs.sqlite", threading.Lock()
         self.seconds = Histogram(
-            "seesr_journal_seconds", "Duration of one use of the job journal on disk", registry=None
+            "seesr_journal_seconds", "Duration of one access to the job journal on disk", registry=None
         )
         with self.one_line():
             for name in ("inputs", "outputs", "uploads", "parts", "zips", "notes"):
@@ -98,7 +98,7 @@ class Journal:
         except (OSError, sqlite3.OperationalError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(
-                f"SEESR_DATA={self.folder} cannot be written: {reason}; make room there, or set it to another folder"
+                f"SEESR_DATA={self.folder} cannot be written: {reason}; free space there, or set it to another folder"
             ) from error
         except sqlite3.DatabaseError as error:
             raise ValueError(

@@ -79,7 +79,7 @@ class Supervisor:
         names = [f"{name} ({task.error})" for name, task in list(self.tasks.items()) if task.down]
         if not names:
             return None
-        return f"background task {', '.join(names)} failed and will be started again; the log has the traceback"
+        return f"background task {', '.join(names)} failed and will be restarted; the log has the traceback"
 
 
 @contextmanager
@@ -94,4 +94,4 @@ def guarded(name: str, task: BackgroundTask) -> Iterator[None]:
         again = task.error is not None and now - task.failed < STEADY
         task.pause = min(LONGEST_PAUSE, 2 * task.pause) if again else FIRST_PAUSE
         task.failures, task.error, task.failed = task.failures + 1, type(cause).__name__, now
-        log.exception("background task %s failed; it starts again in %.1f s", name, task.pause)
+        log.exception("background task %s failed; it restarts in %.1f s", name, task.pause)

@@ -76,7 +76,7 @@ class Settings:
     )
     num_inference_steps: int | None = _field(
         None,
-        "Denoising steps; 1 is fastest. Leave empty for the bundle's own: 1 with the bundled pocket weights, 2 with the full weights.",
+        "Denoising steps; 1 is fastest. Leave empty for the bundle's default: 1 with the bundled pocket weights, 2 with the full weights.",
         int,
         ge=1,
         le=8,
@@ -91,7 +91,7 @@ class Settings:
     )
     latent_tiled_size: int | None = _field(
         None,
-        "Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64. Leave empty for the bundle's own: 64 or 72, whichever takes less work for this image.",
+        "Side of the denoiser's tiles in latent pixels (8 image pixels each with the full weights). The networks were trained at 64. Leave empty for the bundle's default: 64 or 72, whichever takes less work for this image.",
         int,
         ge=16,
         le=512,
@@ -280,9 +280,7 @@ class Settings:
                 self.rectangle.check_inside(*size)
             return size
         if self.target is not None:
-            raise FieldError(
-                f"{self.target} of a {width}x{height} image asks for {reason}", self.target.partition(" ")[0]
-            )
+            raise FieldError(f"{self.target} of a {width}x{height} image gives {reason}", self.target.partition(" ")[0])
         hundredths = range(100, math.floor(100 * self.scale_factor) + 1)
         fitting = bisect.bisect_left(
             hundredths, True, key=lambda n: self._upscaled(width, height, n / 100)[1] is not None
@@ -290,7 +288,7 @@ class Settings:
         remedy = (
             f"the largest scale for this image is {(99 + fitting) / 100:g}" if fitting else "no scale of 1 or more fits"
         )
-        message = f"scale {self.scale_factor:g} of a {width}x{height} image asks for {reason}; {remedy}"
+        message = f"scale {self.scale_factor:g} of a {width}x{height} image gives {reason}; {remedy}"
         raise FieldError(message, "scale_factor")
 
     @property

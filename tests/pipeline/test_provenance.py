@@ -201,7 +201,7 @@ def test_a_signed_result_is_valid_and_names_its_source(
 
     output = engine.run(signed, settings.replace(scale_factor=1))  # the manifest of the input goes along
     twice, result = output.data, manifests(output.data)
-    assert "the file has a C2PA manifest" in output.metrics["warnings"]
+    assert "only signed outputs keep the C2PA manifest" in output.metrics["warnings"]
     assert len(result["manifests"]) == 2 and content_credentials.state(twice) in ("Valid", "Trusted")
     (parent,) = result["manifests"][result["active_manifest"]]["ingredients"]
     assert parent["active_manifest"] in result["manifests"]

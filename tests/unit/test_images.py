@@ -567,7 +567,7 @@ def test_an_unusable_profile_is_dropped_with_a_warning(icc: bytes | str, caplog:
     elif icc == "GRAY":  # of an image in colour
         icc = grey_profile(1.0)
     read = decode(file(Image.new("RGB", (4, 4), (90, 120, 150)), icc_profile=icc))
-    assert read.icc is None and "is left out: the image is taken as sRGB" in caplog.text
+    assert read.icc is None and "is left out: the image is read as sRGB" in caplog.text
     assert (read.rgb == (90, 120, 150)).all()
 
 

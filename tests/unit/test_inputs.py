@@ -150,7 +150,7 @@ def test_bytes_in_front_of_a_jpeg_are_passed_over(photo: Image.Image) -> None:
     data = file(photo, "JPEG")
     decoded = decode(b"\n" + data)
     np.testing.assert_array_equal(decoded.rgb, decode(data).rgb)
-    assert decoded.warnings == ("1 byte(s) in front of the JPEG are passed over",)
+    assert decoded.warnings == ("1 byte(s) before the JPEG data are skipped",)
     with pytest.raises(ValueError, match="not an image that can be read"):
         decode(b"\n" * 40 + data)
 
@@ -234,9 +234,9 @@ def test_colour_tags_in_the_order_of_the_standard(photo: Image.Image) -> None:
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        (b"gAMA", bytes(4), "gAMA of 0 makes no sense"),
-        (b"cHRM", bytes(32), "chromaticities in cHRM make no sense"),
-        (b"cHRM", struct.pack(">8I", *([31270, 32900] * 4)), "chromaticities in cHRM make no sense"),
+        (b"gAMA", bytes(4), "gAMA value 0 is out of range"),
+        (b"cHRM", bytes(32), "cHRM chromaticities are invalid"),
+        (b"cHRM", struct.pack(">8I", *([31270, 32900] * 4)), "cHRM chromaticities are invalid"),
         (b"cICP", bytes([77, 99, 0, 1]), "the colour tag 77/99 is not known"),
         (b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000)), "the colour profile cannot be read"),
     ],
@@ -336,7 +336,7 @@ def test_the_primary_image_of_a_heic_is_used(photo: Image.Image) -> None:
     other = Image.new("RGB", photo.size)
     data = file(other, "HEIF", save_all=True, append_images=[photo], primary_index=1)
     decoded = decode(data)
-    assert decoded.rgb.mean() > 60 and decoded.warnings == ("of the 2 images in the file the primary one is taken",)
+    assert decoded.rgb.mean() > 60 and decoded.warnings == ("the file has 2 images; the primary one is used",)
 
 
 # --- TIFF
