@@ -1,4 +1,4 @@
-"""Upscale an image while the event loop goes on: python examples/asynchronous.py photo.jpg"""
+"""Upscale an image without blocking the event loop: python examples/asynchronous.py photo.jpg"""
 
 import asyncio
 import sys

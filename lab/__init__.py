@@ -1,1 +1,1 @@
-"""What the project is measured with. Evidence goes to `results`, by `lab.report`; nothing there is typed by hand."""
+"""Measurements. Every module here is a command that writes its figures to `results` through `lab.report`."""

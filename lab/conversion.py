@@ -1,4 +1,4 @@
-"""Time and peak memory of a full-size conversion of stand-ins: python -m lab.conversion [--work DIR]
+"""Measures time and peak memory of a full-size conversion: python -m lab.conversion [--work DIR]
 
 The stand-ins have the public files' names, shapes and dtypes; their values are all zero but the thresholds. RAM's file
 also holds as many unused bytes as the published one. Needs 20 GB of disk. Writes results/conversion.json.

@@ -1,4 +1,4 @@
-"""Writes the tables of the docs that are made from the code, between their marks: python -m lab.docs [--check]
+"""Writes the generated tables and diagrams of the docs, between their markers: python -m lab.docs [--check]
 
 A mark is a line `<!-- NAME -->`; the table reaches to the next `<!-- end -->`.
 """

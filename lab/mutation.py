@@ -1,4 +1,4 @@
-"""Breaks the code in small ways, one at a time, and counts how many of them the tests see. By cosmic-ray.
+"""Mutation testing: changes the code in small ways, one at a time, and counts the changes that tests detect.
 
 python -m lab.mutation [MODULE ...] --json results/mutation.json [--most 40] [--jobs 2]
 

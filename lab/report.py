@@ -1,4 +1,4 @@
-"""One way to show and to keep what was measured: a Markdown table on the screen, JSON with its command in a file."""
+"""Reports measurements: a Markdown table on the screen, and JSON with its command in a file."""
 
 from __future__ import annotations
 

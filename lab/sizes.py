@@ -1,4 +1,4 @@
-"""The full-size networks with made-up weights, for benchmarks and tests where the public ones are not at hand."""
+"""The full-size networks with generated weights, for benchmarks and tests without the public weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPU seconds from the start of Python to an answer, of this tree beside an earlier commit.
+"""Measures CPU seconds from the start of Python to the first output, of this tree and an earlier commit.
 
     python -m lab.startup                       writes results/startup.json and results/startup.md
     python -m lab.startup --before COMMIT       beside another commit than the one before the start-up was worked on

@@ -1,4 +1,4 @@
-"""What an image costs: always on, billed by the second with an idle window and cold starts, or on one's own machine.
+"""Cost of an image: always on, billed by the second with an idle window and cold starts, or self-hosted.
 
     python scripts/cost.py --size 512 --per-hour 1 10 100                    from measured seconds only
     python scripts/cost.py --size 2048 --per-hour 1 10 100 1000 --goals     with goals where nothing is measured, marked

@@ -1,4 +1,4 @@
-"""A loopback replica of the model hub and of GitHub's raw files, over folders, with the troubles that both have."""
+"""A loopback replica of the model hub and of GitHub's raw files, over folders, with their typical failures."""
 
 from __future__ import annotations
 

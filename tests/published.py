@@ -1,4 +1,4 @@
-"""Miniatures of the public checkpoints in the public places: names, wrapping and keys as published, weights by recipe.
+"""Miniatures of the public checkpoints: names, wrapping and keys as published, with generated weights.
 
 SEEN says for every file where its place was seen, or that it is an assumption.
 """

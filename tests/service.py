@@ -1,4 +1,4 @@
-"""Asking Cog's server, for tests."""
+"""Helpers for tests: requests to Cog's server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting `seesr serve` and asking it, for tests."""
+"""Helpers for tests: start `seesr serve` and send requests to it."""
 
 from __future__ import annotations
 

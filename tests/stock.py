@@ -1,4 +1,4 @@
-"""diffusers', transformers' and timm's own classes on the same configs and weights: what ours have to be equal to."""
+"""diffusers', transformers' and timm's classes on the same configs and weights, to compare ours with."""
 
 from __future__ import annotations
 

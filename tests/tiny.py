@@ -1,4 +1,4 @@
-"""Tiny networks of the real classes with random weights, written as a bundle. For tests."""
+"""Helpers for tests: tiny networks of the real classes with random weights, written as a bundle."""
 
 from __future__ import annotations
 

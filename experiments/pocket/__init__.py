@@ -1,1 +1,1 @@
-"""How the pocket bundle is made."""
+"""Training of the pocket bundle."""

@@ -1,4 +1,4 @@
-"""The curve of a training run: rows as JSON lines, and its image."""
+"""Training curves: rows as JSON lines, and the plot of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images to train the pocket model with: Debian's wallpapers and stamps, what scikit-image ships, and drawn ones.
+"""Training images of the pocket model: Debian's wallpapers and stamps, scikit-image's samples, and drawn ones.
 
 astronaut, chelsea and coffee are held out, and a fifth of Debian's: nothing here returns them.
 """

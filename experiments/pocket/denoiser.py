@@ -1,4 +1,4 @@
-"""The last stage: UNet, ControlNet and decoder together, on clean and damaged images."""
+"""Trains the UNet, the ControlNet and the decoder together, on clean and damaged images (the last stage)."""
 
 from __future__ import annotations
 

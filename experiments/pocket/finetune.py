@@ -1,4 +1,4 @@
-"""Trains the pocket bundle further on a GPU in minutes, at the one step that it is used with, also for what people see.
+"""Fine-tunes the pocket bundle on a GPU in minutes, at one denoising step, with a perceptual loss.
 
     python -m experiments.pocket.finetune --prepare DIR         the training images as JPEG, and VGG's first layers
     python -m experiments.pocket.finetune --data DIR --out DIR --seconds 270

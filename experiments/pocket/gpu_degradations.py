@@ -1,4 +1,4 @@
-"""Degradations of whole batches on the GPU, so that training never waits for the processor: [B, 3, H, W] in [0, 1]."""
+"""Degrades whole batches of images on the GPU, [B, 3, H, W] in [0, 1], so that training does not wait for the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts the arithmetic of candidate shapes of the bundled networks and times them with random weights.
+"""Counts the operations of candidate shapes of the bundled networks and times them with random weights.
 
     python -m experiments.pocket.shapes --json results/pocket-shapes.json
 

@@ -1,4 +1,4 @@
-"""Sizes of the pocket bundle's networks, and its tags."""
+"""Network configs of the pocket bundle, and its tags."""
 
 from __future__ import annotations
 

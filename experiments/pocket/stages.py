@@ -1,4 +1,4 @@
-"""The stages that need no denoiser: autoencoder, tagger with its attributes, tokenizer and text encoder."""
+"""Trains the parts that need no denoiser: autoencoder, tagger, tokenizer and text encoder."""
 
 from __future__ import annotations
 

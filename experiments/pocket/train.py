@@ -1,4 +1,4 @@
-"""Trains weights/pocket: the small bundle that is committed, of the same classes as the full one.
+"""Trains weights/pocket, the small bundle in the repository, of the same network classes as the full one.
 
     python -m experiments.pocket.train                 all stages
     python -m experiments.pocket.train --stage tagger  one stage, from the checkpoints of those before it

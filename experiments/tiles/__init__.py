@@ -1,1 +1,1 @@
-"""How near tiles come to one pass, and what they cost."""
+"""Studies of tiling: difference from one pass, and cost."""

@@ -1,4 +1,4 @@
-"""How near the tiled autoencoder comes to one pass over the whole image, and what it costs: a table and an image.
+"""Compares the tiled autoencoder with one pass over the whole image: difference and cost, as a table and an image.
 
     python -m experiments.tiles.autoencoder --json results/tiles.json --map results/tiles.png
 

@@ -1,4 +1,4 @@
-"""Which tiles the denoiser should work on: seam, nearness to one tile, and cost of sizes and overlaps, as a table.
+"""Compares tile sizes and overlaps of the denoiser: seams, difference from one tile, and cost, as a table.
 
     python -m experiments.tiles.denoiser --json results/tiling.json
 

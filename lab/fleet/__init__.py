@@ -1,1 +1,1 @@
-"""What a fleet does when it is loaded, and when parts of it die."""
+"""Load and fault experiments with a fleet."""

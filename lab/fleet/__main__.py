@@ -1,4 +1,4 @@
-"""See lab.fleet.figures."""
+"""`python -m lab.fleet`: the command line of lab.fleet.figures."""
 
 from lab.fleet.figures import main
 

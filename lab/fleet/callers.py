@@ -1,4 +1,4 @@
-"""Clients of a fleet: they send images, ask after them, and compare the results."""
+"""Clients of a fleet: send images, follow their jobs, and compare the results."""
 
 from __future__ import annotations
 

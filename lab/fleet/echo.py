@@ -1,4 +1,4 @@
-"""A worker whose engine sleeps and gives its input back, to load a fleet without computing. See lab.fleet.figures.
+"""A fleet worker whose engine sleeps and returns its input, to load a fleet without computing.
 
 An image whose user_prompt is "poison" kills its worker's child. ECHO_RUNS names a file to which every run appends the
 id of its job and the version of its worker.

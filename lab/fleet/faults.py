@@ -1,4 +1,4 @@
-"""Experiments with faults of Redis, the store, gateways and workers. See lab.fleet.figures."""
+"""Fault experiments with Redis, the store, gateways and workers, run by lab.fleet.figures."""
 
 from __future__ import annotations
 

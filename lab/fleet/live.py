@@ -1,4 +1,4 @@
-"""Measures /live of gateways from a process of its own, which the work of the clients does not delay."""
+"""Measures /live of gateways from a separate process, so that the clients' work does not delay it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The same numbers as the SeeSR reference recorded."""
+"""Comparison with the recorded numbers of the SeeSR reference."""

@@ -1,4 +1,4 @@
-"""The product's own pipeline with the recorded noise in place of a generator's, compared with the reference's pipeline.
+"""Runs our pipeline with the recorded noise of the reference, and compares both pipelines.
 
 Where the reference tiles, its own tiles and weights stand in for ours (docs/decisions/0002); all else is the product.
 """

@@ -1,4 +1,4 @@
-"""Parts of the SeeSR reference that the product does differently, reproduced so that the rest can be compared."""
+"""Reproduces the parts of the SeeSR reference that this project does differently, so that the rest can be compared."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How good the images are: metrics, degradations, evaluation, ablation, particles."""
+"""Image quality: metrics, degradations, evaluation, ablation, steering."""

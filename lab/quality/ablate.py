@@ -1,4 +1,4 @@
-"""Does every input of the denoiser do something sensible? Each is taken away in turn and the result measured.
+"""Ablation: removes each input of the denoiser in turn and measures the result.
 
     python -m lab.quality.ablate --bundle weights/pocket --json results/ablation.json
 

@@ -1,4 +1,4 @@
-"""Restores upstream's sample sizes with a bundle and says whether the results are plausible.
+"""Restores upstream's sample images with a bundle and checks whether the results are plausible.
 
     python -m lab.quality.bundle_check OUT --bundle weights/full [--image FILE]
 

@@ -1,4 +1,4 @@
-"""From a high-resolution image to one a quarter its size, to train and to evaluate. Needs the `eval` extra."""
+"""Degradations from a high-resolution image to one a quarter its size, for training and evaluation (`eval` extra)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Degrades images, restores them, and measures: a table, a JSON file and a sheet to look at.
+"""Degrades images, restores them and measures the results: a table, a JSON file and a sheet of images.
 
     python -m lab.quality.evaluate --bundle weights/pocket             the built-in set, clean x4
     python -m lab.quality.evaluate --degradation realesrgan --seeds 1 2 3

@@ -1,4 +1,4 @@
-"""What the rule for flat areas changes (docs/decisions/0020).
+"""Measures the effect of the rule for flat areas (docs/decisions/0020).
 
     python -m lab.quality.flat --json results/flat-areas.json
 

@@ -1,4 +1,4 @@
-"""The measures of an image: against the truth, against its input, and at the borders of tiles.
+"""Image metrics: against the truth, against the input, and at tile borders.
 
 PSNR and SSIM cut a border of SCALE pixels; "y" is BT.601 luma from 16 to 235. delta_e is against the truth, shift
 against the input after averaging the result down to it. NIQE needs the `eval` extra.

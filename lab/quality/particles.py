@@ -1,4 +1,4 @@
-"""Is steering worth its cost? One sample, averages, choices and Kernel Density Steering side by side.
+"""Compares steering with alternatives of the same cost: one sample, averages, choices, Kernel Density Steering.
 
     python -m lab.quality.particles --bundle weights/pocket --json results/steering.json
 

@@ -1,4 +1,4 @@
-"""Photographs from Debian's packages, under free licences: fetched, unpacked, chosen, made small.
+"""Fetches photographs under free licences from Debian's packages, selects them and reduces them.
 
     python -m lab.quality.photographs       needs apt and dpkg-deb; nothing is installed
 

@@ -1,4 +1,4 @@
-"""How much of the work a region needs, and that its pixels are those of the whole output.
+"""Measures the share of the work that a region needs, and checks that its pixels are those of the whole output.
 
 python -m lab.quality.region --json results/region.json --png docs/region.png
 """

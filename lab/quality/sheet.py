@@ -1,4 +1,4 @@
-"""A sheet to look at: input, bicubic, ours and the truth at 100 %, each row one piece of an image.
+"""Writes a sheet of crops at 100 %: input, bicubic, ours and the truth, one row per crop.
 
     python -m lab.quality.sheet --bundle weights/pocket --png docs/quality-sheet.png
 

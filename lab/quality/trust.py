@@ -1,4 +1,4 @@
-"""Calibrates the view `confidence`: below which disagreement of particles the error stays within a bound.
+"""Calibrates the view `confidence`: the disagreement of particles below which the error stays within a bound.
 
     OMP_NUM_THREADS=1 python -m lab.quality.trust --json results/trust.json --png docs/confidence.png
 

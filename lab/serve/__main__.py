@@ -1,4 +1,4 @@
-"""See lab.serve.chaos."""
+"""`python -m lab.serve`: the command line of lab.serve.chaos."""
 
 from lab.serve.chaos import main
 

@@ -1,4 +1,4 @@
-"""What one `seesr serve` promises under faults, measured on this machine with the echo engine.
+"""Tests the guarantees of one `seesr serve` under faults, on this machine with the echo engine.
 
     sudo python -m lab.serve --json results/serve/chaos.json
 

@@ -1,4 +1,4 @@
-"""`seesr serve` whose engine sleeps and gives its input back, to test the server without computing.
+"""`seesr serve` with an engine that sleeps and returns its input, to test the server without computing.
 
     python -m lab.serve.echo --port 0
     python -m lab.serve.echo mcp            seesr mcp in place of seesr serve

@@ -1,1 +1,1 @@
-"""How long everything takes, and where the time goes."""
+"""Speed: benchmarks, operation counts and profiles."""

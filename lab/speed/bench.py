@@ -1,4 +1,4 @@
-"""Seconds, operations and memory of every stage; one JSON line per configuration.
+"""Benchmark: seconds, operations and memory of every stage, one JSON line per configuration.
 
     python -m lab.speed.bench --device cpu --size 512 --steps 2 --json results/bench/FILE.jsonl
     python -m lab.speed.bench --bundle weights/pocket --size 512 1024 2048

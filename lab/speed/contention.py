@@ -1,4 +1,4 @@
-"""How much two processes on the same cores slow each other, by how OpenMP's threads wait for work.
+"""Measures how much two processes on the same cores slow each other down, by the way OpenMP's threads wait.
 
     python -m lab.speed.contention --json results/contention.json
 

@@ -1,4 +1,4 @@
-"""What an image costs, counted on the full-size networks without a GPU: operations, bytes, launches, waits, memory.
+"""Counts the cost of an image on the full-size networks without a GPU: operations, bytes, launches, waits, memory.
 
     python -m lab.speed.count --size 2048 --free-gb 75 --json FILE
     python -m lab.speed.count --table          results/counts.md, with seconds computed for the cards of CARDS

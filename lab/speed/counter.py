@@ -1,4 +1,4 @@
-"""Notes what tensors on a fake GPU would cost: operations, bytes, launches, waits, memory. No value exists there."""
+"""Counts operations, bytes, launches, waits and memory of tensors on a fake GPU, without computing values."""
 
 from __future__ import annotations
 

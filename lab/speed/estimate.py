@@ -1,4 +1,4 @@
-"""Runs images of mixed sizes and settings, and records how wrong the time left was at half time.
+"""Measures the error of the estimated time left at half time, over images of mixed sizes and settings.
 
     python -m lab.speed.estimate results/estimate.json
 

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one process and without a network: what is right, and what is faster.
+"""Runs every check that needs a GPU, in one process and without a network: correctness, then speed.
 
     python -m lab.speed.gpu_check OUT               on a GPU, in six minutes
     python -m lab.speed.gpu_check OUT --rehearse    the same parts with small sizes on a CPU

@@ -1,4 +1,4 @@
-"""Alternatives for the autoencoder's large layers, timed beside each other, with their distance to float64 or float32.
+"""Times alternatives for the autoencoder's large layers, with their distance to float64 or float32.
 
 python -m lab.speed.kernels --json FILE        on a GPU in half precision; --rehearse: small sizes, any device
 """

@@ -1,4 +1,4 @@
-"""Where the time goes of one denoising step or one image: kernels by share, and how long the device waits.
+"""Profiles one denoising step or one image: kernels by their share of the time, and the idle time of the device.
 
     python -m lab.speed.profile --device cuda --batch 8 --json FILE        one step on eight tiles
     python -m lab.speed.profile --device cuda --image 2048 --json FILE   a whole image of that side, 2 steps

@@ -1,4 +1,4 @@
-"""How right the quotes of one machine are, and whether accepted deadlines are kept, over mixed small images.
+"""Measures the error of quotes on one machine, and whether accepted deadlines are met, over mixed small images.
 
     OMP_NUM_THREADS=1 python -m lab.speed.quote --json results/quote.json
 

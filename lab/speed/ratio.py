@@ -1,4 +1,4 @@
-"""How far measured images are from a card's least time: python -m lab.speed.ratio EVIDENCE... --json FILE
+"""Compares measured images with a card's theoretical time: python -m lab.speed.ratio EVIDENCE... --json FILE
 
 R is the measured seconds over the ideal ones. Ideal is the sum over the stages of max(FLOP / measured product rate,
 bytes / measured copy rate): the work of results/counts.json (python -m lab.speed.count --table) at the rates that

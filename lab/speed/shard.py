@@ -1,4 +1,4 @@
-"""One image on several processes: measured with two, simulated for 8 and 64 workers.
+"""Measures one image on two processes, and simulates it on 8 and 64 workers.
 
     python -m lab.speed.shard --json results/shard.json
 

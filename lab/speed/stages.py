@@ -1,4 +1,4 @@
-"""What the cache of stages saves when an image runs again with one change.
+"""Measures the time that the stage cache saves when an image runs again with one change.
 
     python -m lab.speed.stages --json results/stages.json
 

@@ -1,4 +1,4 @@
-"""How long a piece of work takes a device."""
+"""Times a function on a device."""
 
 from __future__ import annotations
 

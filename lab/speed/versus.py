@@ -1,4 +1,4 @@
-"""How much faster this source tree is than another one, on a CPU, with the bundled networks: runs of both alternate.
+"""Compares the speed of this source tree with another one, on a CPU, with the bundled networks; runs alternate.
 
     git worktree add ../before 76de13d
     python -m lab.speed.versus ../before --json results/bench/versus.json

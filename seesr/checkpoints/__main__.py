@@ -1,4 +1,4 @@
-"""Fetches the public weights and makes one bundle of them, weights/full. Needs 15 GB on disk; asks nothing.
+"""`./scripts/weights`: fetches the public weights and converts them to one bundle. Needs 15 GB of disk; asks nothing.
 
     ./scripts/weights                                  fetch, check, convert, remove the downloads
     ./scripts/weights --plan                           what would be fetched, from where; --json for programs

@@ -1,4 +1,4 @@
-"""Public checkpoints -> one full bundle: the only place that knows foreign key names or reads .pth files."""
+"""Converts public checkpoints to one full bundle: the only module that knows foreign key names or reads .pth files."""
 
 from __future__ import annotations
 

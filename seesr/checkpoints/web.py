@@ -1,4 +1,4 @@
-"""HTTP for downloads: one client, retries that respect the server, and a sentence for every refusal."""
+"""HTTP client for downloads: retries that respect the server, and a one-line error for every refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quotes: what an image takes and gives, from the size in its header, by counted work and measured rates."""
+"""Quotes: time, size and price of an image, from the size in its header, counted work and measured rates."""
 
 from __future__ import annotations
 

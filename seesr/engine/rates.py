@@ -1,4 +1,4 @@
-"""What images cost this machine: seconds, bytes and memory, refined by every image and kept in a file."""
+"""Measured cost of images on this machine: seconds, bytes and memory, refined by every image and kept in a file."""
 
 from __future__ import annotations
 

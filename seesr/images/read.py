@@ -1,4 +1,4 @@
-"""Decodes untrusted image bytes to a `ImageData`: limits, orientation, alpha, colour profile, EXIF, 16 bits."""
+"""Decodes untrusted image bytes to an `ImageData`: limits, orientation, alpha, colour profile, EXIF, 16 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converts paths, bytes, file objects, PIL images and NumPy arrays to a `ImageData`, and results back to arrays."""
+"""Converts paths, bytes, file objects, PIL images and NumPy arrays to an `ImageData`, and results back to arrays."""
 
 from __future__ import annotations
 

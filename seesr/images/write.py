@@ -1,4 +1,4 @@
-"""Encodes a `ImageData` to the bytes of a file, and saves files atomically."""
+"""Encodes an `ImageData` to the bytes of a file, and saves files atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a result can be trusted: the disagreement of particles, and the bound of it that was calibrated on photographs.
+"""Where a result can be trusted: the disagreement of particles, and a bound on it calibrated on photographs.
 
 Method: Adame, Csillag, Goedert, "Image Super-Resolution with Guarantees via Conformalized Generative Models", arXiv
 2502.09664: what the particles disagree on least is trusted, up to a threshold below which the local error of held-out

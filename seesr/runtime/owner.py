@@ -1,4 +1,4 @@
-"""Whose image is being made. A server sets it, so that images of different owners share no cached stages."""
+"""The owner of the running image. A server sets it, so that images of different owners share no cached stages."""
 
 from __future__ import annotations
 

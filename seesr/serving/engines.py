@@ -1,4 +1,4 @@
-"""The engines of a server's bundles: each loads at its first image, and the one used longest ago makes room."""
+"""The engines of a server's bundles: each loads at its first image, and the least recently used one is unloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: those of SEESR_API_KEYS, and those of the file SEESR_KEYS_FILE, which is read again when it changes."""
+"""API keys: those of SEESR_API_KEYS, and those of the file SEESR_KEYS_FILE, which is reloaded when it changes."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Fixtures: a replica of the hub with miniature checkpoints, and bundles converted from them."""
+
 from __future__ import annotations
 
 import shutil

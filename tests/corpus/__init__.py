@@ -1,4 +1,4 @@
-"""Bad and odd requests, built in code: what is sent, and what has to come back."""
+"""The corpus of bad and odd requests, built in code, with the expected response of each."""
 
 from __future__ import annotations
 

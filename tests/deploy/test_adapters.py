@@ -1,4 +1,4 @@
-"""Every platform's adapter, started by the platform's own local runner, and one table of bad input for all."""
+"""Every platform adapter in the platform's own local runner, with one table of bad input for all."""
 
 from __future__ import annotations
 

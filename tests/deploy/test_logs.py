@@ -1,4 +1,4 @@
-"""Logs of a server that runs for months: probes stay out of them, and logrotate loses no line."""
+"""Log volume of a long-running server: probes are not logged, and logrotate loses no line."""
 
 from __future__ import annotations
 

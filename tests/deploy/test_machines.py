@@ -1,4 +1,4 @@
-"""Containers, units, the endpoint script, costs, and the check of the machine."""
+"""Container files, systemd units, the endpoint script, costs, and the preflight check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What deploy/fleet asks for exists: variables and commands."""
+"""deploy/fleet: every variable and command that it uses exists."""
 
 from __future__ import annotations
 

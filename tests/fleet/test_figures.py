@@ -1,4 +1,4 @@
-"""What docs/fleet.md promises, with an engine that sleeps: `python -m lab.fleet` writes the same to results."""
+"""The guarantees of docs/fleet.md, with an engine that sleeps; `python -m lab.fleet` writes the same to results."""
 
 from __future__ import annotations
 

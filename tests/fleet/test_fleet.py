@@ -1,4 +1,4 @@
-"""The fleet from outside: the same routes as one server, whichever gateway is asked, and bad words from all sides."""
+"""A fleet through its HTTP API: the same routes as one server at every gateway, and invalid input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON lines of a worker say which job, which worker, which attempt."""
+"""JSON log lines of a worker: job, worker and attempt."""
 
 from __future__ import annotations
 

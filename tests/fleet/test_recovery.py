@@ -1,4 +1,4 @@
-"""Jobs in Redis and files in the store after a fault: what is published again, what expires, what a worker finds."""
+"""Recovery of jobs in Redis and files in the store: what is published again, and what expires."""
 
 from __future__ import annotations
 

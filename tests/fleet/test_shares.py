@@ -1,4 +1,4 @@
-"""One key must not keep the others of a fleet waiting."""
+"""Fairness between the API keys of a fleet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image whose tiles are computed by two workers of a fleet."""
+"""Two workers of a fleet compute the tiles of one image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fleet uses of the inner parts of kombu and Celery is as seesr/fleet/transport.py expects it."""
+"""The private parts of kombu and Celery that seesr/fleet/transport.py uses exist and behave as expected."""
 
 from __future__ import annotations
 

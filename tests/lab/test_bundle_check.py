@@ -1,4 +1,4 @@
-"""The check of a bundle with trained weights: what it writes, and which results it calls not plausible."""
+"""lab.quality.bundle_check: what it writes, and which results it rejects as implausible."""
 
 from __future__ import annotations
 

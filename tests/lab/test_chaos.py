@@ -1,4 +1,4 @@
-"""The chaos experiment of one server, in short."""
+"""lab.serve.chaos, in short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counts that the full-size networks must keep; nothing is timed, and no GPU is needed."""
+"""Upper bounds for the counted cost of the full-size networks; needs no GPU and times nothing."""
 
 from __future__ import annotations
 

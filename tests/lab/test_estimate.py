@@ -1,4 +1,4 @@
-"""The time left of real images, see lab.speed.estimate."""
+"""Accuracy of the time left on real images, see lab.speed.estimate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison with models from packages: reading ncnn's files, and means over the same images for all."""
+"""lab.quality.peers: reads ncnn's files, and averages over the same images for all models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed pocket model on images it has never seen, with floors just below what was measured.
+"""Quality of the bundled pocket model on held-out images, with bounds just below the measured values.
 
 `python -m lab.quality.evaluate` gives the whole table; a change that harms images must not pass quietly.
 """

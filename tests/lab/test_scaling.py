@@ -1,4 +1,4 @@
-"""The simulation of a fleet against cases with a closed form, and its rule against the manifest."""
+"""The fleet simulation against cases with a closed form, and its scaling rule against the manifest."""
 
 from __future__ import annotations
 

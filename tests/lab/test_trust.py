@@ -1,4 +1,4 @@
-"""The arithmetic of the calibration of the view `confidence`."""
+"""lab.quality.trust: the arithmetic of the calibration of the view `confidence`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Python caller can hand over and gets back: upscale, Engine, Upscaler, Output."""
+"""The Python API: what upscale, Engine and Upscaler accept and return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it plans before it loads anything, what it writes, what it says, how it ends."""
+"""The command line: planning before loading, outputs, messages and exit codes."""
 
 from __future__ import annotations
 

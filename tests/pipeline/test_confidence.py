@@ -1,4 +1,4 @@
-"""The view `confidence`: its mask, its record, what it costs, and what it is refused for."""
+"""The view `confidence`: mask, record, cost, and the settings that it rejects."""
 
 from __future__ import annotations
 

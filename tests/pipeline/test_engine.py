@@ -1,4 +1,4 @@
-"""The door: bytes in, bytes out, from any thread, with deadline, cancelling, unloading."""
+"""The Engine: bytes in, bytes out, from any thread, with deadlines, cancellation and unloading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fidelity, masks, target sizes, views and the figures of trust."""
+"""Fidelity, masks, target sizes, views, and the metrics `invented` and `faithful`."""
 
 from __future__ import annotations
 

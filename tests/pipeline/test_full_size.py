@@ -1,4 +1,4 @@
-"""The road of one image at full size; the recorded numbers at full size are in test_parity.py."""
+"""The pipeline of one image with the full-size networks. test_parity.py has the recorded numbers at full size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where pixels end up: padding of thin images, and registration at every scale."""
+"""Pixel positions: padding of thin images, and registration at every scale."""
 
 from __future__ import annotations
 

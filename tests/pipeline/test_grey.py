@@ -1,4 +1,4 @@
-"""A grey image comes back grey, in the mode of its file."""
+"""Grey images: the output is grey, in the mode of the input file."""
 
 from __future__ import annotations
 

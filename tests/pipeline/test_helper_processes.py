@@ -1,4 +1,4 @@
-"""One image whose tiles are computed by two processes of this machine."""
+"""Two processes of one machine compute the tiles of one image."""
 
 from __future__ import annotations
 

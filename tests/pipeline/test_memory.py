@@ -1,4 +1,4 @@
-"""Peak memory must depend on the tiles, not on the image."""
+"""Peak memory depends on the tiles, not on the image."""
 
 from __future__ import annotations
 

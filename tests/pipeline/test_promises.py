@@ -1,4 +1,4 @@
-"""Promises that no other test would see broken: same bytes, alpha, no network."""
+"""Reproducibility: the same seed, the tagger's input, wide color profiles, alpha, and no network access."""
 
 from __future__ import annotations
 

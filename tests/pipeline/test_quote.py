@@ -1,4 +1,4 @@
-"""Quotes of an engine: counted as the pipeline computes, from a header alone, refined by every image."""
+"""Quotes of an engine: from the header alone, counted as the pipeline computes, refined by every image."""
 
 from __future__ import annotations
 

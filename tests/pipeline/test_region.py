@@ -1,4 +1,4 @@
-"""A region of the output: the pixels of the whole run, by fewer tiles."""
+"""A region of the output has the pixels of the whole run, from fewer tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cached stages: which are computed again, the same bytes as without a cache, bounded memory."""
+"""The stage cache: recomputed stages, the same bytes as without it, bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPU seconds of the start, beside those of `import torch` in the same test. results/startup.md has them all."""
+"""CPU seconds of the start, compared with `import torch` in the same test. results/startup.md has all figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole road of an image, on the pocket model and on tiny networks."""
+"""The whole pipeline of an image, on the pocket model and on tiny networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one image costs, by counts: nothing is computed twice, nothing is recorded wrongly."""
+"""Operation counts of one image: nothing is computed twice, and the records are correct."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Fixture: one `seesr serve` for all tests of a session."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Who may call which route: every route without a key, with a wrong one and with another owner's; hosts and origins."""
+"""Access control: every route without a key, with a wrong one and with another owner's; hosts and origins."""
 
 from __future__ import annotations
 

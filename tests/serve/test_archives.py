@@ -1,4 +1,4 @@
-"""Zip archives and headers that would stop the server: refused by their sizes, or one entry alone."""
+"""Zip archives and image headers that exceed the limits: rejected as a whole or entry by entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of background tasks, of the disk and of the journal, on an engine that gives its input back."""
+"""Errors of background tasks, of the disk and of the journal, on the echo engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corpus of bad and odd requests through this server, and many jobs in a row."""
+"""The corpus of bad and odd requests through `seesr serve`, and many jobs in a row."""
 
 from __future__ import annotations
 

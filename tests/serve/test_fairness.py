@@ -1,4 +1,4 @@
-"""One key must not keep the others waiting."""
+"""Fairness between the API keys of one server."""
 
 from __future__ import annotations
 

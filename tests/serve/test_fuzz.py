@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes from the server's own OpenAPI document: never a 5xx."""
+"""Requests that schemathesis generates from the OpenAPI document: no 5xx."""
 
 from __future__ import annotations
 

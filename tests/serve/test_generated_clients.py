@@ -1,4 +1,4 @@
-"""Clients that are generated from docs/openapi.json in Python and TypeScript upscale an image and read an error."""
+"""Clients generated from docs/openapi.json in Python and TypeScript upscale an image and read an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health, limits, ending, dying and coming back."""
+"""The life cycle of `seesr serve`: health checks, limits, shutdown, crashes and restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: it has every route, and what the server answers is what it says."""
+"""The OpenAPI document: it lists every route, and the responses match it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the server one by one: keys, rates, names, archives, addresses, signatures."""
+"""Components of the server one by one: keys, rate limits, file names, image URLs and webhooks."""
 
 from __future__ import annotations
 

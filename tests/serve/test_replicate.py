@@ -1,4 +1,4 @@
-"""Replicate's API, by its official clients and by hand."""
+"""Replicate's API, with its official clients and with plain requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests with odd values on every route: one line that is true, no 5xx, nothing left; on an engine that copies."""
+"""Requests with odd values on every route: a correct one-line error, no 5xx, no files left; on the echo engine."""
 
 from __future__ import annotations
 

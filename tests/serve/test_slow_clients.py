@@ -1,4 +1,4 @@
-"""Clients that send slowly, too much, or nothing: the server answers others and ends in time."""
+"""Clients that send slowly, too much, or nothing: the server answers others and shuts down in time."""
 
 from __future__ import annotations
 

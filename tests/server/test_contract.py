@@ -1,4 +1,4 @@
-"""What Cog reads without running: predict.py's literals, the schema file, cog.yaml and the pins."""
+"""What Cog reads without running: predict.py's literals, the schema file, cog.yaml and the pinned versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad and odd requests through Cog's server: the right image or a one-line error, the next caller unharmed."""
+"""The corpus of bad and odd requests through Cog's server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of the server: cancelling at every stage, terminating in flight, damaged weights."""
+"""The life cycle of Cog's server: cancellation at every stage, termination in flight, damaged weights."""
 
 from __future__ import annotations
 

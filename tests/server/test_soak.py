@@ -1,4 +1,4 @@
-"""Many mixed predictions: nothing may grow."""
+"""Many mixed predictions: memory, files and threads do not grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An image by its URL: the runtime fetches it, and the image is the same."""
+"""An image by its URL: Cog's server fetches it, and the result is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles give what one pass over the whole image gives, whatever is held and whatever runs out."""
+"""The VAE in strips and tiles equals one pass over the whole image, also after out-of-memory errors."""
 
 from __future__ import annotations
 

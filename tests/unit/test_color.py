@@ -1,3 +1,5 @@
+"""Color fixes: wavelet and adain."""
+
 from __future__ import annotations
 
 import numpy as np

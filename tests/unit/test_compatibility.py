@@ -1,4 +1,4 @@
-"""What clients of other SeeSR containers send: one line that names each difference, and a page that lists them."""
+"""Inputs of other SeeSR containers: a one-line error for each difference, and the page that lists them."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Configuration: SEESR_* variables, their defaults and their errors."""
+
 from __future__ import annotations
 
 import re

@@ -1,4 +1,4 @@
-"""Every bad and odd file and field of the corpus: the right pixels, or one line that says why not. No network runs."""
+"""The corpus of bad and odd files and fields, without networks: the right pixels or a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One prediction of the whole latents, with networks that give back what they were given."""
+"""The denoiser's prediction of whole latents, with networks that return their input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anything at all as settings or as a file: it works, or it is a ValueError of one line."""
+"""Random settings and files: each works or raises a one-line ValueError."""
 
 from __future__ import annotations
 

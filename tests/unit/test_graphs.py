@@ -1,4 +1,4 @@
-"""Recorded passes with stand-ins for CUDA's recorder: what replays rightly is used, everything else runs eagerly."""
+"""CUDA graphs, with stand-ins for CUDA's recorder: correct recordings are used, everything else runs eagerly."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Per-device tuning: attention kernels, matrix products, memory formats, and device errors."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Decoding and encoding of image files: formats, limits, orientation, alpha, profiles, metadata."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""Log lines as text and as JSON."""
+
 from __future__ import annotations
 
 import json

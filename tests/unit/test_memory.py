@@ -1,4 +1,4 @@
-"""What fits: the plan from free memory, what is given up first, and what is said when nothing is left."""
+"""The memory budget: planning from free memory, what is reduced first, and the final error."""
 
 from __future__ import annotations
 

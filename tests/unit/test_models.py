@@ -1,3 +1,5 @@
+"""Networks against diffusers and the reference: keys, schedule, tokens, tags, prompts and cached values."""
+
 from __future__ import annotations
 
 import json

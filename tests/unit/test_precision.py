@@ -1,4 +1,4 @@
-"""Half precision that is not enough: seen, done retrying in float32, and half precision again afterwards."""
+"""The retry in float32 after an overflow in half precision, and the return to half precision."""
 
 from __future__ import annotations
 

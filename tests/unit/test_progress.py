@@ -1,4 +1,4 @@
-"""Who watches an image: what is told, when a deadline ends it, and what a terminal or a log shows."""
+"""Watchers of an image: calls, deadlines, and progress bars in terminals and logs."""
 
 from __future__ import annotations
 

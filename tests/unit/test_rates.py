@@ -1,4 +1,4 @@
-"""What images cost this machine: lines through measured costs, kept in a file."""
+"""Measured rates of a machine: least-squares lines through measured costs, kept in a file."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Settings: limits, parsing, output sizes and errors."""
+
 from __future__ import annotations
 
 import dataclasses

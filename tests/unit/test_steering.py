@@ -1,4 +1,4 @@
-"""Kernel Density Steering, property by property. The stub denoisers are exact formulas, not networks."""
+"""Kernel Density Steering, property by property, with formulas in place of networks."""
 
 from __future__ import annotations
 

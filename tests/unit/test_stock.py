@@ -1,4 +1,4 @@
-"""Our networks give what the stock classes give, from the same weights."""
+"""Our networks equal diffusers', transformers' and timm's classes on the same weights."""
 
 from __future__ import annotations
 

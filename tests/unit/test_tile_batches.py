@@ -1,4 +1,4 @@
-"""Who computes which batch of a step."""
+"""Distribution of the tile batches of one step between processes."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tile geometry: grids, sizes, overlaps and batches."""
+
 from __future__ import annotations
 
 import itertools

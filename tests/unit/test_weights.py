@@ -1,3 +1,5 @@
+"""Weight bundles: manifest, checksums, and missing, unknown or misshapen tensors."""
+
 from __future__ import annotations
 
 import hashlib

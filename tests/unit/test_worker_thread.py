@@ -1,4 +1,4 @@
-"""OneThread: the same thread for everything, errors and cancelling passed on."""
+"""OneThread: all calls on the same thread; errors and cancellation reach the caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XMP: what is kept of the input's, what is added, and that a damaged or hostile packet is left out alone."""
+"""XMP: what is kept of the input, what is added, and damaged or hostile packets."""
 
 from __future__ import annotations
 
