@@ -17,10 +17,10 @@ from typing import Any
 import corpus
 import httpx
 import pytest
+from cog_client import data_uri
 from corpus import Case
 from monitoring import documented_metrics, exported, series, used
 from PIL import Image
-from service import data_uri
 from serving import sharp
 
 from lab.fleet.callers import IMAGE, PNG

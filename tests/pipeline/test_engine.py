@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cog_client import png
 from PIL import Image
-from service import png
 
 from scripts.cog_server import ROOT
 from seesr import Engine, Settings, Upscaler

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage.data
+from cog_client import png
 from PIL import Image
-from service import png
 
 from scripts.cog_server import ROOT
 from seesr import Engine, Settings, Upscaler, cli

@@ -104,7 +104,7 @@ def walked(client: TestClient) -> list[tuple[str, str]]:
     ]
 
 
-ENDLESS = {("GET", "/events")}  # ends when the caller hangs up, which this client cannot; test_plain.py reads it
+ENDLESS = {("GET", "/events")}  # ends when the caller hangs up, which this client cannot; test_plain_api.py reads it
 
 
 def path_of(route: str, ids: dict[str, str]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import corpus
 import pytest
 import requests
+from cog_client import data_uri
 from corpus import Case
 from PIL import Image
-from service import data_uri
 from serving import QUICK, Serving
 
 SMALL = {**QUICK, "scale_factor": 2, "latent_tiled_size": 16, "latent_tiled_overlap": 4}

@@ -11,9 +11,9 @@ from typing import Any
 
 import corpus
 import pytest
+from cog_client import ask, data_uri, image_of, png, predict
 from corpus import Case
 from PIL import Image
-from service import ask, data_uri, image_of, png, predict
 
 from scripts.cog_server import CogServer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from cog_client import ask_in_background, data_uri, image_of, png, predict, wait_for
 from PIL import Image
-from service import ask_in_background, data_uri, image_of, png, predict, wait_for
 
 from scripts.cog_server import CogServer
 from seesr import Settings

@@ -10,7 +10,7 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pytest
-from service import data_uri, predict
+from cog_client import data_uri, predict
 
 from scripts.cog_server import ROOT, CogServer
 

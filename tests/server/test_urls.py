@@ -9,7 +9,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from service import data_uri, predict
+from cog_client import data_uri, predict
 
 from scripts.cog_server import CogServer
 

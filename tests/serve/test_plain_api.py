@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 import requests
+from cog_client import data_uri, png
 from PIL import Image
-from service import data_uri, png
 from serving import ANN, BOB, LONG, QUICK, Serving, sharp
 
 from seesr import Engine, Settings
