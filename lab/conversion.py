@@ -36,7 +36,7 @@ def shapes_of(case: str, network: str) -> dict[str, Any]:
     return json.loads((GOLDEN / case / "weights.json").read_text())[network]["shapes"]
 
 
-def put(folder: Path, config: dict[str, Any], name: str, state: dict[str, torch.Tensor]) -> None:
+def write_part(folder: Path, config: dict[str, Any], name: str, state: dict[str, torch.Tensor]) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(state, folder / name)
@@ -49,17 +49,17 @@ def stand_ins(folder: Path) -> None:
     stock = {key: shape for key, shape in unet.items() if "image_attentions" not in key}
     half, name = "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"
     config = {key: value for key, value in configs["unet"].items() if key != "use_image_cross_attention"}
-    put(folder / "sd-turbo/unet", config, half, zeros(stock, torch.float16))
+    write_part(folder / "sd-turbo/unet", config, half, zeros(stock, torch.float16))
     image = {key: shape for key, shape in unet.items() if "image_attentions" in key}
-    put(folder / "seesr/unet", configs["unet"], "image_attentions.safetensors", zeros(image, torch.float32))
+    write_part(folder / "seesr/unet", configs["unet"], "image_attentions.safetensors", zeros(image, torch.float32))
     control = zeros(shapes_of("full", "controlnet"), torch.float32)
-    put(folder / "seesr/controlnet", configs["controlnet"], name, control)
+    write_part(folder / "seesr/controlnet", configs["controlnet"], name, control)
     vae = {**configs["vae"], "_class_name": "AutoencoderKL"}
-    put(folder / "sd-turbo/vae", vae, half, zeros(shapes_of("full", "vae"), torch.float16))
+    write_part(folder / "sd-turbo/vae", vae, half, zeros(shapes_of("full", "vae"), torch.float16))
     text_config = single_file.CONFIGS["text_encoder"]
     with torch.device("meta"):
         text = {f"text_model.{key}": value.shape for key, value in TextEncoder(**text_config).state_dict().items()}
-    put(folder / "sd-turbo/text_encoder", text_config, "model.fp16.safetensors", zeros(text, torch.float16))
+    write_part(folder / "sd-turbo/text_encoder", text_config, "model.fp16.safetensors", zeros(text, torch.float16))
     (folder / "sd-turbo/scheduler").mkdir()
     config = json.dumps(single_file.CONFIGS["scheduler"])
     (folder / "sd-turbo/scheduler/scheduler_config.json").write_text(config)

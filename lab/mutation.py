@@ -219,7 +219,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = {row["module"]: row for row in read(args.json)} if args.json and args.json.exists() else {}
     old = {
-        (name, one["operator"], one["text"]): one["reason"] for name, row in rows.items() for one in row["survivors"]
+        (name, mutant["operator"], mutant["text"]): mutant["reason"]
+        for name, row in rows.items()
+        for mutant in row["survivors"]
     }
     load_libraries()
     with tempfile.TemporaryDirectory() as top:

@@ -58,13 +58,13 @@ def on_demand(offer: Offer, seconds: float, per_hour: float) -> float | None:
     return rate * (seconds + (1 - arrivals * seconds) * waiting)
 
 
-def own_machine(own: dict[str, Any], seconds: float, per_hour: float) -> float | None:
+def self_hosted(machine: dict[str, Any], seconds: float, per_hour: float) -> float | None:
     """US$ per image of a bought machine that runs day and night: its price over its months, and power."""
     if per_hour * seconds > 3600:
         return None
-    hours, busy = own["months"] * 730, per_hour * seconds / 3600
-    power = (own["watts"] * busy + own["idle_watts"] * (1 - busy)) / 1000 * own["tariff"]
-    return (own["price"] / hours + power) / per_hour
+    hours, busy = machine["months"] * 730, per_hour * seconds / 3600
+    power = (machine["watts"] * busy + machine["idle_watts"] * (1 - busy)) / 1000 * machine["tariff"]
+    return (machine["price"] / hours + power) / per_hour
 
 
 def break_even(offer: Offer, seconds: float, cheapest: float) -> float | None:
@@ -121,17 +121,18 @@ def rows(args: argparse.Namespace, prices: dict[str, Any], today: datetime.date)
         seconds, load = match or (goals[device], 0.0)
         offer = Offer(per_second(price), price["idle_s"], price["boot_s"] + load)
         marks = ("" if match else " (goal)") + (" (old price)" if (today - price["read_on"]).days > STALE else "")
-        even = break_even(offer, seconds, min(per_second(one) for one in prices["price"] if one["device"] == device))
+        cheapest = min(per_second(row) for row in prices["price"] if row["device"] == device)
+        even = break_even(offer, seconds, cheapest)
         row = {"offer": f"{price['platform']} {device}{marks}", "seconds": seconds, "break-even/h": even}
         for rate_per_hour in args.per_hour:
             row[f"on demand {rate_per_hour:g}/h"] = on_demand(offer, seconds, rate_per_hour)
             row[f"always on {rate_per_hour:g}/h"] = always_on(offer.rate, seconds, rate_per_hour)
         table.append(row)
-    own = prices.get("own")
-    if own and own["device"] in known:
-        seconds = known[own["device"]][0]
-        row = {"offer": f"own machine, {own['device']}", "seconds": seconds}
-        row |= {f"always on {n:g}/h": own_machine(own, seconds, n) for n in args.per_hour}
+    machine = prices.get("own")
+    if machine and machine["device"] in known:
+        seconds = known[machine["device"]][0]
+        row = {"offer": f"own machine, {machine['device']}", "seconds": seconds}
+        row |= {f"always on {n:g}/h": self_hosted(machine, seconds, n) for n in args.per_hour}
         table.append(row)
     if args.device and not any(args.device in row["offer"] for row in table):
         raise ValueError(f"{args.device} has no price, or has not been measured at {args.size} px")

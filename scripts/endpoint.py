@@ -34,18 +34,18 @@ def chosen(hardware: list[InferenceEndpointHardware], kind: str, size: str) -> I
     Raises:
         Refused: it is too small, not available, or not known; names the smallest that fits.
     """
-    gpus = [one for one in hardware if one.accelerator == "gpu" and (one.gpu_memory_gb or 0) >= LEAST_MEMORY]
-    fits = sorted((one for one in gpus if one.status in AVAILABLE), key=lambda one: one.price_per_hour)
+    gpus = [row for row in hardware if row.accelerator == "gpu" and (row.gpu_memory_gb or 0) >= LEAST_MEMORY]
+    fits = sorted((row for row in gpus if row.status in AVAILABLE), key=lambda row: row.price_per_hour)
     small = f"{fits[0].instance_type} {fits[0].instance_size}" if fits else "none that is available"
     remedy = f"; the smallest that fits is {small}"
-    same = [one for one in hardware if (one.instance_type, one.instance_size) == (kind, size)]
+    same = [row for row in hardware if (row.instance_type, row.instance_size) == (kind, size)]
     if not same:
         raise Refused(f"there is no instance {kind} {size}{remedy}")
     if same[0].accelerator != "gpu":
         raise Refused(f"{kind} {size} is a CPU{remedy}")
     if (same[0].gpu_memory_gb or 0) < LEAST_MEMORY:
         raise Refused(f"{kind} {size} has {same[0].gpu_memory_gb} GB; {LEAST_MEMORY} are needed{remedy}")
-    available = [one for one in same if one.status in AVAILABLE]
+    available = [row for row in same if row.status in AVAILABLE]
     if not available:
         raise Refused(f"{kind} {size} is not available ({same[0].status}){remedy}")
     return available[0]

@@ -106,11 +106,11 @@ class Pool:
         negative = torch.from_numpy(rng.random(count) < 1 / 12).to(device)
         turn, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
 
-        def laid(result: Tensor) -> Tensor:
+        def augmented(result: Tensor) -> Tensor:
             turned = torch.rot90(result[i, crop].permute(0, 3, 1, 2), turn, (2, 3))
             return (turned.flip(3) if mirror else turned).float() / 255
 
-        truth, conditioning = laid(self.high), laid(self.conditioning)
+        truth, conditioning = augmented(self.high), augmented(self.conditioning)
         target = torch.where(negative[:, None, None, None], conditioning, truth)
         return (
             target,
@@ -229,8 +229,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate(step, done, group["peak"])
         target, truth, conditioning, prompt, tokens, damaged, negative = pool.draw(rng, batch, joined * DAMAGED)
-        rough = torch.autocast(device.type, torch.bfloat16, enabled=done < 0.95)
-        with torch.no_grad(), rough, kernels(device):
+        half_precision = torch.autocast(device.type, torch.bfloat16, enabled=done < 0.95)
+        with torch.no_grad(), half_precision, kernels(device):
             t = torch.full((len(target),), sampling.START, device=device)
             z = net.vae.encoder(conditioning * 2 - 1).float() * scaling
             x = sampling.start_latents(z, torch.randn_like(z), schedule)
@@ -240,12 +240,12 @@ def train(
                     first = predict(x, t, net(x, t, conditioning, prompt, tokens))
                     x = sampling.ddpm_step(x, first, visit, torch.randn_like(x))
                     t = torch.full_like(t, visits[visits.index(visit) + 1].t)
-        with rough, kernels(device):
+        with half_precision, kernels(device):
             z = predict(x, t, net(x, t, conditioning, prompt, tokens))
             image = (net.vae.decoder(z / scaling).float() + 1) / 2
-        plain = (conditioning - truth).square().mean((1, 2, 3))
+        bicubic_error = (conditioning - truth).square().mean((1, 2, 3))
         error = (image - target).square().mean((1, 2, 3))
-        loss = ((error + 2e-4) / (plain + 2e-4)).log().mean()
+        loss = ((error + 2e-4) / (bicubic_error + 2e-4)).log().mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(keep, 0.5)
@@ -253,7 +253,7 @@ def train(
         average.update_parameters(net)
         if (step + 1) % NOTED == 0:  # not every step: reading a number waits for the device
             ours = (image.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
-            gain = 10 * ((plain + 2e-5) / (ours + 2e-5)).log10()
+            gain = 10 * ((bicubic_error + 2e-5) / (ours + 2e-5)).log10()
             curve.add(
                 step,
                 loss=loss.item(),

@@ -218,13 +218,13 @@ class Context:
         self.known: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, smalls: Tensor, rng: np.random.Generator, poor: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __call__(self, smalls: Tensor, rng: np.random.Generator, is_negative: np.ndarray) -> tuple[Tensor, Tensor]:
         tokens = self.tagger.tokens(preprocess(smalls, self.tagger.image_size)).float()
         prompts = []
         for number, row in enumerate(self.tagger.logits(tokens).cpu()):
             names = [] if rng.random() < UNTAGGED else self.tagger.names(row[None])
             text = prompt.compose(names, "", Settings.positive_prompt if rng.random() < 0.8 else "")
-            prompts.append(Settings.negative_prompt if poor[number] else text)
+            prompts.append(Settings.negative_prompt if is_negative[number] else text)
         if new := sorted({*prompts} - self.known.keys()):
             encoded = prompt.encode(self.text, self.tokenizer, new, Budget()).float()
             self.known.update(zip(new, encoded, strict=True))
@@ -268,9 +268,9 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
     torch.backends.cudnn.benchmark = True
     rng = np.random.default_rng(SEED + 30)
     torch.manual_seed(SEED + 30)
-    saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
-    net, scaling, schedule = Student(), saved["scaling"], NoiseSchedule(SCHEDULER)
-    net.load_state_dict(saved["net"])
+    checkpoint = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    net, scaling, schedule = Student(), checkpoint["scaling"], NoiseSchedule(SCHEDULER)
+    net.load_state_dict(checkpoint["net"])
     net = net.to(device, memory_format=torch.channels_last)
     net.vae.encoder.requires_grad_(False)
     vgg = Vgg().to(device, memory_format=torch.channels_last).requires_grad_(False)
@@ -292,28 +292,28 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
     log.info("%d images, ready after %.0f s", len(images.images), time.monotonic() - started)
-    begun, step, noted, saved, bad = time.monotonic(), 0, 0.0, 0.0, 0
+    began, step, logged_at, saved_at, nonfinite = time.monotonic(), 0, 0.0, 0.0, 0
     sums: dict[str, list[float]] = {}
     curve = (out / "curve.jsonl").open("w")
-    while (done := (time.monotonic() - begun) / seconds) < 1:
+    while (done := (time.monotonic() - began) / seconds) < 1:
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
-        rough = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and done < 0.9)
+        half_precision = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and done < 0.9)
         with torch.no_grad():
             size = int(rng.choice([size for size in SIZES if size <= max(side * 2, 256)]))
             truth = images.batch(rng, max(4, batch // SQUARES), size)
             small, kind = examples(truth)
             conditioning = upscaled(small)
-            poor = rng.random(len(truth)) < 1 / 12
-            text, tokens = context(small, rng, poor)
+            is_negative = rng.random(len(truth)) < 1 / 12
+            text, tokens = context(small, rng, is_negative)
             places = (rng.integers(0, (size - side) // 4 + 1, (len(truth) * SQUARES, 2)) * 4).tolist()
             index = torch.arange(len(truth), device=device).repeat_interleave(SQUARES)
 
             truth, conditioning = squares(truth, places, side), squares(conditioning, places, side)
             text, tokens, kind = text[index], tokens[index], kind[index]
-            negative = torch.from_numpy(poor).to(device)[index]
+            negative = torch.from_numpy(is_negative).to(device)[index]
             target = torch.where(negative[:, None, None, None], conditioning, truth)
-            with rough:
+            with half_precision:
                 t = torch.full((len(target),), sampling.START, device=device)
                 z = net.vae.encoder(conditioning * 2 - 1).float() * scaling
                 x = sampling.start_latents(z, torch.randn_like(z), schedule)
@@ -323,22 +323,23 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
                     x = sampling.ddpm_step(x, first, visits[0], torch.randn_like(x))
                     t = torch.full_like(t, visits[1].t)
                 features = vgg(torch.cat([target, conditioning]).to(memory_format=torch.channels_last))
-        with rough:
+        with half_precision:
             z = predict(x, t, net(x, t, conditioning, text, tokens))
             image = (net.vae.decoder((z / scaling).to(memory_format=torch.channels_last)).float() + 1) / 2
             ours = vgg(image)
-        goal, plain_features = zip(*(f.chunk(2) for f in features), strict=True)
-        plain = (conditioning - truth).square().mean((1, 2, 3))
+        goal, bicubic_features = zip(*(f.chunk(2) for f in features), strict=True)
+        bicubic_error = (conditioning - truth).square().mean((1, 2, 3))
         error = (image - target).square().mean((1, 2, 3))
         seen = vgg.distance(ours, list(goal))
-        plain_seen = torch.where(negative, 0.5, vgg.distance(list(plain_features), list(goal)))
-        pixels, features_term = ((error + 2e-4) / (plain + 2e-4)).log(), ((seen + 0.02) / (plain_seen + 0.02)).log()
+        bicubic_seen = torch.where(negative, 0.5, vgg.distance(list(bicubic_features), list(goal)))
+        pixels = ((error + 2e-4) / (bicubic_error + 2e-4)).log()
+        features_term = ((seen + 0.02) / (bicubic_seen + 0.02)).log()
         loss = (pixels + features_term).mean()
         optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(keep, 0.5)
         if step % 25 == 0 and not math.isfinite(norm.item()):
-            bad += 1
+            nonfinite += 1
         for group in optimiser.param_groups:  # a gradient that is not finite leaves the weights as they are
             for p in group["params"]:
                 if p.grad is not None:
@@ -349,28 +350,27 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
         step += 1
         if step % 10 == 0:
-            gain = (
-                10 * ((plain + 2e-5) / ((image.detach().clamp(0, 1) - truth).square().mean((1, 2, 3)) + 2e-5)).log10()
-            )
+            ours_error = (image.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
+            gain = 10 * ((bicubic_error + 2e-5) / (ours_error + 2e-5)).log10()
             for number, degradation in enumerate(SHARES):
                 of = (kind == number) & ~negative
                 sums.setdefault(f"gain_{degradation.__name__}_db", []).append(gain[of].mean().item())
                 sums.setdefault(f"seen_{degradation.__name__}", []).append(features_term[of].mean().exp().item())
-        now = time.monotonic() - begun
-        if now - noted > 20 or now >= seconds:
-            noted = now
+        now = time.monotonic() - began
+        if now - logged_at > 20 or now >= seconds:
+            logged_at = now
             line = {
                 "seconds": round(now, 1),
                 "step": step,
-                "bad": bad,
+                "bad": nonfinite,
                 **{k: round(float(np.nanmean(v)), 4) for k, v in sums.items()},
             }
             sums.clear()
             curve.write(json.dumps(line) + "\n")
             curve.flush()
             log.info("%s", line)
-        if now - saved > 60:
-            saved = now
+        if now - saved_at > 60:
+            saved_at = now
             save(average, out)
     save(average, out)
 

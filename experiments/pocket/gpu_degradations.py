@@ -41,11 +41,11 @@ def blur(x: Tensor, low: float, high: float) -> Tensor:
 
 def noise(x: Tensor, low: float, high: float) -> Tensor:
     """Gaussian noise of `low` to `high` levels of 255: of all channels, of brightness alone, or of coarse colour."""
-    every, one = torch.randn_like(x), torch.randn_like(x[:, :1]).expand_as(x)
+    color_noise, grey_noise = torch.randn_like(x), torch.randn_like(x[:, :1]).expand_as(x)
     coarse = F.interpolate(torch.randn_like(x[:, :, ::2, ::2]), size=x.shape[2:], mode="bilinear")
     coarse = coarse - coarse.mean(1, keepdim=True)
     kind = uniform(x, 0, 1)
-    drawn = torch.where(kind < 0.45, every, torch.where(kind < 0.8, one, coarse))
+    drawn = torch.where(kind < 0.45, color_noise, torch.where(kind < 0.8, grey_noise, coarse))
     return x + drawn * uniform(x, low / 255, high / 255)
 
 

@@ -190,7 +190,7 @@ def build_tokenizer() -> ClipTokenizer:
     return ClipTokenizer(folder)
 
 
-def words(device: torch.device, steps: int) -> None:
+def text_encoder(device: torch.device, steps: int) -> None:
     """The text encoder, without images: from its end on, every token of a prompt learns to name the tags in it.
 
     It stays as it is afterwards, as CLIP's does. Trained with the denoiser it hardly told prompts apart: most of 77

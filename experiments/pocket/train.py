@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.pocket.curve import plot
 from experiments.pocket.denoiser import BATCH, denoiser, further
 from experiments.pocket.sizes import CONTROLNET, LABELS, SCHEDULER, TAGGER, TEXT, UNET, VAE, WORK
-from experiments.pocket.stages import autoencoder, build_tokenizer, tagger, words
+from experiments.pocket.stages import autoencoder, build_tokenizer, tagger, text_encoder
 from lab import report
 from seesr.networks import models, weights
 
@@ -84,7 +84,7 @@ def export(device: torch.device, steps: int) -> None:
 STAGES = {
     "autoencoder": (autoencoder, 6000),
     "tagger": (tagger, 4000),
-    "words": (words, 600),
+    "words": (text_encoder, 600),
     "denoiser": (denoiser, 20000),
     "export": (export, 0),
 }

@@ -98,12 +98,12 @@ def readonly(folder: Path, jobs: int, workers: int) -> Figures:
         test.client.send_range(0, jobs // 2)
         test.until_succeeded(jobs // 8)
         of.redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
-        begun = time.monotonic()
+        started = time.monotonic()
         sending = test.send_in_background(jobs // 2, jobs)
         time.sleep(1)
         answers = [status_of(of, path) for path in ("/ready", "/live")]
         post = httpx.post(f"{of.addresses['gateway']}/upscale?wait=0", content=IMAGE, headers=PNG).status_code
-        time.sleep(max(0.0, begun + OUTAGE - time.monotonic()))
+        time.sleep(max(0.0, started + OUTAGE - time.monotonic()))
         of.redis.execute_command("REPLICAOF", "NO", "ONE")
         sending.join()
         return test.outcome(while_read_only={"ready": answers[0], "live": answers[1], "post": post})

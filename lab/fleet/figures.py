@@ -103,7 +103,7 @@ def lease(folder: Path, jobs: int, workers: int) -> Figures:
         caller = Caller(of)
         long = caller.send(num_inference_steps=8)  # 20 s
         caller.wait_for(1, 40)
-        one = len(of.runs())
+        runs_before = len(of.runs())
         second = caller.send(num_inference_steps=8)
         of.until(lambda: caller.job(second)["status"] == "processing", 10)
         busy = next(name for name in ("worker0", "worker1") if of.state(name) == "busy")
@@ -114,8 +114,8 @@ def lease(folder: Path, jobs: int, workers: int) -> Figures:
         return {
             "lease": 4,
             "job_seconds": 20,
-            "runs": one,
-            "runs_with_sigterm": len(of.runs()) - one,
+            "runs": runs_before,
+            "runs_with_sigterm": len(of.runs()) - runs_before,
             "exit_code": code,
             "results": caller.summary([long, second])["results"],
         }

@@ -69,9 +69,9 @@ class Case:
             result = json.loads((self.folder / source["recipe"]).read_text())[network]
             return {k: torch.from_numpy(v) for k, v in recipe.state_dict(result["shapes"], result["salt"]).items()}
         files = sorted((self.bundle / network).glob("*.safetensors"))
-        return load_file(files[0]) if files else self.made(network)
+        return load_file(files[0]) if files else self.generated(network)
 
-    def made(self, network: str) -> State:
+    def generated(self, network: str) -> State:
         """Weights of the small bundle, which are the recipe's, but for the VAE's quieter posterior."""
         cls, salt = SMALL[network]
         with torch.device("meta"):

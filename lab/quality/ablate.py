@@ -74,8 +74,8 @@ def main() -> None:
     for degradation in DEGRADATIONS:
         base = 0.0
         for variant in VARIANTS:
-            mine = [r for r in rows if (r["degradation"], r["variant"]) == (degradation, variant)]
-            mean = {key: float(np.mean([r[key] for r in mine])) for key in ("psnr_y", "ssim_y", "niqe")}
+            group = [r for r in rows if (r["degradation"], r["variant"]) == (degradation, variant)]
+            mean = {key: float(np.mean([r[key] for r in group])) for key in ("psnr_y", "ssim_y", "niqe")}
             base = mean["psnr_y"] if variant == "all" else base
             means.append({"degradation": degradation, "variant": variant, **mean, "change": mean["psnr_y"] - base})
     columns = {"degradation": "", "variant": "", "psnr_y": ".2f", "change": "+.2f", "ssim_y": ".4f", "niqe": ".2f"}

@@ -94,9 +94,9 @@ def evaluate(upscaler: Upscaler, args: argparse.Namespace) -> tuple[list[dict[st
         filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
         shown = [resize(pair.low, size, Image.Resampling.NEAREST)]
         for name, resample in filters.items():
-            plain = resize(pair.low, size, resample)
-            rows.append({"picture": pair.name, "method": name, **measure_pair(plain, pair, factor)})
-            shown.append(plain)
+            interpolated = resize(pair.low, size, resample)
+            rows.append({"picture": pair.name, "method": name, **measure_pair(interpolated, pair, factor)})
+            shown.append(interpolated)
         for steps in args.steps:
             settings = Settings(scale_factor=SCALE, num_inference_steps=steps, seed=args.seed, cfg_scale=args.cfg_scale)
             result = upscaler(Image.fromarray(pair.low), settings)
@@ -114,12 +114,12 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     bicubic = {row["picture"]: row["psnr_y"] for row in rows if row["method"] == "bicubic"}
     means = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        gains = [row["psnr_y"] - bicubic[row["picture"]] for row in mine]
-        numbers = [name for name, form in COLUMNS.items() if form and all(name in row for row in mine)]
+        group = [row for row in rows if row["method"] == method]
+        gains = [row["psnr_y"] - bicubic[row["picture"]] for row in group]
+        numbers = [name for name, form in COLUMNS.items() if form and all(name in row for row in group)]
         low, high = interval(gains)
         means.append(
-            {"method": method, **{name: float(np.mean([row[name] for row in mine])) for name in numbers}}
+            {"method": method, **{name: float(np.mean([row[name] for row in group])) for name in numbers}}
             | {"gain y, dB": float(np.mean(gains)), "95 %": f"{low:+.2f} .. {high:+.2f}", "least": min(gains)}
         )
     return means

@@ -80,8 +80,8 @@ def model_of(upscaler: Upscaler, data: bytes, shape: tuple[int, ...], particles:
 
 def of_pixels(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     model = model_of(upscaler, low.rgb.tobytes(), low.rgb.shape, False).astype(np.float32)
-    plain = resize(low.rgb, (model.shape[1], model.shape[0])).astype(np.float32)
-    return (model + value * (plain - model)).round().astype(np.uint8)
+    bicubic = resize(low.rgb, (model.shape[1], model.shape[0])).astype(np.float32)
+    return (model + value * (bicubic - model)).round().astype(np.uint8)
 
 
 def flat_particles(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
@@ -111,13 +111,13 @@ def compare(upscaler: Upscaler) -> list[dict[str, Any]]:
             results = []
             for _, high in built_in():
                 low = ImageData(degradations.clean(high, 0))
-                ours, plain = upscale(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
+                ours, bicubic = upscale(upscaler, low, value), resize(low.rgb, (high.shape[1], high.shape[0]))
                 results.append({
-                    "psnr to plain": min(99.0, psnr(luma(ours), luma(plain))),
+                    "psnr to plain": min(99.0, psnr(luma(ours), luma(bicubic))),
                     "psnr to truth": psnr(luma(ours), luma(high)),
                     "sharpness": sharpness(ours),
                     "niqe": niqe(ours),
-                    **trust(ours, plain, low.rgb),
+                    **trust(ours, bicubic, low.rgb),
                 })  # fmt: skip
             means = {name: float(np.mean([row[name] for row in results])) for name in results[0]}
             rows.append({"way": way, "fidelity": value, **means})

@@ -36,7 +36,7 @@ class Ncnn(nn.Module):
         for line in stem.with_suffix(".param").read_text().splitlines()[2:]:
             kind, _, inputs, outputs, *rest = line.split()
             names, end = rest[: int(inputs) + int(outputs)], int(inputs) + int(outputs)
-            options = dict(one.split("=") for one in rest[end:])
+            options = dict(option.split("=") for option in rest[end:])
             number = len(self.layers)
             if kind == "Convolution":
                 count, channels, side = int(options["6"]), int(options["0"]), int(options["1"])
@@ -79,8 +79,8 @@ class Ncnn(nn.Module):
             elif kind == "Concat":
                 result = torch.cat(arguments, 1)
             elif kind == "Eltwise":
-                one, two = (float(share) for share in options["-23301"].split(",")[1:])
-                result = arguments[0] * one + arguments[1] * two
+                first, second = (float(share) for share in options["-23301"].split(",")[1:])
+                result = arguments[0] * first + arguments[1] * second
             elif kind == "BinaryOp":
                 result = arguments[0] + arguments[1]
             elif kind == "PixelShuffle":

@@ -102,8 +102,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the images."""
     means = []
     for key in dict.fromkeys((r["steps"], r["particles"], r["method"]) for r in rows):
-        mine = [r for r in rows if (r["steps"], r["particles"], r["method"]) == key]
-        mean = {name: float(np.mean([r[name] for r in mine])) for name in ("psnr_y", "ssim_y", "niqe", "seconds")}
+        group = [r for r in rows if (r["steps"], r["particles"], r["method"]) == key]
+        mean = {name: float(np.mean([r[name] for r in group])) for name in ("psnr_y", "ssim_y", "niqe", "seconds")}
         means.append({"steps": key[0], "method": key[2], "N": key[1], **mean})
     return means
 

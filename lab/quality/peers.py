@@ -143,16 +143,16 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = {row["method"] for row in rows}
     counts = Counter((row["damage"], row["image"]) for row in rows)
     rows = [row for row in rows if counts[row["damage"], row["image"]] == len(names)]
-    plain = {(row["damage"], row["image"]): row["psnr"] for row in rows if row["method"] == "bicubic upscale"}
+    bicubic = {(row["damage"], row["image"]): row["psnr"] for row in rows if row["method"] == "bicubic upscale"}
     means = []
     for damage, method in dict.fromkeys((row["damage"], row["method"]) for row in rows):
-        mine = [row for row in rows if (row["damage"], row["method"]) == (damage, method)]
-        gains = [row["psnr"] - plain[damage, row["image"]] for row in mine if "psnr" in row]
-        measures = [name for name in ("ssim", "alex", "vgg", "niqe", "seconds_per_mp") if name in mine[0]]
+        group = [row for row in rows if (row["damage"], row["method"]) == (damage, method)]
+        gains = [row["psnr"] - bicubic[damage, row["image"]] for row in group if "psnr" in row]
+        measures = [name for name in ("ssim", "alex", "vgg", "niqe", "seconds_per_mp") if name in group[0]]
         means.append(
-            {"damage": damage, "method": method, "images": len(mine)}
+            {"damage": damage, "method": method, "images": len(group)}
             | ({"gain_db": float(np.mean(gains)), "least_db": min(gains)} if gains else {})
-            | {name: float(np.mean([row[name] for row in mine])) for name in measures}
+            | {name: float(np.mean([row[name] for row in group])) for name in measures}
         )
     return sorted(means, key=lambda row: list(DAMAGE).index(row["damage"]))
 

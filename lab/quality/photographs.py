@@ -76,7 +76,7 @@ def licence_of(folder: Path, path: Path) -> str:
         for line in stanza.splitlines():
             key, _, value = line.partition(":")
             if key == "Files":
-                patterns = [one for one in value.split() if not one.startswith("debian/")]
+                patterns = [pattern for pattern in value.split() if not pattern.startswith("debian/")]
             elif key == "License":
                 licence = value.strip()
         if any(fnmatch.fnmatch(path.name, Path(pattern).name) for pattern in patterns) and licence:
@@ -142,11 +142,11 @@ def gather() -> list[Photograph]:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             name = f"{package}-{path.parts[-4] if 'contents' in path.parts else path.stem}.jpg"
             Image.fromarray(image).save(FOLDER / name, quality=97, subsampling=0)
-            held = int(digest, 16) % 5 == 0
+            held_out = int(digest, 16) % 5 == 0
             file = str(path.relative_to(folder))
-            results.append(Photograph(name, package, file, licence_of(folder, path), digest, held))
-        log.info("%s: %d images", package, sum(one.package == package for one in results))
-    report.write(LIST, [dataclasses.asdict(one) for one in results])
+            results.append(Photograph(name, package, file, licence_of(folder, path), digest, held_out))
+        log.info("%s: %d images", package, sum(row.package == package for row in results))
+    report.write(LIST, [dataclasses.asdict(row) for row in results])
     return results
 
 

@@ -34,15 +34,15 @@ def tiles(outline: Outline, side: int, place: tuple[int, int, int, int] | None) 
 
 def row(outline: Outline, side: int, share: float) -> dict[str, Any]:
     """The share of the tiles that a square region needs, in a corner and in the middle."""
-    own, whole = round(side * share**0.5), tiles(outline, side, None)
-    middle = (side - own) // 2
+    region_side, whole = round(side * share**0.5), tiles(outline, side, None)
+    middle = (side - region_side) // 2
     return {
         "output": f"{side}x{side}",
-        "region": f"{own}x{own}",
-        "area": own * own / side**2,
+        "region": f"{region_side}x{region_side}",
+        "area": region_side * region_side / side**2,
         "tiles": whole,
-        "corner": tiles(outline, side, (0, 0, own, own)) / whole,
-        "middle": tiles(outline, side, (middle, middle, own, own)) / whole,
+        "corner": tiles(outline, side, (0, 0, region_side, region_side)) / whole,
+        "middle": tiles(outline, side, (middle, middle, region_side, region_side)) / whole,
     }
 
 

@@ -52,15 +52,15 @@ def pieces(upscaler: Upscaler, name: str, high: Rgb, damage: str, seed: int) -> 
     """All pieces of one image, that of PIECES first; or the middle one."""
     low = degradations.BY_NAME[damage](high, seed)
     size = high.shape[1], high.shape[0]
-    ours = np.asarray(upscaler(Image.fromarray(low), Settings(seed=1, num_inference_steps=2)).image)
-    whole = [resize(low, size, Image.Resampling.NEAREST), resize(low, size), ours, high]
+    upscaled = np.asarray(upscaler(Image.fromarray(low), Settings(seed=1, num_inference_steps=2)).image)
+    whole = [resize(low, size, Image.Resampling.NEAREST), resize(low, size), upscaled, high]
     middle = (high.shape[0] - SIDE) // 2, (high.shape[1] - SIDE) // 2
     grid = [(y, x) for y in range(0, size[1] - SIDE + 1, SIDE) for x in range(0, size[0] - SIDE + 1, SIDE)]
     results = []
     for top, left in [PIECES.get(name, middle), *grid]:
         shown = [image[top : top + SIDE, left : left + SIDE] for image in whole]
-        _, plain, mine, truth = map(metrics.luma, shown)
-        gain = metrics.psnr(mine, truth) - metrics.psnr(plain, truth)
+        _, bicubic, ours, truth = map(metrics.luma, shown)
+        gain = metrics.psnr(ours, truth) - metrics.psnr(bicubic, truth)
         results.append(Piece(f"{name}, {damage}", shown, gain))
     return results
 

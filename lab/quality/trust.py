@@ -89,7 +89,7 @@ def threshold_of(limits: Sequence[Sequence[float]], level: float) -> float:
         The threshold; 0 where there are too few photographs.
     """
     share = 1 / (len(limits) + 1)
-    weighted = sorted((limit, share / len(of_one)) for of_one in limits for limit in of_one)
+    weighted = sorted((limit, share / len(squares)) for squares in limits for limit in squares)
     spare = 1 - level - share + 1e-12
     if spare < 0:
         return 0.0
@@ -102,8 +102,8 @@ def threshold_of(limits: Sequence[Sequence[float]], level: float) -> float:
 
 def sources() -> list[tuple[str, Rgb]]:
     """Names and pixels of all photographs."""
-    found = [(f"{kind}-{n}", one) for kind, ones in photographs(held_out=True).items() for n, one in enumerate(ones)]
-    return [*found, *built_in()]
+    kinds = photographs(held_out=True).items()
+    return [*((f"{kind}-{n}", image) for kind, images in kinds for n, image in enumerate(images)), *built_in()]
 
 
 def window_of(image: Rgb, number: int, crop: int) -> Rgb:
@@ -154,7 +154,7 @@ def split(names: Sequence[str], seed: int) -> set[str]:
 
 def mean(values: dict[str, Sequence[float]]) -> float:
     """Of the means of the photographs, each of which counts once."""
-    return float(np.mean([np.mean(of_one) for of_one in values.values()]))
+    return float(np.mean([np.mean(squares) for squares in values.values()]))
 
 
 def measured(draws: dict[str, list[Square]], error: float) -> dict[str, Any]:
@@ -163,27 +163,27 @@ def measured(draws: dict[str, list[Square]], error: float) -> dict[str, Any]:
     Args:
         draws: the squares of each photograph.
     """
-    limits = {name: [square.limit(error) for square in of_one] for name, of_one in draws.items()}
+    limits = {name: [square.limit(error) for square in squares] for name, squares in draws.items()}
 
-    def kept(seed: int) -> tuple[float, dict[str, Sequence[float]]]:
+    def tested_below(seed: int) -> tuple[float, dict[str, Sequence[float]]]:
         """The threshold of a split, and of each other photograph which squares keep the bound below it."""
         chosen = split(list(draws), seed)
         threshold = threshold_of([limits[name] for name in chosen], LEVEL)
-        others = {name: of_one for name, of_one in limits.items() if name not in chosen}
-        return threshold, {name: [limit >= threshold for limit in of_one] for name, of_one in others.items()}
+        others = {name: squares for name, squares in limits.items() if name not in chosen}
+        return threshold, {name: [limit >= threshold for limit in squares] for name, squares in others.items()}
 
-    threshold, tested = kept(0)
+    threshold, tested = tested_below(0)
 
     def trusted(*damage: str) -> float:
-        some = {name: [one for one in draws[name] if one.damage in damage] for name in tested}
-        return mean({name: [one.trusted(threshold) for one in of_one] for name, of_one in some.items()})
+        some = {name: [square for square in draws[name] if square.damage in damage] for name in tested}
+        return mean({name: [square.trusted(threshold) for square in squares] for name, squares in some.items()})
 
     return {
         "error": error,
         "threshold": threshold,
         "tested": sum(map(len, tested.values())),
         "within": mean(tested),
-        "within_over_splits": float(np.mean([mean(kept(seed)[1]) for seed in range(1, SPLITS + 1)])),
+        "within_over_splits": float(np.mean([mean(tested_below(seed)[1]) for seed in range(1, SPLITS + 1)])),
         "trusted": trusted(*DAMAGE),
         **{f"trusted_{damage}": trusted(damage) for damage in DAMAGE},
         "without_a_mask": mean({name: [limit == np.inf for limit in limits[name]] for name in tested}),

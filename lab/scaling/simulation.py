@@ -71,7 +71,7 @@ class Worker:
     ready: bool = False
     job: int | None = None
     leaving: bool = False
-    gone: bool = False
+    lost: bool = False
 
 
 class Simulation:
@@ -123,7 +123,7 @@ class Simulation:
             self.at(self.random.expovariate(1 / self.lifetime), self.lose, worker)
 
     def remove(self, worker: Worker) -> None:
-        worker.gone = True
+        worker.lost = True
         self.workers.remove(worker)
         self.billed += self.now - worker.since
 
@@ -144,13 +144,13 @@ class Simulation:
         for worker in self.workers:
             if not self.queue:
                 return
-            if worker.ready and worker.job is None and not worker.leaving and not worker.gone:
+            if worker.ready and worker.job is None and not worker.leaving and not worker.lost:
                 worker.job = self.queue.popleft()
                 self.waits[worker.job] = self.now - self.arrivals[worker.job]
                 self.at(seconds := self.service(), self.finish, worker, seconds)
 
     def finish(self, worker: Worker, seconds: float) -> None:
-        if worker.gone:
+        if worker.lost:
             return
         worker.job, self.left, self.used = None, self.left - 1, self.used + seconds
         if worker.leaving:
@@ -158,7 +158,7 @@ class Simulation:
         self.assign()
 
     def lose(self, worker: Worker) -> None:
-        if worker.gone:
+        if worker.lost:
             return
         self.remove(worker)
         if worker.job is not None:

@@ -250,10 +250,10 @@ def summary(server: EchoServer, callers: Callers, runs: Path) -> dict[str, Any]:
                 "GET", f"/jobs/{id}/result"
             ).content != distinct_png(number):
                 misreported += 1
-    begun = runs.read_text().split("\n")
+    started_runs = runs.read_text().split("\n")
     known = {id for ids in callers.ids.values() for id in ids}
     results = [path.stem for path in (server.data / "outputs").iterdir()]
-    twice = sum(line.endswith(" again") for line in begun)
+    twice = sum(line.endswith(" again") for line in started_runs)
     twice += sum(len(ids) - 1 for ids in callers.ids.values()) + sum(name not in known for name in results)
     left = [path.name for kind in ("inputs", "parts") for path in (server.data / kind).iterdir()]
     return {
@@ -261,7 +261,7 @@ def summary(server: EchoServer, callers: Callers, runs: Path) -> dict[str, Any]:
         "twice": twice,
         "misreported": misreported,
         "files_left": len(left),
-        "interrupted_runs": len([line for line in begun if line]) - len(known),
+        "interrupted_runs": len([line for line in started_runs if line]) - len(known),
     }
 
 

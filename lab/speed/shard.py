@@ -71,9 +71,12 @@ def digest(output: Output) -> str:
 def measured(side: int, repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The least denoising seconds of one and two processes in turn, and of two of which one is killed; task sizes."""
     source, settings, sizes = photo(side), Settings(seed=1), dict[str, Any]()
-    with Engine.load(weights.POCKET, "cpu", workers=1) as one, Engine.load(weights.POCKET, "cpu", workers=2) as two:
-        assert two.helpers is not None and two.upscaler is not None
-        engines = {1: one, 2: two}
+    with (
+        Engine.load(weights.POCKET, "cpu", workers=1) as single,
+        Engine.load(weights.POCKET, "cpu", workers=2) as shared,
+    ):
+        assert shared.helpers is not None and shared.upscaler is not None
+        engines = {1: single, 2: shared}
         for engine in engines.values():
             assert engine.upscaler is not None
             engine.upscaler.cache.limit = 0
@@ -82,18 +85,18 @@ def measured(side: int, repeats: int) -> tuple[list[dict[str, Any]], dict[str, A
         for _ in range(repeats):
             for processes, engine in engines.items():
                 outputs[processes].append(engine.run(source, settings))
-        pid = two.helpers.helpers[0].pid
+        pid = shared.helpers.helpers[0].pid
         assert pid is not None
 
         def kill(position: Position) -> None:
             if position.stage == "denoise" and position.done == 4:
                 os.kill(pid, signal.SIGKILL)
 
-        killed = two.run(source, settings, watchers=(kill,))
-        two.run(source, settings)  # starts it again
-        two.helpers.wait()
+        killed = shared.run(source, settings, watchers=(kill,))
+        shared.run(source, settings)  # starts it again
+        shared.helpers.wait()
         pairs = [{n: engine.run(photo(LARGER), settings) for n, engine in engines.items()} for _ in range(2)]
-        sizes = sizes_of(two, source, settings)
+        sizes = sizes_of(shared, source, settings)
     expected = digest(outputs[1][0])
     base = min(output.metrics["seconds"]["denoise"] for output in outputs[1])
     rows = []
@@ -148,18 +151,18 @@ def sizes_of(engine: Engine, source: NDArray[np.uint8], settings: Settings) -> d
 
     assert engine.upscaler is not None
     engine.upscaler.pools.append(Look())
-    put = TileBatches.put
+    original_put = TileBatches.put
 
     def look(self: TileBatches, number: int, result: Any, from_helper: bool = False) -> None:
         if from_helper:
             sizes["result_bytes"] = len(result)
-        put(self, number, result, from_helper)
+        original_put(self, number, result, from_helper)
 
     TileBatches.put = look
     try:
         engine.run(source, settings)
     finally:
-        TileBatches.put = put
+        TileBatches.put = original_put
         engine.upscaler.pools.pop()
     return sizes
 

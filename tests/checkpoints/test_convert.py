@@ -186,10 +186,10 @@ def test_the_single_file_gives_the_same_bundle(
     (tmp_path / "cache").mkdir()
     run("--from", str(converted / "downloads"), "--source", f"sd-turbo={single}")
     for name in ("unet", "vae", "text_encoder"):
-        mine, other = (
+        ours, other = (
             next((folder / name).glob("*.safetensors")) for folder in (tmp_path / "full", converted / "full")
         )
-        first, second = load_file(mine), load_file(other)
+        first, second = load_file(ours), load_file(other)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
 

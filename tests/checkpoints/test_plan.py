@@ -42,10 +42,10 @@ def test_the_plan_names_every_file_and_fetches_none(
 ) -> None:
     rows = planned(run, capsys)
     assert list(rows) == [part.name for part in sources.PARTS]
-    assert {name: len(mine) for name, mine in rows.items()} == {
+    assert {name: len(part_rows) for name, part_rows in rows.items()} == {
         "sd-turbo": 7, "tokenizer": 2, "seesr": 4, "dape": 1, "ram": 1, "tags": 2,
     }  # fmt: skip
-    for row in (row for mine in rows.values() for row in mine):
+    for row in (row for part_rows in rows.values() for row in part_rows):
         assert set(row) == set(plan.SHOWN)
         assert row["source"] == ("github" if row["part"] == "tags" else "huggingface")
         assert row["revision"] == ("main" if row["part"] == "tags" else COMMIT)
@@ -134,7 +134,7 @@ def test_a_part_from_another_place(hub: Hub, run: Run, capsys: pytest.CaptureFix
         "ram=spaces/xinyu1205/recognize-anything",
     ]
     rows = planned(run, capsys, *(word for value in arguments for word in ("--source", value)))
-    results = {name: (mine[0]["source"], mine[0]["repository"]) for name, mine in rows.items()}
+    results = {name: (part_rows[0]["source"], part_rows[0]["repository"]) for name, part_rows in rows.items()}
     assert results["tags"] == ("url", raw)
     assert results["sd-turbo"] == ("folder", str(folder)) and rows["sd-turbo"][0]["bytes_to_fetch"] == 0
     assert results["seesr"] == ("huggingface", "alexnasa/SEESR")

@@ -96,7 +96,7 @@ class Platform(ThreadingHTTPServer):
                 ("gpu", "nvidia-h200", "x1", 141, 5.0, "not_available"))  # fmt: skip
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, Any]] = []
+        self.requests: list[tuple[str, str, Any]] = []
         super().__init__(("127.0.0.1", 0), Answer)
 
     def computes(self) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class Answer(BaseHTTPRequestHandler):
     def answer(self) -> None:
         length = int(self.headers.get("content-length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
-        self.server.asked.append((self.command, self.path, body))
+        self.server.requests.append((self.command, self.path, body))
         results: Any = {}
         if "/provider/" in self.path:
             results = {
@@ -160,7 +160,7 @@ def test_the_endpoint_that_is_created(platform: Platform, capsys: pytest.Capture
     assert endpoint.main(CREATE) == 0
     captured = capsys.readouterr()
     assert "at most 584 US$ a month" in captured.err
-    method, path, body = platform.asked[-1]
+    method, path, body = platform.requests[-1]
     assert (method, path) == ("POST", "/v2/endpoint/you")
     assert body["compute"]["scaling"] == {"minReplica": 0, "maxReplica": 1, "scaleToZeroTimeout": 15}
     assert body["compute"]["instanceType"] == "nvidia-l4" and body["model"]["revision"] == "a" * 40
@@ -177,7 +177,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
     without_namespace = [word for word in CREATE if word not in ("--namespace", "you")]
     assert endpoint.main([*without_namespace, "--dry-run"]) == 0
     assert endpoint.main(["delete", "--name", "seesr", "--dry-run"]) == 0
-    assert platform.asked == []
+    assert platform.requests == []
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_hardware_that_cannot_do_it_is_refused(
 ) -> None:
     assert endpoint.main([*CREATE, *changes]) == 2
     assert message in capsys.readouterr().err
-    assert all(method == "GET" for method, _, _ in platform.asked)
+    assert all(method == "GET" for method, _, _ in platform.requests)
 
 
 def test_an_endpoint_is_changed_paused_and_deleted(platform: Platform) -> None:
     assert endpoint.main(["update", *CREATE[1:], "--idle", "30"]) == 0
     assert endpoint.main(["pause", "--name", "seesr", "--namespace", "you"]) == 0
     assert endpoint.main(["delete", "--name", "seesr", "--namespace", "you"]) == 0
-    changes = [(method, path) for method, path, _ in platform.asked if method != "GET"]
+    changes = [(method, path) for method, path, _ in platform.requests if method != "GET"]
     base = "/v2/endpoint/you/seesr"
     assert changes == [("PUT", base), ("POST", f"{base}/pause"), ("DELETE", base)]
 

@@ -110,12 +110,12 @@ class Service:
         """Runs a block of docs/operations.md below `root`, without sudo."""
         section = (ROOT / "docs/operations.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
         for line in re.findall(r"^```\n(.*?)^```", section, re.S | re.M)[number].splitlines():
-            words = shlex.split(line, posix=False)
-            assert words.pop(0) == "sudo"
-            if words[0] == "systemctl":
-                getattr(self, words[1])()
+            parts = shlex.split(line, posix=False)
+            assert parts.pop(0) == "sudo"
+            if parts[0] == "systemctl":
+                getattr(self, parts[1])()
                 continue
-            command = re.sub(r"(?<![\w.])(/(?:opt|etc|var)/)", rf"{self.root}\1", " ".join(words))
+            command = re.sub(r"(?<![\w.])(/(?:opt|etc|var)/)", rf"{self.root}\1", " ".join(parts))
             command = command.replace("chown -R seesr:", f"chown -R {os.getuid()}")  # no such user on this machine
             done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
             assert done.returncode == 0 and not done.stderr, (command, done.stderr)

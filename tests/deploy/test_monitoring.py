@@ -189,10 +189,10 @@ class Nvml:
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
             return Found
 
-        self.asked: list[object] = []
+        self.opened: list[object] = []
         monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
         for name in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByUUID"):
-            monkeypatch.setattr(pynvml, name, self.asked.append)
+            monkeypatch.setattr(pynvml, name, self.opened.append)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: Found)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", rates)
 
@@ -202,14 +202,14 @@ class Nvml:
     [(None, 1, [1]), ("2,3", 1, [3]), ("GPU-a", 0, ["GPU-a"]), ("2", 1, []), ("", 0, []), ("-1", 0, [])],
 )
 def test_the_gpu_is_the_one_that_cuda_sees(
-    visible: str | None, index: int, asked: list[object], monkeypatch: pytest.MonkeyPatch
+    visible: str | None, index: int, opened: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvml = Nvml(monkeypatch, 40)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu.gpu_usage(index) == ({"used": 3, "total": 8, "utilization": 0.4} if asked else None)
-    assert nvml.asked == asked
+    assert gpu.gpu_usage(index) == ({"used": 3, "total": 8, "utilization": 0.4} if opened else None)
+    assert nvml.opened == opened
 
 
 def test_gpu_metrics_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,9 +106,9 @@ def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         command, certificate, more = request.param(folder, url.removeprefix("http://"), port)
         proxy = subprocess.Popen(command, env={**os.environ, **more}, stdout=proxy_log, stderr=proxy_log)
         try:
-            found = connected(Behind(url, f"https://localhost:{port}", None, folder / "log"), certificate)  # type: ignore[arg-type]
-            yield found
-            found.client.close()
+            behind = connected(Behind(url, f"https://localhost:{port}", None, folder / "log"), certificate)  # type: ignore[arg-type]
+            yield behind
+            behind.client.close()
         finally:
             for process in (proxy, server):
                 process.terminate()

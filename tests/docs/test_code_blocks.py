@@ -165,11 +165,11 @@ def run_line(line: str, reader: Path, request: pytest.FixtureRequest) -> None:
 
 def piped(line: str, reader: Path) -> None:
     """Runs a line of the shell in which `seesr` is this package's."""
-    own = reader / "bin"
-    own.mkdir(exist_ok=True)
-    (own / "seesr").write_text(f'#!/bin/sh\nexec {sys.executable} -m seesr "$@"\n')
-    (own / "seesr").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{own}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    bin_folder = reader / "bin"
+    bin_folder.mkdir(exist_ok=True)
+    (bin_folder / "seesr").write_text(f'#!/bin/sh\nexec {sys.executable} -m seesr "$@"\n')
+    (bin_folder / "seesr").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", line], cwd=reader, env=environment, capture_output=True, timeout=100)
     assert done.returncode == 0, (line, done.stderr)
 

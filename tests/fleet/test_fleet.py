@@ -369,13 +369,13 @@ def test_celery_is_set_up_against_its_traps(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "seesr"]
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
+    base_environment = {name: value for name, value in os.environ.items() if not name.startswith("SEESR_")}
     for arguments in (["worker"], ["fleet", "status"]):
-        completed = subprocess.run([*command, *arguments], env=plain, capture_output=True, text=True)
+        completed = subprocess.run([*command, *arguments], env=base_environment, capture_output=True, text=True)
         assert completed.returncode == 2 and completed.stderr.startswith("SEESR_REDIS is not set")
-    away = {**plain, "SEESR_REDIS": "redis://127.0.0.1:1/0", "SEESR_STORE": "file:///tmp"}
+    unreachable = {**base_environment, "SEESR_REDIS": "redis://127.0.0.1:1/0", "SEESR_STORE": "file:///tmp"}
     for arguments in (["worker"], ["serve", "--port", "0"]):
-        completed = subprocess.run([*command, *arguments], env=away, capture_output=True, text=True, timeout=60)
+        completed = subprocess.run([*command, *arguments], env=unreachable, capture_output=True, text=True, timeout=60)
         assert completed.returncode == 2 and "Redis does not answer" in completed.stderr.splitlines()[-1]
 
 

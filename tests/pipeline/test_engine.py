@@ -183,9 +183,9 @@ def test_watchers_see_every_stage_count_up_to_its_total(pocket: Upscaler, photo:
     """The filling of the last batch of tiles is not counted."""
     positions: list[Position] = []
     settings = Settings(num_inference_steps=2, seed=1, latent_tiled_size=32, latent_tiled_overlap=8)
-    road = UpscaleRun(pocket.networks, settings, decode(png(photo)), Progress(positions.append))
-    road.budget = Budget(4)
-    tiles = road.run().metrics["tiles"]
+    job = UpscaleRun(pocket.networks, settings, decode(png(photo)), Progress(positions.append))
+    job.budget = Budget(4)
+    tiles = job.run().metrics["tiles"]
     assert tiles % 4 != 0
     denoised = [position for position in positions if position.stage == "denoise"]
     assert denoised[-1] == Position("denoise", 2 * tiles, 2 * tiles)

@@ -36,7 +36,7 @@ def made(pocket: Upscaler, source: ImageData, shape: np.ndarray | None = None, *
     return pocket(source, dataclasses.replace(QUICK, **changes), mask=shape).image_data.rgb
 
 
-def plain(source: ImageData, scale: float = 4) -> np.ndarray:
+def bicubic(source: ImageData, scale: float = 4) -> np.ndarray:
     return resize(source.visible, tuple(round(side * scale) for side in source.size))
 
 
@@ -51,8 +51,8 @@ SLOW = ({"use_kds": True, "num_particles": 2}, {"num_inference_steps": 3})
 def test_fidelity_goes_from_the_model_to_the_bicubic_upscale(pocket: Upscaler, small: ImageData, more: dict) -> None:
     images = [made(pocket, small, fidelity=value, **more) for value in FIDELITIES]
     np.testing.assert_array_equal(images[0], made(pocket, small, **more))
-    np.testing.assert_array_equal(images[-1], plain(small))
-    near = [psnr(image, plain(small)) for image in images]
+    np.testing.assert_array_equal(images[-1], bicubic(small))
+    near = [psnr(image, bicubic(small)) for image in images]
     sharp = [sharpness(image) for image in images]
     assert near == sorted(set(near)) and sharp == sorted(set(sharp), reverse=True)
 
@@ -74,7 +74,7 @@ def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: ImageData
     model, blended = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
     assert model.uncertainty is not None
     moved = np.abs(blended.image_data.rgb.astype(int) - model.image_data.rgb).sum(2)
-    possible = np.abs(plain(small).astype(int) - model.image_data.rgb).sum(2)
+    possible = np.abs(bicubic(small).astype(int) - model.image_data.rgb).sum(2)
     share = moved / np.maximum(possible, 1)
     unsure = model.uncertainty > np.quantile(model.uncertainty, 0.8)
     sure = model.uncertainty < np.quantile(model.uncertainty, 0.2)
@@ -101,7 +101,7 @@ def test_black_is_bicubic_and_white_is_the_model_without_the_black_tiles(
     whole, part = pocket(wide, settings), pocket(wide, settings, mask=shape)
     edge = 4 * wide.size[0] // 6
     np.testing.assert_array_equal(part.image_data.rgb[:, : edge - 4], whole.image_data.rgb[:, : edge - 4])
-    np.testing.assert_array_equal(part.image_data.rgb[:, edge + 4 :], plain(wide)[:, edge + 4 :])
+    np.testing.assert_array_equal(part.image_data.rgb[:, edge + 4 :], bicubic(wide)[:, edge + 4 :])
     assert 0 < part.metrics["tiles_skipped"] < part.metrics["tiles"] == whole.metrics["tiles"]
     assert whole.metrics["tiles_skipped"] == 0
 
@@ -110,16 +110,16 @@ def test_an_edge_is_soft_and_has_no_halo(pocket: Upscaler, small: ImageData) -> 
     """Between the two images, pixel by pixel, also at the edge of a mask of another resolution."""
     shape = left_half(small, 2)
     model, result = made(pocket, small), made(pocket, small, shape)
-    low, high = np.minimum(model, plain(small)), np.maximum(model, plain(small))
+    low, high = np.minimum(model, bicubic(small)), np.maximum(model, bicubic(small))
     assert (result.astype(int) >= low.astype(int) - 1).all() and (result.astype(int) <= high.astype(int) + 1).all()
 
 
 def test_grey_blends_and_a_wholly_black_mask_denoises_nothing(pocket: Upscaler, small: ImageData) -> None:
     grey = np.full((10, round(10 * small.size[0] / small.size[1])), 128, np.uint8)
     model, half = made(pocket, small).astype(float), made(pocket, small, grey).astype(float)
-    np.testing.assert_allclose(half, (model * 128 + plain(small) * 127.0) / 255, atol=1)
+    np.testing.assert_allclose(half, (model * 128 + bicubic(small) * 127.0) / 255, atol=1)
     black = pocket(small, QUICK, mask=np.zeros_like(grey))
-    np.testing.assert_array_equal(black.image_data.rgb, plain(small))
+    np.testing.assert_array_equal(black.image_data.rgb, bicubic(small))
     assert black.metrics["tiles_skipped"] == black.metrics["tiles"]
 
 
@@ -128,7 +128,7 @@ def test_global_layers_skip_no_tile(tiny_upscaler: Upscaler, small: ImageData) -
     result = tiny_upscaler(small, settings, mask=left_half(small))
     assert result.metrics["tiles_skipped"] == 0
     half = small.size[0]
-    np.testing.assert_array_equal(result.image_data.rgb[:, half + 2 :], plain(small, 2)[:, half + 2 :])
+    np.testing.assert_array_equal(result.image_data.rgb[:, half + 2 :], bicubic(small, 2)[:, half + 2 :])
     np.testing.assert_array_equal(
         result.image_data.rgb[:, : half - 2], tiny_upscaler(small, settings).image_data.rgb[:, : half - 2]
     )
@@ -225,7 +225,7 @@ def test_the_views_of_difference_and_tiles(pocket: Upscaler, small: ImageData) -
     source = dataclasses.replace(small, icc=icc)
     result = pocket(source, QUICK)
     added = result.view("difference")
-    expected = 2 * (result.image_data.rgb.astype(int) - plain(small)) + 128
+    expected = 2 * (result.image_data.rgb.astype(int) - bicubic(small)) + 128
     np.testing.assert_array_equal(added.rgb, expected.clip(0, 255))
     shown = pocket(source, dataclasses.replace(QUICK, output_view="difference"))
     assert shown.metrics["difference_gain"] == 2 and "difference_gain" not in result.metrics

@@ -192,14 +192,14 @@ def journal(tmp_path: Path) -> Iterator[Callable[[], Journal]]:
     opened: list[Journal] = []
 
     def fresh() -> Journal:
-        for one in opened:
-            one.close()
+        for store in opened:
+            store.close()
         opened[:] = [Journal(tmp_path)]
         return opened[0]
 
     yield fresh
-    for one in opened:
-        one.close()
+    for store in opened:
+        store.close()
 
 
 def left(journal: Journal, **more: Any) -> Job:
@@ -211,9 +211,9 @@ def left(journal: Journal, **more: Any) -> Job:
 
 
 def test_after_a_kill_between_result_and_record_the_job_has_succeeded(journal: Callable[[], Journal]) -> None:
-    one = journal()
-    job = left(one, attempts=3)
-    one.file("outputs", f"{job.id}.png").write_bytes(b"result")
+    store = journal()
+    job = left(store, attempts=3)
+    store.file("outputs", f"{job.id}.png").write_bytes(b"result")
     jobs = LocalJobs(Echo, (two := journal()), 9, "v1")  # type: ignore[arg-type]
     stored = jobs.find(job.id)
     assert stored is not None and stored.status == DONE and jobs.result(stored).read_bytes() == b"result"
@@ -234,15 +234,15 @@ def test_a_job_of_another_version_is_not_run(journal: Callable[[], Journal]) -> 
 
 def test_a_job_and_its_batch_expire_after_its_end(journal: Callable[[], Journal]) -> None:
     """Also one that waited for longer than that."""
-    one, batch, now = journal(), "b" * 32, time.time()
+    store, batch, now = journal(), "b" * 32, time.time()
     job = Job.of("ann", Settings(seed=1), batch=batch, created=now - 100, completed=now, status=DONE)
-    one.keep(job)
-    one.keep_note(batch, {"refused": [], "owner": "ann"})
-    os.utime(one.file("notes", batch), (1, 1))
-    one.expire(50)
-    assert one.job(job.id) and one.note(batch)
-    one.expire(-1)
-    assert not one.job(job.id) and not one.note(batch)
+    store.keep(job)
+    store.keep_note(batch, {"refused": [], "owner": "ann"})
+    os.utime(store.file("notes", batch), (1, 1))
+    store.expire(50)
+    assert store.job(job.id) and store.note(batch)
+    store.expire(-1)
+    assert not store.job(job.id) and not store.note(batch)
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -257,11 +257,11 @@ def test_records_of_another_version_and_damaged_ones(
     journal: Callable[[], Journal], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Unknown fields are ignored; a record that cannot be read fails alone, with its place in the log."""
-    one = journal()
-    newer, damaged, good = left(one), left(one), left(one)
-    record = json.loads(one.run("SELECT record FROM jobs WHERE id = ?", newer.id)[0][0])
-    one.run("UPDATE jobs SET record = ? WHERE id = ?", json.dumps({**record, "from_tomorrow": 1}), newer.id)
-    one.run("UPDATE jobs SET record = ? WHERE id = ?", '{"owner": "ann", "sett', damaged.id)
+    store = journal()
+    newer, damaged, good = left(store), left(store), left(store)
+    record = json.loads(store.run("SELECT record FROM jobs WHERE id = ?", newer.id)[0][0])
+    store.run("UPDATE jobs SET record = ? WHERE id = ?", json.dumps({**record, "from_tomorrow": 1}), newer.id)
+    store.run("UPDATE jobs SET record = ? WHERE id = ?", '{"owner": "ann", "sett', damaged.id)
     with caplog.at_level(logging.ERROR):
         jobs = LocalJobs(Echo, journal(), 9, "v1")  # type: ignore[arg-type]
     assert {job.id for job in jobs.waiting} == {newer.id, good.id}
@@ -275,9 +275,9 @@ def test_records_of_another_version_and_damaged_ones(
 
 @pytest.mark.parametrize("where", [0, 4096])
 def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, where: int) -> None:
-    one = Journal(tmp_path)
-    left(one)
-    one.close()
+    store = Journal(tmp_path)
+    left(store)
+    store.close()
     path = tmp_path / "jobs.sqlite"
     data = bytearray(path.read_bytes())
     data[where : where + 3000] = b"\xff" * 3000
@@ -288,12 +288,12 @@ def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, where: int) -
 
 
 def test_leftovers_of_a_killed_server_are_removed(journal: Callable[[], Journal]) -> None:
-    one = journal()
-    job = left(one)
+    store = journal()
+    job = left(store)
     for key, id in (("kept", job.id), ("lost", "0" * 32)):
-        assert one.claim("ann", key, "digest", id) is None
+        assert store.claim("ann", key, "digest", id) is None
     for kind in ("inputs", "outputs", "parts"):
-        one.file(kind, "0" * 32).write_bytes(b"")
+        store.file(kind, "0" * 32).write_bytes(b"")
     two = journal()
     assert [path.name for kind in ("inputs", "outputs", "parts") for path in (two.folder / kind).iterdir()] == [job.id]
     assert two.claim("ann", "kept", "digest", "1" * 32) == ("digest", job.id)
@@ -311,7 +311,7 @@ def test_a_stopping_server_leaves_a_long_job_to_the_next_one(journal: Callable[[
     jobs.close(0.2)
     assert time.monotonic() - started < 5
     again = LocalJobs(Echo, journal(), 9, "v1")  # type: ignore[arg-type]
-    assert [(one.id, one.status, one.attempts) for one in again.waiting] == [(job.id, WAITING, 0)]
+    assert [(each.id, each.status, each.attempts) for each in again.waiting] == [(job.id, WAITING, 0)]
 
 
 class Receivers:
@@ -351,16 +351,16 @@ def test_webhooks_outlive_the_server_and_keep_their_order(
     journal: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "PAUSE", 0.01)
-    one, receivers = journal(), Receivers()
+    store, receivers = journal(), Receivers()
     for host in ("slow", "broken", "good"):
         job = Job.of("ann", Settings(seed=1), webhook=f"https://{host}.test/hook")
-        one.keep(job, "start")
-        one.keep_progress(job)
-        one.keep_progress(job)  # in the place of the one before
+        store.keep(job, "start")
+        store.keep_progress(job)
+        store.keep_progress(job)  # in the place of the one before
         job.status = DONE
-        one.keep(job, "output", "completed")
+        store.keep(job, "output", "completed")
     receivers.refused = {"start", "output"}  # at the first try: what follows waits
-    run_webhooks(one, receivers, lambda: len(receivers.got) >= 2)
+    run_webhooks(store, receivers, lambda: len(receivers.got) >= 2)
     two = journal()
     run_webhooks(two, receivers, lambda: len(receivers.got) >= 4)
     assert [event for _, event in receivers.got] == ["start", "logs", "output", "completed"]
@@ -373,11 +373,11 @@ def test_webhooks_that_a_receiver_does_not_take_are_limited(
     from seesr.serving import sqlite_store
 
     monkeypatch.setattr(sqlite_store, "MOST_WEBHOOKS", 2)
-    one = journal()
+    store = journal()
     for _ in range(3):
-        one.keep(Job.of("ann", Settings(seed=1), webhook="https://a.test/"), "completed")
-    one.keep(Job.of("bob", Settings(seed=1), webhook="https://a.test/"), "completed")
-    assert one.run("SELECT receiver, count(*) FROM webhooks GROUP BY receiver") == [
+        store.keep(Job.of("ann", Settings(seed=1), webhook="https://a.test/"), "completed")
+    store.keep(Job.of("bob", Settings(seed=1), webhook="https://a.test/"), "completed")
+    assert store.run("SELECT receiver, count(*) FROM webhooks GROUP BY receiver") == [
         ("ann a.test", 2),
         ("bob a.test", 1),
     ]

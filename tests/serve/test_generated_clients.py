@@ -47,7 +47,7 @@ def test_a_python_client(server: EchoServer, tmp_path: Path, monkeypatch: pytest
     assert done.returncode == 0, done.stdout + done.stderr
 
     monkeypatch.syspath_prepend(tmp_path)
-    made = importlib.import_module("seesr_client")
+    generated = importlib.import_module("seesr_client")
     models, types = (importlib.import_module(f"seesr_client.{name}") for name in ("models", "types"))
     images, replicate = "seesr_client.api.images.", "seesr_client.api.replicate."
     upscale, show, result, predict = (
@@ -55,7 +55,7 @@ def test_a_python_client(server: EchoServer, tmp_path: Path, monkeypatch: pytest
         for name in (images + "post_upscale", images + "get_jobs_id", images + "get_jobs_id_result",
                      replicate + "post_v1_predictions")
     )  # fmt: skip
-    with made.AuthenticatedClient(server.url, ANN) as client:
+    with generated.AuthenticatedClient(server.url, ANN) as client:
         whole = upscale.sync(client=client, body=models.UpscaleRequest(image=URI, scale_factor=2, seed=1))
         assert whole.payload.read() == IMAGE
         files = models.PostUpscaleFilesBody(types.File(io.BytesIO(IMAGE), "photo.png", "image/png"), wait=0, seed=1)
@@ -68,7 +68,7 @@ def test_a_python_client(server: EchoServer, tmp_path: Path, monkeypatch: pytest
         assert (wrong.code, wrong.field, wrong.status) == ("invalid_input", "scale_factor", 422)
         request = models.PredictionRequest(models.Input(image=URI, seed=1), version="you/seesr")
         assert predict.sync(client=client, body=request, prefer="wait").status == "succeeded"
-    with made.AuthenticatedClient(server.url, "wrong") as client:
+    with generated.AuthenticatedClient(server.url, "wrong") as client:
         assert show.sync(job.id, client=client).code == "unauthorized"
 
 

@@ -39,9 +39,14 @@ Talk = Callable[[Any], Awaitable[None]]
 
 def on_stdio(folder: Path, talk: Talk, module: list[str] = ECHO, *arguments: str, **environment: str) -> None:
     """Starts `seesr mcp` in a folder and talks to it; it ends with the conversation."""
-    given = {"PYTHONPATH": str(ROOT), "SEESR_WEIGHTS": str(weights.POCKET), "TMPDIR": str(folder), **environment}
+    base_environment = {
+        "PYTHONPATH": str(ROOT),
+        "SEESR_WEIGHTS": str(weights.POCKET),
+        "TMPDIR": str(folder),
+        **environment,
+    }
     command = StdioServerParameters(
-        command=sys.executable, args=[*module, "mcp", *arguments], env={**os.environ, **given}, cwd=folder
+        command=sys.executable, args=[*module, "mcp", *arguments], env={**os.environ, **base_environment}, cwd=folder
     )
 
     async def run() -> None:
@@ -117,7 +122,7 @@ def test_files_of_this_machine(tmp_path: Path) -> None:
         assert quote.structured_content["output_size"] and not quote.is_error
         assert (await client.call_tool("status")).structured_content["ready"]
 
-        for values, words in (
+        for values, message in (
             ({"image": "photo.png", "output": "notes.png"}, "notes.png exists and was not written by seesr"),
             ({"image": "photo.png", "output": "a.bmp"}, "its suffix must be one of png"),
             ({"image": "photo.png", "output": "a.png", "output_view": "all"}, "must be one of zip"),
@@ -129,7 +134,7 @@ def test_files_of_this_machine(tmp_path: Path) -> None:
             ({}, "image is required"),
         ):
             refused = await client.call_tool("upscale", values)
-            assert refused.is_error and words in refused.structured_content["detail"], (values, refused)
+            assert refused.is_error and message in refused.structured_content["detail"], (values, refused)
         assert (tmp_path / "notes.png").read_text() == "mine"
         assert (await client.call_tool("enlarge")).is_error
 
@@ -164,8 +169,8 @@ def test_weights_that_cannot_be_loaded_are_an_error_of_the_call(tmp_path: Path) 
         refused = await client.call_tool("upscale", {"image": URI})
         assert refused.is_error and refused.structured_content["code"] == "not_ready", refused
 
-    given = {"PYTHONPATH": str(ROOT), "SEESR_WEIGHTS": str(broken)}
-    command = StdioServerParameters(command=sys.executable, args=[*REAL, "mcp"], env={**os.environ, **given})
+    base_environment = {"PYTHONPATH": str(ROOT), "SEESR_WEIGHTS": str(broken)}
+    command = StdioServerParameters(command=sys.executable, args=[*REAL, "mcp"], env={**os.environ, **base_environment})
 
     async def run() -> None:
         with (tmp_path / "log").open("w") as log:

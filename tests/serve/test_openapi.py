@@ -32,7 +32,7 @@ def check(schema: dict[str, Any], value: Any) -> None:
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
-def asked(client: TestClient, method: str, path: str, query: str = "", **options: Any) -> Any:
+def checked(client: TestClient, method: str, path: str, query: str = "", **options: Any) -> Any:
     """A request whose response must be in the document; `{...}` of the path are filled with `names`."""
     names = options.pop("names", {})
     answer = client.request(method, path.format(**names) + query, **options)
@@ -64,9 +64,9 @@ def test_references_resolve_and_examples_are_valid() -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     for methods in DOCUMENT["paths"].values():
         for about in methods.values():
-            for one in about.get("requestBody", {}).get("content", {}).values():
-                if "example" in one:
-                    check(one["schema"], one["example"])
+            for media in about.get("requestBody", {}).get("content", {}).values():
+                if "example" in media:
+                    check(media["schema"], media["example"])
     for code, example in DOCUMENT["components"]["examples"].items():
         check({"$ref": "#/components/schemas/Error"}, example["value"])
         assert example["value"]["code"] == code
@@ -74,21 +74,21 @@ def test_references_resolve_and_examples_are_valid() -> None:
 
 def test_answers_are_as_described(client: TestClient) -> None:
     files = {"image": ("a.png", IMAGE, "image/png")}
-    job = asked(client, "POST", "/upscale", params=QUICK, content=IMAGE, headers=PNG).headers["x-job-id"]
-    asked(client, "POST", "/upscale", params={**QUICK, "answer": "link"}, files=files)
-    asked(client, "POST", "/upscale", params={**QUICK, "wait": 0}, content=IMAGE, headers=PNG)
-    batch = asked(client, "POST", "/batches", params=QUICK, files=files).json()["id"]
-    file = asked(client, "POST", "/v1/files", files={"content": ("a.png", IMAGE, "image/png")}).json()
+    job = checked(client, "POST", "/upscale", params=QUICK, content=IMAGE, headers=PNG).headers["x-job-id"]
+    checked(client, "POST", "/upscale", params={**QUICK, "answer": "link"}, files=files)
+    checked(client, "POST", "/upscale", params={**QUICK, "wait": 0}, content=IMAGE, headers=PNG)
+    batch = checked(client, "POST", "/batches", params=QUICK, files=files).json()["id"]
+    file = checked(client, "POST", "/v1/files", files={"content": ("a.png", IMAGE, "image/png")}).json()
     for path in ("/upscale", "/quote"):  # an upload is an image of every route that takes a URL
-        assert asked(client, "POST", path, json={"image": file["urls"]["get"]}).status_code == 200
-        missing = asked(client, "POST", path, json={"image": f"{file['urls']['get'][:-32]}{'0' * 32}"})
+        assert checked(client, "POST", path, json={"image": file["urls"]["get"]}).status_code == 200
+        missing = checked(client, "POST", path, json={"image": f"{file['urls']['get'][:-32]}{'0' * 32}"})
         assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     body = {"input": {"image": file["urls"]["get"], "seed": 1}, "version": "you/seesr"}
-    prediction = asked(client, "POST", "/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
+    prediction = checked(client, "POST", "/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
     link = client.get(f"/jobs/{job}").json()["result"].partition("/v1/outputs/")[2]
     inference = {"inputs": "data:image/png;base64,iVBORw0KGgo=", "parameters": {"seed": 1}}
     for path in ("/", "/invocations"):
-        asked(client, "POST", path, json=inference)
+        checked(client, "POST", path, json=inference)
     names = {
         "id": job,
         "owner": "you",
@@ -101,25 +101,25 @@ def test_answers_are_as_described(client: TestClient) -> None:
         ids = {**names, "id": batch if path.startswith("/batches") else file["id"] if "files" in path else job}
         if path == "/v1/outputs/{name}":
             name, _, query = link.partition("?")
-            assert asked(client, "GET", path, f"?{query}", names={"name": name}).status_code == 200
+            assert checked(client, "GET", path, f"?{query}", names={"name": name}).status_code == 200
             ids["name"] = "nothing"
         if path == "/v1/predictions/{id}/stream":
             query = prediction["urls"]["stream"].partition("?")[2]
-            assert asked(client, "GET", path, f"?{query}", names={"id": prediction["id"]}).status_code == 200
+            assert checked(client, "GET", path, f"?{query}", names={"id": prediction["id"]}).status_code == 200
         if path == "/batches/{id}/result":
             while client.get(f"/batches/{batch}").json()["status"] != "ended":
                 pass
-        answer = asked(client, "GET", path, names=ids)
+        answer = checked(client, "GET", path, names=ids)
         assert answer.status_code == (404 if "signature" in str(methods["get"].get("parameters")) else 200), (
             path,
             answer.text,
         )
         if "{id}" in path:
-            asked(client, "GET", path, names={**ids, "id": "nothing"})
-    asked(client, "POST", "/v1/predictions/{id}/cancel", names={"id": prediction["id"]})
-    asked(client, "DELETE", "/jobs/{id}", names={"id": job})
-    asked(client, "DELETE", "/v1/files/{id}", names={"id": file["id"]})
-    asked(client, "GET", "/v1/predictions", "?cursor=x")
+            checked(client, "GET", path, names={**ids, "id": "nothing"})
+    checked(client, "POST", "/v1/predictions/{id}/cancel", names={"id": prediction["id"]})
+    checked(client, "DELETE", "/jobs/{id}", names={"id": job})
+    checked(client, "DELETE", "/v1/files/{id}", names={"id": file["id"]})
+    checked(client, "GET", "/v1/predictions", "?cursor=x")
 
 
 def test_every_code_is_raised_and_every_raised_code_is_known() -> None:

@@ -368,9 +368,9 @@ def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving
         slider.fill(str(fidelity))
         expect(page.locator(".live")).to_be_visible()
         shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
-        ours = pixels(base64.b64decode(shown.partition(",")[2])).astype(int)
+        browser = pixels(base64.b64decode(shown.partition(",")[2])).astype(int)
         expected = pixels(service.upscale(data, fidelity=fidelity, scale_factor=scale).content)
-        assert abs(ours - expected).max() <= 1, fidelity
+        assert abs(browser - expected).max() <= 1, fidelity
     slider.fill("0.5")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save this").click()
@@ -398,12 +398,12 @@ def test_the_live_fidelity_of_a_piece_a_mask_and_transparency(page: Page, servic
         answer = service.ask(
             "POST", "/upscale", params={**QUICK, "fidelity": 0.6, **query}, files={"image": data, **form}
         )
-        ours, theirs = (
+        browser, server = (
             np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")).astype(int)
             for image in (Image.open(io.BytesIO(one)).convert("RGBA")
                           for one in (base64.b64decode(shown.partition(",")[2]), answer.content))
         )  # fmt: skip
-        wrong = abs(ours - theirs).max(2)
+        wrong = abs(browser - server).max(2)
         assert wrong[~edge].max() <= 1 and wrong.max() <= 6, (wrong[~edge].max(), wrong.max())
         with page.expect_download() as download:
             card.get_by_role("button", name="Save this").click()

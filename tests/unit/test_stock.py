@@ -72,8 +72,8 @@ def test_unet_and_controlnet(config: dict[str, Any], size: tuple[int, int]) -> N
     times = torch.tensor([999, 249])
     sides, middle = controlnet(x, times, context, conditioning, 0.5)
     their_sides, their_middle = their_controlnet(x, times, context, conditioning, 0.5, return_dict=False)
-    for mine, theirs in zip([*sides, middle], [*their_sides, their_middle], strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip([*sides, middle], [*their_sides, their_middle], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     expected = their_unet(
         x, times, context,
         down_block_additional_residuals=their_sides, mid_block_additional_residual=their_middle, return_dict=False,

@@ -56,21 +56,21 @@ def test_an_overdue_batch_is_the_one_that_was_taken_first() -> None:
 
 
 def test_a_waiting_helper_gets_what_another_gives_back_and_ends_with_the_step() -> None:
-    step, found = batches(1), []
+    step, numbers = batches(1), []
     assert step.take() == 0
 
     def wait() -> None:
         while (number := step.take_or_wait()) is not None:
-            found.append(number)
+            numbers.append(number)
 
     helper = threading.Thread(target=wait)
     helper.start()
     step.give_back(0)
     end = time.monotonic() + 5
-    while not found and time.monotonic() < end:
+    while not numbers and time.monotonic() < end:
         time.sleep(0.001)
     step.close()
     helper.join(5)
-    assert found == [0] and not helper.is_alive()
+    assert numbers == [0] and not helper.is_alive()
     step.put(0, "late")
     assert step.pop(0) is None

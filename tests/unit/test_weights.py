@@ -53,11 +53,11 @@ def test_a_flipped_byte_is_named_with_both_sums(bundle: Path) -> None:
 def test_a_file_is_read_again_when_it_has_changed_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, digest = [], hashlib.file_digest
 
-    def noted(file: Any, kind: str) -> Any:
+    def recorded(file: Any, kind: str) -> Any:
         read.append(Path(file.name).name)
         return digest(file, kind)
 
-    monkeypatch.setattr(hashlib, "file_digest", noted)
+    monkeypatch.setattr(hashlib, "file_digest", recorded)
     for _ in range(2):
         weights.verify(bundle)
     count = len(read)
