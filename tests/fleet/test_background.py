@@ -160,7 +160,7 @@ def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch
 
     child = object.__new__(worker.Child)
     child.roster, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
-    monkeypatch.setattr(child, "say", lambda state=None, **more: state and messages.append({"state": state, **more}))
+    monkeypatch.setattr(child, "report_state", lambda state=None, **more: state and messages.append({"state": state, **more}))
     child.supervisor.thread("orders", child.obey)
     until(lambda: len(messages) == 4)
     child.supervisor.stop()
@@ -173,7 +173,7 @@ def test_a_worker_repeats_the_state_that_redis_has_lost(configuration: Configura
 
     child = object.__new__(worker.Child)
     child.roster, child.name, child.supervisor = Roster(Link(configuration.redis or "")), "w@here", Supervisor()
-    child.state, child.telling = {}, threading.Lock()
+    child.state, child.state_lock = {}, threading.Lock()
     child.report_state("busy", job="of yesterday")
     child.report_state("idle", job=None)
     child.roster.update("w@here", state="busy", job="of yesterday")  # as if the last write were lost
