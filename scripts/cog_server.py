@@ -68,7 +68,7 @@ class CogServer:
         """Waits for READY.
 
         Raises:
-            RuntimeError: setup failed, the server ended, or the time is over; with the server's own words.
+            RuntimeError: setup failed, the server ended, or the time is over; with the server's output.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -46,15 +46,15 @@ def on_demand(offer: Offer, seconds: float, per_hour: float) -> float | None:
     """US$ per image of a machine that is given back after its idle window; None: it cannot make that many.
 
     With arrivals at rate L a second, t seconds per image, c of cold start and an idle window w, p = exp(-L w) is the
-    chance that nobody comes within the window. A cycle begins with a cold start, has 1 / p idle phases of which the
+    probability of no request within the window. A cycle begins with a cold start, has 1 / p idle phases of which the
     last is whole, and images for as long: r (t + (1 - L t) (c p + (1 - p) / L) / (1 + L c p)) per image.
     """
     rate, idle, cold = offer
     arrivals = per_hour / 3600
     if arrivals * seconds >= 1:
         return None
-    nobody = math.exp(-arrivals * idle)
-    waiting = (cold * nobody + (1 - nobody) / arrivals) / (1 + arrivals * cold * nobody)
+    empty = math.exp(-arrivals * idle)
+    waiting = (cold * empty + (1 - empty) / arrivals) / (1 + arrivals * cold * empty)
     return rate * (seconds + (1 - arrivals * seconds) * waiting)
 
 

@@ -18,14 +18,14 @@ class JsonLines(logging.Formatter):
 
 
 class OneLine(logging.Formatter):
-    """Words; a traceback is folded into the line."""
+    """Formats a record as one line of text; a traceback is folded into it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).replace("\n", " | ")
 
 
 def configure(log_format: str, level: int = logging.INFO) -> None:
-    """Sends all logs to standard error, as "console" words or as "json"."""
+    """Sends all logs to standard error, as text ("console") or JSON ("json")."""
     handler = logging.StreamHandler()
     lines = OneLine("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if log_format == "json" else lines)

@@ -58,7 +58,7 @@ class Upkeep:
     def reconcile(self, versions: list[str]) -> None:
         """Publishes jobs again that have not ended and are neither queued nor running: the broker lost them.
 
-        A job must be missing twice, so that one on its way from a list into a worker's hands is not run twice.
+        A job must be missing twice, so that one that a worker is just taking is not run twice.
         """
 
         def unfinished(client: Any) -> list[str]:
@@ -140,7 +140,7 @@ class Upkeep:
     async def send_webhooks(self) -> None:
         """Sends the webhooks that no other gateway has: to each receiver in order, to different ones at the same time.
 
-        A gateway keeps what it has claimed while it tries; one that dies leaves it to the others.
+        A gateway keeps what it has claimed while it tries; if it is killed, the others send it.
         """
         lanes: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
         claimed: dict[tuple[str, str], asyncio.Task[None]] = {}

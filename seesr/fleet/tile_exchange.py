@@ -30,7 +30,7 @@ OPEN = 15  # seconds for which a step stays open without a word of the worker th
 POLL = 1.0  # seconds between two looks at leases and idle workers
 AHEAD = 2  # batches posted for each idle worker: one that it computes and the next
 MOST_FAULTS = 3  # errors of helpers after which a step is not shared any more
-PAUSE = 0.2  # seconds until a worker with an image of its own looks again
+PAUSE = 0.2  # seconds between two polls of a worker that runs an image
 log = logging.getLogger(__name__)
 
 
@@ -201,7 +201,7 @@ class OpenStep:
 
 
 class TileTaker:
-    """The side of a worker that has no image of its own: computes batches of others.
+    """The side of an idle worker: computes batches of other workers' images.
 
     Args:
         engine: of this worker.
@@ -221,7 +221,7 @@ class TileTaker:
                 stopping.wait(PAUSE)
 
     def help(self) -> bool:
-        """Waits a moment for a batch and computes it; False: this worker has an image of its own now."""
+        """Waits a moment for a batch and computes it; False: this worker runs an image now."""
         item = self.link(lambda client: client.blpop([waiting_key(self.kind)], timeout=TIMEOUT / 2))
         if item is None:
             return True

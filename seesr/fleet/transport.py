@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
-        """Drops a message that is none of ours; it is taken from its list already, and kombu would end the worker."""
+        """Drops a malformed message. It is already removed from its list, and kombu would end the worker."""
         try:
             return super()._brpop_read(**options)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -55,7 +55,7 @@ def broker_jobs(client: Any, queues: Iterable[str], priorities: Iterable[int]) -
 
 
 def job_of(message: str) -> str | None:
-    """The job of a message in a list or in UNACKED; None for a message that is none of ours."""
+    """The job of a message in a list or in UNACKED; None for a malformed message."""
     try:
         body = json.loads(message)
         return (body[0] if isinstance(body, list) else body)["headers"]["id"]  # taken ones are [message, ...]

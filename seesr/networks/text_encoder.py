@@ -18,7 +18,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "gelu": F.gelu,
 }
-WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as in CLIP
+TOKENS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as in CLIP
 SUFFIX = "</w>"  # of the last token of a word
 
 
@@ -136,7 +136,7 @@ class ClipTokenizer:
         self.tokenizer = Tokenizer(model)
         lower = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         self.tokenizer.normalizer = normalizers.Sequence(lower)  # type: ignore[assignment]
-        split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+        split = pre_tokenizers.Split(Regex(TOKENS), behavior="removed", invert=True)
         bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])  # type: ignore[assignment]
         self.tokenizer.decoder = token_decoders.ByteLevel()  # type: ignore[assignment]

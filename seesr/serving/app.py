@@ -186,7 +186,7 @@ def build(
             await asyncio.sleep(min(EXPIRY, max(1.0, configuration.keep * 1800)))
 
     @contextlib.asynccontextmanager
-    async def life(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         jobs.start(supervisor)
         named = {"housekeeping": housekeeping, **background}
         tasks = [asyncio.ensure_future(supervisor.run(name, work)) for name, work in named.items()]
@@ -208,7 +208,7 @@ def build(
     gate = Middleware(
         Gate, access=access, per_minute=configuration.rate, closing=lambda: jobs.closing, traffic=Traffic(registry)
     )
-    app = Starlette(routes=routes, middleware=[gate], lifespan=life, exception_handlers={HTTPException: refused})
+    app = Starlette(routes=routes, middleware=[gate], lifespan=lifespan, exception_handlers={HTTPException: refused})
     app.state.service = service
     return app
 

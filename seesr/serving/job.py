@@ -19,14 +19,14 @@ from seesr.settings import Settings
 
 URGENT, NORMAL, LATER = 0, 5, 9
 PRIORITIES = {"urgent": URGENT, "normal": NORMAL, "low": LATER}
-WAITING, RUNNING = "starting", "processing"  # Replicate's words
+WAITING, RUNNING = "starting", "processing"  # Replicate's names
 DONE, FAILED, CANCELED = "succeeded", "failed", "canceled"
 ENDED = {DONE, FAILED, CANCELED}
 
 
 @dataclasses.dataclass
 class Job:
-    """An image on its way through a queue.
+    """One image request in a queue.
 
     Attributes:
         id: unguessable; also its files' name.
@@ -40,7 +40,7 @@ class Job:
         batch: id of the batch it belongs to.
         version: of the bundle and the program that took the job; only the same ones make the same bytes.
         share: of the queue that the owner may have while others wait; None: the server's.
-        webhook, events: where to tell, and of what (start, output, logs, completed).
+        webhook, events: the address that receives webhooks, and for which events (start, output, logs, completed).
         attempts: how often it was started, including runs of a server that was killed.
         stage, done, total: how far it came.
         progress, seconds_left: of the whole image, see seesr.runtime.estimate; seconds_left is None where it is not

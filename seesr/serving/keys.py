@@ -126,7 +126,7 @@ class Keys:
             self.load(read_file(self.path))
 
     def __bool__(self) -> bool:
-        """Whether callers need a key: a file without keys lets nobody in."""
+        """Whether callers need a key: with a file without keys every caller is rejected."""
         return self.path is not None or bool(self.tokens)
 
     def load(self, keys: list[Key]) -> None:
@@ -142,7 +142,7 @@ class Keys:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def find(self, token: str) -> Key | None:
-        """The valid key of a token. Only hashes are compared, so the time tells nothing about the token."""
+        """The valid key of a token. Only hashes are compared, so the time reveals nothing about the token."""
         if self.path is not None and self.file_state() != self.state:
             self.state = self.file_state()
             try:

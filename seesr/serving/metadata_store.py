@@ -12,7 +12,7 @@ USAGE_DAYS = 40  # for which the usage of keys is kept
 
 class Ledger(Protocol):
     def file(self, kind: str, name: str) -> Path:
-        """A path on this machine for a file on its way ("parts") or an archive ("zips")."""
+        """A path on this machine for an incoming file ("parts") or an archive ("zips")."""
         ...
 
     def keep_upload(self, owner: str, record: dict[str, Any], path: Path) -> None:

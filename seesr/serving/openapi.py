@@ -39,7 +39,7 @@ JSON, FORM, EVENTS, TEXT, HTML = (
     "text/html",
 )
 FILE = {"type": "string", "format": "binary"}
-WORDS = {"type": "string"}
+STRING = {"type": "string"}
 DATA_URI = "data:image/png;base64,iVBORw0KGgo="
 ABOUT = """Upscales images. `POST /upscale` is the short way; the routes below `/v1` are Replicate's API.
 
@@ -115,10 +115,10 @@ def options(model: type[requests.JobRequest]) -> dict[str, Any]:
 
 
 INFERENCE = ("invalid_input", "job_failed", "queue_full", "url_not_allowed")
-IDEMPOTENCY = {"Idempotency-Key": {**WORDS, "description": "A repeated request with this key returns the first job."}}
+IDEMPOTENCY = {"Idempotency-Key": {**STRING, "description": "A repeated request with this key returns the first job."}}
 SUBMIT = (*INFERENCE, "quota_exceeded", "priority_not_allowed", "idempotency_reused", "idempotency_expired")
 IMAGE_FILES = dict.fromkeys((*MEDIA_TYPES.values(),), FILE)
-PREFER = {"Prefer": {**WORDS, "description": "wait, or wait=SECONDS (60 at most)."}}
+PREFER = {"Prefer": {**STRING, "description": "wait, or wait=SECONDS (60 at most)."}}
 PREDICT = {
     "version": "you/seesr",
     "input": {"image": DATA_URI, "scale_factor": 4, "seed": 1},
@@ -169,12 +169,12 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     ),
     api.events: Operation(
         tag="Images", summary="Streams a job: events `progress` and `end`, each with the job as JSON.",
-        answers={200: {EVENTS: WORDS}},
+        answers={200: {EVENTS: STRING}},
         query={"cancel_on_close": {"type": "boolean", "description": "Cancel the job when this stream is closed."}},
     ),
     api.all_events: Operation(
         tag="Images", summary="Streams all jobs of the key: `job` for each recent job and each change, `ready` once.",
-        answers={200: {EVENTS: WORDS}},
+        answers={200: {EVENTS: STRING}},
     ),
     batches.create_batch: Operation(
         tag="Batches", summary="Queues many files, or a zip, as one job each; a file that cannot be used fails alone.",
@@ -195,14 +195,14 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     replicate.index: Operation(
         tag="Replicate", summary="Lists the predictions of the key, newest first.",
         answers={200: {JSON: responses.Predictions}},
-        query={"cursor": {**WORDS, "description": "From `next` of the page before."}}, errors=("invalid_cursor",),
+        query={"cursor": {**STRING, "description": "From `next` of the page before."}}, errors=("invalid_cursor",),
     ),
     replicate.show: Operation(
         tag="Replicate", summary="Reads a prediction.", answers={200: {JSON: responses.Prediction}}
     ),
     replicate.stream: Operation(
         tag="Replicate", summary="Streams a prediction: `logs`, `output`, `error`, `done`; the link is `urls.stream`.",
-        answers={200: {EVENTS: WORDS}}, query={"expires": WORDS, "signature": WORDS}, errors=("expired",),
+        answers={200: {EVENTS: STRING}}, query={"expires": STRING, "signature": STRING}, errors=("expired",),
     ),
     replicate.cancel: Operation(
         tag="Replicate", summary="Cancels a prediction.", answers={200: {JSON: responses.Prediction}}
@@ -237,7 +237,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     ),
     files.output: Operation(
         tag="Files", summary="Downloads a result by its signed link.", answers={200: IMAGE_FILES},
-        query={"expires": WORDS, "signature": WORDS}, errors=("expired",),
+        query={"expires": STRING, "signature": STRING}, errors=("expired",),
     ),
     platforms.hugging_face: Operation(
         tag="Platforms", summary="Hugging Face: base64 in, base64 out; or an image body in, a file out.",
@@ -261,9 +261,9 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         tag="Health", summary="SageMaker and RunPod: 200 ready, 204 while the weights load, 503 on failure.",
         answers={200: {}, 204: {}}, errors=("not_ready",),
     ),
-    health.live: Operation(tag="Health", summary="Answers while the process runs.", answers={200: {TEXT: WORDS}}),
+    health.live: Operation(tag="Health", summary="Answers while the process runs.", answers={200: {TEXT: STRING}}),
     health.ready: Operation(
-        tag="Health", summary="200 when images can be upscaled, else 503 and why.", answers={200: {TEXT: WORDS}},
+        tag="Health", summary="200 when images can be upscaled, else 503 and why.", answers={200: {TEXT: STRING}},
         errors=("not_ready",),
     ),
     health.status: Operation(
@@ -272,18 +272,18 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     health.usage: Operation(
         tag="Health", summary="Limits and use of the key that asks, by UTC day.", answers={200: {JSON: responses.Usage}}
     ),
-    health.metrics: Operation(tag="Health", summary="Prometheus metrics.", answers={200: {TEXT: WORDS}}),
+    health.metrics: Operation(tag="Health", summary="Prometheus metrics.", answers={200: {TEXT: STRING}}),
     show_fields: Operation(
         tag="Description", summary="Settings, presets and limits.", answers={200: {JSON: responses.Description}}
     ),
     show_openapi: Operation(
         tag="Description", summary="The OpenAPI document of this server.", answers={200: {JSON: {"type": "object"}}}
     ),
-    show_docs: Operation(tag="Description", summary="The OpenAPI document as a page.", answers={200: {HTML: WORDS}}),
-    pages.page: Operation(tag="Page", summary="The web page.", answers={200: {HTML: WORDS}}),
+    show_docs: Operation(tag="Description", summary="The OpenAPI document as a page.", answers={200: {HTML: STRING}}),
+    pages.page: Operation(tag="Page", summary="The web page.", answers={200: {HTML: STRING}}),
     pages.asset: Operation(
         tag="Page", summary="A file of the web page.",
-        answers={200: {**dict.fromkeys(pages.ASSETS.values(), WORDS), JSON: {"type": "object"}}},
+        answers={200: {**dict.fromkeys(pages.ASSETS.values(), STRING), JSON: {"type": "object"}}},
     ),
 }  # fmt: skip
 PATH = {"id": "Id of the job, batch or file.", "owner": "Any owner, or that of a model of SEESR_BUNDLES.",
@@ -349,7 +349,7 @@ def content(types: Mapping[str, Any], example: Any = None) -> dict[str, Any]:
 def described(method: str, path: str, operation: Operation) -> dict[str, Any]:
     """One operation of the document."""
     parameters = [
-        {"name": name, "in": "path", "required": True, "description": PATH[name], "schema": WORDS}
+        {"name": name, "in": "path", "required": True, "description": PATH[name], "schema": STRING}
         for name in re.findall(r"{(\w+)}", path)
     ]
     for place, schemas in (("query", operation.query), ("header", operation.headers)):
@@ -384,7 +384,7 @@ def schemas() -> dict[str, Any]:
     uri = requests.URI
     image = {"image": uri, "mask": {**uri, "type": ["string", "null"]}}
     result["Input"] = {"type": "object", "properties": {**image, **setting_schemas()}, "required": ["image"]}
-    result["Parameters"] = {"type": "object", "properties": {"mask": WORDS, **setting_schemas()}}
+    result["Parameters"] = {"type": "object", "properties": {"mask": STRING, **setting_schemas()}}
     result["PredictionRequest"]["properties"]["input"] = {"$ref": f"{REF}Input"}
     for name in ("HuggingFaceRequest", "VertexRequest"):
         result[name]["properties"]["parameters"] = {"$ref": f"{REF}Parameters"}

@@ -67,7 +67,7 @@ class Service:
         return self.jobs.ready() or self.supervisor.down()
 
     def part(self, request: Request) -> Path:
-        """A fresh name for a file on its way in. What is there at the request's end is removed."""
+        """A new path for an incoming file. A file that is still there at the end of the request is removed."""
         path = self.ledger.file("parts", secrets.token_hex(16))
         request.scope["state"].setdefault("parts", []).append(path)
         return path
