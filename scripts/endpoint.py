@@ -19,7 +19,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, InferenceEndpointHardware
 
-LEAST_MEMORY = 8  # GB, for the full bundle and a batch of tiles
+MIN_MEMORY = 8  # GB, for the full bundle and a batch of tiles
 HOURS = 730  # of a month
 AVAILABLE = ("available", "low_availability")
 
@@ -34,7 +34,7 @@ def chosen(hardware: list[InferenceEndpointHardware], kind: str, size: str) -> I
     Raises:
         Refused: it is too small, not available, or not known; names the smallest that fits.
     """
-    gpus = [row for row in hardware if row.accelerator == "gpu" and (row.gpu_memory_gb or 0) >= LEAST_MEMORY]
+    gpus = [row for row in hardware if row.accelerator == "gpu" and (row.gpu_memory_gb or 0) >= MIN_MEMORY]
     fits = sorted((row for row in gpus if row.status in AVAILABLE), key=lambda row: row.price_per_hour)
     small = f"{fits[0].instance_type} {fits[0].instance_size}" if fits else "none that is available"
     remedy = f"; the smallest that fits is {small}"
@@ -43,8 +43,8 @@ def chosen(hardware: list[InferenceEndpointHardware], kind: str, size: str) -> I
         raise Refused(f"there is no instance {kind} {size}{remedy}")
     if same[0].accelerator != "gpu":
         raise Refused(f"{kind} {size} is a CPU{remedy}")
-    if (same[0].gpu_memory_gb or 0) < LEAST_MEMORY:
-        raise Refused(f"{kind} {size} has {same[0].gpu_memory_gb} GB; {LEAST_MEMORY} are needed{remedy}")
+    if (same[0].gpu_memory_gb or 0) < MIN_MEMORY:
+        raise Refused(f"{kind} {size} has {same[0].gpu_memory_gb} GB; {MIN_MEMORY} are needed{remedy}")
     available = [row for row in same if row.status in AVAILABLE]
     if not available:
         raise Refused(f"{kind} {size} is not available ({same[0].status}){remedy}")

@@ -19,7 +19,7 @@ from PIL import Image
 from seesr import Settings, Upscaler
 
 SIDES = (128, 256)  # of the samples, pixels: 128 is upstream's test size, restored at 4x
-LEAST_FAITHFUL = 18.0  # dB: a result of another scene, or one of noise, is below
+MIN_FAITHFUL = 18.0  # dB: a result of another scene, or one of noise, is below
 CONTRAST = (0.5, 2.0)  # of the result's standard deviation to that of the bicubic upscale
 SHARPER = 1.0  # of the mean gradient to that of the bicubic upscale, at least
 
@@ -53,8 +53,8 @@ def faults(bicubic: np.ndarray, result: np.ndarray, metrics: Any) -> list[str]:
         results.append("the tagger found no tags")
     if metrics["float32_retries"]:
         results.append(f"{metrics['float32_retries']} parts were computed again in float32")
-    if metrics["faithful"] < LEAST_FAITHFUL:
-        results.append(f"faithful is {metrics['faithful']} dB, below {LEAST_FAITHFUL}")
+    if metrics["faithful"] < MIN_FAITHFUL:
+        results.append(f"faithful is {metrics['faithful']} dB, below {MIN_FAITHFUL}")
     contrast = float(result.std()) / max(float(bicubic.std()), 1e-6)
     if not CONTRAST[0] <= contrast <= CONTRAST[1]:
         results.append(

@@ -39,9 +39,9 @@ WALLPAPERS = (
 )
 STAMPS = "tuxpaint-stamps-default"  # photographs of single things, cut out
 LONGEST = 960  # of a kept image: at most 1/2.4 of the file's, so that the file's own compression and noise vanish
-LEAST_SHRINK = 2.4
-LEAST_DETAIL = 1.3  # mean luma step between neighbours: below are gradients and flat drawings
-STAMP_SIDE, STAMP_BYTES, MOST_STAMPS = 224, 35_000, 160
+MIN_SHRINK = 2.4
+MIN_DETAIL = 1.3  # mean luma step between neighbours: below are gradients and flat drawings
+STAMP_SIDE, STAMP_BYTES, MAX_STAMPS = 224, 35_000, 160
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +102,12 @@ def wallpapers(folder: Path) -> list[tuple[Path, Rgb]]:
     for path in largest.values():
         with Image.open(path) as image:
             width, height = image.size
-            shrink = max(LEAST_SHRINK, max(width, height) / LONGEST)
+            shrink = max(MIN_SHRINK, max(width, height) / LONGEST)
             size = round(width / shrink), round(height / shrink)
             if min(size) < 256:
                 continue
             small = cv2.resize(np.asarray(image.convert("RGB")), size, interpolation=cv2.INTER_AREA)
-        if detail(small) > LEAST_DETAIL:
+        if detail(small) > MIN_DETAIL:
             images.append((path, small))
     return images
 
@@ -116,7 +116,7 @@ def stamps(folder: Path) -> list[tuple[Path, Rgb]]:
     """Cut-out photographs of things, each laid on a soft ground of one or two colours."""
     images = []
     for path in sorted(folder.rglob("*.png")):
-        if path.stat().st_size < STAMP_BYTES or path.stem.endswith(("_mirror", "_flip")) or len(images) == MOST_STAMPS:
+        if path.stat().st_size < STAMP_BYTES or path.stem.endswith(("_mirror", "_flip")) or len(images) == MAX_STAMPS:
             continue
         with Image.open(path) as image:
             rgba = np.asarray(image.convert("RGBA")).astype(np.float32)

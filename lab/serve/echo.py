@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seesr.engine.rates import ENOUGH, Quote
+from seesr.engine.rates import MIN_IMAGES, Quote
 from seesr.runtime.estimate import Forecast, Speed
 from seesr.runtime.progress import Deadline, Progress, Watcher
 from seesr.settings import Settings
@@ -67,7 +67,7 @@ class Echo:
 
     def quote(self, data: Path, settings: Settings) -> Quote:
         length = data.stat().st_size
-        return Quote("1x1", TILES, self.seconds, self.seconds, length, {"host": 1}, None, ENOUGH)
+        return Quote("1x1", TILES, self.seconds, self.seconds, length, {"host": 1}, None, MIN_IMAGES)
 
     def unload(self) -> None:
         """Holds nothing."""

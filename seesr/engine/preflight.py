@@ -14,7 +14,7 @@ from seesr.networks import hardware, weights
 from seesr.networks.weights import CannotServe
 from seesr.runtime import memory
 
-LEAST_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
+MIN_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
 WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
 HOST = 2 * 10**9  # bytes of the process itself
 log = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ def check(machine: Machine, kind: str, size: int) -> None:
             message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the CPU"
             raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
         return
-    if machine.capability < LEAST_CAPABILITY:
-        has, least = (".".join(map(str, version)) for version in (machine.capability, LEAST_CAPABILITY))
+    if machine.capability < MIN_CAPABILITY:
+        has, least = (".".join(map(str, version)) for version in (machine.capability, MIN_CAPABILITY))
         raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
     if machine.free is not None and machine.free < need:
         message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"

@@ -17,12 +17,12 @@ from seesr.images import write
 from seesr.pipeline.work import Outline, Term
 
 LATEST = 50  # images whose errors are kept
-ENOUGH = 3  # images without which no deadline is refused
-FIRST_MARGIN = 1.5  # actual over quoted seconds that is allowed for before ENOUGH images were measured
+MIN_IMAGES = 3  # images without which no deadline is refused
+FIRST_MARGIN = 1.5  # actual over quoted seconds that is allowed for before MIN_IMAGES images were measured
 MEMORY = 0.9  # weight of all earlier images against the latest one
-SPREAD = 0.01  # squared coefficient of variation of the units, below which they say nothing of fixed costs
-FADE = 0.9  # of the memory for a megapixel at each larger image that took less
-LEAST_SECONDS = 1e-3  # of a stage: what is shorter is not measured well
+MIN_VARIATION = 0.01  # squared coefficient of variation of the units, below which they say nothing of fixed costs
+PEAK_DECAY = 0.9  # of the memory for a megapixel at each larger image that took less
+MIN_SECONDS = 1e-3  # of a stage: what is shorter is not measured well
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +37,7 @@ class Lines:
 
     def learn(self, name: str, units: float, cost: float) -> None:
         """Adds a measured cost of that many units."""
-        weight = 1 / max(cost, LEAST_SECONDS) ** 2
+        weight = 1 / max(cost, MIN_SECONDS) ** 2
         before = self.sums.get(name, [0.0] * 5)
         added = (weight, weight * units, weight * units**2, weight * cost, weight * units * cost)
         self.sums[name] = [MEMORY * old + new for old, new in zip(before, added, strict=True)]
@@ -47,7 +47,7 @@ class Lines:
         if name not in self.sums:
             return None
         w, u, uu, c, uc = self.sums[name]
-        if uu * w <= (1 + SPREAD) * u * u:  # all of one size
+        if uu * w <= (1 + MIN_VARIATION) * u * u:  # all of one size
             return units * uc / uu if uu else c / w
         slope = (w * uc - u * c) / (w * uu - u * u)
         fixed = (c - slope * u) / w
@@ -85,7 +85,7 @@ class Quote:
     @property
     def promised(self) -> float | None:
         """Upper estimate of the seconds from now to the result; None: too few images were measured."""
-        if not self.seconds or self.seconds_at_most is None or self.images < ENOUGH:
+        if not self.seconds or self.seconds_at_most is None or self.images < MIN_IMAGES:
             return None
         return round((self.wait + self.seconds) * self.seconds_at_most / self.seconds, 3)
 
@@ -185,7 +185,7 @@ class Rates:
             for name, value in image.after.items():
                 base, each = self.memory.get(name, (float(value), 0.0))
                 if value > image.before.get(name, 0):  # else a larger image took it
-                    each = max((value - base) / image.megapixels, FADE * each)
+                    each = max((value - base) / image.megapixels, PEAK_DECAY * each)
                 self.memory[name] = base, each
         self.save()
 
@@ -218,7 +218,7 @@ class Rates:
     def margin(self) -> float:
         """Largest ratio of actual to quoted seconds among the latest images, at least 1."""
         with self.lock:
-            return max(1.0, *self.errors) if len(self.errors) >= ENOUGH else FIRST_MARGIN
+            return max(1.0, *self.errors) if len(self.errors) >= MIN_IMAGES else FIRST_MARGIN
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes over, as JSON has it. A copy: later images do not change it."""

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 5.0  # seconds between two probes of the store
 FOLDERS = ("in", "out", "uploads", "tiles")
-MOST_CALLS = 16  # calls of the store at the same time; a gateway's other routes have the rest of its 40 threads
+MAX_CALLS = 16  # calls of the store at the same time; a gateway's other routes have the rest of its 40 threads
 SLOW = 2.0  # seconds of a call after which further ones do not wait for its place
 
 
@@ -70,7 +70,7 @@ class Objects:
     def __init__(self, store: Store, cache: Path) -> None:
         self.store, self.cache = store.store, cache
         self.probed: tuple[float, str | None] = (0.0, None)
-        self.limit = CallLimit(MOST_CALLS, SLOW)
+        self.limit = CallLimit(MAX_CALLS, SLOW)
         description = "Duration of one object store call by this gateway, including its wait for a free slot"
         self.seconds = Histogram("seesr_store_seconds", description, ["operation"], registry=None)
         cache.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 from seesr.fleet.broker import LANES
 from seesr.fleet.redis_client import Link
 from seesr.serving.job import CANCELED, DONE, Job
-from seesr.serving.job_counts import MOST_KEYS, OTHER, Name, Seen, exemplars, increments
+from seesr.serving.job_counts import MAX_KEYS, OTHER, Name, Seen, exemplars, increments
 
 PREFIX = "seesr:"
 WAITING, RUNNING = PREFIX + "waiting", PREFIX + "running"  # ids by their creation, and by their latest start
@@ -199,7 +199,7 @@ class Records:
         def work(client: Any) -> None:
             owner = job.owner
             if not client.sismember(OWNERS, owner):
-                if client.scard(OWNERS) < MOST_KEYS:
+                if client.scard(OWNERS) < MAX_KEYS:
                     client.sadd(OWNERS, owner)
                 else:
                     owner = OTHER

@@ -19,7 +19,7 @@ from seesr.serving.webhooks import Send
 
 SWEEP = 3600.0  # seconds between two looks for files without a record
 HOOK_LEASE = 120.0  # seconds after which a message that its gateway does not renew goes to another one
-MOST_HOOKS = 200  # messages that one gateway tries at the same time
+MAX_HOOKS = 200  # messages that one gateway tries at the same time
 log = logging.getLogger(__name__)
 
 
@@ -152,7 +152,7 @@ class Upkeep:
                     if time.monotonic() - renewed > HOOK_LEASE / 4:
                         await asyncio.to_thread(self.jobs.records.renew_hooks, list(claimed), HOOK_LEASE)
                         renewed = time.monotonic()
-                    free = len(claimed) < MOST_HOOKS
+                    free = len(claimed) < MAX_HOOKS
                     hook = await asyncio.to_thread(self.jobs.records.claim_hook, HOOK_LEASE) if free else None
                     job = await asyncio.to_thread(self.jobs.find, hook[0]) if hook else None
                     if hook is not None and job is None:

@@ -16,7 +16,7 @@ from seesr.serving.job import Unavailable
 
 TIMEOUT = 2.0  # seconds for an answer; a gateway must say 503 within five
 PAUSE = 1.0  # seconds after a failure in which further calls fail at once
-MOST_SKEW = 10.0  # seconds between a machine's clock and that of Redis; leases and links compare the two
+MAX_SKEW = 10.0  # seconds between a machine's clock and that of Redis; leases and links compare the two
 T = TypeVar("T")
 UNAVAILABLE = (
     redis.exceptions.ConnectionError,  # also while it loads its files (LOADING)
@@ -83,6 +83,6 @@ class Link:
         except Unavailable as error:
             raise ValueError(f"SEESR_REDIS: {error}") from None
         ahead = time.time() - seconds - micro / 1e6
-        if abs(ahead) > MOST_SKEW:
+        if abs(ahead) > MAX_SKEW:
             offset = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'}"
             raise ValueError(f"the clock of this machine is {offset} that of Redis: set the time (NTP) first")

@@ -29,7 +29,7 @@ LEASE = 6  # seconds without renewal after which a batch goes to others
 OPEN = 15  # seconds for which a step stays open without a word of the worker that has the image
 POLL = 1.0  # seconds between two looks at leases and idle workers
 AHEAD = 2  # batches posted for each idle worker: one that it computes and the next
-MOST_FAULTS = 3  # errors of helpers after which a step is not shared any more
+MAX_FAULTS = 3  # errors of helpers after which a step is not shared any more
 PAUSE = 0.2  # seconds between two polls of a worker that runs an image
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class OpenStep:
 
     def post(self) -> None:
         """Offers as many batches as there is room for."""
-        while self.faults < MOST_FAULTS and len(self.posted) < AHEAD * self.helpers:
+        while self.faults < MAX_FAULTS and len(self.posted) < AHEAD * self.helpers:
             number = self.batches.take()
             if number is None:
                 return

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from seesr.images.exif import TURNED
+from seesr.images.exif import TRANSPOSED
 from seesr.images.image_data import Pixels
 
 PLAIN = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"}  # modes that need no profile to be RGB(A)
@@ -86,7 +86,7 @@ def equal_channels(rgb: Pixels) -> bool:
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
     """Applies an EXIF orientation (1-8)."""
-    if orientation in TURNED:
+    if orientation in TRANSPOSED:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

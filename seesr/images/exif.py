@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-TURNED = (5, 6, 7, 8)  # orientations whose rows are columns
+TRANSPOSED = (5, 6, 7, 8)  # orientations whose rows are columns
 ORIENTATION = ExifTags.Base.Orientation
-OF_THE_OLD_PIXELS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
-ABOUT_THE_IMAGE = {  # tags of a TIFF that still hold for another file
+DROPPED_TAGS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
+KEPT_TIFF_TAGS = {  # tags of a TIFF that still hold for another file
     ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software,
     ExifTags.Base.DateTime, ExifTags.Base.Artist, ExifTags.Base.Copyright,
 }  # fmt: skip
@@ -61,9 +61,9 @@ def writable_block(getexif: Callable[[], Image.Exif], warnings: list[str], of_ti
         of_tiff: it is the directory of a TIFF, most of which describes how the file is laid out.
     """
     try:
-        exif = about_the_image(getexif()) if of_tiff else getexif()
+        exif = kept_tiff_tags(getexif()) if of_tiff else getexif()
         exif.pop(ORIENTATION, None)
-        for tag in OF_THE_OLD_PIXELS:
+        for tag in DROPPED_TAGS:
             exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
         return exif.tobytes() if len(exif) else None
     except Exception as error:  # struct.error, SyntaxError, TypeError, ValueError, ... of one tag or another
@@ -82,9 +82,9 @@ def readable_tags(getexif: Callable[[], Image.Exif], warnings: list[str], of_tif
             lost.append("all" if directory is None else directory.name)
             continue
         for tag in tags:
-            if tag in (ORIENTATION, *OF_THE_OLD_PIXELS, *ExifTags.IFD):
+            if tag in (ORIENTATION, *DROPPED_TAGS, *ExifTags.IFD):
                 continue
-            if directory is None and of_tiff and tag not in ABOUT_THE_IMAGE:
+            if directory is None and of_tiff and tag not in KEPT_TIFF_TAGS:
                 continue
             try:
                 value, alone = source[tag], Image.Exif()
@@ -116,10 +116,10 @@ def name(directory: int | None, tag: int) -> str:
     return names.get(tag, f"tag {tag}")
 
 
-def about_the_image(exif: Image.Exif) -> Image.Exif:
+def kept_tiff_tags(exif: Image.Exif) -> Image.Exif:
     """Of a TIFF's tags those that hold for another file, and the directories of the camera and of the place."""
     result = Image.Exif()
-    result.update({tag: value for tag, value in exif.items() if tag in ABOUT_THE_IMAGE})
+    result.update({tag: value for tag, value in exif.items() if tag in KEPT_TIFF_TAGS})
     for directory in DIRECTORIES:
         if values := exif.get_ifd(directory):
             result.get_ifd(directory).update(values)

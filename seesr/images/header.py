@@ -245,7 +245,7 @@ def open_with_tifffile(data: bytes, number: int, about: tiff.About) -> Header:
         return directory_exif
 
     width, height = about.size
-    header = Header((height, width) if about.orientation in exif.TURNED else about.size, decode, about.icc)
+    header = Header((height, width) if about.orientation in exif.TRANSPOSED else about.size, decode, about.icc)
     header.orientation, header.dpi, header.xmp = about.orientation, about.dpi, about.xmp
     header.exif = lambda: exif.writable_block(directory, header.warnings, of_tiff=True)
     return header
@@ -407,7 +407,7 @@ def of_pillow(image: Image.Image, decode: Callable[[], Colours]) -> Header:
     """The header of an image that Pillow has opened."""
     of_tiff = image.format == "TIFF"
     turn = 1 if of_tiff else exif.orientation(image.info)  # of a TIFF Pillow applies it
-    size = (image.height, image.width) if turn in exif.TURNED else image.size
+    size = (image.height, image.width) if turn in exif.TRANSPOSED else image.size
     header = Header(size, decode, icc=image.info.get("icc_profile") or None, orientation=turn)
     header.exif = lambda: exif.writable_block(image.getexif, header.warnings, of_tiff)
     header.dpi = image.info.get("dpi")

@@ -8,7 +8,7 @@ LARGEST_METADATA = 16 * 2**20  # bytes of all segments before the pixels of a JP
 MAX_SEGMENTS = 5000  # of a JPEG, before its pixels
 MAX_TAGS = 1000  # of a TIFF's first page
 SOI, SOS, EOI = 0xD8, 0xDA, 0xD9
-ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 
 
 def check_metadata(data: bytes) -> None:
@@ -32,7 +32,7 @@ def check_jpeg(data: bytes) -> None:
         if marker == 0xFF:  # padding
             place += 1
             continue
-        place += 2 if marker in ALONE else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        place += 2 if marker in WITHOUT_LENGTH else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         count += 1
         if count > MAX_SEGMENTS or place > LARGEST_METADATA:
             size = f"{place / 2**20:.0f} MiB in {count} segments"

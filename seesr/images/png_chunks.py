@@ -14,7 +14,7 @@ from typing import NamedTuple
 from seesr.images.color_tags import Encoding, Primaries, from_gamma, from_numbers
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FOR_THE_DECODER = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"acTL", b"fcTL", b"fdAT"}
+DECODER_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"acTL", b"fcTL", b"fdAT"}
 MAX_CHUNKS = 2**20
 MAX_METADATA = 16 * 2**20  # bytes of a chunk once decompressed
 RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")  # ImageMagick 6 and others before eXIf
@@ -53,7 +53,7 @@ def split(data: bytes) -> Chunks:
             ended = True
             break
         whole = raw[-4:] == struct.pack(">I", zlib.crc32(name + body))
-        if name in FOR_THE_DECODER or (name == b"pHYs" and whole):
+        if name in DECODER_CHUNKS or (name == b"pHYs" and whole):
             needed.append(raw)
         elif not whole:
             warnings.append(f"the PNG chunk {name.decode('latin-1')} has a wrong checksum and is left out")

@@ -19,7 +19,7 @@ from seesr.images.image_data import ImageData
 from seesr.images.limits import LARGEST_FILE, LARGEST_INPUT, check_input
 from seesr.images.metadata_limits import check_metadata
 
-NO_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
+NOT_AN_UPLOAD = "image must be an uploaded file, a data URI or an http(s) URL"
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ def read_upload(path: Path, folder: Path | None = None) -> bytes:
         ValueError: one line, without the path.
     """
     if not isinstance(path, Path):  # a string that is neither an upload nor a URL
-        raise ValueError(NO_UPLOAD)
+        raise ValueError(NOT_AN_UPLOAD)
     folder = folder or Path(tempfile.gettempdir())
     inside = path.parent.resolve().is_relative_to(folder.resolve())
     try:
@@ -41,10 +41,10 @@ def read_upload(path: Path, folder: Path | None = None) -> bytes:
     except OSError:
         handle = -1
     if handle < 0:
-        raise ValueError(NO_UPLOAD)
+        raise ValueError(NOT_AN_UPLOAD)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError(NO_UPLOAD)
+            raise ValueError(NOT_AN_UPLOAD)
         return file.read(LARGEST_FILE + 1)
 
 

@@ -18,7 +18,7 @@ SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 EDITED_WITH_AI, ALGORITHM = "compositeWithTrainedAlgorithmicMedia", "algorithmicallyEnhanced"
 WHOLLY_AI = "trainedAlgorithmicMedia"
 MADE_WITH_AI = {WHOLLY_AI, "compositeSynthetic", EDITED_WITH_AI}
-OF_THE_OLD_FILE = (  # namespaces that describe its pixels' places, or other images and blocks in it
+DROPPED_NAMESPACES = (  # namespaces that describe its pixels' places, or other images and blocks in it
     "http://ns.google.com/photos/",  # panorama, motion photo, depth, container
     "http://ns.adobe.com/hdr-gain-map/",
     "http://ns.apple.com/HDRGainMap/",
@@ -28,7 +28,7 @@ OF_THE_OLD_FILE = (  # namespaces that describe its pixels' places, or other ima
     "http://ns.adobe.com/xmp/note/",  # the checksum of an extension that follows in a JPEG
     SEESR,
 )
-OF_THE_OLD_PIXELS = {
+DROPPED_PROPERTIES = {
     *((TIFF, name) for name in ("Orientation", "ImageWidth", "ImageLength", "BitsPerSample", "Compression")),
     *((TIFF, name) for name in ("PhotometricInterpretation", "SamplesPerPixel", "PlanarConfiguration", "NativeDigest")),
     *((EXIF, name) for name in ("PixelXDimension", "PixelYDimension", "ColorSpace", "NativeDigest")),
@@ -122,7 +122,7 @@ def retained(packet: bytes, warnings: list[str]) -> bytes | None:
     except Unreadable:
         warnings.append("XMP data that cannot be read are left out")
         return None
-    left = without(document, lambda name: name in OF_THE_OLD_PIXELS or (name[0] or "").startswith(OF_THE_OLD_FILE))
+    left = without(document, lambda name: name in DROPPED_PROPERTIES or (name[0] or "").startswith(DROPPED_NAMESPACES))
     return written(document) if left else None
 
 

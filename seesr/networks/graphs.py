@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from seesr.networks.attention import Tokens
 
-SPARED = "their memory was needed for an image"
+FREED = "their memory was needed for an image"
 CHECKS = 2  # replays that are compared with the eager pass
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
@@ -148,7 +148,7 @@ class Graphs:
         """Frees all recordings for the rest of an image that lacks memory; False where there are none."""
         if not self.recordings:
             return False
-        self.turn_off(SPARED)
+        self.turn_off(FREED)
         return True
 
     def turn_off(self, reason: str) -> None:

@@ -29,9 +29,9 @@ from seesr.settings.view_specs import VIEWS
 
 TABLE = Path(__file__).with_name("confidence.json")
 WINDOW = 16  # side of the square over which an error is averaged, output pixels
-REACH = 32  # side of the square over which disagreement and detail are averaged, output pixels
-FINE = 2.0  # sigma of the Gaussian that parts fine detail from the rest, output pixels
-FREE = ("seed", "use_kds", "num_inference_steps", "output_view", "output_format", "output_quality", "keep_exif")
+AVERAGED = 32  # side of the square over which disagreement and detail are averaged, output pixels
+DETAIL_SIGMA = 2.0  # sigma of the Gaussian that parts fine detail from the rest, output pixels
+UNCALIBRATED = ("seed", "use_kds", "num_inference_steps", "output_view", "output_format", "output_quality", "keep_exif")
 
 
 class Calibration(NamedTuple):
@@ -88,7 +88,7 @@ def require(settings: Settings, steps: int, masked: bool, bundle: Bundle) -> Cal
         )
     if masked:
         raise FieldError(f"output_view {view} is calibrated without a mask: remove the mask", "mask")
-    expected = {field.name: field.default for field in dataclasses.fields(Settings) if field.name not in FREE}
+    expected = {field.name: field.default for field in dataclasses.fields(Settings) if field.name not in UNCALIBRATED}
     for name, value in {**expected, "num_inference_steps": calibration.steps}.items():
         actual = steps if name == "num_inference_steps" else getattr(settings, name)
         tile = name == "latent_tiled_size" and actual in bundle.defaults.latent_tiled_size  # as a record has it
@@ -118,7 +118,7 @@ def spread(images: Iterable[Tensor]) -> Tensor:
 
 
 def disagreement(spread: Tensor, rgb: Pixels) -> NDArray[np.float32]:
-    """Spread of the particles times the fine detail of the result, both averaged over REACH x REACH pixels.
+    """Spread of the particles times the fine detail of the result, both averaged over AVERAGED x AVERAGED pixels.
 
     The particles of a smooth area differ by as much as those of a fine texture, where they are wrong more often.
 
@@ -131,11 +131,11 @@ def disagreement(spread: Tensor, rgb: Pixels) -> NDArray[np.float32]:
     """
     height, width = rgb.shape[:2]
     scale, result = 255 / np.iinfo(rgb.dtype).max, np.empty((height, width), np.float32)
-    for top, bottom, first, last in spans(height, REACH + round(4 * FINE) + 1):
+    for top, bottom, first, last in spans(height, AVERAGED + round(4 * DETAIL_SIGMA) + 1):
         grey = scale * rgb[first:last].mean(2, dtype=np.float32)
-        detail = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), FINE))
+        detail = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), DETAIL_SIGMA))
         apart = spread[first:last, :width].cpu().numpy()
-        whole = cv2.blur(apart, (REACH, REACH)) * cv2.blur(detail, (REACH, REACH))
+        whole = cv2.blur(apart, (AVERAGED, AVERAGED)) * cv2.blur(detail, (AVERAGED, AVERAGED))
         result[top:bottom] = whole[top - first : bottom - first]
     return result
 

@@ -19,12 +19,12 @@ from seesr.images.mask import Grey, at_size
 from seesr.runtime.precision import check_finite
 
 BLOCK = 8  # pixels; noise averages out within one, and what an image shows does not
-LEAST_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
-UNEVEN = 4.0  # how far disagreement bends the share of the bicubic upscale
+MIN_SLOPE = 1 / 255  # mean difference of neighbouring blocks below which the input is flat, and nothing can be said
+MAX_EXPONENT = 4.0  # the largest exponent of the fidelity under disagreement, and the reciprocal of the least
 DEPTHS: dict[np.dtype[Any], torch.dtype] = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
-CLEAR = 4  # input pixels from a variation in which the model is free, so that a flat block of a JPEG is no flat area
-RAMP = 6  # input pixels over which its detail fades out from there, at 2x and more; more below
-LEAST_SHARE = 0.25  # of the input's slope that a decoder which works keeps
+FLAT_MARGIN = 4  # input pixels around a variation that are not flat, so that flat blocks of a JPEG keep their detail
+FLAT_RAMP = 6  # input pixels over which its detail fades out from there, at 2x and more; more below
+MIN_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
 def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
@@ -43,7 +43,7 @@ def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
         RuntimeError: one line with the figures.
     """
     width, height = size
-    side, share = (BLOCK, LEAST_SHARE) if min(size) >= 2 * BLOCK else (1, 0.0)
+    side, share = (BLOCK, MIN_SHARE) if min(size) >= 2 * BLOCK else (1, 0.0)
     sums, count = [], 0
     for top, bottom, *_ in spans(height):
         if bottom - top < side:
@@ -52,7 +52,7 @@ def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
         sums.append(torch.stack([x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum() for x in both]).double())
         count += 2 * both[0].numel()
     decoded, expected = (torch.stack(sums).sum(0) / count).tolist() if sums else (0.0, 0.0)
-    if expected >= LEAST_SLOPE and not decoded > share * expected:
+    if expected >= MIN_SLOPE and not decoded > share * expected:
         raise RuntimeError(
             f"the decoder produced no image: {decoded / expected:.0%} of the input's contrast, the minimum is "
             f"{share:.0%}. Check the weights with `seesr doctor`"
@@ -83,7 +83,7 @@ def at_every_pixel(
 ) -> float | NDArray[np.float32]:
     """The fidelity itself, or where particles ran one for every pixel, [H, W]: 1 - (1 - fidelity)^e.
 
-    e is their disagreement over its mean, from 1/UNEVEN to UNEVEN: detail on which they agree stays longest.
+    e is their disagreement over its mean, between 1/MAX_EXPONENT and MAX_EXPONENT: detail on which they agree stays.
 
     Args:
         spread: of the particles, [h, w] latent pixels.
@@ -93,7 +93,7 @@ def at_every_pixel(
         return fidelity
     width, height = size
     whole = F.interpolate(spread[None, None], scale_factor=factor, mode="bilinear")[0, 0, :height, :width].cpu()
-    exponent = (whole / whole.mean().clamp(min=1e-12)).clamp(1 / UNEVEN, UNEVEN)
+    exponent = (whole / whole.mean().clamp(min=1e-12)).clamp(1 / MAX_EXPONENT, MAX_EXPONENT)
     return (1 - (1 - fidelity) ** exponent).numpy()
 
 
@@ -129,10 +129,10 @@ def blend_bicubic(
 
 
 def textured(source: Pixels, scale: float) -> Grey | None:
-    """Where the model may add detail: 255 up to CLEAR pixels from any variation of the input, 0 farther in flat areas.
+    """Where the model may add detail: 255 up to FLAT_MARGIN pixels from any variation of the input, 0 in flat areas.
 
     Flat is what is exactly constant, such as a white background or saturated pixels. In between the values fall evenly
-    over RAMP pixels of the input (more below 2x), so that no edge shows where the flat area begins.
+    over FLAT_RAMP pixels of the input (more below 2x), so that no edge shows where the flat area begins.
 
     Args:
         source: the input, [H, W, 3].
@@ -141,10 +141,10 @@ def textured(source: Pixels, scale: float) -> Grey | None:
     Returns:
         [H, W] at the input's size; None where nothing is flat.
     """
-    half = math.ceil(RAMP / 2 * max(1, 2 / scale))
-    near, ramp = 2 * (CLEAR + half) + 1, 2 * half + 1
+    half = math.ceil(FLAT_RAMP / 2 * max(1, 2 / scale))
+    near, ramp = 2 * (FLAT_MARGIN + half) + 1, 2 * half + 1
     allowed = np.empty(source.shape[:2], np.uint8)
-    for top, bottom, first, last in spans(len(source), 1 + CLEAR + 2 * half):
+    for top, bottom, first, last in spans(len(source), 1 + FLAT_MARGIN + 2 * half):
         pixels = source[first:last]
         varied = cv2.dilate(pixels, np.ones((3, 3))) != cv2.erode(pixels, np.ones((3, 3)))
         open_ = cv2.dilate(255 * varied.any(2).astype(np.uint8), np.ones((near, near)))

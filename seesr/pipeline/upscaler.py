@@ -16,7 +16,7 @@ from seesr.images.image_data import ImageData
 from seesr.images.mask import Grey
 from seesr.images.source import LoadedImage, Source, load_source
 from seesr.networks import hardware, models
-from seesr.networks.graphs import SPARED, CudaRecorder, Graphs
+from seesr.networks.graphs import FREED, CudaRecorder, Graphs
 from seesr.pipeline.pipeline import NO_GRAPHS, UpscaleRun
 from seesr.pipeline.result import Output
 from seesr.pipeline.stages import StageCache
@@ -27,7 +27,7 @@ from seesr.runtime.tile_batches import TilePool
 from seesr.settings import Settings
 
 log = logging.getLogger(__name__)
-LEAST_TILE = 16  # latent pixels; Settings allows no smaller one
+MIN_TILE = 16  # latent pixels; Settings allows no smaller one
 
 
 class Upscaler:
@@ -103,7 +103,7 @@ class Upscaler:
             RuntimeError: the networks gave no usable image, or were loaded before os.fork().
         """
         check_process(self.process)
-        if self.graphs is not None and self.graphs.reason == SPARED:
+        if self.graphs is not None and self.graphs.reason == FREED:
             self.record()
         settings = settings or Settings()
         loaded = load_source(source, settings.output_size)
@@ -145,7 +145,7 @@ class Upscaler:
             The result of the last of these images, with the seconds of its stages.
         """
         if self.networks.device.type == "cpu":
-            return self.run_grey(1, side=max(LEAST_TILE, 3 * self.networks.tile // 4))
+            return self.run_grey(1, side=max(MIN_TILE, 3 * self.networks.tile // 4))
         self.run_grey(1)
         output = self.run_grey(2)
         if self.graphs is not None:

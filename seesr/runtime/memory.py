@@ -17,7 +17,7 @@ BYTES_PER_LATENT_PIXEL = (
     90_000  # bytes of activations per latent pixel and tile of a batch in half precision: 0.37 GB for 64 x 64
 )
 WHOLE_SHARE = 0.85  # of the free GPU memory: nothing else runs beside the autoencoder
-LEAST_HOLD = 2**28  # below this, nothing is held
+MIN_HOLD = 2**28  # below this, nothing is held
 HOST_HOLD = 2**31  # bytes that waiting tiles may keep in host memory, at most
 OUT_OF_MEMORY = (  # messages of torch's CPU allocator, cuBLAS, cuDNN and CUDA graph capture
     "can't allocate memory",
@@ -124,7 +124,7 @@ class Budget:
             "use a smaller latent_tiled_size, fewer particles, or a device with more free memory", spare,
         )  # fmt: skip
         self.hold = Allowance(
-            "bytes held", hold, 0, lambda amount: amount // 2 if amount > LEAST_HOLD else 0, larger, spare
+            "bytes held", hold, 0, lambda amount: amount // 2 if amount > MIN_HOLD else 0, larger, spare
         )
         self.whole = Allowance("bytes for a pass over the whole", whole, 0, lambda amount: 0, "use tiles", spare)
         self.single = Allowance("single passes", 0, 0, lambda amount: 0, larger, spare)

@@ -13,10 +13,10 @@ from seesr.serving.responses import RefusedFile
 from seesr.serving.uploads import TOO_LARGE, Stored, clean_name
 
 LARGEST_UNPACKED = 20 * LARGEST_FILE  # bytes of all files of an archive
-MOST_FILES = 1000  # of a batch
+MAX_FILES = 1000  # of a batch
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others can need gigabytes of memory for a small file
 ENTRY = b"PK\1\2"  # begins every entry of a zip's directory
-DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError)
+ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError)
 
 
 def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list[RefusedFile]]:
@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path, prefix: str) -> tuple[list[Stored], list
                     files.append(unpack_entry(opened, entry, path))
                 except BaseException as error:
                     path.unlink(missing_ok=True)
-                    if not isinstance(error, DAMAGE):  # the disk is full
+                    if not isinstance(error, ARCHIVE_ERRORS):  # the disk is full
                         raise
                     reason = (
                         str(error) if isinstance(error, EntryRefused) else f"it is damaged ({type(error).__name__})"
@@ -69,13 +69,13 @@ def open_archive(archive: Path) -> zipfile.ZipFile:
     check_directory(archive)
     try:
         return zipfile.ZipFile(archive)
-    except (*DAMAGE, OSError) as error:  # OSError: a place before the file's begin
+    except (*ARCHIVE_ERRORS, OSError) as error:  # OSError: a place before the file's begin
         raise ValueError(f"the archive cannot be read ({type(error).__name__})") from error
 
 
 def check_count(count: int) -> None:
-    if count > MOST_FILES:
-        raise ValueError(f"the archive has {count} files; the limit is {MOST_FILES}")
+    if count > MAX_FILES:
+        raise ValueError(f"the archive has {count} files; the limit is {MAX_FILES}")
 
 
 def check_directory(archive: Path) -> None:
@@ -86,8 +86,8 @@ def check_directory(archive: Path) -> None:
         count, place = 0, data.find(ENTRY)
         while place >= 0:
             count += 1
-            if count > 10 * MOST_FILES:  # folders, and bytes of files that look like entries, are none
-                raise ValueError(f"the archive has more than {count - 1} entries; the limit is {MOST_FILES} files")
+            if count > 10 * MAX_FILES:  # folders, and bytes of files that look like entries, are none
+                raise ValueError(f"the archive has more than {count - 1} entries; the limit is {MAX_FILES} files")
             place = data.find(ENTRY, place + len(ENTRY))
 
 
@@ -96,7 +96,7 @@ def unpack_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) ->
 
     Raises:
         EntryRefused: encrypted, too large, or compressed in another way than stored or deflate.
-        One of DAMAGE: it cannot be unpacked.
+        One of ARCHIVE_ERRORS: it cannot be unpacked.
     """
     if entry.compress_type not in METHODS:
         raise EntryRefused("its compression is not supported; use stored or deflate")

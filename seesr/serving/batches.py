@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving.api import describe, service
-from seesr.serving.archives import MOST_FILES, unpack
+from seesr.serving.archives import MAX_FILES, unpack
 from seesr.serving.job import DONE, Job, Late, QueueFull
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
@@ -35,7 +35,7 @@ async def create_batch(request: Request) -> Response:
     refused: list[RefusedFile] = []  # entries of a zip that cannot be unpacked
     try:
         if kind.startswith("multipart/form-data"):
-            async with request.form(max_files=MOST_FILES, max_fields=100) as form:
+            async with request.form(max_files=MAX_FILES, max_fields=100) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
                         files.append(await store(pieces(value), of.part(request), value.filename or "image"))

@@ -18,7 +18,7 @@ Name = tuple[str, ...]  # a metric and the values of its labels; of a histogram 
 Seen = tuple[str, float, float]  # an exemplar: id of a job, seconds, when it ended (seconds since 1970)
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, math.inf)  # seconds
-MOST_KEYS = 100  # names of keys that have metrics of their own
+MAX_KEYS = 100  # names of keys that have metrics of their own
 OTHER = "(other)"  # stands for the keys beyond them
 HISTOGRAMS = {  # name -> (labels, description)
     "queue_seconds": ((), "Time in the queue of a job that succeeded, from the request to its latest start"),
@@ -27,8 +27,8 @@ HISTOGRAMS = {  # name -> (labels, description)
 }
 COUNTERS = {
     "jobs": (("status",), "Jobs that ended"),
-    "key_jobs": (("key", "status"), f"Jobs that ended, of the first {MOST_KEYS} keys"),
-    "key_megapixels": (("key",), f"Megapixels of results, of the first {MOST_KEYS} keys"),
+    "key_jobs": (("key", "status"), f"Jobs that ended, of the first {MAX_KEYS} keys"),
+    "key_megapixels": (("key",), f"Megapixels of results, of the first {MAX_KEYS} keys"),
     "tiles": ((), "Tiles that were denoised, of all steps"),
     "retries": ((), "Retries of a part of an image, after an out-of-memory error or an overflow"),
 }
@@ -83,7 +83,7 @@ class JobCounts:
     def add(self, job: Job) -> None:
         """Counts an ended job."""
         with self.lock:
-            if len(self.owners) < MOST_KEYS:
+            if len(self.owners) < MAX_KEYS:
                 self.owners.add(job.owner)
             for name, value in increments(job, job.owner if job.owner in self.owners else OTHER).items():
                 self.values[name] += value

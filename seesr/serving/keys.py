@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from seesr.config import Configuration
 
-LEAST_TOKEN = 16  # characters of a token of SEESR_API_KEYS
+MIN_TOKEN = 16  # characters of a token of SEESR_API_KEYS
 log = logging.getLogger(__name__)
 
 
@@ -74,8 +74,8 @@ def read_tokens(text: str) -> list[Key]:
     keys = []
     for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
         name, _, token = part.rpartition(":")
-        if len(token) < LEAST_TOKEN:
-            raise ValueError(f"key {number} of SEESR_API_KEYS is shorter than {LEAST_TOKEN} characters")
+        if len(token) < MIN_TOKEN:
+            raise ValueError(f"key {number} of SEESR_API_KEYS is shorter than {MIN_TOKEN} characters")
         keys.append(Key.model_construct(name=name or f"key{number}", sha256=digest(token)))
     return keys
 

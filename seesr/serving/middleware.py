@@ -23,15 +23,15 @@ from seesr.serving.refusal import ERRORS, Refused
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
 LARGEST_JSON = 16 * 2**20  # bytes: larger images come as a file, not inside of JSON
-MOST_VALUES = 100_000  # in a JSON body: each costs the parser far more than its bytes
+MAX_VALUES = 100_000  # in a JSON body: each costs the parser far more than its bytes
 LARGEST_FORM = 2 * LARGEST_FILE + 2**20  # bytes, of an image, its mask and everything else in one request
-SILENCE = 30.0  # seconds that a client may send nothing of a body
-SLOWEST = 16 * 2**10  # bytes a second that a body must come at, after the first SILENCE seconds
+BODY_TIMEOUT = 30.0  # seconds that a client may send nothing of a body
+MIN_BODY_RATE = 16 * 2**10  # bytes a second that a body must come at, after the first BODY_TIMEOUT seconds
 JSON_TOO_LARGE = (
     f"a JSON body may have {LARGEST_JSON // 2**20} MiB; send larger images as a file upload or an image body"
 )
 PROBES = {"/live", "/ready", "/health", "/ping", "/metrics"}
-SAFE = {  # default headers of every response
+DEFAULT_HEADERS = {  # default headers of every response
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -127,7 +127,7 @@ class Gate:
                 status, started_response = message["status"], True
                 headers = MutableHeaders(raw=[*message["headers"]])
                 headers["X-Request-Id"] = request_id
-                for name, value in SAFE.items():
+                for name, value in DEFAULT_HEADERS.items():
                     headers.setdefault(name, value)
                 message["headers"] = headers.raw
             self.traffic.sent.inc(len(message.get("body", b"")))
@@ -190,7 +190,7 @@ class Gate:
             nonlocal received, values, finished
             if finished:
                 return await receive()  # the disconnect, whenever it comes
-            latest = min(time.monotonic() + SILENCE, started + SILENCE + received / SLOWEST)
+            latest = min(time.monotonic() + BODY_TIMEOUT, started + BODY_TIMEOUT + received / MIN_BODY_RATE)
             while True:
                 try:
                     message = await asyncio.wait_for(receive(), max(0.0, min(1.0, latest - time.monotonic())))
@@ -199,17 +199,19 @@ class Gate:
                     if self.closing():
                         raise Refused("unavailable", "the server is shutting down") from None
                     if time.monotonic() >= latest:
-                        limits = f"nothing for {SILENCE:.0f} s, or less than {SLOWEST / 2**10:.0f} KiB a second"
+                        limits = (
+                            f"nothing for {BODY_TIMEOUT:.0f} s, or less than {MIN_BODY_RATE / 2**10:.0f} KiB a second"
+                        )
                         raise Refused("body_too_slow", f"the body is sent too slowly ({limits})") from None
             body = message.get("body", b"")
             received += len(body)
             self.traffic.received.inc(len(body))
             if is_json:
                 values += body.count(b",") + body.count(b"[") + body.count(b"{")
-                if values > MOST_VALUES:
+                if values > MAX_VALUES:
                     raise Refused(
                         "too_large",
-                        f"the JSON body has more than {MOST_VALUES} values; send the image as a file upload",
+                        f"the JSON body has more than {MAX_VALUES} values; send the image as a file upload",
                     )
             finished = not message.get("more_body", False)
             if received > limit:

@@ -124,7 +124,7 @@ PREDICT = {
     "input": {"image": DATA_URI, "scale_factor": 4, "seed": 1},
     "webhook_events_filter": ["completed"],
 }
-FACE = {"inputs": "iVBORw0KGgo=", "parameters": {"scale_factor": 4, "seed": 1}}
+HUGGING_FACE_EXAMPLE = {"inputs": "iVBORw0KGgo=", "parameters": {"scale_factor": 4, "seed": 1}}
 VERTEX = {"instances": [{"image": "iVBORw0KGgo="}], "parameters": {"seed": 1}}
 
 
@@ -242,7 +242,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
     platforms.hugging_face: Operation(
         tag="Platforms", summary="Hugging Face: base64 in, base64 out; or an image body in, a file out.",
         answers={200: {JSON: responses.InferenceResult, **IMAGE_FILES}, 202: {JSON: responses.Job}},
-        body={JSON: requests.HuggingFaceRequest, "image/*": FILE}, example=FACE,
+        body={JSON: requests.HuggingFaceRequest, "image/*": FILE}, example=HUGGING_FACE_EXAMPLE,
         errors=(*SUBMIT, "canceled", "expired"),
     ),
     platforms.invocations: Operation(
@@ -250,7 +250,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         answers={200: {JSON: {"anyOf": [ref(responses.InferenceResult), ref(responses.InferenceResults)]},
                        **IMAGE_FILES}, 202: {JSON: responses.Job}},
         body={JSON: {"anyOf": [ref(requests.HuggingFaceRequest), ref(requests.VertexRequest)]}, "image/*": FILE},
-        example=FACE, errors=(*SUBMIT, "canceled", "expired"),
+        example=HUGGING_FACE_EXAMPLE, errors=(*SUBMIT, "canceled", "expired"),
     ),
     platforms.vertex: Operation(
         tag="Platforms", summary="Vertex AI: instances in, predictions out.",

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from seesr.serving.middleware import answer
 
 HEADER_SECONDS = 10.0  # that the header of a request may take to arrive
-MOST_CONNECTIONS = 2000
+MAX_CONNECTIONS = 2000
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%s"
@@ -20,9 +20,9 @@ BUSY = (
 log = logging.getLogger(__name__)
 
 
-def most_connections() -> int:
-    """Half of the files that this process may open, at most MOST_CONNECTIONS; images and the journal need the rest."""
-    return max(8, min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+def max_connections() -> int:
+    """Half of the files that this process may open, at most MAX_CONNECTIONS; images and the journal need the rest."""
+    return max(8, min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 class LimitedProtocol(H11Protocol):
@@ -39,7 +39,7 @@ class LimitedProtocol(H11Protocol):
         """Makes room by closing the oldest idle connection; where none is idle, refuses the new one."""
         super().connection_made(transport)
         self.opened = self.loop.time()
-        if len(self.connections) > most_connections():
+        if len(self.connections) > max_connections():
             idle = [
                 other
                 for other in self.connections

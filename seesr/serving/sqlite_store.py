@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS webhooks (
     tries INTEGER DEFAULT 0);
 CREATE INDEX IF NOT EXISTS webhooks_by_receiver ON webhooks (receiver, number);
 """
-MOST_WEBHOOKS = 1000  # that wait for one receiver; more are not kept
+MAX_WEBHOOKS = 1000  # that wait for one receiver; more are not kept
 log = logging.getLogger(__name__)
 
 
@@ -168,7 +168,7 @@ class Journal:
     def add_webhook(self, job: Job, event: str, record: str) -> None:
         receiver = job.receiver
         count = self.base.execute("SELECT count(*) FROM webhooks WHERE receiver = ?", (receiver,)).fetchone()[0]
-        if count >= MOST_WEBHOOKS:
+        if count >= MAX_WEBHOOKS:
             log.warning("webhook of job %s dropped: %d messages wait for its receiver", job.id, count)
             return
         self.base.execute(

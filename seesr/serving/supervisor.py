@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a restart, doubled at each failure in a row
-STEADY = 60.0  # seconds without a failure after which the next one counts as the first again
+RECOVERED_AFTER = 60.0  # seconds without a failure after which the next one counts as the first again
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +91,7 @@ def guarded(name: str, task: BackgroundTask) -> Iterator[None]:
         now, cause = time.monotonic(), error
         while isinstance(cause, ExceptionGroup):  # of a TaskGroup
             cause = cause.exceptions[0]
-        again = task.error is not None and now - task.failed < STEADY
+        again = task.error is not None and now - task.failed < RECOVERED_AFTER
         task.pause = min(LONGEST_PAUSE, 2 * task.pause) if again else FIRST_PAUSE
         task.failures, task.error, task.failed = task.failures + 1, type(cause).__name__, now
         log.exception("background task %s failed; it restarts in %.1f s", name, task.pause)

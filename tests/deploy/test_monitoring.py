@@ -167,7 +167,7 @@ def test_counts_add_up() -> None:
 
 
 def test_names_of_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_counts, "MOST_KEYS", 2)
+    monkeypatch.setattr(job_counts, "MAX_KEYS", 2)
     counts = JobCounts()
     for owner in ("a", "b", "c", "d", "a"):
         counts.add(ended_job(owner))

@@ -162,8 +162,6 @@ def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch
     child.roster, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
     report = lambda state=None, **more: state and messages.append({"state": state, **more})  # noqa: E731
     monkeypatch.setattr(child, "report_state", report)
-        child, "report_state", lambda state=None, **more: state and messages.append({"state": state, **more})
-    )
     child.supervisor.thread("orders", child.obey)
     until(lambda: len(messages) == 4)
     child.supervisor.stop()

@@ -18,7 +18,7 @@ import pytest
 
 from lab.fleet.callers import IMAGE, PNG
 from lab.fleet.servers import Fleet, fleet, free_port
-from seesr.fleet.file_store import MOST_CALLS, CallLimit
+from seesr.fleet.file_store import MAX_CALLS, CallLimit
 from seesr.serving.job import Unavailable
 
 CALLERS = 6
@@ -140,7 +140,7 @@ def test_a_store_that_hangs_takes_a_part_of_the_threads(tmp_path: Path) -> None:
                 answers = [httpx.get(f"{address}/{path}", timeout=20) for path in (f"jobs/{job}", "live")]
                 assert [answer.status_code for answer in answers] == [200, 200] and time.monotonic() - started < 1
             statuses = [done.result() for done in sending]
-        assert set(statuses) == {202, 503} and statuses.count(503) > 60 - 2 * MOST_CALLS
+        assert set(statuses) == {202, 503} and statuses.count(503) > 60 - 2 * MAX_CALLS
 
 
 def test_calls_beyond_the_limit_wait_for_a_place_and_not_for_a_slow_call() -> None:

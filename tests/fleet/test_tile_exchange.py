@@ -187,12 +187,12 @@ def test_a_helper_with_an_image_of_its_own_gives_the_batch_back(exchange: Exchan
 
 def test_a_step_whose_helpers_fail_is_not_shared_any_more(exchange: Exchange) -> None:
     taker = exchange.taker(RuntimeError("out of memory"))
-    for _ in range(tile_exchange.MOST_FAULTS):
+    for _ in range(tile_exchange.MAX_FAULTS):
         assert taker.help()
         exchange.step.collect()
         exchange.step.post()
     exchange.step.post()
-    assert exchange.step.faults == tile_exchange.MOST_FAULTS and len(exchange.step.posted) == 1
+    assert exchange.step.faults == tile_exchange.MAX_FAULTS and len(exchange.step.posted) == 1
     assert exchange.batches.take() is not None
 
 

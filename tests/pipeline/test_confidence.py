@@ -174,4 +174,4 @@ def test_the_table_is_keyed_by_the_bundle() -> None:
     bundle = output_bundle()
     assert rows[bundle.digest]["bundle"] == "pocket"
     assert confidence.calibration_of(bundle._replace(name="other")) is None
-    assert {field.name for field in dataclasses.fields(Settings)} >= set(confidence.FREE)
+    assert {field.name for field in dataclasses.fields(Settings)} >= set(confidence.UNCALIBRATED)

@@ -63,7 +63,7 @@ def test_no_edge_shows_where_the_flat_area_begins(pocket: Upscaler) -> None:
     red = np.full((48, 64, 3), (255, 0, 0), np.uint8)
     red[:, :12] = np.random.default_rng(0).integers(0, 256, (48, 12, 3))
     result = upscaled(pocket, red, color_fix="none").astype(int)
-    ramp = result[40:-40, 4 * (12 + postprocess.CLEAR) :]
+    ramp = result[40:-40, 4 * (12 + postprocess.FLAT_MARGIN) :]
     assert np.abs(ramp - (255, 0, 0)).max() >= 3  # the ramp has something to hide
     assert np.abs(np.diff(ramp.mean(0), axis=0)).max() <= 2
 
@@ -76,7 +76,7 @@ def test_what_is_not_flat_keeps_its_bytes(
     monkeypatch.setattr(postprocess, "textured", lambda *args: None)
     free = upscaled(pocket, texture), upscaled(pocket, product)
     np.testing.assert_array_equal(ruled[0], free[0])
-    near = ~at_distance(product, postprocess.CLEAR + 1, ruled[1].shape[1::-1])
+    near = ~at_distance(product, postprocess.FLAT_MARGIN + 1, ruled[1].shape[1::-1])
     np.testing.assert_array_equal(ruled[1][near], free[1][near])
     assert (ruled[1] != free[1]).any()
 

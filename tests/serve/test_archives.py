@@ -68,10 +68,10 @@ def test_an_archive_is_refused_by_what_it_declares(tmp_path: Path, monkeypatch: 
     assert unpacked(archive(a=bytes(1001)), tmp_path)[1] == [
         {"name": "a", "code": "invalid_input", "error": uploads.TOO_LARGE}
     ]
-    monkeypatch.setattr(archives, "MOST_FILES", 2)
+    monkeypatch.setattr(archives, "MAX_FILES", 2)
     with pytest.raises(ValueError, match="has 3 files; the limit is 2"):
         unpacked(archive(a=b"", b=b"", c=b""), tmp_path)
-    monkeypatch.setattr(archives, "MOST_FILES", 0)
+    monkeypatch.setattr(archives, "MAX_FILES", 0)
     with pytest.raises(ValueError, match="more than 0 entries"):
         unpacked(archive(a=b""), tmp_path)
 

@@ -128,7 +128,7 @@ def test_a_task_that_goes_on_failing_is_started_more_and_more_rarely(caplog: pyt
         pauses.append(task.pause)
     assert pauses[:3] == [0.1, 0.2, 0.4] and pauses[-1] == supervisor.LONGEST_PAUSE
     assert task.down and task.failures == 12
-    task.failed -= supervisor.STEADY
+    task.failed -= supervisor.RECOVERED_AFTER
     assert not task.down
     with supervisor.guarded("x", task):
         raise ValueError
@@ -372,7 +372,7 @@ def test_webhooks_that_a_receiver_does_not_take_are_limited(
 ) -> None:
     from seesr.serving import sqlite_store
 
-    monkeypatch.setattr(sqlite_store, "MOST_WEBHOOKS", 2)
+    monkeypatch.setattr(sqlite_store, "MAX_WEBHOOKS", 2)
     store = journal()
     for _ in range(3):
         store.keep(Job.of("ann", Settings(seed=1), webhook="https://a.test/"), "completed")

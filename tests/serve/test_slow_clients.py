@@ -87,7 +87,7 @@ def test_a_slow_body_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Bytes come all the time, but too few."""
     import asyncio
 
-    monkeypatch.setattr(middleware, "SILENCE", 0.3)
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT", 0.3)
     sent = 0
 
     async def receive() -> dict[str, object]:
@@ -120,7 +120,7 @@ def test_json_and_metadata_are_bounded_on_every_route(tmp_path: Path) -> None:
             answer = client.post(path, content=body, headers=headers)
             assert answer.status_code == 413 and "a JSON body may have 16 MiB" in answer.json()["detail"], path
         answer = client.post(
-            "/upscale", content=b'{"image":[' + b"[]," * middleware.MOST_VALUES + b"1]}", headers=headers
+            "/upscale", content=b'{"image":[' + b"[]," * middleware.MAX_VALUES + b"1]}", headers=headers
         )
         assert answer.status_code == 413 and "more than 100000 values" in answer.json()["detail"]
         large = "{" + " " * 2**16 + "}"

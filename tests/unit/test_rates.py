@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from seesr.engine.rates import (
-    ENOUGH,
     FIRST_MARGIN,
+    MIN_IMAGES,
     Lines,
     Measured,
     Quote,
@@ -80,12 +80,16 @@ def test_rates_outlive_the_process(tmp_path: Path) -> None:
     assert path.name == "0123456789ab-cpu-4.json"
     rates = Rates(path)
     rates.begin({"host": 400}, OUTLINE)
-    for _ in range(ENOUGH):
+    for _ in range(MIN_IMAGES):
         rates.learn(measured())
     again = Rates(path)
     assert again.seconds(WORK) == rates.seconds(WORK) == pytest.approx(1.11)
     assert again.length("png", 2.0) == 4_000_000 and again.length("webp", 2.0) is None
-    assert again.peak(2.0) == {"host": 400 + 2 * 130} and again.images == ENOUGH and again.margin == rates.margin == 1.0
+    assert (
+        again.peak(2.0) == {"host": 400 + 2 * 130}
+        and again.images == MIN_IMAGES
+        and again.margin == rates.margin == 1.0
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"lines": 1, "memory": {}, "errors": [], "images": 1}'])
@@ -158,7 +162,7 @@ def test_the_margin_is_what_the_latest_images_needed() -> None:
         rates.learn(measured(quoted=quoted))
     assert rates.margin == pytest.approx(1.11)
     rates = Rates()
-    for _ in range(ENOUGH):
+    for _ in range(MIN_IMAGES):
         rates.learn(measured(quoted=2.0))
     assert rates.margin == 1.0  # an image that took less makes no quote shorter
 
@@ -178,9 +182,9 @@ def test_the_latest_rates_are_those_of_the_device(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_quote_promises_with_its_margin_once_enough_was_measured() -> None:
-    quote = Quote("8x8", 1, 2.0, 3.0, 100, {"host": 300}, None, ENOUGH, wait=4.0)
-    assert quote.promised == 9.0 and ENOUGH == 3
-    assert dataclasses.replace(quote, images=ENOUGH - 1).promised is None
+    quote = Quote("8x8", 1, 2.0, 3.0, 100, {"host": 300}, None, MIN_IMAGES, wait=4.0)
+    assert quote.promised == 9.0 and MIN_IMAGES == 3
+    assert dataclasses.replace(quote, images=MIN_IMAGES - 1).promised is None
     assert dataclasses.replace(quote, seconds=None, seconds_at_most=None).promised is None
     assert quote.short() == {"seconds": 2.0, "bytes": 100, "peak_memory_mb": 300}
 

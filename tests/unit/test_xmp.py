@@ -34,7 +34,7 @@ SPACES = {
     "xmpNote": "http://ns.adobe.com/xmp/note/",
 }
 TITLE = '<dc:title><rdf:Alt><rdf:li xml:lang="x-default">a &amp; b</rdf:li></rdf:Alt></dc:title>'
-OF_THE_OLD_FILE = (
+OLD_PROPERTIES = (
     '<tiff:Orientation>6</tiff:Orientation><GPano:FullPanoWidthPixels>9</GPano:FullPanoWidthPixels>'
     '<mwg-rs:Regions rdf:parseType="Resource"/>'
 )  # fmt: skip
@@ -86,7 +86,7 @@ def in_container(kind: str, content: bytes) -> bytes:
 )
 def test_the_packet_of_every_format_is_found(kind: str) -> None:
     pillow_heif.register_heif_opener()
-    read = decode(in_container(kind, packet(TITLE + OF_THE_OLD_FILE.replace("6", "1"))))
+    read = decode(in_container(kind, packet(TITLE + OLD_PROPERTIES.replace("6", "1"))))
     assert read.warnings == () and read.size == (24, 16)
     result = seen(encode(read, "png", 95))
     assert result["title"] == {"Alt": {"li": {"lang": "x-default", "text": "a & b"}}} and result["Rating"] == "3"
@@ -95,7 +95,7 @@ def test_the_packet_of_every_format_is_found(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_output_format_has_source_type_and_the_inputs_xmp(kind: str, tmp_path: Path) -> None:
-    read = decode(in_container("JPEG", packet(TITLE + OF_THE_OLD_FILE, 'hdrgm:Version="1.0" xmp:Rating="3"', "uuid:1")))
+    read = decode(in_container("JPEG", packet(TITLE + OLD_PROPERTIES, 'hdrgm:Version="1.0" xmp:Rating="3"', "uuid:1")))
     assert read.size == (16, 24)  # turned
     record = {"settings": {"user_prompt": '<a> & "ü" \ufffe \ud800'}}
     data = encode(read.with_pixels(read.rgb, record), kind, 90)
