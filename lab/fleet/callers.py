@@ -33,10 +33,10 @@ IMAGE, PNG = small_png(), {"Content-Type": "image/png"}
 class Caller:
     """Sends images to the gateways in turn, and asks after them."""
 
-    def __init__(self, of: Fleet) -> None:
-        self.fleet = of
+    def __init__(self, cluster: Fleet) -> None:
+        self.fleet = cluster
         self.client = httpx.Client(timeout=15, limits=httpx.Limits(max_connections=32))
-        of.callers.append(self.client)
+        cluster.callers.append(self.client)
         self.seconds: list[float] = []
 
     def ask(self, method: str, path: str, number: int = 0, **more: Any) -> httpx.Response:
@@ -95,8 +95,8 @@ class Client(Caller):
         refused: answers of 429, 503 and 504, connections that broke, and time-outs; each was sent again.
     """
 
-    def __init__(self, of: Fleet) -> None:
-        super().__init__(of)
+    def __init__(self, cluster: Fleet) -> None:
+        super().__init__(cluster)
         self.jobs: dict[int, str] = {}
         self.versions: dict[str, str] = {}
         self.refused = 0

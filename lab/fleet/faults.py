@@ -31,8 +31,8 @@ SENDING = 10.0  # seconds in which the images of `chaos` are sent, without the f
 class Experiment:
     """A fleet, its client, and the figures that all experiments have."""
 
-    def __init__(self, of: Fleet, live: LiveWatch) -> None:
-        self.fleet, self.client, self.live = of, Client(of), live
+    def __init__(self, cluster: Fleet, live: LiveWatch) -> None:
+        self.fleet, self.client, self.live = cluster, Client(cluster), live
         self.started = time.monotonic()
 
     def until_succeeded(self, count: int) -> None:
@@ -74,52 +74,52 @@ class Experiment:
 def experiment(folder: Path, keep: float = KEEP, **options: Any) -> Iterator[Experiment]:
     """A fleet whose jobs expire after `keep` seconds."""
     options = {"ECHO_SECONDS": "0.1", "SEESR_KEEP": str(keep / 3600), **options}
-    with fleet(folder, **options) as of, watched(of) as live:
-        yield Experiment(of, live)
+    with fleet(folder, **options) as cluster, watched(cluster) as live:
+        yield Experiment(cluster, live)
 
 
 @contextmanager
-def stopped(of: Fleet, name: str) -> Iterator[None]:
+def stopped(cluster: Fleet, name: str) -> Iterator[None]:
     """A process that hangs meanwhile."""
-    of.processes[name].send_signal(signal.SIGSTOP)
+    cluster.processes[name].send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        of.processes[name].send_signal(signal.SIGCONT)
+        cluster.processes[name].send_signal(signal.SIGCONT)
 
 
-def status_of(of: Fleet, path: str) -> int:
-    return httpx.get(of.addresses["gateway"] + path, timeout=15).status_code
+def status_of(cluster: Fleet, path: str) -> int:
+    return httpx.get(cluster.addresses["gateway"] + path, timeout=15).status_code
 
 
 def readonly(folder: Path, jobs: int, workers: int) -> Figures:
     with experiment(folder, workers=workers) as test:
-        of = test.fleet
+        cluster = test.fleet
         test.client.send_range(0, jobs // 2)
         test.until_succeeded(jobs // 8)
-        of.redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+        cluster.redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
         started = time.monotonic()
         sending = test.send_in_background(jobs // 2, jobs)
         time.sleep(1)
-        answers = [status_of(of, path) for path in ("/ready", "/live")]
-        post = httpx.post(f"{of.addresses['gateway']}/upscale?wait=0", content=IMAGE, headers=PNG).status_code
+        answers = [status_of(cluster, path) for path in ("/ready", "/live")]
+        post = httpx.post(f"{cluster.addresses['gateway']}/upscale?wait=0", content=IMAGE, headers=PNG).status_code
         time.sleep(max(0.0, started + OUTAGE - time.monotonic()))
-        of.redis.execute_command("REPLICAOF", "NO", "ONE")
+        cluster.redis.execute_command("REPLICAOF", "NO", "ONE")
         sending.join()
         return test.outcome(while_read_only={"ready": answers[0], "live": answers[1], "post": post})
 
 
 def hang(folder: Path, jobs: int, workers: int) -> Figures:
     with experiment(folder, workers=workers, s3=True, SEESR_STORE_RETRY="60") as test:
-        of, took = test.fleet, []
+        cluster, took = test.fleet, []
         first = test.client.send_range(0, jobs // 2)
         test.until_succeeded(jobs // 8)
-        with stopped(of, "weed"):
+        with stopped(cluster, "weed"):
             sending = test.send_in_background(jobs // 2, jobs)
             time.sleep(1)
             while len(took) < 4 * OUTAGE:  # routes that do not need the store
                 started = time.monotonic()
-                status_of(of, f"/jobs/{first[0]}")
+                status_of(cluster, f"/jobs/{first[0]}")
                 took.append(time.monotonic() - started)
                 time.sleep(0.25)
         sending.join()
@@ -128,7 +128,7 @@ def hang(folder: Path, jobs: int, workers: int) -> Figures:
 
 def tail(folder: Path, jobs: int, workers: int) -> Figures:
     with experiment(folder, workers=workers) as test:
-        of = test.fleet
+        cluster = test.fleet
         test.client.send_range(0, jobs)
         test.until_succeeded(jobs // 4)
         (log,) = (folder / "appendonlydir").glob("*.incr.aof")
@@ -137,11 +137,11 @@ def tail(folder: Path, jobs: int, workers: int) -> Figures:
         test.until_succeeded(jobs * 3 // 4)
         time.sleep(1.5)
         ended = test.client.ended("succeeded") - ended
-        of.kill("redis")
+        cluster.kill("redis")
         lost = log.stat().st_size - size
         with log.open("r+b") as file:
             file.truncate(size)
-        of.start_redis()
+        cluster.start_redis()
         return test.outcome(lost_bytes=lost, lost_ends=ended)
 
 
@@ -155,38 +155,38 @@ def other_bundle(folder: Path) -> Path:
 
 def upgrade(folder: Path, jobs: int, workers: int) -> Figures:
     with experiment(folder, workers=2) as test:
-        of, new = test.fleet, {"SEESR_WEIGHTS": str(other_bundle(folder / "bundle"))}
+        cluster, new = test.fleet, {"SEESR_WEIGHTS": str(other_bundle(folder / "bundle"))}
         test.client.send_range(0, jobs // 2)
-        of.start_worker("worker2", wait=False, **new)
-        old = of.addresses["gateway"]
-        of.start_gateway("gateway1", **new)
-        del of.addresses["gateway"]  # the load balancer
+        cluster.start_worker("worker2", wait=False, **new)
+        old = cluster.addresses["gateway"]
+        cluster.start_gateway("gateway1", **new)
+        del cluster.addresses["gateway"]  # the load balancer
         test.client.send_range(jobs // 2, jobs)
-        of.kill("worker0")  # its job goes to the other one of its version
-        of.until(lambda: of.works("worker2"), 60)
-        of.until(lambda: not any(job["version"] == first_version(of) for job in open_jobs(of)), 90)
-        codes = [of.kill("worker1", signal.SIGTERM)]
-        codes.append(of.kill("gateway", signal.SIGTERM))
-        assert old not in of.addresses.values()
-        return test.outcome(versions=len({version for _, version in of.runs()}), exit_codes=codes)
+        cluster.kill("worker0")  # its job goes to the other one of its version
+        cluster.until(lambda: cluster.works("worker2"), 60)
+        cluster.until(lambda: not any(job["version"] == first_version(cluster) for job in open_jobs(cluster)), 90)
+        codes = [cluster.kill("worker1", signal.SIGTERM)]
+        codes.append(cluster.kill("gateway", signal.SIGTERM))
+        assert old not in cluster.addresses.values()
+        return test.outcome(versions=len({version for _, version in cluster.runs()}), exit_codes=codes)
 
 
-def open_jobs(of: Fleet) -> list[dict[str, Any]]:
+def open_jobs(cluster: Fleet) -> list[dict[str, Any]]:
     """The records of jobs that have not ended."""
-    ids = [*of.redis.zrange("seesr:waiting", 0, -1), *of.redis.zrange("seesr:running", 0, -1)]
-    records = [of.redis.hgetall(f"seesr:job:{id}") for id in ids]
+    ids = [*cluster.redis.zrange("seesr:waiting", 0, -1), *cluster.redis.zrange("seesr:running", 0, -1)]
+    records = [cluster.redis.hgetall(f"seesr:job:{id}") for id in ids]
     return [{name: json.loads(value) for name, value in record.items()} for record in records if record]
 
 
-def first_version(of: Fleet) -> str:
+def first_version(cluster: Fleet) -> str:
     """The version of the worker that ran the first job."""
-    return of.runs()[0][1]
+    return cluster.runs()[0][1]
 
 
 def chaos(folder: Path, jobs: int, workers: int) -> Figures:
     """All that can leave something behind."""
     with experiment(folder, CHAOS_KEEP, workers=workers, gateways=2) as test:
-        of, client = test.fleet, test.client
+        cluster, client = test.fleet, test.client
         orphan = folder / "store" / "in" / secrets.token_hex(16)
         client.pause = SENDING * THREADS / jobs
         sending = test.send_in_background(0, jobs)
@@ -200,22 +200,24 @@ def chaos(folder: Path, jobs: int, workers: int) -> Figures:
         for id in canceled:
             client.ask("DELETE", f"/jobs/{id}")
         late = client.send(2000, num_inference_steps=8, priority="urgent")
-        of.until(lambda: of.redis.hget(f"seesr:job:{late}", "status") == '"processing"', 30)
-        Records(Link(of.environment["SEESR_REDIS"]), CHAOS_KEEP).forget(late)  # its worker ends a job that has expired
+        cluster.until(lambda: cluster.redis.hget(f"seesr:job:{late}", "status") == '"processing"', 30)
+        Records(Link(cluster.environment["SEESR_REDIS"]), CHAOS_KEEP).forget(
+            late
+        )  # its worker ends a job that has expired
         for number in (1000, 1001, 1002, 2000):
             del client.jobs[number]
-        with stopped(of, "redis"):
+        with stopped(cluster, "redis"):
             time.sleep(3)
-        del of.addresses["gateway1"]
-        of.kill("gateway1")
-        of.start_gateway("gateway1")
-        of.kill("worker0")
-        of.start_worker("worker0", wait=False)
+        del cluster.addresses["gateway1"]
+        cluster.kill("gateway1")
+        cluster.start_gateway("gateway1")
+        cluster.kill("worker0")
+        cluster.start_worker("worker0", wait=False)
         test.until_succeeded(jobs // 2)
-        of.kill("redis")
-        of.start_redis()
+        cluster.kill("redis")
+        cluster.start_redis()
         sending.join()
-        of.until(lambda: client.ask("GET", f"/batches/{batch['id']}").json()["status"] == "ended", 60)
+        cluster.until(lambda: client.ask("GET", f"/batches/{batch['id']}").json()["status"] == "ended", 60)
         client.ask("GET", f"/batches/{batch['id']}/result")
         return test.outcome()
 

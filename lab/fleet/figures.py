@@ -52,23 +52,23 @@ from seesr.serving.job import NORMAL
 
 
 def kill(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=workers, ECHO_SECONDS="0.25") as of:
-        caller, started = Caller(of), time.monotonic()
+    with fleet(folder, workers=workers, ECHO_SECONDS="0.25") as cluster:
+        caller, started = Caller(cluster), time.monotonic()
         ids = caller.send_many(jobs)
         caller.wait_for(jobs // 4, 60)
-        of.kill("worker0")
-        of.start_worker("worker0", wait=False)
+        cluster.kill("worker0")
+        cluster.start_worker("worker0", wait=False)
         caller.wait_for(jobs // 2, 60)
-        of.kill("redis")
-        of.start_redis()
+        cluster.kill("redis")
+        cluster.start_redis()
         caller.wait_for(jobs, 120)
         return {**caller.summary(ids), "workers": workers, "seconds": round(time.monotonic() - started, 1)}
 
 
 def load(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=workers, gateways=2, ECHO_SECONDS="0.02") as of:
-        caller = Caller(of)
-        memory = resident(of)
+    with fleet(folder, workers=workers, gateways=2, ECHO_SECONDS="0.02") as cluster:
+        caller = Caller(cluster)
+        memory = resident(cluster)
         started = time.monotonic()
         ids = caller.send_many(jobs)
         sent = time.monotonic() - started
@@ -85,58 +85,58 @@ def load(folder: Path, jobs: int, workers: int) -> Figures:
             "sent_per_second": round(jobs / sent, 1),
             "gateway_median_ms": round(slowest[0], 1),
             "gateway_p99_ms": round(slowest[1], 1),
-            "gateway_memory_mb": {name: [memory[name], resident(of)[name]] for name in memory},
+            "gateway_memory_mb": {name: [memory[name], resident(cluster)[name]] for name in memory},
         }
 
 
-def resident(of: Fleet) -> dict[str, int]:
+def resident(cluster: Fleet) -> dict[str, int]:
     """MB that the gateways hold."""
     results = {}
-    for name in of.addresses:
-        parts = Path(f"/proc/{of.processes[name].pid}/statm").read_text().split()
+    for name in cluster.addresses:
+        parts = Path(f"/proc/{cluster.processes[name].pid}/statm").read_text().split()
         results[name] = int(parts[1]) * 4096 // 10**6
     return results
 
 
 def lease(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=2, lease=4, ECHO_SECONDS="2.5") as of:
-        caller = Caller(of)
+    with fleet(folder, workers=2, lease=4, ECHO_SECONDS="2.5") as cluster:
+        caller = Caller(cluster)
         long = caller.send(num_inference_steps=8)  # 20 s
         caller.wait_for(1, 40)
-        runs_before = len(of.runs())
+        runs_before = len(cluster.runs())
         second = caller.send(num_inference_steps=8)
-        of.until(lambda: caller.job(second)["status"] == "processing", 10)
-        busy = next(name for name in ("worker0", "worker1") if of.state(name) == "busy")
+        cluster.until(lambda: caller.job(second)["status"] == "processing", 10)
+        busy = next(name for name in ("worker0", "worker1") if cluster.state(name) == "busy")
         time.sleep(3)
-        code = of.kill(busy, signal.SIGTERM)
+        code = cluster.kill(busy, signal.SIGTERM)
         caller.wait_for(2, 40)
         time.sleep(6)
         return {
             "lease": 4,
             "job_seconds": 20,
             "runs": runs_before,
-            "runs_with_sigterm": len(of.runs()) - runs_before,
+            "runs_with_sigterm": len(cluster.runs()) - runs_before,
             "exit_code": code,
             "results": caller.summary([long, second])["results"],
         }
 
 
 def child(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=1, ECHO_SECONDS="0.5") as of:
-        caller = Caller(of)
-        before = of.child("worker0")
+    with fleet(folder, workers=1, ECHO_SECONDS="0.5") as cluster:
+        caller = Caller(cluster)
+        before = cluster.child("worker0")
         os.kill(before, signal.SIGKILL)
         started = time.monotonic()
         first = caller.send()
         caller.wait_for(1, 60)
         served = time.monotonic() - started
-        after = of.child("worker0")
+        after = cluster.child("worker0")
         long = caller.send(num_inference_steps=8)
-        of.until(lambda: caller.job(long)["status"] == "processing", 10)
+        cluster.until(lambda: caller.job(long)["status"] == "processing", 10)
         time.sleep(0.5)
         started = time.monotonic()
         caller.ask("DELETE", f"/jobs/{long}")
-        of.until(lambda: caller.job(long)["status"] == "canceled", 10)
+        cluster.until(lambda: caller.job(long)["status"] == "canceled", 10)
         canceled = time.monotonic() - started
         last = caller.send()
         caller.wait_for(2, 20)
@@ -146,28 +146,28 @@ def child(folder: Path, jobs: int, workers: int) -> Figures:
             "new_child": after != before,
             "served_after_seconds": round(served, 1),
             "cancel_seconds": round(canceled, 2),
-            "same_child_after_cancel": of.child("worker0") == after,
+            "same_child_after_cancel": cluster.child("worker0") == after,
         }
 
 
 def poison(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
-        caller = Caller(of)
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as cluster:
+        caller = Caller(cluster)
         bad, good = caller.send(user_prompt="poison"), caller.send()
         caller.wait_for(2, 120, "succeeded", "failed")
         job = caller.job(bad)
-        attempts = int(of.redis.hget(f"seesr:job:{bad}", "attempts"))
+        attempts = int(cluster.redis.hget(f"seesr:job:{bad}", "attempts"))
         return {"status": job["status"], "error": job["error"], "begun": attempts,
                 "other": caller.job(good)["status"]}  # fmt: skip
 
 
 def priority(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
-        caller = Caller(of)
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as cluster:
+        caller = Caller(cluster)
         low = caller.send_many(100, priority="low")
         urgent = caller.send(priority="urgent")
         done = caller.ended("succeeded")
-        of.until(lambda: caller.job(urgent)["status"] == "succeeded", 20)
+        cluster.until(lambda: caller.job(urgent)["status"] == "succeeded", 20)
         ahead = caller.ended("succeeded") - done - 1
         for id in low:
             caller.ask("DELETE", f"/jobs/{id}")
@@ -176,9 +176,9 @@ def priority(folder: Path, jobs: int, workers: int) -> Figures:
 
 
 def freeze(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
-        caller = Caller(of)
-        of.processes["redis"].send_signal(signal.SIGSTOP)
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as cluster:
+        caller = Caller(cluster)
+        cluster.processes["redis"].send_signal(signal.SIGSTOP)
         answers = []
         for path in ("/upscale", "/ready", "/upscale"):
             started = time.monotonic()
@@ -187,18 +187,18 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
             result = caller.ask(method, path, content=content, headers=PNG)
             answers.append((result.status_code, round(time.monotonic() - started, 2)))
         alive = caller.ask("GET", "/live").status_code
-        of.processes["redis"].send_signal(signal.SIGCONT)
-        of.until(lambda: caller.ask("GET", "/ready").status_code == 200, 30)
+        cluster.processes["redis"].send_signal(signal.SIGCONT)
+        cluster.until(lambda: caller.ask("GET", "/ready").status_code == 200, 30)
         after = caller.send()
         caller.wait_for(1, 20)
         # full: what is queued stays, what comes is refused
-        of.processes["worker0"].send_signal(signal.SIGSTOP)
+        cluster.processes["worker0"].send_signal(signal.SIGSTOP)
         queued = caller.send_many(20)
-        of.redis.config_set("maxmemory", of.redis.info("memory")["used_memory"] * 9 // 10)
+        cluster.redis.config_set("maxmemory", cluster.redis.info("memory")["used_memory"] * 9 // 10)
         time.sleep(1.2)
         full = caller.ask("POST", "/upscale", content=IMAGE, headers=PNG)
-        of.redis.config_set("maxmemory", 0)
-        of.processes["worker0"].send_signal(signal.SIGCONT)
+        cluster.redis.config_set("maxmemory", 0)
+        cluster.processes["worker0"].send_signal(signal.SIGCONT)
         caller.wait_for(21, 60)
         return {
             "frozen": answers,
@@ -209,28 +209,28 @@ def freeze(folder: Path, jobs: int, workers: int) -> Figures:
 
 
 def drain(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=3, ECHO_SECONDS="0.2") as of:
-        caller, codes = Caller(of), []
+    with fleet(folder, workers=3, ECHO_SECONDS="0.2") as cluster:
+        caller, codes = Caller(cluster), []
         started = time.monotonic()
         ids = caller.send_many(jobs)
         for number in range(6):
             name = f"worker{number % 3}"
-            of.until(lambda name=name: of.works(name), 90)
-            codes.append(of.kill(name, signal.SIGTERM))
-            of.start_worker(name, wait=False)
+            cluster.until(lambda name=name: cluster.works(name), 90)
+            codes.append(cluster.kill(name, signal.SIGTERM))
+            cluster.start_worker(name, wait=False)
         caller.wait_for(jobs, 120)
         return {**caller.summary(ids), "exit_codes": codes, "seconds": round(time.monotonic() - started, 1)}
 
 
 def lost(folder: Path, jobs: int, workers: int) -> Figures:
-    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as of:
-        caller = Caller(of)
-        of.processes["worker0"].send_signal(signal.SIGSTOP)
+    with fleet(folder, workers=1, ECHO_SECONDS="0.2") as cluster:
+        caller = Caller(cluster)
+        cluster.processes["worker0"].send_signal(signal.SIGSTOP)
         ids = caller.send_many(3)
-        version = json.loads(of.redis.hget("seesr:worker:worker0@here", "version"))
-        removed = any(of.redis.rpop(list_of(queue, NORMAL)) for queue in queues_of(version))
+        version = json.loads(cluster.redis.hget("seesr:worker:worker0@here", "version"))
+        removed = any(cluster.redis.rpop(list_of(queue, NORMAL)) for queue in queues_of(version))
         started = time.monotonic()
-        of.processes["worker0"].send_signal(signal.SIGCONT)
+        cluster.processes["worker0"].send_signal(signal.SIGCONT)
         caller.wait_for(3, 60)
         return {"removed": removed, "seconds": round(time.monotonic() - started, 1), **caller.summary(ids)}
 

@@ -40,8 +40,8 @@ def ask(channel: Connection) -> None:
 class LiveWatch:
     """Asks /live of every gateway of a fleet 20 times a second."""
 
-    def __init__(self, of: Fleet) -> None:
-        self.fleet, self.stopped, self.seconds = of, threading.Event(), list[float]()
+    def __init__(self, cluster: Fleet) -> None:
+        self.fleet, self.stopped, self.seconds = cluster, threading.Event(), list[float]()
         spawn = multiprocessing.get_context("spawn")
         self.channel, other = spawn.Pipe()
         self.process = spawn.Process(target=ask, args=(other,), daemon=True)
@@ -68,9 +68,9 @@ class LiveWatch:
 
 
 @contextlib.contextmanager
-def watched(of: Fleet) -> Iterator[LiveWatch]:
+def watched(cluster: Fleet) -> Iterator[LiveWatch]:
     """A watch that ends with the block at the latest."""
-    watch = LiveWatch(of)
+    watch = LiveWatch(cluster)
     try:
         yield watch
     finally:

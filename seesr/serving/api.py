@@ -31,11 +31,11 @@ NO_CHANGE = ": no change\n\n"
 RECENT_JOBS = 200  # with which a stream of all jobs begins
 
 
-def service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-def describe(of: Service, base: str, job: Job, ahead: int | None = None) -> responses.Job:
+def describe(service: Service, base: str, job: Job, ahead: int | None = None) -> responses.Job:
     """A job for people and programs."""
     here = f"{base}/jobs/{job.id}"
     return {
@@ -54,7 +54,7 @@ def describe(of: Service, base: str, job: Job, ahead: int | None = None) -> resp
         "created": job.created,
         "started": job.started,
         "completed": job.completed,
-        "result": of.link(base, job) if job.status == DONE else None,
+        "result": service.link(base, job) if job.status == DONE else None,
         "urls": {"self": here, "events": f"{here}/events", "result": f"{here}/result"},
     }
 
@@ -86,15 +86,15 @@ async def store_both(request: Request, image: Any, mask: Any) -> tuple[Stored, S
     Raises:
         ValueError, Refused: one line.
     """
-    of = service(request)
+    service = service_of(request)
     if is_empty(image):
         raise Refused("invalid_input", "image is required", "image")
-    image, mask = [await run_in_threadpool(of.source, request, source) for source in (image, mask)]
-    stored = await store_image(image, of.part(request), of.configuration.allow_urls)
+    image, mask = [await run_in_threadpool(service.source, request, source) for source in (image, mask)]
+    stored = await store_image(image, service.part(request), service.configuration.allow_urls)
     if is_empty(mask):
         return stored, None
     try:
-        return stored, await store_image(mask, of.part(request), of.configuration.allow_urls, "mask")
+        return stored, await store_image(mask, service.part(request), service.configuration.allow_urls, "mask")
     except (ValueError, Refused) as error:
         raise Refused(getattr(error, "code", "invalid_input"), f"the mask cannot be used: {error}", "mask") from None
 
@@ -111,27 +111,27 @@ async def received(request: Request) -> tuple[UpscaleRequest, Settings, Stored, 
         stored, mask = await store_both(request, body.image, body.mask)
     finally:
         await request.close()  # removes the files of a form
-    await service(request).check(stored, settings, mask)
+    await service_of(request).check(stored, settings, mask)
     return body, settings, stored, mask
 
 
 async def upscale(request: Request) -> Response:
     """POST of one image: the result, or 202 with the job after `wait`. A client that disconnects cancels its job."""
-    of = service(request)
+    service = service_of(request)
     body, settings, stored, mask = await received(request)
-    job = await run_in_threadpool(of.submit, request, stored, settings, body.options(), mask)
+    job = await run_in_threadpool(service.submit, request, stored, settings, body.options(), mask)
     return await finished(request, job, body.wait, body.answer == "link")
 
 
 async def quote(request: Request) -> Response:
     """POST of the same request as `/upscale`: the quote. Nothing is queued."""
-    of = service(request)
+    service = service_of(request)
     body, settings, stored, _ = await received(request)
     job = Job.of(owner(request), settings, priority=PRIORITIES[body.priority], deadline=body.deadline)
-    if (reason := of.jobs.ready()) is not None:
+    if (reason := service.jobs.ready()) is not None:
         raise Unavailable(reason, "not_ready")
-    quoted = await run_in_threadpool(of.jobs.quote, job, stored.path)
-    if quoted is None and of.configuration.redis is None:
+    quoted = await run_in_threadpool(service.jobs.quote, job, stored.path)
+    if quoted is None and service.configuration.redis is None:
         raise Unavailable("the weights were unloaded for another model; an image loads them again", "not_ready")
     if quoted is None:
         raise Refused("no_quotes", "no worker publishes its rates; update the workers of this fleet")
@@ -143,18 +143,18 @@ async def quote(request: Request) -> Response:
 
 async def finished(request: Request, job: Job, wait: float, link: bool = False) -> Response:
     """The file of a job once it is there, or {"file_key", "public_url"}."""
-    of = service(request)
-    job = await of.wait(job, wait, request)
+    service = service_of(request)
+    job = await service.wait(job, wait, request)
     if not job.ended:
-        base = of.base(request)
-        return JSONResponse(describe(of, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
+        base = service.base(request)
+        return JSONResponse(describe(service, base, job), 202, {"Location": f"{base}/jobs/{job.id}"})
     if link and job.status == DONE:
-        link_to: responses.ResultLink = {"file_key": job.output, "public_url": of.link(of.base(request), job)}
+        link_to: responses.ResultLink = {"file_key": job.output, "public_url": service.link(service.base(request), job)}
         return JSONResponse(link_to)
-    return await run_in_threadpool(file_of, of, job)
+    return await run_in_threadpool(file_of, service, job)
 
 
-def file_of(of: Service, job: Job) -> Response:
+def file_of(service: Service, job: Job) -> Response:
     """The result of a job that has ended.
 
     Raises:
@@ -166,66 +166,66 @@ def file_of(of: Service, job: Job) -> Response:
     settings = Settings(**job.settings)
     name = f"{stem}-{settings.label}.{settings.suffix}"
     headers = {"X-Job-Id": job.id, "X-Seed": str(job.settings["seed"])}
-    return FileResponse(of.result(job), media_type=media_type(job), filename=name, headers=headers)
+    return FileResponse(service.result(job), media_type=media_type(job), filename=name, headers=headers)
 
 
 def show(request: Request) -> Response:
     """A job; one that waits also has `ahead`, the number of jobs of all keys before it."""
-    of = service(request)
-    job = of.owned(request, request.path_params["id"])
-    ahead = of.jobs.ahead([job.id]) if job.status == WAITING else {}
-    return JSONResponse(describe(of, of.base(request), job, ahead.get(job.id)))
+    service = service_of(request)
+    job = service.owned(request, request.path_params["id"])
+    ahead = service.jobs.ahead([job.id]) if job.status == WAITING else {}
+    return JSONResponse(describe(service, service.base(request), job, ahead.get(job.id)))
 
 
 def result(request: Request) -> Response:
-    of = service(request)
-    job = of.owned(request, request.path_params["id"])
+    service = service_of(request)
+    job = service.owned(request, request.path_params["id"])
     if not job.ended:
         raise Refused("not_finished", f"the job has no result yet: its status is {job.status}")
-    return file_of(of, job)
+    return file_of(service, job)
 
 
 def delete(request: Request) -> Response:
-    of = service(request)
-    job = of.owned(request, request.path_params["id"])
-    of.jobs.cancel(job.id)
-    return JSONResponse(describe(of, of.base(request), of.owned(request, job.id)), 202)
+    service = service_of(request)
+    job = service.owned(request, request.path_params["id"])
+    service.jobs.cancel(job.id)
+    return JSONResponse(describe(service, service.base(request), service.owned(request, job.id)), 202)
 
 
 async def events(request: Request) -> Response:
     """Streams a job as server-sent events; with `cancel_on_close` it ends when the caller hangs up."""
-    of, base = service(request), service(request).base(request)
-    first = await run_in_threadpool(of.owned, request, request.path_params["id"])
+    service, base = service_of(request), service_of(request).base(request)
+    first = await run_in_threadpool(service.owned, request, request.path_params["id"])
     attached = request.query_params.get("cancel_on_close") in ("1", "true", "on")
 
     async def stream() -> AsyncIterator[str]:
         job = first
         try:
-            async for change in changes_of(of, first):
+            async for change in changes_of(service, first):
                 job = change or job
                 name = "end" if job.ended else "progress"
-                yield event(name, json.dumps(describe(of, base, job))) if change else NO_CHANGE
+                yield event(name, json.dumps(describe(service, base, job))) if change else NO_CHANGE
         finally:
-            if attached and not job.ended and not of.jobs.closing:
+            if attached and not job.ended and not service.jobs.closing:
                 with anyio.CancelScope(shield=True):  # the caller that hung up has ended this task
-                    await run_in_threadpool(of.jobs.cancel, job.id)
+                    await run_in_threadpool(service.jobs.cancel, job.id)
 
     return event_stream(stream())
 
 
-async def changes_of(of: Service, job: Job) -> AsyncIterator[Job | None]:
+async def changes_of(service: Service, job: Job) -> AsyncIterator[Job | None]:
     """The job as it is, and again after each change until its end; None after KEEP_ALIVE seconds without a change.
 
     A job that waits when the server stops is not followed to its end.
     """
     while True:
         yield job
-        if job.ended or (of.jobs.closing and job.status == WAITING):
+        if job.ended or (service.jobs.closing and job.status == WAITING):
             return
         before = job.revision
         while job.revision == before and not job.ended:
-            job = await of.jobs.changed(job.id, before, KEEP_ALIVE) or job
-            if of.jobs.closing and job.status == WAITING:
+            job = await service.jobs.changed(job.id, before, KEEP_ALIVE) or job
+            if service.jobs.closing and job.status == WAITING:
                 break
             if job.revision == before:
                 yield None
@@ -249,7 +249,7 @@ async def all_events(request: Request) -> Response:
     An event "queue" has, for each waiting job by its id, the number of jobs of all keys before it; it is sent when
     that changes. Closing the stream cancels nothing.
     """
-    of, base, name = service(request), service(request).base(request), owner(request)
+    service, base, name = service_of(request), service_of(request).base(request), owner(request)
 
     async def stream() -> AsyncIterator[str]:
         revisions: dict[str, int] = {}
@@ -257,11 +257,11 @@ async def all_events(request: Request) -> Response:
         first, latest = True, time.monotonic()
         places: dict[str, int] = {}
         while True:
-            jobs = await asyncio.to_thread(changes, of, name, revisions, active)
+            jobs = await asyncio.to_thread(changes, service, name, revisions, active)
             waiting = [job.id for job in active.values() if job.status == WAITING]
-            before, places = places, await asyncio.to_thread(of.jobs.ahead, waiting) if waiting else {}
+            before, places = places, await asyncio.to_thread(service.jobs.ahead, waiting) if waiting else {}
             if jobs:
-                yield "".join(event("job", json.dumps(describe(of, base, job))) for job in jobs)
+                yield "".join(event("job", json.dumps(describe(service, base, job))) for job in jobs)
             if places and places != before:
                 yield event("queue", json.dumps(places))
             if first:
@@ -270,7 +270,7 @@ async def all_events(request: Request) -> Response:
                 yield NO_CHANGE
             if jobs or time.monotonic() - latest > KEEP_ALIVE:
                 latest = time.monotonic()
-            if of.jobs.closing:
+            if service.jobs.closing:
                 return
             first = False
             await asyncio.sleep(EVENTS_INTERVAL)
@@ -278,7 +278,7 @@ async def all_events(request: Request) -> Response:
     return event_stream(stream())
 
 
-def changes(of: Service, owner: str, revisions: dict[str, int], active: dict[str, Job]) -> list[Job]:
+def changes(service: Service, owner: str, revisions: dict[str, int], active: dict[str, Job]) -> list[Job]:
     """Jobs of an owner that are new or have changed since the last call, oldest first.
 
     Args:
@@ -287,12 +287,12 @@ def changes(of: Service, owner: str, revisions: dict[str, int], active: dict[str
     """
     limit = 10 if revisions else RECENT_JOBS
     candidates, before = [], None
-    while page := of.jobs.recent(owner, limit, before):
+    while page := service.jobs.recent(owner, limit, before):
         candidates += [job for job in page if job.id not in revisions]
         if not revisions or page[-1].id in revisions or len(page) < limit:
             break
         before = page[-1].created
-    candidates += [job for id in list(active) if (job := of.jobs.find(id)) is not None]
+    candidates += [job for id in list(active) if (job := service.jobs.find(id)) is not None]
     changed = []
     for job in sorted(candidates, key=lambda job: job.created):
         if revisions.get(job.id) == job.revision:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from seesr.serving.api import describe, service
+from seesr.serving.api import describe, service_of
 from seesr.serving.archives import MAX_FILES, unpack
 from seesr.serving.job import DONE, Job, Late, QueueFull
 from seesr.serving.middleware import owner
@@ -29,7 +29,7 @@ from seesr.settings import Settings
 
 async def create_batch(request: Request) -> Response:
     """POST of many files, or of a zip: a job each. A bad file fails alone, with its name."""
-    of, kind = service(request), request.headers.get("content-type", "").lower()
+    service, kind = service_of(request), request.headers.get("content-type", "").lower()
     values: dict[str, Any] = dict(request.query_params)
     files: list[Stored] = []
     refused: list[RefusedFile] = []  # entries of a zip that cannot be unpacked
@@ -38,11 +38,11 @@ async def create_batch(request: Request) -> Response:
             async with request.form(max_files=MAX_FILES, max_fields=100) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
-                        files.append(await store(pieces(value), of.part(request), value.filename or "image"))
+                        files.append(await store(pieces(value), service.part(request), value.filename or "image"))
                     else:
                         values[name] = value
         elif kind.startswith("application/zip"):
-            archive = await store(request.stream(), of.part(request), "archive.zip")
+            archive = await store(request.stream(), service.part(request), "archive.zip")
             try:
                 prefix = secrets.token_hex(16)
                 files, refused = await asyncio.to_thread(unpack, archive.path, archive.path.parent, prefix)
@@ -69,39 +69,39 @@ async def queue_batch(
     values: dict[str, Any],
 ) -> NewBatch:
     """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
-    of, base, batch = service(request), service(request).base(request), secrets.token_hex(16)
+    service, base, batch = service_of(request), service_of(request).base(request), secrets.token_hex(16)
     batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), values]
-    before = await run_in_threadpool(of.claim, request, batch_body, batch)
+    before = await run_in_threadpool(service.claim, request, batch_body, batch)
     if before is not None:
-        note = await run_in_threadpool(of.ledger.note, before)
+        note = await run_in_threadpool(service.ledger.note, before)
         if note is None:
             raise Refused(
                 "idempotency_expired", "the batch of this Idempotency-Key is still being received, or has expired"
             )
-        jobs = await run_in_threadpool(of.jobs.batch, owner(request), before)
-        return listed(of, base, before, jobs, note["refused"])
+        jobs = await run_in_threadpool(service.jobs.batch, owner(request), before)
+        return listed(service, base, before, jobs, note["refused"])
     queued = []
     try:
         for stored in files:
             try:
-                await of.check(stored, settings)
-                queued.append(await run_in_threadpool(of.submit, request, stored, settings, values, batch=batch))
+                await service.check(stored, settings)
+                queued.append(await run_in_threadpool(service.submit, request, stored, settings, values, batch=batch))
             except (ValueError, QueueFull, Late) as error:
                 code = getattr(error, "code", "invalid_input")
                 refused.append({"name": stored.name, "code": code, "error": str(error)})
         note = {"refused": refused, "owner": owner(request)}
-        await run_in_threadpool(of.ledger.keep_note, batch, note)
+        await run_in_threadpool(service.ledger.keep_note, batch, note)
     except BaseException:  # the answer names no batch: a retry sends all of it again
         for job in queued:
-            await run_in_threadpool(of.jobs.cancel, job.id)
-        await run_in_threadpool(of.release, request, batch)
+            await run_in_threadpool(service.jobs.cancel, job.id)
+        await run_in_threadpool(service.release, request, batch)
         raise
-    return listed(of, base, batch, queued, refused)
+    return listed(service, base, batch, queued, refused)
 
 
-def listed(of: Service, base: str, id: str, jobs: list[Job], refused: list[RefusedFile]) -> NewBatch:
+def listed(service: Service, base: str, id: str, jobs: list[Job], refused: list[RefusedFile]) -> NewBatch:
     """A batch as its sender sees it."""
-    result = [describe(of, base, job) for job in jobs]
+    result = [describe(service, base, job) for job in jobs]
     return {"id": id, "jobs": result, "refused": refused, "urls": {"self": f"{base}/batches/{id}"}}
 
 
@@ -111,18 +111,18 @@ def batch_of(request: Request) -> tuple[list[Job], list[RefusedFile]]:
     Raises:
         Refused: 404.
     """
-    of, id = service(request), request.path_params["id"]
-    note = of.ledger.note(id) if is_id(id) else None
+    service, id = service_of(request), request.path_params["id"]
+    note = service.ledger.note(id) if is_id(id) else None
     if note is None or note["owner"] != owner(request):
         raise Refused("not_found", "there is no batch of this id")
-    return of.jobs.batch(owner(request), id), note["refused"]
+    return service.jobs.batch(owner(request), id), note["refused"]
 
 
 def show_batch(request: Request) -> Response:
-    of, base = service(request), service(request).base(request)
+    service, base = service_of(request), service_of(request).base(request)
     jobs, refused = batch_of(request)
     done = all(job.ended for job in jobs)
-    listed = [describe(of, base, job) for job in jobs]
+    listed = [describe(service, base, job) for job in jobs]
     batch_info: Batch = {
         "id": request.path_params["id"],
         "status": "ended" if done else "processing",
@@ -135,17 +135,17 @@ def show_batch(request: Request) -> Response:
 
 def batch_result(request: Request) -> Response:
     """A zip of all results, and a text that names what failed."""
-    of = service(request)
+    service = service_of(request)
     jobs, refused = batch_of(request)
     if not all(job.ended for job in jobs):
         raise Refused("not_finished", "the batch is not done")
-    path = of.ledger.file("zips", f"{request.path_params['id']}.zip")
+    path = service.ledger.file("zips", f"{request.path_params['id']}.zip")
     if not path.exists():
-        write_zip(of, of.part(request), path, jobs, refused)
+        write_zip(service, service.part(request), path, jobs, refused)
     return FileResponse(path, media_type="application/zip", filename="results.zip")
 
 
-def write_zip(of: Service, part: Path, path: Path, jobs: list[Job], refused: list[RefusedFile]) -> None:
+def write_zip(service: Service, part: Path, path: Path, jobs: list[Job], refused: list[RefusedFile]) -> None:
     used = set()
     failed = [f"{file['name']}: {file['error']}" for file in refused]
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
@@ -159,7 +159,7 @@ def write_zip(of: Service, part: Path, path: Path, jobs: list[Job], refused: lis
                 name = f"{stem}-{job.id[:8]}.{job.suffix}"
             used.add(name)
             try:
-                archive.write(of.result(job), name)
+                archive.write(service.result(job), name)
             except Refused as error:
                 failed.append(f"{job.name}: {error}")
         if failed:

@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving import responses
-from seesr.serving.api import service
+from seesr.serving.api import service_of
 from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import Upload, parse, parse_json
@@ -28,7 +28,7 @@ LARGEST_METADATA = 64 * 2**10  # bytes of JSON that go with a file
 
 
 def describe(request: Request, record: dict[str, Any]) -> responses.File:
-    address = f"{service(request).base(request)}/v1/files/{record['id']}"
+    address = f"{service_of(request).base(request)}/v1/files/{record['id']}"
     return cast(responses.File, {**record, "urls": {"get": address}})
 
 
@@ -39,7 +39,7 @@ def md5_of(path: Path) -> str:
 
 async def create_file(request: Request) -> Response:
     """POST of a form with `content`, as the clients send files before a prediction."""
-    of = service(request)
+    service = service_of(request)
     async with request.form(max_files=2, max_fields=4, max_part_size=LARGEST_METADATA) as form:
         content, metadata = form.get("content"), form.get("metadata")
         if not isinstance(content, UploadFile):
@@ -55,7 +55,7 @@ async def create_file(request: Request) -> Response:
         except ValueError as error:
             raise Refused("invalid_input", f"metadata is not JSON ({error})", "metadata") from None
         metadata = parse(Upload, {"metadata": value}).metadata
-        stored = await store(pieces(content), of.part(request), content.filename or "image")
+        stored = await store(pieces(content), service.part(request), content.filename or "image")
         kind = content.content_type
     id, now = secrets.token_hex(16), time.time()
     size = stored.path.stat().st_size
@@ -69,36 +69,36 @@ async def create_file(request: Request) -> Response:
         "checksums": {"sha256": stored.digest, "md5": md5},
         "metadata": metadata,
         "created_at": when(now),
-        "expires_at": when(now + of.configuration.keep * 3600),
+        "expires_at": when(now + service.configuration.keep * 3600),
     }
-    await run_in_threadpool(of.ledger.keep_upload, owner(request), record, stored.path)
+    await run_in_threadpool(service.ledger.keep_upload, owner(request), record, stored.path)
     return JSONResponse(describe(request, record), 201)
 
 
 def show_file(request: Request) -> Response:
-    return JSONResponse(describe(request, service(request).upload(request, request.path_params["id"])))
+    return JSONResponse(describe(request, service_of(request).upload(request, request.path_params["id"])))
 
 
 def download_file(request: Request) -> Response:
-    record = service(request).upload(request, request.path_params["id"])
-    path = service(request).upload_file(record)
+    record = service_of(request).upload(request, request.path_params["id"])
+    path = service_of(request).upload_file(record)
     return FileResponse(path, media_type="application/octet-stream", filename=record["name"])
 
 
 def delete_file(request: Request) -> Response:
-    record = service(request).upload(request, request.path_params["id"])
-    service(request).ledger.drop_upload(owner(request), record["id"])
+    record = service_of(request).upload(request, request.path_params["id"])
+    service_of(request).ledger.drop_upload(owner(request), record["id"])
     return Response(status_code=204)
 
 
 def list_files(request: Request) -> Response:
-    records = service(request).ledger.uploads(owner(request))
+    records = service_of(request).ledger.uploads(owner(request))
     return JSONResponse({"previous": None, "next": None, "results": [describe(request, record) for record in records]})
 
 
 def output(request: Request) -> Response:
     """The bytes behind a signed link."""
-    path = service(request).linked(request.path_params["name"], request.query_params)
+    path = service_of(request).linked(request.path_params["name"], request.query_params)
     return FileResponse(path, headers={"Cache-Control": "private, max-age=3600"})
 
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from seesr.serving import responses
 from seesr.serving.access import LOCAL
-from seesr.serving.api import service
+from seesr.serving.api import service_of
 from seesr.serving.gpu import gpu_usage
 from seesr.serving.job_counts import families
 from seesr.serving.middleware import answer, key_of, owner
@@ -32,37 +32,37 @@ async def live(request: Request) -> Response:
 
 def ready(request: Request) -> Response:
     """200 when images can be made; 503 and why while the weights load, and once the device has failed."""
-    reason = service(request).ready()
+    reason = service_of(request).ready()
     return PlainTextResponse("ready") if reason is None else answer("not_ready", reason, {"Retry-After": "5"})
 
 
 def status(request: Request) -> Response:
     """Versions, bundle and hashes, device, memory, queue, running job, since when."""
-    of = service(request)
-    reason, now = of.ready(), of.jobs.status()
+    service = service_of(request)
+    reason, now = service.ready(), service.jobs.status()
     loaded = now.pop("loaded")
     return JSONResponse({
         "ready": reason is None,
         "reason": reason,
-        "version": of.models.default.version,
+        "version": service.models.default.version,
         "models": [
             {"name": model.example, "version": version, "loaded": version in loaded}
-            for version, model in of.models.by_version.items()
+            for version, model in service.models.by_version.items()
         ],
         "since": STARTED,
         **without_foreign(now, lambda id: owns(request, id)),
-        "disk_free_bytes": of.ledger.free_bytes(),
+        "disk_free_bytes": service.ledger.free_bytes(),
     })  # fmt: skip
 
 
 def usage(request: Request) -> Response:
     """Limits and use of the key that asks."""
-    of, key = service(request), key_of(request)
-    days = [responses.Day(day=day, images=n, megapixels=round(mp, 6)) for day, n, mp in of.ledger.usage(key.name)]
+    service, key = service_of(request), key_of(request)
+    days = [responses.Day(day=day, images=n, megapixels=round(mp, 6)) for day, n, mp in service.ledger.usage(key.name)]
     usage: responses.Usage = {
         "name": key.name,
-        "rate": key.rate or of.configuration.rate,
-        "share": key.share or of.configuration.queue_share,
+        "rate": key.rate or service.configuration.rate,
+        "share": key.share or service.configuration.queue_share,
         "priorities": list(key.priorities),
         "megapixels_per_day": key.megapixels_per_day,
         "expires": key.expires.isoformat() if key.expires else None,
@@ -72,7 +72,7 @@ def usage(request: Request) -> Response:
 
 
 def owns(request: Request, id: str) -> bool:
-    job = service(request).jobs.find(id)
+    job = service_of(request).jobs.find(id)
     return job is not None and job.owner == owner(request)
 
 
@@ -94,29 +94,29 @@ class State:
         key: the one key whose counts are shown, without the ids of jobs; None: all.
     """
 
-    def __init__(self, of: Service, key: str | None) -> None:
-        self.of, self.key = of, key
+    def __init__(self, service: Service, key: str | None) -> None:
+        self.service, self.key = service, key
 
     def collect(self) -> Iterator[Metric]:
-        now = self.of.jobs.status()
-        yield from families(*self.of.jobs.counts(), self.key)
+        now = self.service.jobs.status()
+        yield from families(*self.service.jobs.counts(), self.key)
         yield from self.background_tasks(now)
         yield from self.workers(now)
         yield from self.gpus(now)
         for name, description, value in (
-            ("seesr_ready", "1 when images can be upscaled", self.of.ready() is None),
+            ("seesr_ready", "1 when images can be upscaled", self.service.ready() is None),
             ("seesr_queue_length", "Jobs in the queue", now["queue_length"]),
             ("seesr_oldest_wait_seconds", "Age of the oldest job in the queue", now["oldest_wait_seconds"]),
             ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
             ("seesr_memory_bytes", "Resident memory of this process", resident()),
-            ("seesr_disk_free_bytes", "Free bytes of the disk of SEESR_DATA", self.of.ledger.free_bytes()),
+            ("seesr_disk_free_bytes", "Free bytes of the disk of SEESR_DATA", self.service.ledger.free_bytes()),
         ):
             yield GaugeMetricFamily(name, description, value=value)
 
     def background_tasks(self, now: dict[str, Any]) -> Iterator[Metric]:
         failures = CounterMetricFamily("seesr_background_failures", "Errors of background tasks", labels=["task"])
         up = GaugeMetricFamily("seesr_background_up", "1 while the background task runs", labels=["task"])
-        for name, task in list(self.of.supervisor.tasks.items()):
+        for name, task in list(self.service.supervisor.tasks.items()):
             failures.add_metric([name], task.failures)
             up.add_metric([name], not task.down)
         yield from (failures, up)
@@ -154,10 +154,10 @@ class State:
 
 def metrics(request: Request) -> Response:
     """For Prometheus; in OpenMetrics, with ids of jobs as exemplars, for a scraper that accepts it."""
-    of, key, registry = service(request), request.scope["state"]["key"], CollectorRegistry()
+    service, key, registry = service_of(request), request.scope["state"]["key"], CollectorRegistry()
     sees_all = key is None or key.name == LOCAL  # the scrape token, or a server without keys
-    registry.register(State(of, None if sees_all else key.name))  # type: ignore[arg-type]
-    registry.register(of.registry)
+    registry.register(State(service, None if sees_all else key.name))  # type: ignore[arg-type]
+    registry.register(service.registry)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), media_type=media_type)
 

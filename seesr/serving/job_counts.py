@@ -123,11 +123,11 @@ def families(counts: Mapping[Name, float], seen: Mapping[Name, Seen], key: str |
         yield counter
     for name, (labels, description) in HISTOGRAMS.items():
         histogram = HistogramMetricFamily(f"seesr_{name}", description, labels=labels)
-        for of in sorted({full[:-1] for full in counts if full[0] == name} | ({(name,)} if not labels else set())):
+        for series in sorted({full[:-1] for full in counts if full[0] == name} | ({(name,)} if not labels else set())):
             buckets, total = [], 0.0
             for bound in map(floatToGoString, BUCKETS):
-                total += counts.get((*of, bound), 0)
-                exemplar = seen.get((*of, bound)) if key is None else None
+                total += counts.get((*series, bound), 0)
+                exemplar = seen.get((*series, bound)) if key is None else None
                 buckets.append((bound, total, exemplar and Exemplar({"job_id": exemplar[0]}, *exemplar[1:])))
-            histogram.add_metric(of[1:], buckets, counts.get((*of, "sum"), 0.0))
+            histogram.add_metric(series[1:], buckets, counts.get((*series, "sum"), 0.0))
         yield histogram

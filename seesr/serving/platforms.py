@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving import responses
-from seesr.serving.api import service, store_both, upscale
+from seesr.serving.api import service_of, store_both, upscale
 from seesr.serving.job import DONE, Job
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import (
@@ -39,24 +39,24 @@ async def run_job(request: Request, image: str, parameters: dict[str, Any]) -> r
     Raises:
         ValueError, Refused: one line.
     """
-    of, options = service(request), parse(Parameters, parameters, "parameters.")
+    service, options = service_of(request), parse(Parameters, parameters, "parameters.")
     settings = settings_of(options.model_extra or {})
     source, mask = image and once(await run_in_threadpool(from_data_uri, image)), options.mask
     if isinstance(mask, str) and mask and ":" not in mask:
         mask = f"data:;base64,{mask}"
     stored, mask = await store_both(request, source, mask)
-    await of.check(stored, settings, mask)
-    job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask)
-    job = await of.wait(job, LONGEST_WAIT, request)
+    await service.check(stored, settings, mask)
+    job = await run_in_threadpool(service.submit, request, stored, settings, {}, mask)
+    job = await service.wait(job, LONGEST_WAIT, request)
     if job.status != DONE:
         raise Refused("job_failed" if job.error else "unavailable", job.error or "the image was not finished in time")
-    return await run_in_threadpool(result_of, of, job)
+    return await run_in_threadpool(result_of, service, job)
 
 
-def result_of(of: Service, job: Job) -> responses.InferenceResult:
+def result_of(service: Service, job: Job) -> responses.InferenceResult:
     """A job that succeeded, with its file in base64."""
     return {
-        "image": base64.b64encode(of.result(job).read_bytes()).decode(),
+        "image": base64.b64encode(service.result(job).read_bytes()).decode(),
         "format": job.suffix,
         "seed": job.settings["seed"],
         "metrics": job.metrics,
@@ -97,8 +97,8 @@ async def invocations(request: Request) -> Response:
 
 def ping(request: Request) -> Response:
     """200 when images can be made, 204 while the weights load, 503 when they never will be."""
-    of = service(request)
-    reason = of.ready()
+    service = service_of(request)
+    reason = service.ready()
     if reason is None:
         return Response(status_code=200)
     return Response(status_code=204 if "loading" in reason else 503)

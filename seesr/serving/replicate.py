@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seesr.serving import files, responses
-from seesr.serving.api import NO_CHANGE, changes_of, event, event_stream, service, store_both
+from seesr.serving.api import NO_CHANGE, changes_of, event, event_stream, service_of, store_both
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING, Job
 from seesr.serving.middleware import owner
 from seesr.serving.models import Model
@@ -28,19 +28,19 @@ PAGE = 100
 LONGEST_WAIT = 60.0  # seconds
 
 
-def prediction(of: Service, base: str, job: Job, whole: bool = True) -> responses.Prediction:
+def prediction(service: Service, base: str, job: Job, whole: bool = True) -> responses.Prediction:
     """A job as Replicate shows it.
 
     Args:
         whole: with the output. Over plain http that is a data URI, since the clients take only https links for files.
     """
-    output, removed = output_of(of, base, job, whole)
+    output, removed = output_of(service, base, job, whole)
     metrics = dict(job.metrics)
     if job.started and job.completed:
         metrics |= {"predict_time": job.completed - job.started, "total_time": job.completed - job.created}
     here = f"{base}/v1/predictions/{job.id}"
-    version = job.version or of.models.default.version
-    model = of.models.by_version.get(version, of.models.default)
+    version = job.version or service.models.default.version
+    model = service.models.by_version.get(version, service.models.default)
     return {
         "id": job.id,
         "model": model.title_for(job.owner),
@@ -59,18 +59,18 @@ def prediction(of: Service, base: str, job: Job, whole: bool = True) -> response
         "urls": {
             "get": here,
             "cancel": f"{here}/cancel",
-            "stream": f"{here}/stream?{of.signed_query(stream_name(job.id))}",
+            "stream": f"{here}/stream?{service.signed_query(stream_name(job.id))}",
             "web": f"{base}/",
         },
     }
 
 
-def output_of(of: Service, base: str, job: Job, whole: bool = True) -> tuple[str | None, bool]:
+def output_of(service: Service, base: str, job: Job, whole: bool = True) -> tuple[str | None, bool]:
     """(address of the result, whether it was removed): a link over https, a data URI over http if `whole`."""
     if job.status != DONE or not job.output:
         return None, False
     try:
-        return of.link(base, job) if base.startswith("https:") or not whole else of.data_uri(job), False
+        return service.link(base, job) if base.startswith("https:") or not whole else service.data_uri(job), False
     except Refused:
         return None, True
 
@@ -82,23 +82,23 @@ def stream_name(id: str) -> str:
 
 async def create(request: Request) -> Response:
     """POST of a prediction: queues it, and waits for it as long as `Prefer: wait` says."""
-    of, body = service(request), parse(PredictionRequest, await read_json(request))
+    service, body = service_of(request), parse(PredictionRequest, await read_json(request))
     model = model_of(request, body.version)
     inputs = parse(Input, body.input, "input.")
     settings = settings_of(inputs.model_extra or {})
     if body.webhook is not None:
-        check_target(body.webhook, of.configuration.local_webhooks)
+        check_target(body.webhook, service.configuration.local_webhooks)
     stored, mask = await store_both(request, inputs.image, inputs.mask)
-    await of.check(stored, settings, mask)
+    await service.check(stored, settings, mask)
     more = {"webhook": body.webhook, "events": body.webhook_events_filter, "version": model.version}
-    job = await run_in_threadpool(of.submit, request, stored, settings, {}, mask, **more)
-    job = await of.wait(job, preferred_wait(request))
-    return await run_in_threadpool(created, of, of.base(request), job)
+    job = await run_in_threadpool(service.submit, request, stored, settings, {}, mask, **more)
+    job = await service.wait(job, preferred_wait(request))
+    return await run_in_threadpool(created, service, service.base(request), job)
 
 
-def created(of: Service, base: str, job: Job) -> Response:
+def created(service: Service, base: str, job: Job) -> Response:
     """The answer to a new prediction, on a worker thread: the output may be many megabytes of base64."""
-    record = prediction(of, base, job)
+    record = prediction(service, base, job)
     if record["status"] == RUNNING:  # the clients take "processing" after a wait for the end
         record["status"] = WAITING
     return JSONResponse(record, 201)
@@ -110,7 +110,7 @@ def model_of(request: Request, version: str | None) -> Model:
     Raises:
         Refused: 404 or 422.
     """
-    models, path = service(request).models, request.path_params
+    models, path = service_of(request).models, request.path_params
     named = models.named(path["owner"], path["name"]) if "name" in path else None
     if "name" in path and named is None:
         detail = f"there is no model {path['owner']}/{path['name']} here; there are {models.examples}"
@@ -139,28 +139,28 @@ def preferred_wait(request: Request) -> float:
 
 
 def show(request: Request) -> Response:
-    of = service(request)
-    return JSONResponse(prediction(of, of.base(request), of.owned(request, request.path_params["id"])))
+    service = service_of(request)
+    return JSONResponse(prediction(service, service.base(request), service.owned(request, request.path_params["id"])))
 
 
 async def stream(request: Request) -> Response:
     """Streams a prediction as Replicate does, with the events logs, output, error and done. Its link is signed."""
-    of, base, id = service(request), service(request).base(request), request.path_params["id"]
-    of.check_link(stream_name(id), request.query_params)
-    first = await run_in_threadpool(of.jobs.find, id)
+    service, base, id = service_of(request), service_of(request).base(request), request.path_params["id"]
+    service.check_link(stream_name(id), request.query_params)
+    first = await run_in_threadpool(service.jobs.find, id)
     if first is None:
         raise Refused("not_found", "there is no prediction of this id")
 
     async def events() -> AsyncIterator[str]:
         job, sent = first, 0
-        async for change in changes_of(of, first):
+        async for change in changes_of(service, first):
             job = change or job
             if change is None:
                 yield NO_CHANGE
             elif job.logs[sent:]:
                 yield event("logs", job.logs[sent:].rstrip("\n"), job.revision)
                 sent = len(job.logs)
-        output, removed = await run_in_threadpool(output_of, of, base, job)
+        output, removed = await run_in_threadpool(output_of, service, base, job)
         if output is not None:
             yield event("output", output, job.revision)
         error = "the result was removed" if removed else job.error
@@ -174,10 +174,10 @@ async def stream(request: Request) -> Response:
 
 
 def cancel(request: Request) -> Response:
-    of = service(request)
-    job = of.owned(request, request.path_params["id"])
-    of.jobs.cancel(job.id)
-    record = prediction(of, of.base(request), of.owned(request, job.id))
+    service = service_of(request)
+    job = service.owned(request, request.path_params["id"])
+    service.jobs.cancel(job.id)
+    record = prediction(service, service.base(request), service.owned(request, job.id))
     if not job.ended:
         record["status"] = CANCELED
     return JSONResponse(record)
@@ -185,7 +185,7 @@ def cancel(request: Request) -> Response:
 
 def index(request: Request) -> Response:
     """The caller's predictions, newest first, PAGE at a time."""
-    of, base = service(request), service(request).base(request)
+    service, base = service_of(request), service_of(request).base(request)
     cursor = request.query_params.get("cursor")
     try:
         before = None if cursor is None else float(cursor)
@@ -193,9 +193,9 @@ def index(request: Request) -> Response:
         before = math.nan
     if before is not None and not math.isfinite(before):
         raise Refused("invalid_cursor", "cursor is invalid; use the URL in next")
-    jobs = of.jobs.recent(owner(request), PAGE + 1, before)
+    jobs = service.jobs.recent(owner(request), PAGE + 1, before)
     more = f"{base}/v1/predictions?cursor={jobs[PAGE - 1].created!r}" if len(jobs) > PAGE else None
-    results = [prediction(of, base, job, whole=False) for job in jobs[:PAGE]]
+    results = [prediction(service, base, job, whole=False) for job in jobs[:PAGE]]
     page: responses.Predictions = {"previous": None, "next": more, "results": results}
     return JSONResponse(page)
 
@@ -220,7 +220,7 @@ async def show_model(request: Request) -> Response:
         "name": name,
         "description": "SeeSR super-resolution",
         "visibility": "private",
-        "url": f"{service(request).base(request)}/",
+        "url": f"{service_of(request).base(request)}/",
         "cover_image_url": None,
         "default_example": None,
         "run_count": 0,
@@ -236,7 +236,7 @@ async def versions(request: Request) -> Response:
 
 
 async def webhook_secret(request: Request) -> Response:
-    secret: responses.WebhookSecret = {"key": whsec(service(request).webhook_secret(owner(request)))}
+    secret: responses.WebhookSecret = {"key": whsec(service_of(request).webhook_secret(owner(request)))}
     return JSONResponse(secret)
 
 

@@ -21,10 +21,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield running
 
 
-def post(of: Fleet, token: str, **query: object) -> httpx.Response:
+def post(cluster: Fleet, token: str, **query: object) -> httpx.Response:
     params = {"wait": 0, "num_inference_steps": 1, **query}
     headers = {**PNG, "Authorization": f"Bearer {token}"}
-    return httpx.post(f"{of.addresses['gateway']}/upscale", params=params, content=IMAGE, headers=headers, timeout=30)
+    return httpx.post(
+        f"{cluster.addresses['gateway']}/upscale", params=params, content=IMAGE, headers=headers, timeout=30
+    )
 
 
 def test_a_key_that_fills_the_queue_delays_another_by_one_image(shared: Fleet) -> None:

@@ -122,10 +122,10 @@ def test_a_store_that_hangs_takes_a_part_of_the_threads(tmp_path: Path) -> None:
     folder, port = tmp_path, free_port()
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
     environment = {"SEESR_STORE": "s3://seesr", "AWS_ENDPOINT": f"http://127.0.0.1:{port}", **keys}
-    with fleet(folder, workers=0, gateways=0, **environment) as of:
-        store = of.spawn("other", sys.executable, "-m", "moto.server", "-p", str(port))
-        of.until(lambda: httpx.put(f"{environment['AWS_ENDPOINT']}/seesr").status_code == 200, 60)
-        address = of.start_gateway("gateway")
+    with fleet(folder, workers=0, gateways=0, **environment) as cluster:
+        store = cluster.spawn("other", sys.executable, "-m", "moto.server", "-p", str(port))
+        cluster.until(lambda: httpx.put(f"{environment['AWS_ENDPOINT']}/seesr").status_code == 200, 60)
+        address = cluster.start_gateway("gateway")
         job = httpx.post(f"{address}/upscale?wait=0", content=IMAGE, headers=PNG, timeout=30).json()["id"]
 
         def send(_: int) -> int:

@@ -132,19 +132,19 @@ def test_a_header_that_takes_too_long_does_not_stop_the_server(tmp_path: Path, m
 def test_a_key_whose_server_was_killed_before_the_job_gets_it_at_the_next_try(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         headers = {**PNG, "Idempotency-Key": "k"}
-        of = client.app.state.service  # type: ignore[attr-defined]
+        app_service = client.app.state.service  # type: ignore[attr-defined]
         claims: list[str] = []
-        real = of.ledger.claim
+        real = app_service.ledger.claim
 
         def claim(owner: str, key: str, digest: str, id: str) -> object:
             claims.append(id)
             return real(owner, key, digest, id)
 
-        of.ledger.claim = claim
+        app_service.ledger.claim = claim
         ids = [client.post("/upscale?seed=1&wait=0", content=sharp(), headers=headers).json()["id"]]
-        of.ledger.claim = real
+        app_service.ledger.claim = real
         until(lambda: status(client, ids[0]) == "succeeded")
-        of.jobs.journal.run("DELETE FROM jobs WHERE id = ?", ids[0])
+        app_service.jobs.journal.run("DELETE FROM jobs WHERE id = ?", ids[0])
         ids.append(client.post("/upscale?seed=1&wait=0", content=sharp(), headers=headers).json()["id"])
         assert ids == [claims[0], claims[0]]
         until(lambda: status(client, ids[1]) == "succeeded")
