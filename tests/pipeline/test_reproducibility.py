@@ -31,7 +31,7 @@ def test_the_tagger_input_does_not_depend_on_the_image_size(depth: type) -> None
     torch.testing.assert_close(preprocess(tagging.shrunk(small, 96), 96), whole, rtol=0, atol=2e-5)
 
 
-def test_an_image_asks_for_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_uses_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, *_: cls(2, 0)))
     assert pocket(photo, QUICK).metrics["tile_batch"] == 2
 
@@ -54,7 +54,7 @@ def test_saturated_colours_of_a_wide_profile_come_back(pocket: Upscaler) -> None
         assert np.abs(patch.mean((0, 1)) - colour).max() <= 1, (colour, patch.mean((0, 1)))
 
 
-def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
+def test_alpha_is_upscaled_by_lanczos(pocket: Upscaler) -> None:
     rng = np.random.default_rng(5)
     source = ImageData(rng.integers(0, 256, (20, 24, 3), np.uint8), alpha=rng.integers(0, 256, (20, 24), np.uint8))
     result = pocket(source, QUICK).image_data.alpha
@@ -63,7 +63,7 @@ def test_alpha_is_enlarged_by_lanczos(pocket: Upscaler) -> None:
     assert (result != resize(source.alpha, (48, 40))).any()
 
 
-def test_nothing_asks_the_network(tmp_path: Path) -> None:
+def test_nothing_uses_the_network(tmp_path: Path) -> None:
     """Loading and an image with every connection and every name refused."""
     Image.new("RGB", (24, 18), (90, 120, 60)).save(tmp_path / "small.png")
     script = f"""

@@ -61,7 +61,7 @@ def test_names_are_cleaned(name: str, clean: str) -> None:
     assert uploads.clean_name(name) == clean
 
 
-def test_only_named_hosts_are_asked() -> None:
+def test_only_named_hosts_are_contacted() -> None:
     assert fetch.permitted("example.com", "*") and fetch.permitted("Example.com", "a.org, example.com")
     assert fetch.permitted("cdn.example.com", ".example.com") and not fetch.permitted("evilexample.com", ".example.com")
     assert not fetch.permitted("example.com", "")
@@ -80,7 +80,7 @@ def test_private_addresses_are_refused_in_any_spelling(host: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "2a00:1450:4001::1"])
-def test_public_addresses_are_asked(address: str) -> None:
+def test_public_addresses_are_contacted(address: str) -> None:
     assert asyncio.run(fetch.public_address(address, 443)) == address
 
 

@@ -65,7 +65,9 @@ def test_the_commands_add_list_and_revoke(
     assert main(["keys", "add", "a b"]) == 2
 
 
-def test_no_key_lets_nobody_in_and_a_new_one_is_seen_at_once(client: TestClient, add: Callable[..., str]) -> None:
+def test_an_empty_keys_file_rejects_everyone_and_a_new_key_works_at_once(
+    client: TestClient, add: Callable[..., str]
+) -> None:
     assert client.get("/jobs/x").status_code == 401
     old = add("ann")
     job = upscale(client, old).headers["x-job-id"]

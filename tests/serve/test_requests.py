@@ -107,7 +107,7 @@ def test_odd_values_are_refused_in_one_line_on_every_route(client: TestClient, n
 
 
 @pytest.mark.parametrize("value", ["1e999", "nan", "9" * 400, "\u00b2", "x", "[1]", "\u0000", "-1", "True", "0x10"])
-def test_odd_words_of_queries_and_forms(client: TestClient, value: str) -> None:
+def test_odd_values_of_queries_and_forms(client: TestClient, value: str) -> None:
     for name in ("wait", "deadline", "priority", "answer", "seed", "scale_factor", "bandwidth"):
         refused(client.post("/upscale", params={name: value}, content=IMAGE, headers=PNG))
         refused(client.post("/upscale", data={name: value}, files={"image": ("a.png", IMAGE, "image/png")}))

@@ -219,7 +219,7 @@ def test_too_many_tags_leave_room_for_what_the_user_wrote(tiny_upscaler: Upscale
     assert prompt_module.fit(tokenizer, ["a", "b"], "", "clean").left_out == []
 
 
-def test_words_that_do_not_fit_are_told(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
+def test_words_that_do_not_fit_are_reported(tiny_upscaler: Upscaler, photo: Image.Image) -> None:
     user = "dark " * 90
     prompt = prompt_module.fit(tiny_upscaler.networks.tokenizer, ["cat"], user, "clean")
     assert prompt.tags == [] and prompt.left_out == ["cat"] and prompt.cut.split()[-1] == "clean"

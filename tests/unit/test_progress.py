@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_every_change_is_told_to_all() -> None:
+def test_every_change_reaches_every_listener() -> None:
     first: list[Position] = []
     second: list[Position] = []
     progress = Progress(first.append, second.append)
