@@ -185,7 +185,7 @@ DECODED = {"size": "", "free_gb": "g", "conv_tflop": ",.1f", "attention_tflop": 
 DECODED |= {"peak_gb": ".1f", "launches": ","}
 COUNTED = {"size": "", "free_gb": "g", "tflop": ",.1f", "moved_gb": ",.0f", "peak_gb": ".1f", "launches": ","}
 COUNTED |= {"synchronisations": "", "bus_bytes_per_pixel": ".1f"}
-WORDS = """# What an image costs, counted
+TEMPLATE = """# What an image costs, counted
 
 Made by `python -m lab.speed.count --table` on the full-size networks, in half precision, two steps, without a GPU and
 without measuring any time. `free_gb` is what a card has beside the weights; `peak_gb` is what activations hold at most.
@@ -208,7 +208,7 @@ of the bandwidth {copied:.0%}, and {launch:.0f} microseconds a launch. Files and
 def tables(rows: list[dict[str, Any]], cards: list[dict[str, Any]]) -> str:
     """Markdown: what was counted, the decoder's part, and the seconds computed for every card."""
     sides = [name for name in cards[0] if name.endswith("px")]
-    return WORDS.format(
+    return TEMPLATE.format(
         counted=report.table(rows, COUNTED),
         decoders=report.table([result | result["stages"]["decode"] for result in rows], DECODED),
         reached=", ".join(f"{share:.0%} ({kind})" for kind, share in REACHED.items() if kind != "other"),
