@@ -134,8 +134,8 @@ def disagreement(spread: Tensor, rgb: Pixels) -> NDArray[np.float32]:
     for top, bottom, first, last in spans(height, AVERAGED + round(4 * DETAIL_SIGMA) + 1):
         grey = scale * rgb[first:last].mean(2, dtype=np.float32)
         detail = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), DETAIL_SIGMA))
-        apart = spread[first:last, :width].cpu().numpy()
-        whole = cv2.blur(apart, (AVERAGED, AVERAGED)) * cv2.blur(detail, (AVERAGED, AVERAGED))
+        local_spread = spread[first:last, :width].cpu().numpy()
+        whole = cv2.blur(local_spread, (AVERAGED, AVERAGED)) * cv2.blur(detail, (AVERAGED, AVERAGED))
         result[top:bottom] = whole[top - first : bottom - first]
     return result
 

@@ -109,12 +109,12 @@ class UpscaleRun:
             z, spread, kds = self.cached("denoise", scope, lambda: self.denoise(denoiser, posterior))
         with self.timed("decode"):
             restored = self.cached("decode", scope, lambda: self.decode(z[:1]))
-            apart = None
+            particle_spread = None
             if self.calibration is not None:
-                apart = self.cached("particles", scope, lambda: self.compare(restored, z))
+                particle_spread = self.cached("particles", scope, lambda: self.compare(restored, z))
         with self.timed("finish"):
             image, trust = self.finish(restored, conditioning, spread)
-            disagreement = None if apart is None else confidence.disagreement(apart, image.rgb)
+            disagreement = None if particle_spread is None else confidence.disagreement(particle_spread, image.rgb)
         shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
         metrics = self.metrics(image, denoiser, fitted) | trust | kds | shown
         if self.calibration is not None and disagreement is not None:
@@ -249,11 +249,11 @@ class UpscaleRun:
         """
         settings, factor, (start, update) = self.settings, self.factor, self.start(posterior)
         steps = sampling.schedule(self.networks.scheduler, self.steps)
-        each = denoiser.needed or [denoiser.tiles] * len(steps)
-        self.progress.start("denoise", max(1, len(start) * sum(map(len, each))))
+        per_step = denoiser.needed or [denoiser.tiles] * len(steps)
+        self.progress.start("denoise", max(1, len(start) * sum(map(len, per_step))))
         if not settings.steered:
             z = sampling.sample(denoiser, start, steps, update)
-            return torch.where(covered(each[-1], z), z, posterior.mean()), None, {}
+            return torch.where(covered(per_step[-1], z), z, posterior.mean()), None, {}
         area = (-(-self.size[1] // factor), -(-self.size[0] // factor))
         method = steering.Steering(bandwidth=settings.bandwidth)
         ensemble = steering.Ensemble(method, len(steps), len(start), area)
@@ -346,7 +346,7 @@ class UpscaleRun:
         settings, mask = self.settings, self.mask
         generated = settings.fidelity < 1 and (mask is None or bool(mask.any()))
         if generated:
-            self.check_alive(content, style)
+            self.check_decoded(content, style)
         strips = color.match_by_strips(content, style, len(conditioning), settings.color_fix)
         rgb = postprocess.to_integers(strips, self.size, self.source.rgb.dtype)
         masks = [m for m in (mask, postprocess.textured(self.source.visible, self.scale)) if m is not None]
@@ -363,14 +363,14 @@ class UpscaleRun:
             return image.cropped(*settings.rectangle), {}
         return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
 
-    def check_alive(self, content: color.Rows, style: color.Rows) -> None:
-        """Rejects output without an image, see `postprocess.check_alive`; checks only the decoded part of a region."""
+    def check_decoded(self, content: color.Rows, style: color.Rows) -> None:
+        """Rejects output without an image, see `postprocess.check_decoded`; checks only the decoded part of a region."""
         if self.part is None:
-            return postprocess.check_alive(content, style, self.size)
+            return postprocess.check_decoded(content, style, self.size)
         (width, height), part = self.size, self.part.scaled(self.factor)
         bottom, right = min(part.bottom, height), min(part.right, width)
 
         def inside(rows: color.Rows) -> color.Rows:
             return lambda first, last: rows(part.top + first, part.top + last)[..., part.left : right]
 
-        return postprocess.check_alive(inside(content), inside(style), (right - part.left, bottom - part.top))
+        return postprocess.check_decoded(inside(content), inside(style), (right - part.left, bottom - part.top))

@@ -27,7 +27,7 @@ FLAT_RAMP = 6  # input pixels over which its detail fades out from there, at 2x 
 MIN_SHARE = 0.25  # of the input's slope that a decoder which works keeps
 
 
-def check_alive(content: Rows, style: Rows, size: tuple[int, int]) -> None:
+def check_decoded(content: Rows, style: Rows, size: tuple[int, int]) -> None:
     """Rejects decoder output, before any color correction, that lacks the input's contrast.
 
     Compares the mean differences of neighbouring blocks of BLOCK x BLOCK pixels. They are near 0 for output that is

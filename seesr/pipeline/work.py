@@ -85,11 +85,11 @@ def plan(outline: Outline, settings: Settings, size: tuple[int, int], mask: Grey
     width, height = (max(least, -(-side // multiple) * multiple) for side in output)
     latent = height // factor, width // factor
     tiles = grid(*latent, least_work(*latent, sides, settings.latent_tiled_overlap), settings.latent_tiled_overlap)
-    each = needed(outline.halo, settings, steps, mask, tiles, output, (height, width), scale) or [tiles] * steps
+    per_step = needed(outline.halo, settings, steps, mask, tiles, output, (height, width), scale) or [tiles] * steps
     part = visible_part(settings, scale, factor, latent) if outline.halo is not None else None
-    seen = None if part is None else bounds([part, *each[0]])
+    seen = None if part is None else bounds([part, *per_step[0]])
     area = (tiles[0].bottom - tiles[0].top) * (tiles[0].right - tiles[0].left)
-    return Plan(output, latent, each, area, part, seen)
+    return Plan(output, latent, per_step, area, part, seen)
 
 
 def shown_megapixels(settings: Settings, output: tuple[int, int]) -> float:

@@ -19,7 +19,7 @@ from seesr.vae import row_strips
 from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk_tiles
 
 TILE = 96  # side of a tile with its halo, latent pixels
-TINY_ALIVE = 6  # activations of the widest layer that one pass of an AutoencoderTiny holds at once, at most
+TINY_ACTIVATIONS = 6  # activations of the widest layer that one pass of an AutoencoderTiny holds at once, at most
 HALO = 8  # latent pixels; values farther away have no measurable effect (docs/decisions/0005)
 TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
@@ -255,7 +255,7 @@ def tiny_side(network: nn.Module, amount: int) -> int:
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     doublings = sum(isinstance(m, nn.Upsample) or getattr(m, "stride", None) == (2, 2) for m in network.modules())
     width = max(module.out_channels for module in convolutions)
-    each = TINY_ALIVE * width * 4**doublings * convolutions[0].weight.element_size()
+    each = TINY_ACTIVATIONS * width * 4**doublings * convolutions[0].weight.element_size()
     return max(TILE, min(TILE_TINY, math.isqrt(amount // each)))
 
 
