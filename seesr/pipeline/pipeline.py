@@ -364,7 +364,7 @@ class UpscaleRun:
         return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
 
     def check_decoded(self, content: color.Rows, style: color.Rows) -> None:
-        """Rejects output without an image, see `postprocess.check_decoded`; checks only the decoded part of a region."""
+        """Rejects output without an image, see `postprocess.check_decoded`; only the decoded part is checked."""
         if self.part is None:
             return postprocess.check_decoded(content, style, self.size)
         (width, height), part = self.size, self.part.scaled(self.factor)
