@@ -41,7 +41,11 @@ def test_one_command_fetches_converts_and_clears(
     run()
     output = capsys.readouterr().out
     assert "stabilityai/sd-turbo@0123456789ab" in output and "licence: Stability AI Community License" in output
-    assert "GB needed" in output and "GB free" in output and "trusted at the first download" in output
+    assert (
+        "GB needed" in output
+        and "GB free" in output
+        and "no published checksum, the first download is trusted" in output
+    )
     assert "of tensors that are not used are left out" in output and "is complete" in output
     assert not (tmp_path / "cache/downloads").exists()
 
@@ -207,7 +211,7 @@ def test_another_first_download_is_refused(
         path.write_text(data + " ")
     (tmp_path / "full").rmdir()
     message = refused(run)
-    assert "is not the file of the first download" in message and "first-use.json" in message
+    assert "has changed since the first download" in message and "first-use.json" in message
 
 
 def test_a_file_that_was_damaged_on_the_disk_is_fetched_again(
