@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,30 @@ from lab.report import RESULTS, ROOT, read, table
 from seesr import Settings
 from seesr.config import Configuration, variable
 
-EVALUATED = (
-    "pocket-clean",
-    "pocket-mild",
-    "pocket-realesrgan",
-    "held-out-clean",
-    "held-out-mild",
-    "held-out-realesrgan",
-)
+EVALUATED = {  # results/NAME.json: the damage and the images of docs/quality.md
+    "pocket-clean": ("clean", "built-in"),
+    "held-out-clean": ("clean", "held-out"),
+    "pocket-mild": ("mild", "built-in"),
+    "held-out-mild": ("mild", "held-out"),
+    "pocket-realesrgan": ("strong", "built-in"),
+    "held-out-realesrgan": ("strong", "held-out"),
+}
+TYPES = {"bool": "0 or 1", "int": "whole number", "float": "number", "str": "text", "Path": "path"}
 PEERS = {
     "damage": "", "method": "", "images": "d", "gain_db": "+.2f", "least_db": "+.2f", "ssim": ".3f", "alex": ".3f",
     "vgg": ".3f", "niqe": ".2f", "seconds_per_mp": ".1f",
 }  # fmt: skip
+API = {  # what docs/api.md lists, by module
+    "seesr.engine.api": ("upscale",),
+    "seesr.engine.engine": tuple(
+        f"Engine.{name}" for name in ("load", "run", "arun", "quote", "healthy", "about", "unload", "reload")
+    ),
+    "seesr.pipeline.result": tuple(f"Output.{name}" for name in ("save", "image", "array", "data", "view", "seed")),
+    "seesr.settings.settings": ("Settings.replace", "Settings.output_size"),
+    "seesr.images.record": ("read_record",),
+}
 PAGES = (
+    "docs/api.md",
     "docs/quality.md",
     "README.md",
     "docs/inputs.md",
@@ -48,6 +58,16 @@ PAGES = (
     "docs/decisions/0029-quotes.md",
     "docs/decisions/0038-trust-map.md",
 )
+
+
+def titled(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> str:
+    """Rows as a table whose headings are not their keys.
+
+    Args:
+        columns: the keys to show, in order, each with its heading and the format of its values.
+    """
+    shown = [{title: row.get(key) for key, (title, _) in columns.items()} for row in rows]
+    return table(shown, dict(columns.values()))
 
 
 def span(field: dataclasses.Field[Any]) -> str:
@@ -95,9 +115,37 @@ def variables() -> str:
             .removesuffix("'>")
         )
         kind = re.sub(r"(?:typing\.\w+\[)+(.*?)\]+", r"\1", kind).replace(" | None", "").replace("'", "")
-        value = "" if field.default is None else str(field.default)
+        kind = TYPES.get(kind, kind)
+        value = "" if field.default is None else str(int(field.default) if kind == TYPES["bool"] else field.default)
         rows.append({"variable": f"`{variable(name)}`", "type": kind, "default": value, "effect": field.description})
     return table(rows, {"variable": "", "type": "", "default": "", "effect": ""})
+
+
+FLEET = {  # figures of lab.fleet that their names do not explain
+    "begun": "starts (the last one only fails the job)",
+    "full": "answer when full",
+    "frozen": "status/seconds of three answers",
+    "gateway_memory_mb": "memory of a gateway before and after, MB",
+    "gateway_median_ms": "median answer of a gateway, ms",
+    "gateway_p99_ms": "p99 of them, ms",
+    "live": "/live",
+    "live_asked": "calls of /live",
+    "live_ms": "/live, ms",
+    "cancel_seconds": "seconds to cancel",
+    "job_asked_ms": "slowest answer about a job, ms",
+    "lost_ends": "lost ends of jobs",
+    "served_after_seconds": "seconds to the next result",
+}
+
+
+def plain(value: Any) -> str:
+    """A figure in words: lists and mappings without their brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        parts = ["/".join(map(str, part)) if isinstance(part, list) else plain(part) for part in value]
+        return (" " if isinstance(value[-1], str) else ", ").join(parts)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def fleet() -> str:
@@ -107,35 +155,89 @@ def fleet() -> str:
     for path in sorted((RESULTS / "fleet").glob("*.json")):
         (result,) = read(path)
         name = result.pop("experiment")
-        measured = ", ".join(f"{key} {value}" for key, value in result.items())
+        measured = "; ".join(
+            f"{FLEET.get(key, key.replace('_', ' '))}: {plain(value)}" for key, value in result.items()
+        )
         rows.append({"experiment": name, "what happens": about[name], "measured": measured})
     return table(rows, {"experiment": "", "what happens": "", "measured": ""})
 
 
 def fidelity() -> str:
-    """What `python -m lab.quality.fidelity` wrote, without the alternative methods."""
-    rows = [row for row in read(RESULTS / "fidelity.json") if row["way"].startswith("ours")]
-    columns = {"way": "", "fidelity": ".1f", "psnr to plain": ".2f", "psnr to truth": ".2f", "sharpness": ".3f"}
-    return table(rows, {**columns, "niqe": ".2f", "invented": ".4f", "faithful": ".2f"})
+    """What `python -m lab.quality.fidelity` wrote of the setting."""
+    names = {"ours": "", "ours, particles": "on"}
+    rows = [{**row, "way": names[row["way"]]} for row in read(RESULTS / "fidelity.json") if row["way"] in names]
+    columns = {
+        "fidelity": ("`fidelity`", ".1f"), "way": ("`use_kds`", ""), "psnr to plain": ("PSNR to bicubic, dB", ".2f"),
+        "psnr to truth": ("PSNR to the original, dB", ".2f"), "sharpness": ("sharpness", ".3f"),
+        "niqe": ("NIQE", ".2f"), "invented": ("`invented`", ".4f"), "faithful": ("`faithful`, dB", ".2f"),
+    }  # fmt: skip
+    return titled(rows, columns)
 
 
-def evaluated(name: str) -> str:
-    """Means that `python -m lab.quality.evaluate --json results/NAME.json` wrote."""
-    columns = {"method": "", "psnr_y": ".2f", "ssim_y": ".4f", "niqe": ".2f", "delta_e": ".2f", "shift": ".2f"}
-    columns |= {"gain y, dB": "+.2f", "95 %": "", "least": "+.2f"}
-    return table(read(RESULTS / f"{name}.json", "means"), columns)
+def evaluated() -> list[dict[str, Any]]:
+    """Means that `python -m lab.quality.evaluate --json results/NAME.json` wrote, with damage and images."""
+    rows = []
+    for name, (damage, kind) in EVALUATED.items():
+        images = {row["picture"].partition("/")[0] for row in read(RESULTS / f"{name}.json")}
+        for row in read(RESULTS / f"{name}.json", "means"):
+            method = row["method"].replace("ours", "pocket").replace(" 1 steps", " 1 step")
+            rows.append({**row, "damage": damage, "images": f"{kind}, {len(images)}", "method": method})
+    return rows
+
+
+GAIN = {"gain y, dB": ("gain, dB", "+.2f"), "95 %": ("95 % interval", ""), "least": ("worst image, dB", "+.2f")}
+
+
+def quality() -> str:
+    """The gain over bicubic with two steps."""
+    rows = [row for row in evaluated() if row["method"] == "pocket, 2 steps"]
+    return titled(rows, {"damage": ("damage", ""), "images": ("images", ""), **GAIN})
+
+
+def quality_all() -> str:
+    """Every method and measure."""
+    columns = {
+        "damage": ("damage", ""), "images": ("images", ""), "method": ("method", ""), "psnr_y": ("PSNR, dB", ".2f"),
+        "ssim_y": ("SSIM", ".4f"), "niqe": ("NIQE", ".2f"), "delta_e": ("color error", ".2f"),
+        "shift": ("color shift", ".2f"), **GAIN,
+    }  # fmt: skip
+    return titled(evaluated(), columns)
+
+
+def quality_commands() -> str:
+    """The command that wrote each file."""
+    rows = [
+        {
+            "damage": damage, "images": kind,
+            "command": f"`{json.loads((RESULTS / f'{name}.json').read_text())['command']}`",
+        }
+        for name, (damage, kind) in EVALUATED.items()
+    ]  # fmt: skip
+    return table(rows, dict.fromkeys(rows[0], ""))
 
 
 def ablation() -> str:
     """What `python -m lab.quality.ablate` wrote."""
-    columns = {"degradation": "", "variant": "", "psnr_y": ".2f", "change": "+.2f", "ssim_y": ".4f", "niqe": ".2f"}
-    return table(read(RESULTS / "ablation.json", "means"), columns)
+    rows = [{**row, "degradation": row["degradation"].replace("realesrgan", "strong")}
+            for row in read(RESULTS / "ablation.json", "means")]  # fmt: skip
+    columns = {"degradation": ("damage", ""), "variant": ("variant", ""), "psnr_y": ("PSNR, dB", ".2f")}
+    columns |= {"change": ("change, dB", "+.2f"), "ssim_y": ("SSIM", ".4f"), "niqe": ("NIQE", ".2f")}
+    return titled(rows, columns)
 
 
 def presets() -> str:
-    """What `python -m lab.quality.fidelity --presets` wrote."""
-    columns = {"preset": "", "seconds": ".2f", "psnr_y": ".2f", "niqe": ".2f", "invented": ".4f", "faithful": ".2f"}
-    return table(read(RESULTS / "presets.json"), columns)
+    """The presets, and what `python -m lab.quality.fidelity --presets` wrote of them."""
+    from seesr.settings.presets import PRESETS
+
+    def sets(name: str) -> str:
+        return ", ".join(f"`{setting}={value}`" for setting, value in PRESETS[name].items()) or "the defaults"
+
+    rows = [{**row, "sets": sets(row["preset"])} for row in read(RESULTS / "presets.json")]
+    columns = {
+        "preset": ("preset", ""), "sets": ("sets", ""), "seconds": ("seconds", ".2f"), "psnr_y": ("PSNR, dB", ".2f"),
+        "niqe": ("NIQE", ".2f"), "invented": ("`invented`", ".4f"), "faithful": ("`faithful`, dB", ".2f"),
+    }  # fmt: skip
+    return titled(rows, columns)
 
 
 def mutation() -> str:
@@ -187,6 +289,34 @@ def reachable(uses: dict[str, set[str]], start: str) -> set[str]:
     return results
 
 
+def signature(name: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """How a function is called, without types; a property has no parentheses."""
+    if any(ast.unparse(mark).endswith("property") for mark in function.decorator_list):
+        return name
+    arguments = function.args
+    arguments.args = [argument for argument in arguments.args if argument.arg not in ("self", "cls")]
+    for argument in ast.walk(arguments):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    call = f"{name}({ast.unparse(arguments)})"
+    return f"await {call}" if isinstance(function, ast.AsyncFunctionDef) else call
+
+
+def api() -> str:
+    """The public functions with the first sentences of their docstrings."""
+    rows = []
+    for module, names in API.items():
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        for name in names:
+            found: ast.AST = tree
+            for part in name.split("."):  # the last one of a name: the others are overloads
+                *_, found = (node for node in getattr(found, "body", []) if getattr(node, "name", "") == part)
+            assert isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)
+            about = (ast.get_docstring(found) or "").partition("\n\n")[0].replace("\n", " ")
+            rows.append({"call": f"`{signature(name, found)}`", "what it does": about})
+    return table(rows, {"call": "", "what it does": ""})
+
+
 def cards() -> str:
     """What `python -m lab.speed.count --table` computed for GPUs."""
     rows = read(RESULTS / "counts.json", "cards")
@@ -214,14 +344,24 @@ def ratio() -> str:
 
 def peers() -> str:
     """What `python -m lab.quality.peers` measured."""
-    return table(read(RESULTS / "peers.json", "means"), PEERS)
+    titles = {
+        "gain_db": "gain, dB", "least_db": "worst image, dB", "ssim": "SSIM", "alex": "LPIPS alex", "vgg": "LPIPS vgg",
+        "niqe": "NIQE", "seconds_per_mp": "seconds per megapixel",
+    }  # fmt: skip
+    rows = read(RESULTS / "peers.json", "means")
+    rows = [{**row, "method": row["method"].replace("truth", "the original")} for row in rows]
+    columns = {key: (titles.get(key, key), form) for key, form in PEERS.items() if key != "images"}
+    return titled(rows, columns)
 
 
 def region() -> str:
-    """What `python -m lab.quality.region` counted."""
-    from lab.quality.region import COLUMNS
-
-    return table(read(RESULTS / "region.json"), COLUMNS)
+    """What `python -m lab.quality.region` counted, of the regions of 1 % and 10 %."""
+    columns = {
+        "output": ("output", ""), "region": ("region", ""), "area": ("share of the area", ".1%"),
+        "tiles": ("tiles of the whole output", "d"), "corner": ("computed, in a corner", ".1%"),
+        "middle": ("computed, in the middle", ".1%"),
+    }  # fmt: skip
+    return titled([row for row in read(RESULTS / "region.json") if 0.008 < row["area"] < 0.12], columns)
 
 
 def stages() -> str:
@@ -232,17 +372,30 @@ def stages() -> str:
 
 def shard() -> str:
     """What `python -m lab.speed.shard` measured."""
-    columns = {"input": "", "fault": "", "processes": "d", "denoise_s": ".2f", "speedup": ".2f"}
-    columns |= {"tiles": "d", "tiles_shared": "d", "encode_s": ".2f", "decode_s": ".2f", "same_bytes": ""}
-    return table(read(RESULTS / "shard.json"), columns)
+    columns = {
+        "processes": ("processes", "d"), "fault": ("fault", ""),
+        "denoise_s": ("denoiser, s", ".2f"), "speedup": ("speedup", ".2f"), "tiles": ("tiles", "d"),
+        "tiles_shared": ("of them by the other", "d"), "encode_s": ("encoder, s", ".2f"),
+        "decode_s": ("decoder, s", ".2f"), "same_bytes": ("same bytes", ""),
+    }  # fmt: skip
+    return titled(
+        [{**row, "same_bytes": "yes" if row["same_bytes"] else "no"} for row in read(RESULTS / "shard.json")], columns
+    )
 
 
 def shard_simulated() -> str:
-    """What `python -m lab.speed.shard` computed for more workers."""
+    """What `python -m lab.speed.shard` computed for more workers, of the largest output that is accepted."""
     rows = read(RESULTS / "shard.json", "simulated")
-    rows = [row for row in rows if row["workers"] > 2 and row["output"] != "16384x16384"]
-    columns = {"bundle": "", "network": "", "output": "", "workers": "d", "denoise_s": ".1f", "denoise_speedup": ".1f"}
-    return table(rows, {**columns, "image_s": ".0f", "image_speedup": ".1f"})
+    rows = [
+        row for row in rows
+        if row["workers"] > 2 and row["output"] == "8192x8192" and not row["network"].startswith("100 ")
+    ]  # fmt: skip
+    columns = {
+        "bundle": ("weights, worker", ""), "network": ("network", ""), "workers": ("workers", "d"),
+        "denoise_s": ("denoiser, s", ".1f"), "denoise_speedup": ("speedup", ".1f"),
+        "image_s": ("whole image, s", ".0f"), "image_speedup": ("speedup of it", ".1f"),
+    }  # fmt: skip
+    return titled(rows, columns)
 
 
 def openapi() -> str:
@@ -302,12 +455,12 @@ def scaling_inputs() -> str:
 def trust() -> str:
     """What `python -m lab.quality.trust` measured on the photographs that were not used for the calibration."""
     columns = {
-        "error": ".0f", "squares": "d", "within": ".1%", "within_over_splits": ".1%", "white": ".0%",
-        "white_clean": ".0%", "white_mild": ".0%", "without_a_mask": ".0%",
+        "error": ("bound, levels", ".0f"), "tested": ("squares", "d"), "within": ("kept", ".1%"),
+        "within_over_splits": ("kept, 200 splits", ".1%"), "trusted": ("white", ".0%"),
+        "trusted_clean": ("white, clean", ".0%"), "trusted_mild": ("white, mild", ".0%"),
+        "without_a_mask": ("kept without a mask", ".0%"),
     }  # fmt: skip
-    names = {"tested": "squares", "trusted": "white", "trusted_clean": "white_clean", "trusted_mild": "white_mild"}
-    rows = [{names.get(key, key): value for key, value in row.items()} for row in read(RESULTS / "trust.json")]
-    return table(rows, columns)
+    return titled(read(RESULTS / "trust.json"), columns)
 
 
 def price_dates() -> str:
@@ -320,6 +473,7 @@ def price_dates() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "api": api,
     "inputs": inputs,
     "effects": effects,
     "variables": variables,
@@ -327,7 +481,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity": fidelity,
     "presets": presets,
     "ablation": ablation,
-    **{name: functools.partial(evaluated, name) for name in EVALUATED},
+    "quality": quality,
+    "quality-all": quality_all,
+    "quality-commands": quality_commands,
     "flat": flat,
     "flat-photographs": flat_photographs,
     "peers": peers,
