@@ -148,7 +148,7 @@ def run_line(line: str, reader: Path, request: pytest.FixtureRequest) -> None:
             parser().parse_args(arguments)
     elif program == "curl":
         url = request.getfixturevalue("echo")
-        text = ADDRESS.sub(url, line).replace("/jobs/ID/events", "/status")
+        text = re.sub(r"/jobs/ID/\w+", "/status", ADDRESS.sub(url, line))
         done = subprocess.run(["bash", "-c", text], cwd=reader, env={**os.environ, "TOKEN": "x"}, capture_output=True)
         assert done.returncode == 0, (line, done.stderr)
     elif program in ("python", "python3"):
