@@ -358,8 +358,8 @@ def region() -> str:
     """What `python -m lab.quality.region` counted, of the regions of 1 % and 10 %."""
     columns = {
         "output": ("output", ""), "region": ("region", ""), "area": ("share of the area", ".1%"),
-        "tiles": ("tiles of the whole output", "d"), "corner": ("computed, in a corner", ".1%"),
-        "middle": ("computed, in the middle", ".1%"),
+        "tiles": ("tiles of the whole output", "d"), "corner": ("computed for a corner", ".1%"),
+        "middle": ("computed for the middle", ".1%"),
     }  # fmt: skip
     return titled([row for row in read(RESULTS / "region.json") if 0.008 < row["area"] < 0.12], columns)
 
