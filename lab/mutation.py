@@ -1,6 +1,6 @@
 """Mutation testing: changes the code in small ways, one at a time, and counts the changes that tests detect.
 
-python -m lab.mutation [MODULE ...] --json results/mutation.json [--most 40] [--jobs 2]
+python -m lab.mutation [MODULE ...] --json results/mutation.json [--max-mutants 40] [--jobs 2]
 
 Each mutant is written into a copy of the project, where the tests of its module run in a fork of this process, which
 has loaded the libraries already; what lives is shown to slower tests. A survivor's `reason`, written by hand into the
@@ -214,7 +214,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TESTS)}; none: all")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--most", type=int, default=10**6, help="mutants of a module; more are drawn from, by seed 0")
+    parser.add_argument(
+        "--max-mutants", type=int, default=10**6, help="of a module, drawn with seed 0 if there are more"
+    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="tests at once, one core each")
     args = parser.parse_args()
     rows = {row["module"]: row for row in read(args.json)} if args.json and args.json.exists() else {}
@@ -228,7 +230,7 @@ def main() -> None:
         folders = copies(Path(top), args.jobs)
         for module in args.modules or TESTS:
             every = mutants_of(module)
-            drawn = random.Random(0).sample(every, min(args.most, len(every)))
+            drawn = random.Random(0).sample(every, min(args.max_mutants, len(every)))
             left = [mutant for mutant in drawn if compiles(mutant)]
             tried = len(left)
             for tests in filter(None, TESTS[module]):

@@ -67,7 +67,7 @@ def request(args: argparse.Namespace, instance: InferenceEndpointHardware | None
         "instance_type": args.instance_type,
         "instance_size": args.instance_size,
         "min_replica": 0,
-        "max_replica": args.most,
+        "max_replica": args.max_replicas,
         "scale_to_zero_timeout": args.idle,
         "type": "authenticated",
     }
@@ -77,13 +77,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["create", "update", "pause", "delete"])
     parser.add_argument("--name", required=True)
-    parser.add_argument("--namespace", help="default: the token's own")
+    parser.add_argument("--namespace", help="default: the namespace of the token")
     parser.add_argument("--repository")
     parser.add_argument("--revision", help="commit of the repository, 40 digits")
     parser.add_argument("--instance-type", default="nvidia-l4")
     parser.add_argument("--instance-size", default="x1")
     parser.add_argument("--idle", type=int, default=15, help="minutes without a request before it scales to zero")
-    parser.add_argument("--most", type=int, default=1, help="replicas at most")
+    parser.add_argument("--max-replicas", type=int, default=1, help="the largest number of replicas")
     parser.add_argument("--dry-run", action="store_true")
     return parser
 
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, api: HfApi) -> int:
     hardware = api.list_inference_endpoints_hardware(namespace=args.namespace)
     instance = chosen(hardware, args.instance_type, args.instance_size)
     expected = request(args, instance)
-    ceiling = instance.price_per_hour * HOURS * args.most
+    ceiling = instance.price_per_hour * HOURS * args.max_replicas
     print(f"at most {ceiling:.0f} US$ a month if it never sleeps; 0 while it does", file=sys.stderr)
     print(json.dumps({"verb": args.verb, "name": args.name, **expected}, indent=1))
     if args.verb == "create":

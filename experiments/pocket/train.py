@@ -99,10 +99,10 @@ FURTHER = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices={**STAGES, **FURTHER}, action="append", help="run only this stage")
-    parser.add_argument("--further", action="store_true", help="go on from weights/pocket instead of beginning anew")
-    parser.add_argument("--steps", type=int, help="optimiser steps instead of the stage's own number")
+    parser.add_argument("--further", action="store_true", help="continue from weights/pocket instead of starting anew")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: those of the stage)")
     parser.add_argument("--batch", type=int, help="crops in a step of the denoiser")
-    parser.add_argument("--seconds", type=float, help="that the denoiser trains, instead of a number of steps")
+    parser.add_argument("--seconds", type=float, help="seconds of training of the denoiser, instead of --steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

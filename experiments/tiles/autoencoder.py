@@ -91,7 +91,7 @@ def measure(vae: Any, image: Tensor, tile: int) -> tuple[list[dict[str, Any]], T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--side", type=int, default=512, help="of the image, pixels")
+    parser.add_argument("--side", type=int, default=512, help="side of the image, pixels")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)

@@ -54,7 +54,7 @@ def plain(side: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=weights.POCKET)
-    parser.add_argument("--side", type=int, default=160, help="of the small images, pixels")
+    parser.add_argument("--side", type=int, default=160, help="side of the small images, pixels")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

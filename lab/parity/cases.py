@@ -398,7 +398,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--json", type=Path, help="keep every distance")
+    parser.add_argument("--json", type=Path, help="write every distance")
     args = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False
     rows: list[dict[str, Any]] = []

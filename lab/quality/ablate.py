@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="of the degradation")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of the degradation")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     upscaler = Upscaler.load(args.bundle or weights.locate(), args.device)

@@ -161,11 +161,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, nargs="+", default=[weights.POCKET])
     parser.add_argument("--steps", type=int, nargs="+", default=[1])
-    parser.add_argument("--count", type=int, default=20, help="images")
-    parser.add_argument("--side", type=int, default=256, help="of the square of each image, in pixels")
+    parser.add_argument("--count", type=int, default=20, help="number of images")
+    parser.add_argument("--side", type=int, default=256, help="side of the square of each image, pixels")
     parser.add_argument("--damage", choices=DAMAGE, nargs="+", default=list(DAMAGE))
     parser.add_argument("--methods", nargs="+", help="only methods whose names contain one of these")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time; call again to go on")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after this time; run again to continue"
+    )
     parser.add_argument("--json", type=Path, default=FOLDER / "peers.json")
     parser.add_argument("--sheet", type=Path, help="a PNG: a row for each image, input, methods and truth at 100 %%")
     args = parser.parse_args()

@@ -207,7 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--device")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long; run again to go on")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after this time; run again to continue"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path, help="write result, mask and error of the built-in images")
     args = parser.parse_args()

@@ -349,13 +349,13 @@ def table(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="default: the full sizes with made-up weights")
+    parser.add_argument("--bundle", type=Path, help="default: the full sizes with generated weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else float16")
     parser.add_argument("--size", type=int, nargs="+", default=[512], help="side of the output, pixels")
-    parser.add_argument("--steps", type=int, nargs="+", default=[None], help="default: the bundle's own")
+    parser.add_argument("--steps", type=int, nargs="+", default=[None], help="default: the bundle's default")
     parser.add_argument("--particles", type=int, default=1)
-    parser.add_argument("--tile", type=int, help="latent pixels; default: the bundle's own")
+    parser.add_argument("--tile", type=int, help="side of a tile, latent pixels; default: the bundle's default")
     parser.add_argument("--overlap", type=int, default=Settings.latent_tiled_overlap)
     parser.add_argument("--graphs", action="store_true", help="replay the networks as CUDA graphs")
     parser.add_argument("--repeats", type=int, default=3)

@@ -302,7 +302,7 @@ def full_cost(path: Path) -> Cost:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=236, help="of the input, pixels")
+    parser.add_argument("--side", type=int, default=236, help="side of the input, pixels")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

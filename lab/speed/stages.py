@@ -64,7 +64,7 @@ def rows(side: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=236, help="of the input, pixels")
+    parser.add_argument("--side", type=int, default=236, help="side of the input, pixels")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = rows(args.side)
