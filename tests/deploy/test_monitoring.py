@@ -198,7 +198,7 @@ class Nvml:
 
 
 @pytest.mark.parametrize(
-    ("visible", "index", "asked"),
+    ("visible", "index", "opened"),
     [(None, 1, [1]), ("2,3", 1, [3]), ("GPU-a", 0, ["GPU-a"]), ("2", 1, []), ("", 0, []), ("-1", 0, [])],
 )
 def test_the_gpu_is_the_one_that_cuda_sees(
