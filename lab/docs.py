@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -463,6 +464,23 @@ def trust() -> str:
     return titled(read(RESULTS / "trust.json"), columns)
 
 
+def contention() -> str:
+    """What `python -m lab.speed.contention` measured."""
+    names = {
+        "as OpenMP does by default": "OpenMP default", "as seesr sets it": "seesr (`GOMP_SPINCOUNT=5000`)",
+        "passive": "`OMP_WAIT_POLICY=PASSIVE`",
+    }  # fmt: skip
+    rows = [{**row, "waiting": names.get(row["waiting"], row["waiting"])} for row in read(RESULTS / "contention.json")]
+    columns = {"waiting": ("setting", ""), "times": ("ratio", ".2f")}
+    columns = {name: columns.get(name, (name, ".2f")) for name in rows[0]}
+    return titled(rows, columns)
+
+
+def costs(side: int) -> str:
+    """What `scripts/cost.py` wrote."""
+    return (RESULTS / f"costs-{side}.md").read_text().strip()
+
+
 def price_dates() -> str:
     """From when the prices of scripts/prices.toml are."""
     import tomllib
@@ -492,6 +510,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "packages": packages,
     "routes": routes,
     "price-dates": price_dates,
+    "costs-512": functools.partial(costs, 512),
+    "costs-2048": functools.partial(costs, 2048),
+    "contention": contention,
     "scaling": scaling,
     "scaling-inputs": scaling_inputs,
     "errors": errors,
