@@ -231,7 +231,8 @@ class UpscaleRun:
     def noise(self, shape: tuple[int, ...]) -> list[Iterator[Tensor]]:
         """A stream of noise for every particle; the seed itself belongs to the first."""
         count = self.settings.num_particles if self.settings.steered else 1
-        seeds = steering.particle_seeds(self.settings.seed or 0, count)
+        assert self.settings.seed is not None
+        seeds = steering.particle_seeds(self.settings.seed, count)
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
     def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:

@@ -6,8 +6,8 @@ import datetime
 import hashlib
 import logging
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ class Key(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$")
+    name: str = Field(max_length=100, pattern=r"^[\w.@+-]+$")
     sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
     rate: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, le=1)
@@ -91,21 +91,20 @@ def read_file(path: Path) -> list[Key]:
     except OSError as error:
         raise ValueError(f"SEESR_KEYS_FILE={path} cannot be read: {error.strerror}; run seesr keys add NAME") from None
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
+        fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))
         raise ValueError(f"SEESR_KEYS_FILE={path}: {place or 'the file'}: {fault['msg']}") from None
 
 
 def write_file(path: Path, keys: Iterable[Key]) -> None:
     """Replaces the file; a new one can be read by this user alone, an old one keeps its owner and mode."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    part.touch(mode=0o600)
-    part.write_bytes(KEYS.dump_json(list(keys), indent=1, exclude_defaults=True) + b"\n")
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+        part.write(KEYS.dump_json(list(keys), indent=1, exclude_defaults=True) + b"\n")
     if path.exists():
         status = path.stat()
-        os.chown(part, status.st_uid, status.st_gid)
-        shutil.copymode(path, part)
-    part.replace(path)
+        os.chown(part.name, status.st_uid, status.st_gid)
+        shutil.copymode(path, part.name)
+    Path(part.name).replace(path)
 
 
 class Keys:

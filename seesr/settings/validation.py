@@ -26,7 +26,7 @@ def checked(name: str, value: Any, about: Mapping[str, Any]) -> Any:
     kind = about["kind"]
     value = typed(name, value, kind)
     if "choices" in about and value not in about["choices"]:
-        raise FieldError(f"{name} is {short(value)}; it must be one of {', '.join(about['choices'])}", name)
+        raise FieldError(f"{name} is {reprlib.repr(value)}; it must be one of {', '.join(about['choices'])}", name)
     if "ge" in about and not about["ge"] <= value <= about["le"]:
         raise FieldError(f"{name} is {value}; it must be from {about['ge']} to {about['le']}", name)
     if kind is str and len(value) > about.get("max_length", math.inf):
@@ -46,7 +46,9 @@ def typed(name: str, value: Any, kind: Any) -> Any:
         good = not isinstance(value, bool) and isinstance(value, numbers.Real) and is_finite(value)
         good = good and (kind is float or float(value) == int(float(value)))
     if not good:
-        raise FieldError(f"{name} is {short(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}", name)
+        raise FieldError(
+            f"{name} is {reprlib.repr(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}", name
+        )
     return kind(value)
 
 
@@ -56,11 +58,6 @@ def is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-def short(value: Any) -> str:
-    """A value for a message, as Python writes it; a long one is cut."""
-    return value[:60] + "..." if isinstance(value, str) and len(value) > 80 else reprlib.repr(value)
 
 
 def is_text(value: str) -> bool:

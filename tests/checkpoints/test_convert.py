@@ -200,6 +200,43 @@ def test_another_single_file_is_refused_by_its_content(single: Path, converted: 
         run("--from", str(converted / "downloads"), "--source", f"sd-turbo={single}")
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("encoder.mid_block.resnets.0.conv1.weight", "encoder.mid.block_1.conv1.weight"),
+        ("decoder.mid_block.resnets.1.norm2.bias", "decoder.mid.block_2.norm2.bias"),
+        ("encoder.mid_block.attentions.0.group_norm.weight", "encoder.mid.attn_1.norm.weight"),
+        ("encoder.mid_block.attentions.0.to_out.0.bias", "encoder.mid.attn_1.proj_out.bias"),
+        ("encoder.down_blocks.1.resnets.0.conv_shortcut.weight", "encoder.down.1.block.0.nin_shortcut.weight"),
+        ("encoder.down_blocks.2.downsamplers.0.conv.weight", "encoder.down.2.downsample.conv.weight"),
+        ("decoder.up_blocks.0.resnets.2.conv1.weight", "decoder.up.3.block.2.conv1.weight"),
+        ("decoder.up_blocks.2.upsamplers.0.conv.bias", "decoder.up.1.upsample.conv.bias"),
+        ("decoder.conv_norm_out.weight", "decoder.norm_out.weight"),
+    ],
+)
+def test_names_of_the_vae_in_the_single_file(ours: str, theirs: str) -> None:
+    assert single_file.vae_name(ours, 4) == theirs
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("down_blocks.0.resnets.0.conv1.weight", "input_blocks.1.0.in_layers.2.weight"),
+        ("down_blocks.1.resnets.1.time_emb_proj.bias", "input_blocks.5.0.emb_layers.1.bias"),
+        ("down_blocks.1.attentions.0.norm.weight", "input_blocks.4.1.norm.weight"),
+        ("down_blocks.1.downsamplers.0.conv.weight", "input_blocks.6.0.op.weight"),
+        ("mid_block.resnets.1.conv2.weight", "middle_block.2.out_layers.3.weight"),
+        ("mid_block.attentions.0.norm.weight", "middle_block.1.norm.weight"),
+        ("up_blocks.1.resnets.2.conv_shortcut.bias", "output_blocks.5.0.skip_connection.bias"),
+        ("up_blocks.1.attentions.0.norm.weight", "output_blocks.3.1.norm.weight"),
+        ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight"),
+        ("up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight"),
+    ],
+)
+def test_names_of_the_unet_in_the_single_file(ours: str, theirs: str) -> None:
+    assert single_file.unet_name(ours, 2, (False, True, True, True)) == theirs
+
+
 @pytest.mark.slow  # imports diffusers
 def test_single_file_names_are_those_that_diffusers_knows() -> None:
     """diffusers' own converters, at SD-Turbo's real sizes, turn our names back into its own."""

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from PIL import Image
 
 from scripts.cog_server import ROOT
 from seesr import Engine, Settings, cli
+from seesr.cli import plan, upscale
 from seesr.cli.commands import COMMANDS, SHELLS, parser
 from seesr.images import xmp
 from seesr.images.record import read_record
 from seesr.networks import weights
+from seesr.serving import app, mcp_server
 
 QUICK = ["--num-inference-steps", "1", "--seed", "1", "--scale-factor", "2", "--bundle", str(weights.POCKET)]
 Capture = pytest.CaptureFixture[str]
@@ -394,6 +397,77 @@ def test_help_version_completion_and_misspelt_commands(capsys: Capture) -> None:
     assert cli.main([]) == 2 and "COMMAND" in capsys.readouterr().out
     assert cli.main(["upscal", "x.jpg"]) == 2
     assert "upscal: no such file; is it upscale?" in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, error = (io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", error)
+    assert cli.main([]) == 2
+    assert out.errors == error.errors == "backslashreplace"
+
+
+@pytest.mark.parametrize(
+    ("line", "started"),
+    [
+        (["mcp"], "stdio"), (["mcp", "--http", "--port", "9"], "http 9 mcp"), (["serve", "--port", "9"], "http 9"),
+        (["worker"], "SEESR_REDIS is not set"), (["fleet", "status"], "SEESR_REDIS is not set"),
+    ],
+)  # fmt: skip
+def test_what_a_command_starts(line: list[str], started: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    begun = []
+    plain = app.Addition()
+
+    def serve(configuration: Any, host: str, port: int, *more: Any) -> int:
+        begun.append(f"http {port}" + (" mcp" if more[-1] != plain else ""))
+        return 0
+
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(mcp_server, "run_stdio", lambda *arguments: begun.append("stdio") or 0)
+    code = cli.main(line)
+    if "REDIS" in started:
+        assert code == 2 and started in capsys.readouterr().err and not begun
+    else:
+        assert code == 0 and begun == [started]
+
+
+def test_the_bar_counts_megapixels() -> None:
+    class Bar:
+        n, text = 0.0, ""
+
+        def update(self, more: float) -> None:
+            self.n += more
+
+        def set_description_str(self, text: str, refresh: bool) -> None:
+            self.text = text
+
+    tasks = [plan.Task(name, Path(name), Path(), size=(1000, height)) for name, height in (("a", 2000), ("b", 1000))]
+    progress = upscale.RunBar(tasks)
+    progress.bar = bar = Bar()
+    shown = []
+    for task in tasks:
+        progress.next(task)
+        for share in (0.0, 0.5, 0.4, 1.0):
+            progress(types.SimpleNamespace(progress=share))  # type: ignore[arg-type]
+            shown.append((bar.text, bar.n))
+    assert shown == [
+        ("image 1 of 2, ", 0.0), ("image 1 of 2, ", 1.0), ("image 1 of 2, ", 1.0), ("image 1 of 2, ", 2.0),
+        ("image 2 of 2, ", 2.0), ("image 2 of 2, ", 2.5), ("image 2 of 2, ", 2.5), ("image 2 of 2, ", 3.0),
+    ]  # fmt: skip
+    assert progress.total == 3.0
+
+
+def test_the_estimate_by_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(upscale, "SECONDS", {("full", "cpu"): (96.0, 46.0), ("full", "cuda"): (0.3, 0.1)})
+    task = plan.Task("a.png", Path("a.png"), Path(), size=(2000, 1000))
+    four = Settings(num_inference_steps=4)
+    steered = four.replace(use_kds=True, num_particles=2, cfg_scale=1.5)
+    found = [
+        upscale.estimate(task, settings, None, device)
+        for settings, device in ((four, "cpu"), (four, "cuda:1"), (steered, "cpu"))
+    ]
+    assert found == pytest.approx([2 * (96 + 46 * 4) / 2, 2 * (0.3 + 0.1 * 4), 2 * (96 + 46 * 4 * 2 * 2) / 2])
 
 
 def completed(line: str, folder: Path) -> set[str]:

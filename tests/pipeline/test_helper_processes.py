@@ -12,7 +12,8 @@ import skimage.data
 import torch
 
 from seesr import Engine, Settings
-from seesr.engine.helper_processes import HelperProcesses, helper_devices
+from seesr.engine import helper_processes
+from seesr.engine.helper_processes import HelperProcess, HelperProcesses, helper_devices
 from seesr.networks import weights
 from seesr.networks.weights import CannotServe
 from seesr.runtime.progress import Position
@@ -33,6 +34,17 @@ def pid_of(engine: Engine) -> int:
     pid = engine.helpers.helpers[0].pid
     assert pid is not None
     return pid
+
+
+def test_a_helper_that_ends_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper_processes.sys, "executable", "false")
+    helper = HelperProcess("bundle", "cpu", "1")
+    with pytest.raises((EOFError, OSError)):
+        helper.wait()
+    assert helper.pid is not None
+    helper.close()
+    assert helper.pid is None and helper.connection.closed
+    helper.close()
 
 
 @pytest.mark.long

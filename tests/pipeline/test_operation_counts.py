@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from seesr.networks.attention import Tokens
 from seesr.networks.autoencoders import AutoencoderKL
 from seesr.networks.graphs import Graphs
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
+from seesr.pipeline import work
 from seesr.runtime import tiling
 
 META = torch.device("meta")
@@ -38,6 +40,40 @@ def calls(modules: dict[str, nn.Module], work: Callable[[], object]) -> Counter[
         for hook in hooks:
             hook.remove()
     return results
+
+
+OUTLINE = work.Outline(4, 2, 64, 1, (64, 72), 24, 512, 512)
+
+
+def test_the_networks_see_no_whole_tile_of_a_thin_image() -> None:
+    sizes = (200, 100), (300, 64), (300, 65), (257, 64), (256, 64), (64, 300)
+    assert [OUTLINE.padding((64, 72), size) for size in sizes] == [
+        (8, 256), (8, 32), (8, 256), (8, 32), (8, 256), (8, 32)
+    ]  # fmt: skip
+    assert OUTLINE.padding((16,), (40, 40)) == (8, 64)
+
+
+def test_units_of_every_stage() -> None:
+    base, size = Settings(scale_factor=2), (100, 50)
+    units = work.count(OUTLINE, base, size)
+    denoise = 64 * 64 * (1 + 64 * 64 / tiling.ATTENTION_AREA) / 1e6
+    for stage, expected in {
+        "read": 0.005, "tags": 1, "text": 1, "enlarge": 0.02, "denoise": denoise, "finish": 0.02, "file:png": 0.02
+    }.items():  # fmt: skip
+        assert units[stage] == pytest.approx(expected), stage
+    steered = {"use_kds": True, "num_particles": 3}
+    for changes, changed in (
+        ({"fidelity": 0.1}, {"finish": 2}), ({"cfg_scale": 1.5}, {"text": 2, "denoise": 2}), (steered, {"denoise": 3}),
+        ({"num_inference_steps": 3}, {"denoise": 3}), ({"output_view": "comparison"}, {"file:png": 2}),
+        ({**steered, "output_view": "confidence"}, {"denoise": 3, "decode": 3}),
+    ):  # fmt: skip
+        other = work.count(OUTLINE, base.replace(**changes), size)
+        assert {stage: round(other[stage] / units[stage], 6) for stage in units} == {
+            **dict.fromkeys(units, 1),
+            **changed,
+        }
+    masked = work.count(OUTLINE, base, size, np.full((50, 100), 255, np.uint8))
+    assert masked["finish"] == 0.04
 
 
 @pytest.mark.parametrize(("steps", "particles", "guidance"), [(1, 1, 1.0), (3, 1, 1.0), (2, 2, 1.0), (2, 1, 1.5)])

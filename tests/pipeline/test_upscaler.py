@@ -6,6 +6,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from seesr.images.image_data import ImageData
 from seesr.images.read import from_pil
 from seesr.images.write import encode
 from seesr.networks import models
-from seesr.pipeline import denoiser, prompt
+from seesr.pipeline import denoiser, prompt, views
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime.memory import Budget, OutOfMemory
-from seesr.runtime.tiling import offsets
+from seesr.runtime.tiling import Tile, offsets
 
 LARGEST_SEAM = 1.3
 QUICK = Settings(num_inference_steps=1, seed=1)
@@ -122,6 +123,26 @@ def test_views(pocket: Upscaler, photo: Image.Image) -> None:
     np.testing.assert_array_equal(comparison.rgb[:, 256:], result.image_data.rgb)
     with pytest.raises(ValueError, match="needs steering"):
         result.view("uncertainty")
+
+
+def test_the_four_colors_of_tiles() -> None:
+    tiles = [Tile(top, left, top + 4, left + 4) for top in (0, 4) for left in (0, 4)]
+    image = ImageData(np.full((15, 16, 3), 100, np.uint8))  # cut by one pixel
+    shown = views.tiles(SimpleNamespace(image_data=image, layout=(tiles, 2))).rgb  # type: ignore[arg-type]
+    assert shown.shape == (15, 16, 3)
+    expected = {(0, 0): (178, 88, 76), (0, 8): (76, 139, 178), (8, 0): (88, 164, 88), (8, 8): (178, 164, 76)}
+    for (top, left), colour in expected.items():
+        tile = shown[top : top + 8, left : left + 8].reshape(-1, 3)
+        np.testing.assert_allclose(tile, np.broadcast_to(colour, tile.shape), atol=1)  # of rounding
+
+
+def test_the_warm_up_on_a_cpu_is_a_smaller_tile(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = []
+    monkeypatch.setattr(Upscaler, "run_grey", lambda self, tiles, scale=1.0, side=None: sides.append((tiles, side)))
+    pocket.warm_up()
+    assert sides == [(1, 48)]
+    grey = pocket.grey(2, 48).rgb
+    assert grey.shape == (96, 96, 3) and (grey.min(), grey.max()) == (64, 192)
 
 
 @pytest.mark.parametrize(

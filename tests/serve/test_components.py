@@ -14,14 +14,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import SecretStr
 
 from lab.report import ROOT
 from seesr.config import Configuration
-from seesr.serving import app, fetch, keys, middleware, uploads, webhooks
-from seesr.serving.job import Job
+from seesr.serving import api, app, fetch, keys, middleware, requests, uploads, webhooks
+from seesr.serving.job import DONE, RUNNING, Job
 from seesr.serving.refusal import Refused
 
 
@@ -278,3 +279,35 @@ def test_webhooks_of_a_job_follow_its_filter(answers: Answers, tmp_path: Path, m
             last = json.loads(answers.got[-1][1])
             assert last["id"] == created["id"]
             assert last["urls"]["get"] == f"http://seesr.test/v1/predictions/{created['id']}"
+
+
+def test_changes_of_jobs_are_reported_once_and_page_by_page() -> None:
+    jobs = [Job("ann", {}, id=str(number), created=number, status=RUNNING) for number in range(205)]
+
+    class Jobs:
+        def recent(self, owner: str, limit: int, before: float | None) -> list[Job]:
+            pages.append(limit)
+            return [job for job in reversed(jobs) if before is None or job.created < before][:limit]
+
+        def find(self, id: str) -> Job | None:
+            return next((job for job in jobs if job.id == id), None)
+
+    pages: list[int] = []
+    revisions: dict[str, int] = {}
+    active: dict[str, Job] = {}
+
+    def changed() -> list[str]:
+        pages.clear()
+        return [job.id for job in api.changes(SimpleNamespace(jobs=Jobs()), "ann", revisions, active)]  # type: ignore[arg-type]
+
+    assert changed() == [str(number) for number in range(5, 205)] and pages == [200]
+    assert changed() == [] and pages == [10]
+    jobs[7].revision, jobs[8].revision, jobs[8].status = 1, 1, DONE
+    jobs += [Job("ann", {}, id=str(number), created=number, status=DONE) for number in range(205, 230)]
+    assert changed() == ["7", "8", *(str(number) for number in range(205, 230))] and pages == [10, 10, 10]
+    assert set(active) == {str(number) for number in range(5, 205)} - {"8"}
+
+
+def test_a_long_value_is_cut_in_a_message() -> None:
+    assert requests.shown("a" * 60) == "a" * 60 and requests.shown("a" * 61) == "a" * 57 + "..."
+    assert requests.shown([1, 2]) == "[1, 2]"

@@ -53,6 +53,7 @@ def test_the_commands_add_list_and_revoke(
     token = add("ann", "--rate", "5", "--expires", "2020-01-01")
     other = add("ann")
     assert len(token) > 40 and token not in file.read_text() and file.stat().st_mode & 0o777 == 0o600
+    assert json.loads(file.read_text())[1] == {"name": "ann", "sha256": keys.digest(other)}
     assert main(["keys", "list"]) == 0
     shown = capsys.readouterr().out
     assert "ann (expired) rate=5 expires=2020-01-01" in shown and keys.digest(other)[:8] in shown
@@ -110,6 +111,9 @@ def test_a_key_out_of_its_limits_is_named(file: Path, changes: dict[str, Any], m
         assert len(keys.read_file(file)) == 1
         return
     with pytest.raises(ValueError, match=message):
+        keys.read_file(file)
+    file.write_text(json.dumps([{"name": "", "sha256": "0", **changes}, {}]))
+    with pytest.raises(ValueError, match=r"keys.json: 0\.name: "):  # the first of several
         keys.read_file(file)
     file.write_text("{")
     with pytest.raises(ValueError, match="keys.json: the file: "):

@@ -22,7 +22,7 @@ import scipy.ndimage
 import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
-from seesr.images import png, write
+from seesr.images import png, png_chunks, write
 from seesr.images.formats import FORMATS
 from seesr.images.image_data import STRIP, ImageData, fill_hidden, pad, resize, to_uint8
 from seesr.images.kinds import brands, recognise
@@ -700,3 +700,20 @@ def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
         assert decode(buffer.getvalue()).rgb.mean() > 50
         decode(with_xmp.getvalue())
     assert "the first one is used" in caplog.text and "XMP data that cannot be read are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "expected"),
+    [
+        (b"tEXt", b"Key\0a\0b", b"a\0b"), (b"tEXt", b"Key", b""), (b"zTXt", b"Key\0\0" + zlib.compress(b"a"), b"a"),
+        (b"iTXt", b"Key\0\0\0en\0translated\0a\0b", b"a\0b"), (b"zTXt", b"Key\0\0a", b""),
+        (b"iTXt", b"Key\0\1\0\0\0" + zlib.compress(b"a"), b"a"), (b"iTXt", b"Key\0\1\0\0\0a", b""),
+    ],
+)  # fmt: skip
+def test_the_text_of_a_png_chunk(name: bytes, body: bytes, expected: bytes) -> None:
+    assert png_chunks.text(name, body) == expected
+
+
+def test_a_compressed_text_of_16_mib_is_too_long() -> None:
+    for length, expected in ((2**24 - 1, 2**24 - 1), (2**24 + 1, 0)):
+        assert len(png_chunks.text(b"zTXt", b"Key\0\0" + zlib.compress(bytes(length), 1))) == expected

@@ -284,6 +284,21 @@ def test_hdr_highlights_keep_their_order(transfer: int) -> None:
     assert np.ptp(result.astype(int), axis=2).max() <= 64  # grey stays grey
 
 
+def test_primaries_are_those_of_the_standard() -> None:
+    """ITU-T H.273, table 2: green, blue, red and white of each number, as x1000 and y1000."""
+    standard = {
+        1: (300, 600, 150, 60, 640, 330, 312.7, 329), 4: (210, 710, 140, 80, 670, 330, 310, 316),
+        5: (290, 600, 150, 60, 640, 330, 312.7, 329), 6: (310, 595, 155, 70, 630, 340, 312.7, 329),
+        7: (310, 595, 155, 70, 630, 340, 312.7, 329), 8: (243, 692, 145, 49, 681, 319, 310, 316),
+        9: (170, 797, 131, 46, 708, 292, 312.7, 329), 10: (0, 1000, 0, 0, 1000, 0, 1000 / 3, 1000 / 3),
+        11: (265, 690, 150, 60, 680, 320, 314, 351), 12: (265, 690, 150, 60, 680, 320, 312.7, 329),
+        22: (295, 605, 155, 77, 630, 340, 312.7, 329), 2: (300, 600, 150, 60, 640, 330, 312.7, 329),  # 2: unspecified
+    }  # fmt: skip
+    assert color_tags.PRIMARIES.keys() == standard.keys()
+    for number, (white, red, green, blue) in color_tags.PRIMARIES.items():
+        assert [1000 * value for value in (*green, *blue, *red, *white)] == pytest.approx(standard[number])
+
+
 @pytest.mark.parametrize("number", [number for number in color_tags.PRIMARIES if number != 10])
 def test_a_profile_says_its_primaries(number: int) -> None:
     primaries = color_tags.PRIMARIES[number]
@@ -581,6 +596,18 @@ def test_grey_with_alpha_in_a_tiff(depth: int, layout: str) -> None:
     assert decoded.grey and decoded.alpha is not None
     np.testing.assert_array_equal(decoded.alpha, alpha)
     assert np.abs(decoded.rgb[..., 0].astype(int) - grey).max() <= 2 * (layout == "premultiplied")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(3, "lossless"), (5, "hierarchical"), (6, "hierarchical"), (7, "hierarchical"), (11, "lossless"), (55, "JPEG-LS")],
+)
+def test_a_kind_of_jpeg_that_decoders_do_not_read_is_named(number: int, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    data = buffer.getvalue().replace(b"\xff\xc0\0\x11\x08", bytes([0xFF, 0xC0 + number, 0, 17, 12]), 1)  # of 12 bits
+    with pytest.raises(ValueError, match=f"this is a {kind}"):
+        decode(data)
 
 
 @pytest.mark.parametrize(

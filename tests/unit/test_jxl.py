@@ -1,0 +1,107 @@
+"""Fields of the header of a JPEG XL (ISO/IEC 18181-1), from their bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from seesr.images import jxl
+
+
+def bits(*fields: tuple[int, int]) -> jxl.Bits:
+    """The fields, each a value and its number of bits."""
+    value = place = 0
+    for number, count in fields:
+        value |= number << place
+        place += count
+    result = jxl.Bits(value.to_bytes((place + 7) // 8, "little"))
+    result.end = place  # no field may read more
+    return result
+
+
+@pytest.mark.parametrize(
+    ("choice", "rest", "count", "expected"),
+    [
+        (0, 0, 19, 0), (0, 1, 19, -1), (0, 10, 19, 5), (0, 2**19 - 1, 19, -(2**18)), (1, 0, 19, 2**18),
+        (1, 1, 19, -(2**18) - 1), (2, 0, 20, 2**19), (3, 0, 21, 2**20), (3, 2**21 - 1, 21, -(2**21)),
+    ],
+)  # fmt: skip
+def test_signed_numbers(choice: int, rest: int, count: int, expected: int) -> None:
+    read = bits((choice, 2), (rest, count))
+    assert read.signed() == expected and read.place == read.end
+
+
+def test_sizes() -> None:
+    assert jxl.read_size(bits((1, 1), (4, 5), (0, 3), (31, 5))) == (256, 40)
+    for choice, count in enumerate((9, 13, 18, 30)):
+        side = (choice, 2), (2**count - 1, count)
+        assert jxl.read_size(bits((0, 1), *side, (0, 3), *side)) == (2**count, 2**count)
+    for ratio, width in enumerate((360, 432, 480, 540, 640, 450, 720), 1):
+        assert jxl.read_size(bits((0, 1), (0, 2), (359, 9), (ratio, 3))) == (width, 360)
+    with pytest.raises(IndexError, match="ends early"):
+        jxl.read_size(bits((1, 1), (4, 5), (0, 3), (31, 4)))
+
+
+def test_depths() -> None:
+    assert [jxl.read_depth(bits((0, 1), (choice, 2))) for choice in range(3)] == [8, 10, 12]
+    assert jxl.read_depth(bits((0, 1), (3, 2), (15, 6))) == 16
+    for fields, message in ((((0, 1), (3, 2), (16, 6)), "17 bits"), (((1, 1),), "floating-point")):
+        with pytest.raises(jxl.Unreadable, match=message):
+            jxl.read_depth(bits(*fields))
+
+
+def test_extra_channels() -> None:
+    assert not jxl.read_alpha(bits((1, 1)))
+    alpha, depth = ((0, 1), (0, 2)), ((0, 1), (0, 2))
+    names = [((0, 2),), ((1, 2), (2, 4), (0x4241, 16)), ((2, 2), (0, 5), (0, 128)), ((3, 2), (1, 10), (0, 392))]
+    for name in names:
+        for resolution in (((0, 2),), ((1, 2),), ((2, 2),), ((3, 2), (7, 3))):
+            for premultiplied in (False, True):
+                read = bits(*alpha, *depth, *resolution, *name, (premultiplied, 1))
+                assert jxl.read_alpha(read) is premultiplied and read.place == read.end
+    with pytest.raises(jxl.Unreadable, match="extra channels"):
+        jxl.read_alpha(bits((0, 1), (1, 2), *depth))
+
+
+@pytest.mark.parametrize(
+    ("fields", "white", "red", "transfer", "colours"),
+    [
+        (((1, 1),), (0.3127, 0.329), (0.64, 0.33), "sRGB", 3),
+        (((0, 1), (0, 1), (0, 2), (1, 2), (1, 2), (0, 1), (2, 2), (11, 4)), (0.3127, 0.329), (0.64, 0.33), "sRGB", 3),
+        (((0, 1), (0, 1), (1, 2), (1, 2), (1, 1), (4545455, 24)), (0.3127, 0.329), (0.64, 0.33), 2.2, 1),
+        (((0, 1), (0, 1), (0, 2), (1, 2), (2, 2), (7, 4), (1, 1), (0, 24)), (0.3127, 0.329), (0.708, 0.292), 1.0, 3),
+        (((0, 1), (0, 1), (0, 2), (2, 2), (9, 4), (2, 2), (9, 4), (0, 1), (2, 2), (14, 4)), (0.314, 0.351),
+         (0.68, 0.32), "PQ", 3),
+    ],
+)  # fmt: skip
+def test_encodings(
+    fields: tuple[tuple[int, int], ...],
+    white: tuple[float, float],
+    red: tuple[float, float],
+    transfer: str | float,
+    colours: int,
+) -> None:
+    encoding, count = jxl.read_encoding(bits(*fields))
+    assert (encoding.primaries.white, encoding.primaries.red, count) == (white, red, colours)
+    assert encoding.transfer == (transfer if isinstance(transfer, str) else pytest.approx(transfer, abs=1e-4))
+
+
+def test_chromaticities_of_a_file() -> None:
+    numbers = [300_000, 310_000, 640_000, 330_000, 290_000, 600_000, 150_000, 60_000]
+    ranges = ((0, 19), (2**19, 19), (2**20, 20))
+    choices = [max(choice for choice in range(3) if 2 * number >= ranges[choice][0]) for number in numbers]
+    points = [
+        ((choice, 2), (2 * number - ranges[choice][0], ranges[choice][1]))
+        for number, choice in zip(numbers, choices, strict=True)
+    ]
+    fields = [field for point in points for field in point]
+    start = ((0, 1), (0, 1), (0, 2), (2, 2), (0, 4))  # no ICC, RGB, a white point of its own
+    own = [*start, *fields[:4], (2, 2), (0, 4), *fields[4:], (0, 1), (2, 2), (11, 4)]
+    encoding, count = jxl.read_encoding(bits(*own))
+    found = [value for point in encoding.primaries for value in point]
+    assert found == pytest.approx([number / 1e6 for number in numbers], abs=1e-9) and count == 3
+
+
+def test_an_icc_profile_is_refused() -> None:
+    for fields in (((0, 1), (1, 1), (0, 2)), ((0, 1), (0, 1), (2, 2), (0, 4))):
+        with pytest.raises(jxl.Unreadable, match="with an ICC profile"):
+            jxl.read_encoding(bits(*fields))
