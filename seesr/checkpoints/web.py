@@ -97,20 +97,20 @@ class Web:
             NoRanges: the server sends whole files only.
             Unavailable: as for `head`.
         """
-        status, data = self._body(url, {"Range": f"bytes={start}-{end - 1}"}, end - start)
+        status, data = self._body(url, {"Range": f"bytes={start}-{end - 1}"})
         if status != 206:
             raise NoRanges(f"{url}: the server does not send parts of files")
         if len(data) != end - start:
             raise Unavailable(f"{url}: {len(data)} bytes came for a range of {end - start}")
         return data
 
-    def _body(self, url: str, headers: dict[str, str] | None = None, limit: int | None = None) -> tuple[int, bytes]:
-        """Status and body of a small answer; of one that ignores the range only as much as was asked for."""
+    def _body(self, url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+        """Status and body of a small answer; the body is empty if a range was asked for and is ignored."""
         reason = ""
         for attempt in range(1, TRIES + 1):
             try:
                 with self._request("GET", url, headers) as response:
-                    if limit is not None and response.status_code != 206:
+                    if headers is not None and response.status_code != 206:
                         return response.status_code, b""
                     return response.status_code, response.read()
             except httpx.TransportError as error:

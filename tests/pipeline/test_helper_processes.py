@@ -106,6 +106,7 @@ def test_the_devices_of_helpers() -> None:
     assert helper_devices(1, CPU, 8, 8, 0) == []
     assert helper_devices(3, CPU, 2, 6, 0) == ["cpu", "cpu"]
     assert helper_devices(3, torch.device("cuda", 1), 8, 8, 4) == ["cuda:0", "cuda:2"]
+    assert helper_devices(2, torch.device("cuda"), 8, 8, 2) == ["cuda:1"]
 
 
 def test_too_few_cores_or_gpus_are_refused() -> None:

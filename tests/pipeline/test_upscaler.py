@@ -23,6 +23,7 @@ from seesr.pipeline import denoiser, prompt, views
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime.memory import Budget, OutOfMemory
 from seesr.runtime.tiling import Tile, offsets
+from seesr.settings.view_specs import GAIN
 
 LARGEST_SEAM = 1.3
 QUICK = Settings(num_inference_steps=1, seed=1)
@@ -134,6 +135,17 @@ def test_the_four_colors_of_tiles() -> None:
     for (top, left), colour in expected.items():
         tile = shown[top : top + 8, left : left + 8].reshape(-1, 3)
         np.testing.assert_allclose(tile, np.broadcast_to(colour, tile.shape), atol=1)  # of rounding
+
+
+@pytest.mark.parametrize(("kind", "grey"), [(np.uint8, 128), (np.uint16, 32768)])
+def test_the_difference_is_doubled_around_grey_and_stays_in_range(kind: type, grey: int) -> None:
+    most = int(np.iinfo(kind).max)
+    before, after = np.array([[0, most, 9, 9]], kind), np.array([[most, 0, 10, 9]], kind)
+    result = SimpleNamespace(
+        image_data=ImageData(after[..., None].repeat(3, 2)), bicubic=before[..., None].repeat(3, 2)
+    )
+    shown = views.difference(result).rgb  # type: ignore[arg-type]
+    assert shown.dtype == kind and shown[0, :, 0].tolist() == [most, 0, grey + GAIN, grey]
 
 
 def test_the_warm_up_on_a_cpu_is_a_smaller_tile(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:

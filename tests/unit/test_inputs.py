@@ -10,6 +10,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import imagecodecs
@@ -24,6 +25,7 @@ from seesr.images import color_tags, convert, isobmff, jpeg
 from seesr.images.mask import read_mask
 from seesr.images.read import decode, from_pil, open_header
 from seesr.images.record import read_record
+from seesr.images.tiff import to_integers
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -284,6 +286,15 @@ def test_hdr_highlights_keep_their_order(transfer: int) -> None:
     assert np.ptp(result.astype(int), axis=2).max() <= 64  # grey stays grey
 
 
+@pytest.mark.parametrize("bits", range(1, 33))
+def test_integers_of_any_depth_fill_the_range(bits: int) -> None:
+    top = np.array([0, 2**bits - 1], np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
+    page = SimpleNamespace(bitspersample=bits, sampleformat=1, dtype=np.dtype(top.dtype))
+    result, warnings = to_integers(top, page)
+    assert result.dtype == (np.uint8 if bits <= 8 else np.uint16) and result.tolist() == [0, np.iinfo(result.dtype).max]
+    assert bool(warnings) == (bits > 16)
+
+
 def test_primaries_are_those_of_the_standard() -> None:
     """ITU-T H.273, table 2: green, blue, red and white of each number, as x1000 and y1000."""
     standard = {
@@ -295,7 +306,8 @@ def test_primaries_are_those_of_the_standard() -> None:
         22: (295, 605, 155, 77, 630, 340, 312.7, 329), 2: (300, 600, 150, 60, 640, 330, 312.7, 329),  # 2: unspecified
     }  # fmt: skip
     assert color_tags.PRIMARIES.keys() == standard.keys()
-    for number, (white, red, green, blue) in color_tags.PRIMARIES.items():
+    for number in standard:
+        white, red, green, blue = color_tags.from_numbers(number, 13, True, []).primaries
         assert [1000 * value for value in (*green, *blue, *red, *white)] == pytest.approx(standard[number])
 
 
