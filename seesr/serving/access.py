@@ -89,12 +89,15 @@ class Access:
     """Decides whether a request is allowed, and who owns it.
 
     Args:
-        keys: if there are none, and no platform, every caller on this machine is LOCAL.
+        keys: of all callers.
         routes: of the application.
         platform: SEESR_PLATFORM, owner of what the platform sends without a key.
         public_url: SEESR_PUBLIC_URL.
         environment: names the routes of Vertex AI.
         metrics_token: SEESR_METRICS_TOKEN.
+
+    Attributes:
+        local: there are neither keys nor a platform; every caller on this machine is LOCAL, and no other is allowed.
 
     Raises:
         ValueError: the environment is not the platform's; one line.
@@ -111,6 +114,7 @@ class Access:
     ) -> None:
         self.metrics_token = metrics_token
         self.keys, self.routes, self.platform = keys, routes, platform
+        self.local = not (keys or platform)
         self.public = urlsplit(public_url or "")
         self.platform_routes = platform_routes(platform, environment)
 
@@ -122,25 +126,29 @@ class Access:
         """
         headers, route = Headers(scope=scope), route_of(self.routes, scope)
         host = headers.get("host", "").lower()
-        self.check_host(host)
+        if self.local:
+            self.check_host(host)
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and "origin" in headers:
             self.check_origin(headers["origin"], host)
-        if not (self.keys or self.platform or route in OPEN) and is_remote(scope):
-            detail = "this server has no API keys and accepts requests of its own machine only; set SEESR_API_KEYS"
-            raise Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
-        key = self.key(headers.get("authorization", ""))
-        if key is None and route == ("GET", "/metrics") and self.may_scrape(headers.get("authorization", "")):
-            return None
-        if key is None and route in self.platform_routes:
+        if self.local:
+            if route not in OPEN and is_remote(scope):
+                raise unauthorized(
+                    "this server has no API keys and accepts requests of its own machine only; set SEESR_API_KEYS"
+                )
+            return LOCAL_KEY
+        authorization = headers.get("authorization", "")
+        key = self.key(authorization)
+        if key is not None:
+            return key
+        if route in self.platform_routes:
             return Key(name=self.platform or LOCAL, sha256="")
-        if key is None and route not in OPEN:
-            detail = "You did not pass a valid authentication token"
-            raise Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
-        return key
+        if route in OPEN or (route == ("GET", "/metrics") and self.may_scrape(authorization)):
+            return None
+        raise unauthorized("You did not pass a valid authentication token")
 
     def check_host(self, host: str) -> None:
-        """Refuses foreign names where no key protects the server: a web page can point its own name at this machine."""
-        if self.keys or self.platform or not host:
+        """Refuses foreign names on a local server: a web page can point its own name at this machine."""
+        if not host:
             return
         name = urlsplit(f"//{host}").hostname if HOST.fullmatch(host) else None
         if name is None or not (is_loopback(name) or name == self.public.hostname):
@@ -164,7 +172,9 @@ class Access:
 
     def key(self, header: str) -> Key | None:
         """The key in an Authorization header; None: there is no valid one."""
-        if not self.keys:
-            return None if self.platform else LOCAL_KEY
         kind, _, token = header.partition(" ")
         return self.keys.find(token.strip()) if kind.lower() in ("bearer", "token") else None
+
+
+def unauthorized(detail: str) -> Refused:
+    return Refused("unauthorized", detail, **{"WWW-Authenticate": "Bearer"})

@@ -22,7 +22,7 @@ from seesr.serving.middleware import owner
 from seesr.serving.refusal import Refused
 from seesr.serving.requests import BatchRequest, parse
 from seesr.serving.responses import Batch, NewBatch, RefusedFile
-from seesr.serving.service import Service, is_id
+from seesr.serving.service import Service, check_priority, is_id
 from seesr.serving.uploads import Stored, pieces, store
 from seesr.settings import Settings
 
@@ -70,6 +70,7 @@ async def queue_batch(
 ) -> NewBatch:
     """Queues every file that can be read, or finds the batch of the same Idempotency-Key."""
     service, base, batch = service_of(request), service_of(request).base(request), secrets.token_hex(16)
+    check_priority(request, values)
     batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), values]
     before = await run_in_threadpool(service.claim, request, batch_body, batch)
     if before is not None:
@@ -86,7 +87,7 @@ async def queue_batch(
             try:
                 await service.check(stored, settings)
                 queued.append(await run_in_threadpool(service.submit, request, stored, settings, values, batch=batch))
-            except (ValueError, QueueFull, Late) as error:
+            except (ValueError, Refused, QueueFull, Late) as error:
                 code = getattr(error, "code", "invalid_input")
                 refused.append({"name": stored.name, "code": code, "error": str(error)})
         note = {"refused": refused, "owner": owner(request)}

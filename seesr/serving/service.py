@@ -95,11 +95,7 @@ class Service:
             ValueError, Refused, QueueFull, Late, Unavailable: it is not taken; its file is removed.
         """
         try:
-            name, seconds = options.get("priority", "normal"), options.get("deadline")
-            key = key_of(request)
-            if name not in key.priorities:
-                allowed = ", ".join(key.priorities)
-                raise Refused("priority_not_allowed", f"priority is {name}; this key may use {allowed}", "priority")
+            key, seconds, name = key_of(request), options.get("deadline"), check_priority(request, options)
             job = Job.of(
                 key.name, settings, share=key.share, masked=mask is not None, name=stored.name,
                 priority=PRIORITIES[name], deadline=seconds, **more,
@@ -374,6 +370,19 @@ def check_mask(mask: Stored, size: tuple[int, int]) -> None:
         check_aspect(masked, size)
     except ValueError as error:
         raise FieldError(str(error), "mask") from None
+
+
+def check_priority(request: Request, options: Mapping[str, Any]) -> str:
+    """The priority of a request.
+
+    Raises:
+        Refused: 403, its key may not use it.
+    """
+    name, key = options.get("priority", "normal"), key_of(request)
+    if name not in key.priorities:
+        allowed = ", ".join(key.priorities)
+        raise Refused("priority_not_allowed", f"priority is {name}; this key may use {allowed}", "priority")
+    return name
 
 
 def media_type(job: Job) -> str:

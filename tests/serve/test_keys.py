@@ -149,6 +149,16 @@ def test_limits_of_a_key(client: TestClient, add: Callable[..., str], monkeypatc
     assert upscale(client, old).status_code == 401
 
 
+def test_a_quota_refuses_the_files_of_a_batch_that_exceed_it(client: TestClient, add: Callable[..., str]) -> None:
+    token = add("ann", "--priorities", "normal", "--megapixels-per-day", "0.007")
+    headers, files = {"Authorization": f"Bearer {token}"}, [("image", (f"{n}.png", IMAGE)) for n in range(3)]
+    answer = client.post("/batches", params=QUICK, files=files, headers=headers)
+    assert answer.status_code == 202 and [job["name"] for job in answer.json()["jobs"]] == ["0.png", "1.png"]
+    assert [(file["name"], file["code"]) for file in answer.json()["refused"]] == [("2.png", "quota_exceeded")]
+    answer = client.post("/batches", params={**QUICK, "priority": "low"}, files=files, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (403, "priority_not_allowed")
+
+
 def test_a_job_that_the_queue_refuses_is_not_counted(tmp_path: Path, file: Path, add: Callable[..., str]) -> None:
     token = add("ann")
     with serving(tmp_path / "data", keys_file=file) as client:
