@@ -44,13 +44,12 @@ def restore(upscaler: Upscaler, low: np.ndarray, steps: int, variant: str) -> np
     _, text_tokens = job.encode_text([] if variant in ("prompt without tags", "negative prompt as prompt") else tags)
     if variant == "image tokens zeroed":
         image_tokens = torch.zeros_like(image_tokens)
-    conditioning = job.enlarge()
-    size = conditioning.shape[0] // job.factor, conditioning.shape[1] // job.factor
-    denoiser = job.denoiser(conditioning, text_tokens, image_tokens, size)
+    conditioning, bicubic = job.enlarge()
+    denoiser = job.denoiser(conditioning, text_tokens, image_tokens, job.z_size)
     if variant == "no ControlNet":
         denoiser = dataclasses.replace(denoiser, conditioning_scale=0.0)
-    z, _, _ = job.denoise(denoiser, job.encode(conditioning, size, None))
-    return job.finish(job.decode(z), conditioning, None)[0].rgb
+    z, _, _ = job.denoise(denoiser, job.encode(conditioning, job.z_size))
+    return job.finish(job.decode(z), conditioning, bicubic, None)[0].rgb
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from seesr.networks import weights
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.pipeline.postprocess import blend_bicubic, trust
 from seesr.pipeline.sampling import Update
+from seesr.runtime.shared_tiles import SharedTiles
 from seesr.settings.presets import PRESETS
 from seesr.vae.autoencoder import Posterior
 
@@ -50,19 +51,19 @@ COLUMNS = {
 class MixedLatents(UpscaleRun):
     """Mixes the clean latents with those of the input."""
 
-    share = 0.0
+    amount = 0.0
 
     def start(self, posterior: Posterior) -> tuple[Tensor, Update]:
         self.clean = posterior.mean()
         return super().start(posterior)
 
-    def decode(self, z: Tensor) -> Tensor:
-        return super().decode(z + self.share * (self.clean - z))
+    def decode(self, z: Tensor, share: SharedTiles | None = None) -> Tensor:
+        return super().decode(z + self.amount * (self.clean - z), share)
 
 
 def of_latents(upscaler: Upscaler, low: ImageData, value: float) -> Rgb:
     job = MixedLatents(upscaler.networks, Settings(seed=1, num_inference_steps=STEPS), low, Progress())
-    job.share = value
+    job.amount = value
     return job.run().image_data.rgb
 
 

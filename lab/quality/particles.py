@@ -53,11 +53,10 @@ class Trial:
         settings = Settings(num_inference_steps=steps, seed=seed, use_kds=True, num_particles=max(COUNTS))
         self.job = UpscaleRun(upscaler.networks, settings, ImageData(low), Progress())
         tags, image_tokens = self.job.tag()
-        self.conditioning = self.job.enlarge()
-        size = self.conditioning.shape[0] // self.job.factor, self.conditioning.shape[1] // self.job.factor
+        self.conditioning, self.bicubic = self.job.enlarge()
         _, text_tokens = self.job.encode_text(tags)
-        self.denoiser = self.job.denoiser(self.conditioning, text_tokens, image_tokens, size)
-        self.starts, _ = self.job.start(self.job.encode(self.conditioning, size, None))
+        self.denoiser = self.job.denoiser(self.conditioning, text_tokens, image_tokens, self.job.z_size)
+        self.starts, _ = self.job.start(self.job.encode(self.conditioning, self.job.z_size))
         self.steps = sampling.schedule(upscaler.networks.scheduler, steps)
 
     def sample(self, count: int, steer: sampling.Steer = sampling.unsteered) -> Tensor:
@@ -65,7 +64,7 @@ class Trial:
 
     def image(self, z: Tensor) -> np.ndarray:
         """Latents [1, C, h, w] -> [H, W, 3]."""
-        return self.job.finish(self.job.decode(z), self.conditioning, None)[0].rgb
+        return self.job.finish(self.job.decode(z), self.conditioning, self.bicubic, None)[0].rgb
 
 
 def trials(upscaler: Upscaler, low: np.ndarray, high: np.ndarray, steps: int, seed: int) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ class Plain:
             ids = networks.tokenizer.encode_batch([settings.positive_prompt]).to(networks.device)
             text = networks.text_encoder.hidden(ids)
         with timed("enlarge"):
-            conditioning = to_floats(job.enlarge()).to(networks.dtype)
+            conditioning = to_floats(job.enlarge()[0]).to(networks.dtype)
         scaling = networks.vae.config["scaling_factor"]
         with timed("encode"):
             z = networks.vae.encoder(2 * conditioning - 1)[:, : networks.unet.config["in_channels"]] * scaling

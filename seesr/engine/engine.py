@@ -27,7 +27,7 @@ from seesr.images.source import LoadedImage, Source, is_file, is_many, load_sour
 from seesr.networks import hardware, weights
 from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output
-from seesr.pipeline.shared_tiles import TileHelper
+from seesr.pipeline.tile_helper import TileHelper
 from seesr.pipeline.upscaler import Upscaler
 from seesr.pipeline.work import count, plan, shown_megapixels, terms, units
 from seesr.runtime.estimate import Forecast, Speed, stage_of

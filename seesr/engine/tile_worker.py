@@ -22,7 +22,7 @@ def main(descriptor: str, bundle: str, device: str, threads: str, attention: str
     try:
         import torch
 
-        from seesr.pipeline.shared_tiles import TileHelper
+        from seesr.pipeline.tile_helper import TileHelper
         from seesr.pipeline.upscaler import Upscaler
 
         torch.set_num_threads(int(threads))

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from seesr.runtime.blending import Run, blend, window
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
+from seesr.runtime.shared_tiles import SharedTiles
 from seesr.runtime.tiling import Place, Tile, grid
 
 FEATURE_BYTES = 2**28  # of cached conditioning features; more where there is more memory
@@ -56,14 +56,6 @@ class Forward:
         return self.unet(x, time, context, down, mid).float()
 
 
-class Share(Protocol):
-    """Runs batches of a step with the help of other processes, see seesr.pipeline.shared_tiles.SharedTiles."""
-
-    def __call__(self, run: Run, groups: list[list[Place]], z: Tensor, t: int) -> Iterator[Tensor]: ...
-
-    def stop(self) -> None: ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """UNet and ControlNet with everything that stays the same for all tiles and steps of one image.
@@ -98,7 +90,7 @@ class Denoiser:
     graphs: Graphs | None = None
     needed: list[list[Tile]] = dataclasses.field(default_factory=list)
     finished: Tiles | None = None
-    share: Share | None = None
+    share: SharedTiles | None = None
     features: dict[Tile, Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, z: Tensor, t: int, s: int) -> Tensor:

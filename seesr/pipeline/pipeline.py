@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from seesr.images import color
-from seesr.images.image_data import ImageData, pad, resize, to_grey
+from seesr.images.image_data import ImageData, Pixels, pad, resize, to_grey
 from seesr.images.mask import Grey
 from seesr.networks import hardware, models
 from seesr.networks.attention import Tokens
@@ -35,13 +35,13 @@ from seesr.pipeline import confidence, postprocess, prompt, sampling, steering
 from seesr.pipeline.denoiser import Denoiser, layout
 from seesr.pipeline.outline import outline_of
 from seesr.pipeline.result import Metrics, Output, record
-from seesr.pipeline.shared_tiles import SharedTiles, encode_context
 from seesr.pipeline.stages import JobStages, Scope, StageCache
 from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import bounds, needed, visible_part
 from seesr.runtime.blending import covered
 from seesr.runtime.memory import Budget
 from seesr.runtime.progress import Progress
+from seesr.runtime.shared_tiles import SharedTiles, encode_context
 from seesr.runtime.tile_batches import TilePool
 from seesr.runtime.tiling import BATCHES, Tile, least_work
 from seesr.settings import Settings
@@ -66,18 +66,22 @@ class UpscaleRun:
         pools: Sequence[TilePool] = (),
     ) -> None:
         self.pools = pools
-        self.share: SharedTiles | None = None
         self.networks, self.source, self.progress, self.graphs, self.mask = networks, image, progress, graphs, mask
         self.factor = networks.factor
         self.outline, steps = outline_of(networks), settings.num_inference_steps
         self.steps = self.outline.steps if steps is None else steps
         self.sides = self.outline.tile_sides(settings)
-        self.settings = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
         self.size = settings.output_size(*image.size)
         self.scale = self.size[0] / image.size[0]
+        self.z_size = self.outline.latent_size(self.sides, self.size)
+        side = least_work(*self.z_size, self.sides, settings.latent_tiled_overlap)
+        seeded = dataclasses.replace(settings.seeded(), num_inference_steps=self.steps)
+        self.settings = dataclasses.replace(seeded, latent_tiled_size=side)
         self.calibration = confidence.require(self.settings, self.steps, mask is not None, networks.bundle)
         self.part: Tile | None = None  # latent pixels that the region needs; None: all, or a global VAE
-        self.stages = JobStages.of(cache or StageCache(), self.settings, image, networks.device)
+        if self.outline.halo is not None:
+            self.part = visible_part(self.settings, self.scale, self.factor, self.z_size)
+        self.stages = JobStages.of(cache or StageCache(), seeded, image, networks.device)
         self.seconds: dict[str, float] = {}
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         pool, spare = (graphs.held, graphs.spare) if graphs is not None else (0, bool)
@@ -95,25 +99,22 @@ class UpscaleRun:
         with self.timed("text"):
             fitted, text_tokens = self.cached("text", None, lambda: self.encode_text(tags))
         with self.timed("enlarge"):
-            conditioning = self.enlarge()
+            conditioning, bicubic = self.enlarge()
         with self.timed("encode"):
-            z_size = conditioning.shape[0] // self.factor, conditioning.shape[1] // self.factor
-            if self.outline.halo is not None:
-                self.part = visible_part(self.settings, self.scale, self.factor, z_size)
-            denoiser = self.denoiser(conditioning, text_tokens, image_tokens, z_size)
-            first = (denoiser.needed or [denoiser.tiles])[0]
+            denoiser = self.denoiser(conditioning, text_tokens, image_tokens, self.z_size)
+            share, first = denoiser.share, (denoiser.needed or [denoiser.tiles])[0]
             part = None if self.part is None else bounds([self.part, *first])
-            posterior = self.cached("encode", part, lambda: self.encode(conditioning, z_size, part))
+            posterior = self.cached("encode", part, lambda: self.encode(conditioning, self.z_size, part, share))
         scope = (self.part, tuple(map(tuple, denoiser.needed))) if denoiser.needed else None
         with self.timed("denoise"):
             z, spread, kds = self.cached("denoise", scope, lambda: self.denoise(denoiser, posterior))
         with self.timed("decode"):
-            restored = self.cached("decode", scope, lambda: self.decode(z[:1]))
+            restored = self.cached("decode", scope, lambda: self.decode(z[:1], share))
             particle_spread = None
             if self.calibration is not None:
-                particle_spread = self.cached("particles", scope, lambda: self.compare(restored, z))
+                particle_spread = self.cached("particles", scope, lambda: self.compare(restored, z, share))
         with self.timed("finish"):
-            image, trust = self.finish(restored, conditioning, spread)
+            image, trust = self.finish(restored, conditioning, bicubic, spread)
             disagreement = None if particle_spread is None else confidence.disagreement(particle_spread, image.rgb)
         shown = {name: value for view in self.settings.views.values() for name, value in view.metrics.items()}
         metrics = self.metrics(image, denoiser, fitted) | trust | kds | shown
@@ -180,7 +181,7 @@ class UpscaleRun:
             "tile_batch": self.budget.batch.amount,
             "reused": ", ".join(self.stages.reused),
             "tiles_reused": 0 if denoiser.finished is None else denoiser.finished.reused,
-            "tiles_shared": 0 if self.share is None else self.share.tiles,
+            "tiles_shared": 0 if denoiser.share is None else denoiser.share.tiles,
             "out_of_memory_retries": self.budget.retries,
             "float32_retries": self.budget.redone,
             "seconds": self.finished_seconds(),
@@ -208,12 +209,13 @@ class UpscaleRun:
         tokens = prompt.encode(self.networks.text_encoder, tokenizer, prompts, self.budget)
         return fitted, tokens.to(self.networks.dtype)
 
-    def enlarge(self) -> Tensor:
-        """The bicubic upscale with a mirrored border, at least one tile unless thin: [H', W', 3], on the device."""
-        networks = self.networks
+    def enlarge(self) -> tuple[Tensor, Pixels]:
+        """The bicubic upscale with a mirrored border [H', W', 3] on the device, without it [H, W, 3] in host memory.
+
+        With the border the image is at least one tile large, unless it is thin.
+        """
         padded = pad(resize(self.source.visible, self.size), *self.outline.padding(self.sides, self.size))
-        self.bicubic = padded[: self.size[1], : self.size[0]]  # stays in host memory, for `finish`
-        return torch.from_numpy(padded).to(networks.device)
+        return torch.from_numpy(padded).to(self.networks.device), padded[: self.size[1], : self.size[0]]
 
     def start(self, posterior: autoencoder.Posterior) -> tuple[Tensor, sampling.Update]:
         """The input's latents -> the latents at the first step [N, C, h, w], and the update from step to step.
@@ -235,11 +237,12 @@ class UpscaleRun:
         seeds = steering.particle_seeds(self.settings.seed, count)
         return [sampling.noise_stream(seed, shape, self.networks.device) for seed in seeds]
 
-    def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> autoencoder.Posterior:
+    def encode(
+        self, conditioning: Tensor, size: tuple[int, int], part: Tile | None = None, share: SharedTiles | None = None
+    ) -> autoencoder.Posterior:
         """The conditioning image -> the posterior of its latents, (h, w) = size; only `part` is needed."""
-        return autoencoder.encode(
-            self.networks.vae, self.conditioning_tiles(conditioning), size, self.budget, self.progress, part, self.share
-        )
+        pixels = self.conditioning_tiles(conditioning)
+        return autoencoder.encode(self.networks.vae, pixels, size, self.budget, self.progress, part, share)
 
     def denoise(
         self, denoiser: Denoiser, posterior: autoencoder.Posterior
@@ -266,16 +269,15 @@ class UpscaleRun:
         return torch.cat([chosen, *others]), ensemble.uncertainty, {"kds": metrics}
 
     def denoiser(
-        self, conditioning: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: Sequence[int]
+        self, conditioning: Tensor, text_tokens: Tensor, image_tokens: Tensor, z_size: tuple[int, int]
     ) -> Denoiser:
-        """The denoiser of this image. Chooses the side of the tiles."""
-        overlap, padded_size = self.settings.latent_tiled_overlap, conditioning.shape[:2]
-        side = least_work(z_size[0], z_size[1], self.sides, overlap)
-        self.settings = dataclasses.replace(self.settings, latent_tiled_size=side)
-        tiles, weight = layout(z_size[0], z_size[1], side, overlap, self.networks.device)
+        """The denoiser of this image, for latents of (h, w) = z_size."""
+        side, share = self.settings.latent_tiled_size, None
+        assert side is not None
+        tiles, weight = layout(*z_size, side, self.settings.latent_tiled_overlap, self.networks.device)
         if self.pools:
             context = encode_context(text_tokens, image_tokens, self.settings.cfg_scale)
-            self.share = SharedTiles(self.pools, context, self.crops(conditioning), self.progress, self.networks.dtype)
+            share = SharedTiles(self.pools, context, self.crops(conditioning), self.progress, self.networks.dtype)
         return Denoiser(
             unet=self.networks.unet,
             controlnet=self.networks.controlnet,
@@ -289,9 +291,16 @@ class UpscaleRun:
             progress=self.progress,
             graphs=self.graphs,
             finished=self.stages.tiles(),
-            share=self.share,
+            share=share,
             needed=needed(
-                self.outline.halo, self.settings, self.steps, self.mask, tiles, self.size, padded_size, self.scale
+                self.outline.halo,
+                self.settings,
+                self.steps,
+                self.mask,
+                tiles,
+                self.size,
+                conditioning.shape[:2],
+                self.scale,
             ),
         )
 
@@ -318,21 +327,24 @@ class UpscaleRun:
         planes = conditioning.permute(2, 0, 1)
         return lambda tile: tile.scaled(self.factor).crop(planes).permute(1, 2, 0)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, share: SharedTiles | None = None) -> Tensor:
         """Clean latents [1, C, h, w] -> [3, H', W'], of which only the region is needed."""
-        return autoencoder.decode(
-            self.networks.vae, z, self.networks.factor, self.budget, self.progress, self.part, self.share
-        )
+        return autoencoder.decode(self.networks.vae, z, self.factor, self.budget, self.progress, self.part, share)
 
-    def compare(self, restored: Tensor, z: Tensor) -> Tensor:
+    def compare(self, restored: Tensor, z: Tensor, share: SharedTiles | None = None) -> Tensor:
         """The chosen particle's image [3, H', W'] and the latents of all [N, C, h, w] -> their spread [H', W']."""
-        others = (self.decode(each) for each in z[1:].split(1))
+        others = (self.decode(each, share) for each in z[1:].split(1))
         return confidence.spread(itertools.chain([restored], others))
 
     def finish(
-        self, restored: Tensor, conditioning: Tensor, spread: Tensor | None
+        self, restored: Tensor, conditioning: Tensor, bicubic: Pixels, spread: Tensor | None
     ) -> tuple[ImageData, dict[str, float]]:
         """[3, H', W'] -> the image in exact size, colors and depth, with metadata; measures of the added detail.
+
+        Args:
+            restored: from `decode`.
+            conditioning, bicubic: from `enlarge`.
+            spread: of the particles [h, w]; None: there are none.
 
         Raises:
             RuntimeError: values are not finite, or the decoder produced no image.
@@ -353,7 +365,7 @@ class UpscaleRun:
         masks = [m for m in (mask, postprocess.textured(self.source.visible, self.scale)) if m is not None]
         if settings.fidelity > 0 or masks:
             share = postprocess.at_every_pixel(settings.fidelity, spread, self.factor, self.size)
-            rgb = postprocess.blend_bicubic(rgb, self.bicubic, share, masks, self.scale / 2)
+            rgb = postprocess.blend_bicubic(rgb, bicubic, share, masks, self.scale / 2)
         if self.source.colorless:
             rgb = to_grey(rgb)
         provenance = record(settings, self.networks.bundle, mask, self.calibration)
@@ -362,7 +374,7 @@ class UpscaleRun:
             image = image.with_dpi(settings.dpi)
         if settings.rectangle is not None:
             return image.cropped(*settings.rectangle), {}
-        return image, postprocess.trust(rgb, self.bicubic, self.source.visible)
+        return image, postprocess.trust(rgb, bicubic, self.source.visible)
 
     def check_decoded(self, content: color.Rows, style: color.Rows) -> None:
         """Rejects output without an image, see `postprocess.check_decoded`; only the decoded part is checked."""

@@ -45,6 +45,12 @@ class Outline(NamedTuple):
         thin = min(size) <= tile // 4 and max(size) > tile  # a whole tile would multiply its cost
         return self.factor * 2 ** (self.levels - 1), tile // 8 if thin else tile
 
+    def latent_size(self, sides: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the latents of the padded upscale, see `padding` for the arguments."""
+        multiple, least = self.padding(sides, size)
+        width, height = (max(least, -(-side // multiple) * multiple) // self.factor for side in size)
+        return height, width
+
     def tile_sides(self, settings: Settings) -> tuple[int, ...]:
         """The sides that the denoiser's tiles may have, latent pixels."""
         return self.sides if settings.latent_tiled_size is None else (settings.latent_tiled_size,)
@@ -81,11 +87,10 @@ def plan(outline: Outline, settings: Settings, size: tuple[int, int], mask: Grey
     scale = output[0] / size[0]
     steps, sides = settings.num_inference_steps, outline.tile_sides(settings)
     steps = outline.steps if steps is None else steps
-    multiple, least = outline.padding(sides, output)
-    width, height = (max(least, -(-side // multiple) * multiple) for side in output)
-    latent = height // factor, width // factor
+    latent = outline.latent_size(sides, output)
+    padded = latent[0] * factor, latent[1] * factor
     tiles = grid(*latent, least_work(*latent, sides, settings.latent_tiled_overlap), settings.latent_tiled_overlap)
-    per_step = needed(outline.halo, settings, steps, mask, tiles, output, (height, width), scale) or [tiles] * steps
+    per_step = needed(outline.halo, settings, steps, mask, tiles, output, padded, scale) or [tiles] * steps
     part = visible_part(settings, scale, factor, latent) if outline.halo is not None else None
     seen = None if part is None else bounds([part, *per_step[0]])
     area = (tiles[0].bottom - tiles[0].top) * (tiles[0].right - tiles[0].left)

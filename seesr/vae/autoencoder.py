@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from seesr.networks.autoencoders import AutoencoderTiny, Decoder, DecoderTiny, E
 from seesr.runtime.memory import Budget
 from seesr.runtime.precision import check_finite, retry_in_float32
 from seesr.runtime.progress import Progress
+from seesr.runtime.shared_tiles import SharedTiles
 from seesr.runtime.tiling import Tile, cores, grid
 from seesr.vae import row_strips
 from seesr.vae.lockstep_tiles import Stage, decoder_stages, encoder_stages, walk_tiles
@@ -23,22 +24,6 @@ TINY_ACTIVATIONS = 6  # activations of the widest layer that one pass of an Auto
 HALO = 8  # latent pixels; values farther away have no measurable effect (docs/decisions/0005)
 TILE_TINY = 256  # the same of an AutoencoderTiny, where memory allows; larger ones are cancelled late
 HALO_TINY = 16  # an AutoencoderTiny has no layer to wait at; nothing beyond this can matter
-
-
-class Share(Protocol):
-    """Computes tiles with the help of other processes, see seesr.pipeline.shared_tiles.SharedTiles."""
-
-    def parts(
-        self,
-        name: str,
-        network: nn.Module,
-        run: Callable[[Tile], Tensor],
-        source: Callable[[Tile], Tensor],
-        tiles: list[Tile],
-        inner: list[Tile],
-    ) -> Iterator[Tensor]: ...
-
-    def stop(self) -> None: ...
 
 
 class Posterior(NamedTuple):
@@ -65,7 +50,7 @@ def encode(
     budget: Budget,
     progress: Progress,
     part: Tile | None = None,
-    share: Share | None = None,
+    share: SharedTiles | None = None,
 ) -> Posterior:
     """Pixels -> the posterior of the latents, on the device of the autoencoder.
 
@@ -113,7 +98,7 @@ def decode(
     budget: Budget,
     progress: Progress,
     part: Tile | None = None,
-    share: Share | None = None,
+    share: SharedTiles | None = None,
 ) -> Tensor:
     """Scaled latents [1, C, h, w] -> [3, f*h, f*w] float32, nominally in [0, 1], not clamped; on a GPU it stays there.
 
@@ -164,7 +149,7 @@ def run_part(
     part: Tile | None,
     budget: Budget,
     progress: Progress,
-    share: Share | None = None,
+    share: SharedTiles | None = None,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Sends `part` and what it can depend on through the network, see `run`; None or global layers: everything."""
     if part is None or not is_local(vae):
@@ -189,7 +174,7 @@ def run(
     halo: int,
     budget: Budget,
     progress: Progress,
-    share: Share | None = None,
+    share: SharedTiles | None = None,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Runs the network over `size` latent pixels; yields (part in latent pixels, finite values of that part).
 
@@ -226,7 +211,7 @@ def run_shared(
     tiles: list[Tile],
     budget: Budget,
     progress: Progress,
-    share: Share,
+    share: SharedTiles,
 ) -> Iterator[tuple[Tile, Tensor]]:
     """Runs independent tiles together with other processes, see `run`."""
     parts = cores(tiles)

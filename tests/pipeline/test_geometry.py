@@ -33,7 +33,7 @@ def test_a_thin_image_is_padded_to_an_eighth_of_a_tile(
     width, height = size
     image = ImageData(np.zeros((height, width, 3), np.uint8))
     settings = dataclasses.replace(QUICK, scale_factor=pocket.networks.factor)  # one latent pixel for each pixel
-    conditioning = UpscaleRun(pocket.networks, settings, image, Progress()).enlarge()
+    conditioning = UpscaleRun(pocket.networks, settings, image, Progress()).enlarge()[0]
     assert conditioning.shape[0] * conditioning.shape[1] // pocket.networks.factor**2 == latent_pixels
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from seesr import Output, Progress, Settings, Upscaler
 from seesr.networks.attention import Tokens
-from seesr.pipeline import shared_tiles
 from seesr.pipeline.denoiser import Denoiser
-from seesr.pipeline.shared_tiles import SharedTiles, TileHelper
+from seesr.pipeline.tile_helper import TileHelper
+from seesr.runtime import shared_tiles
+from seesr.runtime.shared_tiles import SharedTiles
 from seesr.runtime.tile_batches import TileBatches
 
 QUICK = Settings(num_inference_steps=2, seed=1, latent_tiled_size=16, latent_tiled_overlap=0)

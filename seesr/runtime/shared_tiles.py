@@ -1,11 +1,10 @@
-"""Shares tile batches with helpers: the side of the process that has the image, and the helper's.
+"""Shares the tiles of one image with helpers: the side of the process that has the image.
 
-See docs/decisions/0037-one-image-on-many-workers.md.
+`seesr.pipeline.tile_helper` is the other side. See docs/decisions/0037-one-image-on-many-workers.md.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
 import secrets
 import time
@@ -15,11 +14,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from seesr.networks.attention import Tokens
-from seesr.networks.graphs import Graphs
-from seesr.networks.models import Models
-from seesr.pipeline.denoiser import Denoiser
-from seesr.pipeline.tagging import to_floats
 from seesr.runtime.blending import Run
 from seesr.runtime.progress import Progress
 from seesr.runtime.tile_batches import TileBatches, TilePool
@@ -27,7 +21,6 @@ from seesr.runtime.tiling import Place, Tile
 
 OVERDUE = 3.0  # times its own longest batch after which a process computes one that a helper has not returned
 POLL = 0.1  # seconds between two calls of the watchers while helpers are waited for
-IMAGES = 2  # whose context a helper keeps
 
 
 class SharedTiles:
@@ -176,60 +169,3 @@ def encoded(values: dict[str, Tensor]) -> bytes:
 def encode_context(text: Tensor, image: Tensor, guidance: float) -> bytes:
     """What a helper needs of an image once: text tokens [B, n, width], image tokens [1, n, width], guidance scale."""
     return encoded({"text": text, "image": image, "guidance": torch.tensor(guidance, dtype=torch.float64)})
-
-
-class TileHelper:
-    """Computes tile batches of images that other processes have. Not thread-safe.
-
-    Args:
-        networks: of the same bundle, on the same kind of device; only UNet and ControlNet are used.
-        graphs: those of the networks, if they have any.
-    """
-
-    def __init__(self, networks: Models, graphs: Graphs | None = None) -> None:
-        self.networks, self.graphs = networks, graphs
-        self.denoisers: collections.OrderedDict[str, Denoiser] = collections.OrderedDict()
-        self.pixels: dict[Tile, Tensor] = {}  # of the batch that is computed
-
-    def knows(self, image: str) -> bool:
-        """Whether the helper has the context of an image."""
-        return image in self.denoisers
-
-    def learn(self, image: str, context: bytes) -> None:
-        """Takes the context of an image, and drops that of the least recently used one."""
-        device, networks = self.networks.device, self.networks
-        values = safetensors.torch.load(context)
-        self.denoisers[image] = Denoiser(
-            unet=networks.unet,
-            controlnet=networks.controlnet,
-            text=Tokens(values["text"].to(device)),
-            image=Tokens(values["image"].to(device)),
-            conditioning=lambda tile: to_floats(self.pixels[tile].to(device)),
-            tiles=[],
-            weight=torch.empty(0),
-            guidance=values["guidance"].item(),
-            graphs=self.graphs,
-        )
-        while len(self.denoisers) > IMAGES:
-            self.denoisers.popitem(last=False)
-
-    @torch.no_grad()
-    def __call__(self, image: str, task: bytes) -> bytes:
-        """The result of a batch.
-
-        Raises:
-            KeyError: the context of the image is not known.
-        """
-        values = safetensors.torch.load(task)
-        for name, network in (("encode", self.networks.vae.encoder), ("decode", self.networks.vae.decoder)):
-            if name in values:
-                width, *inner = values["inner"].tolist()
-                result = network(values[name].to(self.networks.device))
-                return encoded({"result": cropped(result, width, Tile(*inner))})
-        denoiser = self.denoisers[image]
-        self.denoisers.move_to_end(image)
-        z, tiles = values["z"].to(self.networks.device), [Tile(*tile) for tile in values["tiles"].tolist()]
-        self.pixels = dict(zip(tiles, values["pixels"], strict=True))
-        t = torch.full((len(z),), int(values["t"]), device=z.device)
-        features = torch.cat([denoiser.conditioning_features(tile) for tile in tiles])
-        return encoded({"result": denoiser.predict(z, t, features)})
