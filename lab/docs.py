@@ -28,10 +28,6 @@ EVALUATED = {  # results/NAME.json: the damage and the images of docs/quality.md
     "held-out-realesrgan": ("strong", "held-out"),
 }
 TYPES = {"bool": "0 or 1", "int": "whole number", "float": "number", "str": "text", "Path": "path"}
-PEERS = {
-    "damage": "", "method": "", "images": "d", "gain_db": "+.2f", "least_db": "+.2f", "ssim": ".3f", "alex": ".3f",
-    "vgg": ".3f", "niqe": ".2f", "seconds_per_mp": ".1f",
-}  # fmt: skip
 API = {  # what docs/api.md lists, by module
     "seesr.engine.api": ("upscale",),
     "seesr.engine.engine": tuple(
@@ -345,13 +341,15 @@ def ratio() -> str:
 
 def peers() -> str:
     """What `python -m lab.quality.peers` measured."""
+    from lab.quality.peers import COLUMNS
+
     titles = {
         "gain_db": "gain, dB", "least_db": "worst image, dB", "ssim": "SSIM", "alex": "LPIPS alex", "vgg": "LPIPS vgg",
         "niqe": "NIQE", "seconds_per_mp": "seconds per megapixel",
     }  # fmt: skip
     rows = read(RESULTS / "peers.json", "means")
     rows = [{**row, "method": row["method"].replace("truth", "the original")} for row in rows]
-    columns = {key: (titles.get(key, key), form) for key, form in PEERS.items() if key != "images"}
+    columns = {key: (titles.get(key, key), form) for key, form in COLUMNS.items() if key != "images"}
     return titled(rows, columns)
 
 

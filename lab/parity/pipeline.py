@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lab.parity import reference
+from lab.parity.case import Case
 from seesr import Progress, Settings
 from seesr.images.image_data import ImageData
 from seesr.networks import models, weights
@@ -20,12 +21,9 @@ from seesr.networks.text_encoder import ClipTokenizer
 from seesr.pipeline import prompt, sampling
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.pipeline.tagging import to_floats
+from seesr.runtime.shared_tiles import SharedTiles
 from seesr.runtime.tiling import Tile
 from seesr.vae.autoencoder import Posterior
-
-if TYPE_CHECKING:
-    from lab.parity.cases import Case
-
 
 OFFERED = {"conditioning_scale": 1.0, "start_point": "lr"}  # options of the reference that have one value here
 
@@ -92,7 +90,9 @@ class Recorded(UpscaleRun):
         steps = [i[f"noise.step{n}"] for n in range(self.settings.num_inference_steps)]
         return [iter([i["noise.init0"], i["noise.vae0"][:1], *steps])]
 
-    def encode(self, conditioning: Tensor, size: tuple[int, int], part: Tile | None) -> Posterior:
+    def encode(
+        self, conditioning: Tensor, size: tuple[int, int], part: Tile | None = None, share: SharedTiles | None = None
+    ) -> Posterior:
         tile, vae = self.case.options["vae_encoder_tile"], self.networks.vae
         if tile is None:
             return super().encode(conditioning, size, part)
@@ -100,7 +100,7 @@ class Recorded(UpscaleRun):
         mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)
         return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp(), vae.config["scaling_factor"])
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, share: SharedTiles | None = None) -> Tensor:
         tile, vae = self.case.options["vae_decoder_tile"], self.networks.vae
         if tile is None:
             return super().decode(z)
@@ -135,7 +135,7 @@ def pipeline_case(case: Case) -> Callable[[str, Any], Tensor]:
     conditioning = torch.from_numpy(run.source.rgb).to(case.device)
     size = conditioning.shape[0] // run.factor, conditioning.shape[1] // run.factor
     denoiser = run.denoiser(conditioning, *run.contexts(), size)
-    posterior = run.encode(conditioning, size, None)
+    posterior = run.encode(conditioning, size)
     tile = case.options["latent_tile"]
     if tile:
         tiles = reference.latent_tiles(*size, tile, case.options["latent_overlap"])

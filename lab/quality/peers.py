@@ -27,7 +27,6 @@ import torch
 from PIL import Image
 
 from lab import report
-from lab.docs import PEERS
 from lab.quality import degradations
 from lab.quality.degradations import SCALE, Rgb
 from lab.quality.evaluate import held_out
@@ -43,6 +42,10 @@ PACKAGES = (
     "stlpips-pytorch==0.0.2",
     "einops==0.7.0",
 )
+COLUMNS = {
+    "damage": "", "method": "", "images": "d", "gain_db": "+.2f", "least_db": "+.2f", "ssim": ".3f", "alex": ".3f",
+    "vgg": ".3f", "niqe": ".2f", "seconds_per_mp": ".1f",
+}  # fmt: skip
 Method = Callable[[Rgb], Rgb]
 
 
@@ -201,7 +204,7 @@ def main() -> None:
             sheet.append(np.hstack([*shown, truth]))
             args.json.parent.mkdir(parents=True, exist_ok=True)
             report.write(args.json, rows, means=summary(rows))
-    print(report.table(summary(rows), PEERS))
+    print(report.table(summary(rows), COLUMNS))
     if args.sheet:
         width = max(row.shape[1] for row in sheet)
         padded = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in sheet]
