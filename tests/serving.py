@@ -16,10 +16,11 @@ import numpy as np
 import requests
 from PIL import Image
 
+from lab.report import ROOT
 from seesr.networks import weights
 
 ANN, BOB = "token-of-ann-0123456789", "token-of-bob-0123456789"
-QUICK = {"num_inference_steps": 1, "seed": 1}
+QUICK = {"num_inference_steps": 1, "seed": 1, "latent_tiled_size": 16}
 LONG = {"num_inference_steps": 8, "seed": 1, "scale_factor": 8, "latent_tiled_size": 32}  # some twenty seconds
 
 
@@ -32,17 +33,23 @@ def sharp(width: int = 24, height: int = 18) -> bytes:
 
 
 class Serving:
-    """`with Serving(folder) as server:`; its log goes to folder/log, its data to folder/data."""
+    """`with Serving(folder) as server:`; its log goes to folder/log, its data to folder/data.
+
+    Attributes:
+        module: that starts it.
+    """
+
+    module = "seesr", "serve"
 
     def __init__(self, folder: Path, *arguments: str, ready: bool = True, **environment: str) -> None:
         self.folder, self.arguments, self.wait = folder, arguments, ready
         keys = f"ann:{ANN},bob:{BOB}"
         values = {"SEESR_DATA": str(folder / "data"), "SEESR_API_KEYS": keys, "SEESR_RATE": "100000", **environment}
-        self.environment = {**os.environ, **values}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **values}
 
     def __enter__(self) -> Serving:
         self.folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "seesr", "serve", "--port", "0", "--bundle", str(weights.POCKET)]
+        command = [sys.executable, "-m", *self.module, "--port", "0", "--bundle", str(weights.POCKET)]
         command += ["--device", "cpu", *self.arguments]
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
@@ -85,9 +92,9 @@ class Serving:
         headers = {"Content-Type": "image/png"}
         return self.ask("POST", "/upscale", token, params={**QUICK, **query}, data=data or sharp(), headers=headers)
 
-    def begin(self, **query: Any) -> dict[str, Any]:
+    def begin(self, data: bytes | None = None, **query: Any) -> dict[str, Any]:
         """A job on its way."""
-        answer = self.upscale(wait=0, **query)
+        answer = self.upscale(data, wait=0, **query)
         assert answer.status_code == 202, answer.text
         return answer.json()
 
@@ -98,3 +105,9 @@ class Serving:
             assert time.monotonic() < deadline, job
             time.sleep(0.01)
         return job
+
+
+class EchoServing(Serving):
+    """The same on an engine that gives its input back after ECHO_SECONDS, without torch."""
+
+    module = ("lab.serve.echo",)

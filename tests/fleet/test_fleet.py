@@ -86,6 +86,7 @@ def test_the_corpus_is_answered_as_by_one_server(pocket_fleet: Fleet) -> None:
         message, result = OTHERWISE.get(case.name, OURS.get(case.message or "", case.message)), answer(case)
         if message is None:
             assert result.status_code == 200, (case.name, result.text[:200])
+            Image.open(io.BytesIO(result.content)).load()
         else:
             assert result.status_code in (400, 413, 422), (case.name, result.status_code, result.text[:200])
             assert re.search(message, result.json()["detail"]), (case.name, result.text)

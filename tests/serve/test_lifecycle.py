@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import requests
+from echo_server import PNG, serving
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ANN, LONG, QUICK, Serving, sharp
+from serving import ANN, LONG, QUICK, EchoServing, Serving, sharp
 
 from seesr.networks import weights
 
@@ -70,50 +71,50 @@ def test_metrics_count(service: Serving) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
-    with Serving(tmp_path, SEESR_MAX_QUEUE="2") as server:
-        running = server.begin(**LONG)
+    with EchoServing(tmp_path, SEESR_MAX_QUEUE="2", ECHO_SECONDS="10") as server:
+        running = server.begin()
         server.until(running["id"], "processing")
-        server.begin(), server.begin()
+        waiting = [server.begin() for _ in range(2)]
         answer = server.upscale(wait=0)
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
-        server.ask("DELETE", f"/jobs/{running['id']}")
+        for job in (*waiting, running):
+            server.ask("DELETE", f"/jobs/{job['id']}")
 
 
 def test_a_key_has_a_rate(tmp_path: Path) -> None:
-    with Serving(tmp_path, SEESR_RATE="3") as server:
-        statuses = [server.upscale(wait=0).status_code for _ in range(4)]
-        assert statuses == [202, 202, 202, 429]
+    with serving(tmp_path, rate=3) as client:
+        query = {**QUICK, "wait": 0}
+        statuses = [client.post("/upscale", params=query, content=sharp(), headers=PNG).status_code for _ in range(4)]
+    assert statuses == [202, 202, 202, 429]
 
 
 def test_sigterm_finishes_the_running_job_and_refuses_new_ones(tmp_path: Path) -> None:
-    with Serving(tmp_path) as server:
-        expected = server.upscale(num_inference_steps=4, scale_factor=8).content
+    with EchoServing(tmp_path, ECHO_SECONDS="1") as server:
         answers: list[requests.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(server.upscale(num_inference_steps=4, scale_factor=8)))
+        asking = threading.Thread(target=lambda: answers.append(server.upscale()))
         asking.start()
         while server.ask("GET", "/status").json()["running"] is None:
             time.sleep(0.01)
         queued = server.begin(scale_factor=2)
         server.process.send_signal(signal.SIGTERM)
         asking.join(60)
-        assert answers[0].status_code == 200 and answers[0].content == expected
+        assert answers[0].status_code == 200 and answers[0].content == sharp()
         assert server.process.wait(30) == 0
-    with Serving(tmp_path) as server:  # what waited is made by the next one
+    with EchoServing(tmp_path) as server:  # what waited is made by the next one
         assert server.until(queued["id"], "succeeded")["status"] == "succeeded"
 
 
 def test_after_a_kill_nothing_is_lost(tmp_path: Path) -> None:
-    with Serving(tmp_path) as server:
-        running = server.begin(num_inference_steps=2, scale_factor=8)
+    with EchoServing(tmp_path, ECHO_SECONDS="20") as server:
+        running = server.begin(seed=2)
         server.until(running["id"], "processing")
-        waiting = [server.begin(seed=seed) for seed in range(5)]
+        waiting = [server.begin(data=sharp(24, 18 + number)) for number in range(5)]
         server.process.kill()
         server.process.wait()
-    with Serving(tmp_path) as server:
+    with EchoServing(tmp_path) as server:
         for job in [running, *waiting]:
             server.until(job["id"], "succeeded")
-        again = server.ask("GET", f"/jobs/{waiting[3]['id']}/result").content
-        assert again == server.upscale(seed=3).content
+        assert server.ask("GET", f"/jobs/{waiting[3]['id']}/result").content == sharp(24, 21)
         deadline = time.monotonic() + 10  # inputs are removed after the result is reported
         while left := [path for name in ("parts", "inputs") for path in (tmp_path / "data" / name).iterdir()]:
             assert time.monotonic() < deadline, left
@@ -121,13 +122,13 @@ def test_after_a_kill_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_an_image_that_kills_the_server_fails_after_three_attempts(tmp_path: Path) -> None:
-    with Serving(tmp_path) as server:
-        poison = server.begin(**LONG)
+    with EchoServing(tmp_path, ECHO_SECONDS="20") as server:
+        poison = server.begin()
         server.until(poison["id"], "processing")
         server.process.kill()
         server.process.wait()
     for attempt in range(3):
-        with Serving(tmp_path, ready=attempt < 2) as server:
+        with EchoServing(tmp_path, ready=attempt < 2, ECHO_SECONDS="20") as server:
             if attempt < 2:
                 server.until(poison["id"], "processing")
                 server.process.kill()
@@ -137,9 +138,9 @@ def test_an_image_that_kills_the_server_fails_after_three_attempts(tmp_path: Pat
 
 
 def test_results_expire(tmp_path: Path) -> None:
-    with Serving(tmp_path) as server:
+    with EchoServing(tmp_path) as server:
         job = server.until(server.begin()["id"], "succeeded")
-    with Serving(tmp_path, SEESR_KEEP="1e-9") as server:
+    with EchoServing(tmp_path, SEESR_KEEP="1e-9") as server:
         deadline = time.monotonic() + 10
         while server.ask("GET", f"/jobs/{job['id']}").status_code != 404:
             assert time.monotonic() < deadline
@@ -253,7 +254,9 @@ def test_hugging_face_vertex_and_sagemaker(service: Serving) -> None:
         assert answer.status_code == 422 and words_back in answer.json()["detail"]
 
 
-def test_vertex_names_its_own_routes(tmp_path: Path) -> None:
-    with Serving(tmp_path, AIP_HEALTH_ROUTE="/healthz", AIP_PREDICT_ROUTE="/predict") as server:
-        assert server.ask("GET", "/healthz").status_code == 200
-        assert server.ask("POST", "/predict", json={"instances": []}).status_code == 422
+def test_vertex_names_its_own_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/healthz")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/predict")
+    with serving(tmp_path) as client:
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/predict", json={"instances": []}).status_code == 422

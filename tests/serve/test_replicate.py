@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import replicate
+from echo_server import serving
 from replicate.exceptions import ReplicateError
+from service import data_uri
 from serving import ANN, LONG, QUICK, Serving, sharp
 
 from lab.report import ROOT
@@ -113,11 +115,8 @@ def test_the_official_javascript_client(service: Serving, tmp_path: Path) -> Non
 
 
 def create(service: Serving, prefer: str | None, **changes: object) -> dict:
-    import base64
-
-    uri = "data:image/png;base64," + base64.b64encode(sharp()).decode()
     headers = {} if prefer is None else {"Prefer": prefer}
-    body = {"input": {"image": uri, **QUICK, **changes}}
+    body = {"input": {"image": data_uri(sharp()), **QUICK, **changes}}
     answer = service.ask("POST", "/v1/models/you/seesr/predictions", json=body, headers=headers)
     assert answer.status_code == 201, answer.text
     return answer.json()
@@ -164,11 +163,12 @@ def test_what_a_prediction_holds(service: Serving) -> None:
 
 
 def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
-    with Serving(tmp_path / "s", SEESR_PUBLIC_URL="https://images.example") as server:
-        output = create(server, "wait")["output"]
-        assert output.startswith("https://images.example/v1/outputs/")
-        local = output.replace("https://images.example", "")
-        assert server.ask("GET", local, None).content == server.upscale().content
+    with serving(tmp_path, public_url="https://pictures.example") as client:
+        body = {"input": {"image": data_uri(sharp()), **QUICK}}
+        answer = client.post("/v1/models/you/seesr/predictions", json=body, headers={"Prefer": "wait"})
+        output = answer.json()["output"]
+        assert output.startswith("https://pictures.example/v1/outputs/")
+        assert client.get(output.removeprefix("https://pictures.example")).content == sharp()
 
 
 @pytest.mark.parametrize(
