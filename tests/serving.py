@@ -20,7 +20,7 @@ from lab.report import ROOT
 from seesr.networks import weights
 
 ANN, BOB = "token-of-ann-0123456789", "token-of-bob-0123456789"
-QUICK = {"num_inference_steps": 1, "seed": 1, "latent_tiled_size": 16}
+QUICK = {"num_inference_steps": 1, "seed": 1, "latent_tiled_size": 24}
 LONG = {"num_inference_steps": 8, "seed": 1, "scale_factor": 8, "latent_tiled_size": 32}  # some twenty seconds
 
 

@@ -128,7 +128,7 @@ def further(device: torch.device, steps: int, batch: int = BATCH, seconds: float
     saved = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
     net = Student()
     net.load_state_dict(saved["net"])
-    net = net.to(device, memory_format=torch.channels_last)
+    net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     train("further", net, saved["scaling"], np.random.default_rng(SEED + 6), steps, batch, seconds)
 
 
@@ -142,7 +142,7 @@ def denoiser(device: torch.device, steps: int, batch: int = BATCH, seconds: floa
     net = Student()
     net.vae.load_state_dict(torch.load(WORK / "autoencoder.pt", weights_only=True))
     net.text.load_state_dict(torch.load(WORK / "words.pt", weights_only=True))
-    net = net.to(device, memory_format=torch.channels_last)
+    net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     sharp = to_tensor(next(data.batches(rng, *data.corpus(SEED, DRAWN), side=128, count=32)), device)
     with torch.no_grad():
         scaling = 1 / net.vae.encoder(sharp * 2 - 1).std().item()  # brings the latents to unit variance

@@ -273,7 +273,7 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
     net.load_state_dict(checkpoint["net"])
     net = net.to(device, memory_format=torch.channels_last)
     net.vae.encoder.requires_grad_(False)
-    vgg = Vgg().to(device, memory_format=torch.channels_last).requires_grad_(False)
+    vgg = Vgg().to(device, memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
     vgg.load_state_dict({key: value.float() for key, value in load_file(folder / "vgg.safetensors").items()})
     images, context = Images(folder, device), Context(net, device)
     decoder = {id(p) for p in net.vae.parameters()}
@@ -283,7 +283,7 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
     keep = [p for group in groups for p in group["params"]]
-    average = Student().to(device, memory_format=torch.channels_last)
+    average = Student().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average.load_state_dict(net.state_dict())
     alphas = schedule.alphas_cumprod.to(device)
 

@@ -41,7 +41,7 @@ def autoencoder(device: torch.device, steps: int) -> None:
     """Pixels -> latents -> pixels, of sharp images and of enlarged ones, where the denoiser starts."""
     rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
-    net = AutoencoderTiny(**VAE).to(device, memory_format=torch.channels_last)
+    net = AutoencoderTiny(**VAE).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     optimiser = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
     feed = data.batches(rng, *data.corpus(SEED, DRAWN), side=64, count=16)

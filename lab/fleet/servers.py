@@ -132,7 +132,7 @@ class Fleet:
         """Waits for something to be true; an error counts as not yet."""
         end = time.monotonic() + seconds
         while True:
-            with contextlib.suppress(redis.exceptions.RedisError, httpx.HTTPError):
+            with contextlib.suppress(redis.exceptions.RedisError, httpx.HTTPError):  # pyright: ignore[reportAttributeAccessIssue]
                 if true():
                     return
             for name, process in self.processes.items():

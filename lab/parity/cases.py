@@ -219,7 +219,7 @@ def vae_tables(case: Case) -> list[tuple[str, Any, Any]]:
     for name, layout in case.about.get("layouts", {}).items():
         encoder = name.startswith("enc")
         size = case.inputs["image" if encoder else "z"].shape[2:]
-        boxes = reference.vae_boxes(*size, layout["tile"], encoder)
+        boxes = reference.vae_boxes(*size, layout["tile"], encoder)  # pyright: ignore[reportCallIssue]
         rows.append((f"{name} boxes", boxes, (layout["input_boxes"], layout["output_boxes"])))
     for grid in case.about.get("tables", {}).get("grids", []):
         encoder = grid["net"] == "encoder"

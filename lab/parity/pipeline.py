@@ -97,14 +97,14 @@ class Recorded(UpscaleRun):
         if tile is None:
             return super().encode(conditioning, size, part)
         x = (2 * to_floats(conditioning) - 1).to(vae.dtype)
-        mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)
+        mean, log_variance = vae.quant_conv(reference.tiled_encoder(vae.encoder, x, tile)).float().chunk(2, dim=1)  # pyright: ignore[reportCallIssue]
         return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp(), vae.config["scaling_factor"])
 
     def decode(self, z: Tensor, share: SharedTiles | None = None) -> Tensor:
         tile, vae = self.case.options["vae_decoder_tile"], self.networks.vae
         if tile is None:
             return super().decode(z)
-        z = vae.post_quant_conv((z / vae.config["scaling_factor"]).to(vae.dtype))
+        z = vae.post_quant_conv((z / vae.config["scaling_factor"]).to(vae.dtype))  # pyright: ignore[reportCallIssue]
         return (reference.tiled_decoder(vae.decoder, z, tile).float() / 2 + 0.5)[0]
 
     def text_tokens(self) -> dict[str, Tensor]:

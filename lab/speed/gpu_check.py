@@ -271,7 +271,7 @@ class Check:
     def arrange(self, layout: str, kinds: tuple[str, ...] = ()) -> None:
         """UNet and ControlNet in this layout, with these fused kernels; a kernel is not taken out again."""
         for network in (self.networks.unet, self.networks.controlnet):
-            network.to(memory_format=LAYOUTS[layout])
+            network.to(memory_format=LAYOUTS[layout])  # pyright: ignore[reportCallIssue]
             if self.device.type == "cuda":  # interpreted, a pass takes minutes
                 fused.fuse(network, frozenset(kinds))
 
@@ -399,7 +399,7 @@ class Check:
         for name in ("plain", "channels last", "compiled blocks"):
             if name == "channels last":
                 for network in (networks.unet, networks.controlnet, networks.vae):
-                    network.to(memory_format=torch.channels_last)
+                    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             if name == "compiled blocks":
                 for network in (networks.unet, networks.controlnet):
                     compiled(network, "reduce-overhead" if self.device.type == "cuda" else "default")
@@ -471,8 +471,8 @@ def main() -> None:
     signal.signal(signal.SIGALRM, late)
     check = Check(args.out, args.rehearse)
     faulthandler.dump_traceback_later(check.plan.seconds + 20, exit=True)  # a call that does not return to Python
-    check.keep_import = round(time.perf_counter() - STARTED, 1)
-    check.evidence["import_seconds"] = check.keep_import
+    check.keep_import = round(time.perf_counter() - STARTED, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    check.evidence["import_seconds"] = check.keep_import  # pyright: ignore[reportAttributeAccessIssue]
     check.part(20, check.probe)
     check.part(25, check.kernels)
     check.part(20, check.build)

@@ -84,7 +84,7 @@ def convolution(channels: int, side: int, device: torch.device, dtype: torch.dty
     x, rows = torch.randn(1, channels, side, side, device=device, dtype=dtype), []
     expected = layer(x)
     for method, layout in (("channels first", torch.contiguous_format), ("channels last", torch.channels_last)):
-        placed = layer.to(memory_format=layout)
+        placed = layer.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         work = functools.partial(placed, x.contiguous(memory_format=layout))
         rows.append(row(f"convolution, {channels} x {side} x {side}", method, work, expected, device))
         rows[-1]["tflops"] = 18 * channels**2 * side**2 / rows[-1]["ms"] / 1e9

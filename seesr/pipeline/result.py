@@ -33,7 +33,7 @@ PREVIEW = 1024  # longest side of the image in a notebook, pixels
 
 
 class Metrics(TypedDict):
-    """Metrics of one image. Views, masks and Kernel Density Steering add keys.
+    """Metrics of one image. Views and Kernel Density Steering add keys.
 
     Attributes:
         seed: the seed that was used.
@@ -50,7 +50,13 @@ class Metrics(TypedDict):
         quote, actual: expected and measured seconds, bytes and host memory; added by Engine. A
             server adds the wait in its queue.
         peak_memory_mb: peak memory of the process, "host" and "device".
-        device, attention, bundle: where and with what it ran.
+        device, attention, bundle, graphs: where and with what it ran.
+        warnings: what was repaired in the input, separated by semicolons.
+        tile_size: side of a tile, latent pixels.
+        faithful, invented: measures of the added detail of a whole image, see `seesr.pipeline.postprocess.trust`.
+        difference_gain: contrast of the view `difference`.
+        kds: what Kernel Density Steering did.
+        confidence: the calibration and the share of trusted pixels of the view `confidence`.
     """
 
     seed: int
@@ -74,6 +80,14 @@ class Metrics(TypedDict):
     device: str
     attention: str
     bundle: str
+    warnings: str
+    tile_size: int
+    graphs: str
+    faithful: NotRequired[float]
+    invented: NotRequired[float]
+    difference_gain: NotRequired[int]
+    kds: NotRequired[dict[str, Any]]
+    confidence: NotRequired[dict[str, Any]]
     quote: NotRequired[dict[str, float]]
     actual: NotRequired[dict[str, float]]
 

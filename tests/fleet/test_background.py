@@ -44,7 +44,7 @@ def redis_url() -> Iterator[str]:
     with redis.Redis(port=port) as client:
 
         def answers() -> bool:
-            with contextlib.suppress(redis.exceptions.ConnectionError):
+            with contextlib.suppress(redis.exceptions.ConnectionError):  # pyright: ignore[reportAttributeAccessIssue]
                 return client.ping()
             return False
 

@@ -66,7 +66,7 @@ def test_replicates_client_runs(pocket_fleet: Fleet, engine: Engine, monkeypatch
 
     client = replicate.Client(api_token="anything", base_url=pocket_fleet.addresses["gateway"])
     output = client.run("you/seesr", input={"image": io.BytesIO(sharp()), **QUICK})
-    assert output.read() == engine.run(sharp(), Settings(**QUICK)).data
+    assert output.read() == engine.run(sharp(), Settings(**QUICK)).data  # pyright: ignore[reportAttributeAccessIssue]
     client._client.close()
 
 

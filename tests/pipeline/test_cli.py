@@ -29,7 +29,8 @@ from seesr.images.record import read_record
 from seesr.networks import weights
 from seesr.serving import app, mcp_server
 
-QUICK = ["--num-inference-steps", "1", "--seed", "1", "--scale-factor", "2", "--bundle", str(weights.POCKET)]
+QUICK = ["--num-inference-steps", "1", "--seed", "1", "--scale-factor", "2", "--latent-tiled-size", "16"]
+QUICK += ["--bundle", str(weights.POCKET)]
 Capture = pytest.CaptureFixture[str]
 
 

@@ -76,7 +76,7 @@ def test_arrays_keep_their_layout_and_depth(shape: tuple[int, ...], dtype: Any, 
     result = upscale(values, QUICK).array
     assert result.shape == (32, 40, *shape[2:])
     assert result.dtype == (np.float32 if np.dtype(dtype).kind == "f" else dtype)
-    assert result.min() >= 0 and result.max() <= (1 if result.dtype == np.float32 else np.iinfo(result.dtype).max)
+    assert result.min() >= 0 and result.max() <= (1 if result.dtype == np.float32 else np.iinfo(result.dtype).max)  # pyright: ignore[reportCallIssue]
 
 
 def test_an_opaque_alpha_stays_in_the_array() -> None:

@@ -18,7 +18,7 @@ from seesr.networks.tagger import preprocess
 from seesr.pipeline import tagging
 from seesr.runtime.memory import Budget
 
-QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2)
+QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2, latent_tiled_size=16)
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])

@@ -5,7 +5,7 @@ const folder = process.env.FOLDER;
 const client = (auth) => new Replicate({ auth, baseUrl: `${process.env.URL}/v1` });
 const replicate = client(process.env.TOKEN);
 const image = fs.readFileSync(`${folder}/photo.png`);
-const quick = { image, scale_factor: 4, seed: 1, num_inference_steps: 1 };
+const quick = { image, scale_factor: 4, seed: 1, num_inference_steps: 1, latent_tiled_size: 24 };
 
 const output = await replicate.run("you/seesr", { input: quick });
 fs.writeFileSync(`${folder}/photo-x4.png`, Buffer.from(await (await output.blob()).arrayBuffer()));

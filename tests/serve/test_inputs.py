@@ -51,7 +51,7 @@ def check_result(name: str, data: bytes) -> None:
     with Image.open(io.BytesIO(data)) as image:
         icc, one_channel = image.info.get("icc_profile"), data[25] in (0, 4)
     if one_channel:
-        pixels = np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels
+        pixels = np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels  # pyright: ignore[reportCallIssue]
     rgb = np.ascontiguousarray(pixels[..., 2::-1])
     check_pixels(name, ImageData(rgb, pixels[..., 3] if pixels.shape[2] == 4 else None, icc))
     assert one_channel == is_grey(name), name

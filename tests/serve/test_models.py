@@ -264,12 +264,12 @@ def test_replicates_client_runs_each_model(tmp_path: Path) -> None:
     bundles = f"acme/small={bundle(tmp_path, 'small')}"
     with EchoServer(tmp_path / "server", SEESR_BUNDLES=bundles) as server:
         client = replicate.Client(api_token="none", base_url=server.url)
-        assert client.run("acme/small", input={"image": io.BytesIO(IMAGE), "seed": 1}).read() == IMAGE
+        assert client.run("acme/small", input={"image": io.BytesIO(IMAGE), "seed": 1}).read() == IMAGE  # pyright: ignore[reportAttributeAccessIssue]
         model = client.models.get("acme/small")
         assert model.latest_version and model.latest_version.id == version_of(tmp_path / "small")
         prediction = client.models.predictions.create("acme/small", input={"image": URI, "seed": 1})
         assert prediction.version == model.latest_version.id
-        with pytest.raises(replicate.exceptions.ReplicateError, match="there is no model acme/huge"):
+        with pytest.raises(replicate.exceptions.ReplicateError, match="there is no model acme/huge"):  # pyright: ignore[reportAttributeAccessIssue]
             client.models.get("acme/huge")
         client._client.close()
 

@@ -174,7 +174,10 @@ def test_choose_compare_download(page: Page, service: Serving, photo_file: Path)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "photo-x4.png"
-    assert Path(download.value.path()).read_bytes() == service.upscale(photo_file.read_bytes()).content
+    assert (
+        Path(download.value.path()).read_bytes()
+        == service.upscale(photo_file.read_bytes(), latent_tiled_size="").content
+    )
     assert all(url.startswith((service.url, "blob:", "data:")) for url in requested)
 
 
@@ -462,7 +465,7 @@ def test_a_piece_has_the_pixels_of_the_whole(page: Page, service: Serving, photo
     assert abs(before / after - 256 / width) < 0.1, "the original is at its place"
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
-    whole = pixels(service.upscale(photo_file.read_bytes()).content)
+    whole = pixels(service.upscale(photo_file.read_bytes(), latent_tiled_size="").content)
     piece = pixels(Path(download.value.path()).read_bytes())
     assert np.array_equal(piece, whole[top : top + height, left : left + width])
     page.get_by_role("slider", name="Try detail or faithful").fill("0.6")

@@ -70,7 +70,7 @@ def test_it_uploads_lists_and_deletes_files(client: replicate.Client) -> None:
     assert client.files.get(file.id).size == len(image)
     assert file.id in [result.id for result in client.files.list()]
     output = client.run("you/seesr", input={"image": file.urls["get"], **QUICK})
-    assert len(output.read()) > 0
+    assert len(output.read()) > 0  # pyright: ignore[reportAttributeAccessIssue]
     client.files.delete(file.id)
     with pytest.raises(ReplicateError, match="no file has this ID"):
         client.files.get(file.id)

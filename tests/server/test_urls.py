@@ -13,7 +13,7 @@ from cog_client import data_uri, predict
 
 from scripts.cog_server import CogServer
 
-QUICK = {"num_inference_steps": 1, "seed": 1, "scale_factor": 2}
+QUICK = {"num_inference_steps": 1, "seed": 1, "scale_factor": 2, "latent_tiled_size": 16}
 
 
 @pytest.fixture

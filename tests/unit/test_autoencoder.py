@@ -52,7 +52,7 @@ def test_one_tile_is_the_library(tiny_upscaler: Upscaler) -> None:
     vae = tiny_upscaler.networks.vae
     z, x = torch.randn(1, 4, 6, 9), torch.rand(1, 3, 48, 40)
     scaling = vae.config["scaling_factor"]
-    expected = vae.decoder(vae.post_quant_conv(z / scaling))[0] / 2 + 0.5
+    expected = vae.decoder(vae.post_quant_conv(z / scaling))[0] / 2 + 0.5  # pyright: ignore[reportCallIssue]
     torch.testing.assert_close(decode(vae, z, Budget()), expected, atol=2e-5, rtol=1e-5)
     mean, deviation = moments(vae, x)
     torch.testing.assert_close(encode(vae, x, Budget()), mean * scaling, atol=2e-5, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_tiles_are_near_one_pass_over_the_whole(tiny_upscaler: Upscaler, small_t
     """Random weights; docs/decisions/0005 has the distances of the full-size network on photographs."""
     vae = tiny_upscaler.networks.vae
     z = torch.randn(1, 4, *SIZE) * torch.linspace(0.2, 2, SIZE[1]) + torch.linspace(-1, 1, SIZE[0])[:, None]
-    whole = vae.decoder(vae.post_quant_conv(z / vae.config["scaling_factor"]))[0] / 2 + 0.5
+    whole = vae.decoder(vae.post_quant_conv(z / vae.config["scaling_factor"]))[0] / 2 + 0.5  # pyright: ignore[reportCallIssue]
     assert near(decode(vae, z, Budget(hold=HELD)), whole) > 60
     x = torch.rand(1, 3, 8 * SIZE[0], 8 * SIZE[1]) * torch.linspace(0, 1, 8 * SIZE[1])
     mean = moments(vae, x)[0] * vae.config["scaling_factor"]
@@ -79,7 +79,7 @@ def test_strips_are_one_pass_over_the_whole(
     monkeypatch.setattr(row_strips, "STRIP", strip)
     vae, scaling = tiny_upscaler.networks.vae, tiny_upscaler.networks.vae.config["scaling_factor"]
     z, x = torch.randn(1, 4, *SIZE), torch.rand(1, 3, 8 * SIZE[0], 8 * SIZE[1])
-    whole = vae.decoder(vae.post_quant_conv(z / scaling))[0] / 2 + 0.5
+    whole = vae.decoder(vae.post_quant_conv(z / scaling))[0] / 2 + 0.5  # pyright: ignore[reportCallIssue]
     assert near(decode(vae, z, Budget(whole=HELD)), whole) > 100
     mean = moments(vae, x)[0] * scaling
     assert near(encode(vae, x, Budget(whole=HELD)), mean) > 100
@@ -153,7 +153,7 @@ def test_recovers_from_running_out_of_memory(
     z = torch.randn(1, 4, *SIZE)
     undisturbed = decode(vae, z, Budget(hold=HELD))
     budget = Budget(hold=HELD)
-    layer = vae.decoder.up_blocks[2].resnets[0].conv1
+    layer = vae.decoder.up_blocks[2].resnets[0].conv1  # pyright: ignore[reportAttributeAccessIssue]
     failures = []
 
     def allocate(module: Any, args: Any) -> None:
@@ -175,7 +175,7 @@ def test_says_so_when_nothing_fits(tiny_upscaler: Upscaler) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
 
     vae = tiny_upscaler.networks.vae
-    hook = vae.decoder.conv_in.register_forward_pre_hook(allocate)
+    hook = vae.decoder.conv_in.register_forward_pre_hook(allocate)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with pytest.raises(OutOfMemory, match="device with more free memory"):
             decode(vae, torch.randn(1, 4, 8, 8), Budget(hold=1))
@@ -187,7 +187,7 @@ def test_attention_samples_evenly_spread_latent_pixels_of_a_large_image(
     tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = tiny_upscaler.networks.vae
-    attention = vae.decoder.mid_block.attentions[0]
+    attention = vae.decoder.mid_block.attentions[0]  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(tiling, "PAIRS", 600 * SIZE[0] * SIZE[1])
     whole = global_layers.GlobalAttention(attention, SIZE)
     assert whole.stride == 2

@@ -102,7 +102,7 @@ def test_products_are_onednn_s_where_they_are_faster(
     monkeypatch.setattr(hardware, "one_dnn_multiplies", lambda dtype: True)
     networks = untuned()
     assert hardware.tune(networks) == expected
-    linear = networks.controlnet.mid_block.attentions[0].text.proj_in
+    linear = networks.controlnet.mid_block.attentions[0].text.proj_in  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(linear, kernels.TileLinear) == (expected == "rows")
 
 

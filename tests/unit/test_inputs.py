@@ -315,8 +315,8 @@ def test_primaries_are_those_of_the_standard() -> None:
 def test_a_profile_says_its_primaries(number: int) -> None:
     primaries = color_tags.PRIMARIES[number]
     core = ImageCms.ImageCmsProfile(io.BytesIO(color_tags.profile(primaries))).profile
-    bradford = core.chromatic_adaptation[0]
-    for place, named in ((1, core.red_primary), (2, core.green_primary), (3, core.blue_primary)):
+    bradford = core.chromatic_adaptation[0]  # pyright: ignore[reportAttributeAccessIssue]
+    for place, named in ((1, core.red_primary), (2, core.green_primary), (3, core.blue_primary)):  # pyright: ignore[reportAttributeAccessIssue]
         x, y, z = np.linalg.solve(np.array(bradford), named[0])
         assert (x / (x + y + z), y / (x + y + z)) == pytest.approx(primaries[place], abs=3e-3)
 

@@ -86,7 +86,7 @@ def test_both_kinds_of_tokens_reach_the_prediction(tiny_upscaler: Upscaler) -> N
 
 def stock_scheduler(steps: int) -> diffusers.DDPMScheduler:
     scheduler = diffusers.DDPMScheduler.from_config(tiny.SCHEDULER, timestep_spacing="trailing")
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps)  # pyright: ignore[reportAttributeAccessIssue]
     return scheduler
 
 
@@ -97,7 +97,7 @@ def test_schedule_and_step_equal_the_library(tiny_upscaler: Upscaler) -> None:
         assert steps[0].t == sampling.START
         assert steps[-1].alpha_bar_next == 1
         for step in steps:
-            theirs = scheduler.step(eps, step.t, z, generator=torch.Generator().manual_seed(1)).prev_sample
+            theirs = scheduler.step(eps, step.t, z, generator=torch.Generator().manual_seed(1)).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
             ours = sampling.ddpm_step(z, sampling.predicted_x0(eps, z, step), step, noise)
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
@@ -106,7 +106,7 @@ def test_schedule_and_step_equal_the_library(tiny_upscaler: Upscaler) -> None:
 def test_predicted_x0_agrees_with_the_library(tiny_upscaler: Upscaler) -> None:
     z, eps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     step = sampling.schedule(tiny_upscaler.networks.scheduler, 2)[1]
-    theirs = stock_scheduler(2).step(eps, step.t, z).pred_original_sample
+    theirs = stock_scheduler(2).step(eps, step.t, z).pred_original_sample  # pyright: ignore[reportAttributeAccessIssue]
     torch.testing.assert_close(sampling.predicted_x0(eps, z, step), theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -153,8 +153,8 @@ def test_what_does_not_depend_on_the_latents_is_computed_once(tiny_upscaler: Ups
     both = [*networks.unet.modules(), *networks.controlnet.modules()]
     pairs = [module for module in both if isinstance(module, TextThenImage)]
     for number, pair in enumerate(pairs):
-        count(pair.text.transformer_blocks[0].attn2.to_k, f"text {number}")
-        count(pair.image.transformer_blocks[0].attn2.to_v, f"image {number}")
+        count(pair.text.transformer_blocks[0].attn2.to_k, f"text {number}")  # pyright: ignore[reportAttributeAccessIssue]
+        count(pair.image.transformer_blocks[0].attn2.to_v, f"image {number}")  # pyright: ignore[reportAttributeAccessIssue]
     count(networks.controlnet.controlnet_cond_embedding.conv_in, "conditioning")
     count(networks.tagger.visual_encoder.norm, "tagger")
     count(networks.vae.encoder.conv_in, "encoder")

@@ -149,10 +149,10 @@ def test_schedule(kind: str) -> None:
     config = {"beta_schedule": kind, "beta_start": 0.00085, "beta_end": 0.012}
     ours = NoiseSchedule(config)
     theirs = diffusers.DDPMScheduler.from_config(config, timestep_spacing="trailing")
-    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)  # pyright: ignore[reportAttributeAccessIssue]
     for steps in range(1, 9):
-        theirs.set_timesteps(steps)
-        assert ours.timesteps(steps) == theirs.timesteps.tolist()
+        theirs.set_timesteps(steps)  # pyright: ignore[reportAttributeAccessIssue]
+        assert ours.timesteps(steps) == theirs.timesteps.tolist()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
