@@ -67,7 +67,7 @@ def run(fleet: Fleet, args: argparse.Namespace) -> None:
     with image.open("rb") as file:
         output = client.run("you/seesr", input={"image": file, "num_inference_steps": 2, "seed": 1})
     result = fleet.folder / "coffee-x4.png"
-    result.write_bytes(output.read())
+    result.write_bytes(output.read())  # pyright: ignore[reportAttributeAccessIssue]
     print(f"{image} -> {result} in {time.monotonic() - started:.1f} s, through Replicate's client", flush=True)
     print(f"page    {address}/\nFlower  http://127.0.0.1:{port}/")
     print(f"status  SEESR_REDIS={fleet.environment['SEESR_REDIS']} .venv/bin/seesr fleet status")

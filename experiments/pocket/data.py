@@ -172,7 +172,7 @@ def corpus(seed: int, drawn: int) -> tuple[list[Rgb], list[float]]:
 def crop(rng: Random, image: Rgb, side: int) -> Rgb:
     """A `side` x `side` crop, flipped, turned and recoloured at random."""
     top, left = (rng.integers(limit - side + 1) for limit in image.shape[:2])
-    piece = np.rot90(image[top : top + side, left : left + side], rng.integers(4))
+    piece = np.rot90(image[top : top + side, left : left + side], rng.integers(4))  # pyright: ignore[reportCallIssue]
     if rng.random() < 0.5:
         piece = piece[:, ::-1]
     piece = piece.astype(np.float32)
@@ -231,7 +231,7 @@ def crops(seed: tuple[int, ...]) -> tuple[NDArray[np.uint8], Rgb, bool]:
 def mosaic(rng: Random, images: list[Rgb], weights: list[float]) -> Rgb:
     """Nine crops of images, [576, 576, 3]: as much content at once as a large photograph has."""
     crops = next(batches(rng, images, weights, side=192, count=9))
-    return np.vstack([np.hstack(crops[row : row + 3]) for row in (0, 3, 6)])
+    return np.vstack([np.hstack(crops[row : row + 3]) for row in (0, 3, 6)])  # pyright: ignore[reportCallIssue]
 
 
 def part(rng: Random, *images: Rgb) -> list[Rgb]:

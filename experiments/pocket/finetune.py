@@ -71,7 +71,7 @@ class Vgg(nn.Module):
         for number, stage in enumerate(self.stages):
             if number:
                 x = F.max_pool2d(x, 2)
-            for layer in stage:
+            for layer in stage:  # pyright: ignore[reportGeneralTypeIssues]
                 x = F.relu(layer(x))
             result.append(x)
         return result
@@ -271,7 +271,7 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
     checkpoint = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
     net, scaling, schedule = Student(), checkpoint["scaling"], NoiseSchedule(SCHEDULER)
     net.load_state_dict(checkpoint["net"])
-    net = net.to(device, memory_format=torch.channels_last)
+    net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     net.vae.encoder.requires_grad_(False)
     vgg = Vgg().to(device, memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
     vgg.load_state_dict({key: value.float() for key, value in load_file(folder / "vgg.safetensors").items()})

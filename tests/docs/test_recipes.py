@@ -31,7 +31,7 @@ LINKED = (".dockerignore", "cog.yaml", "deploy", "requirements.txt", "results", 
 TEXTS = "seesr/serving/page/texts.json"
 ALL_TEXTS = "tests/serve/test_page.py::test_every_text_is_in_every_language_and_is_used"
 INTERFACE = ("tests/unit/test_settings.py", "tests/server/test_contract.py", ALL_TEXTS)
-STAGES = "tests/pipeline/test_stages.py"
+STAGES = "tests/pipeline/test_stage_cache.py"
 HTTP = ("tests/serve/test_access.py", "tests/serve/test_openapi.py")
 
 

@@ -32,7 +32,7 @@ def test_the_tagger_input_does_not_depend_on_the_image_size(depth: type) -> None
 
 
 def test_the_pipeline_uses_the_plan(pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, *_: cls(2, 0)))
+    monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, *_: cls(2, 0)))  # pyright: ignore[reportCallIssue]
     assert pocket(photo, QUICK).metrics["tile_batch"] == 2
 
 

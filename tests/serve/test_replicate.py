@@ -41,12 +41,12 @@ def client(service: Serving) -> Iterator[replicate.Client]:
 def test_the_official_python_client_runs_the_readmes_example(client: replicate.Client, engine: Engine) -> None:
     image = sharp()
     output = client.run("you/seesr", input={"image": io.BytesIO(image), "scale_factor": 4, **QUICK})
-    assert output.read() == engine.run(image, Settings(**QUICK)).data
+    assert output.read() == engine.run(image, Settings(**QUICK)).data  # pyright: ignore[reportAttributeAccessIssue]
     version = client.models.get("you/seesr").latest_version
     assert version is not None
     assert "scale_factor" in version.openapi_schema["components"]["schemas"]["Input"]["properties"]
     again = client.run(f"you/seesr:{version.id}", input={"image": io.BytesIO(image), **QUICK})
-    assert len(again.read()) > 0
+    assert len(again.read()) > 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_it_creates_polls_follows_progress_and_cancels(client: replicate.Client) -> None:

@@ -195,7 +195,7 @@ def test_attention_samples_evenly_spread_latent_pixels_of_a_large_image(
     for part in (Tile(0, 0, 13, 57), Tile(13, 0, 40, 20), Tile(13, 20, 40, 57)):
         whole.observe(part.crop(latents), part)
     whole.finish()
-    expected = attention.to_k(latents[..., ::2, ::2].flatten(2).transpose(1, 2))
+    expected = attention.to_k(latents[..., ::2, ::2].flatten(2).transpose(1, 2))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     assert sorted(whole.keys[0, 0, :, 0].tolist()) == pytest.approx(sorted(expected[0, :, 0].tolist()))
 
 

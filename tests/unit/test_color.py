@@ -14,7 +14,7 @@ def test_low_pass_equals_a_stationary_wavelet_transform(rng: np.random.Generator
     """PyWavelets' undecimated transform with the same [1 2 1]/4 filter, away from the border it treats differently."""
     image = rng.random((256, 256))
     low = np.array([1, 2, 1, 0]) / 4 * np.sqrt(2)
-    bank = pywt.Wavelet("b3", filter_bank=[low, low, low, low])
+    bank = pywt.Wavelet("b3", filter_bank=[low, low, low, low])  # pyright: ignore[reportAttributeAccessIssue]
     (approximation, _), *_ = pywt.swt2(image, bank, level=color.LEVELS, norm=False)
     expected = approximation / 2**color.LEVELS
     ours = color.low_pass(torch.from_numpy(image)[None, None])[0, 0].numpy()
