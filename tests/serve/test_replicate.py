@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import replicate
+from cog_client import data_uri
 from echo_server import serving
 from replicate.exceptions import ReplicateError
-from service import data_uri
 from serving import ANN, LONG, QUICK, Serving, sharp
 
 from lab.report import ROOT
