@@ -238,11 +238,18 @@ def presets() -> str:
 
 
 def mutation() -> str:
-    """What `python -m lab.mutation` wrote, and the sum."""
-    rows, counts = read(RESULTS / "mutation.json"), ("mutants", "tried", "killed")
-    whole = {name: sum(row[name] for row in rows) for name in counts}
-    rows.append({"module": "all", **whole, "share": whole["killed"] / whole["tried"]})
-    return table(rows, {"module": "", **dict.fromkeys(counts, ""), "share": ".0%"})
+    """What `python -m lab.mutation` wrote, by package."""
+    rows, result = read(RESULTS / "mutation.json"), []
+    packages = {row["module"]: row["module"].split("/")[1] for row in rows}
+    for name in [*sorted(set(packages.values())), "all"]:
+        own = [row for row in rows if name in ("all", packages[row["module"]])]
+        left = [row for row in own if row["verdict"] == "survived"]
+        equal = sum(row["reason"].startswith("no effect") for row in left)
+        killed = len(own) - len(left)
+        counts = {"package": name, "tried": len(own), "killed": killed, "share": killed / len(own), "no effect": equal}
+        result.append({**counts, "share without these": killed / max(1, len(own) - equal)})
+    forms = {"package": "", "tried": "", "killed": "", "share": ".0%", "no effect": "", "share without these": ".0%"}
+    return table(result, forms)
 
 
 def packages() -> str:
