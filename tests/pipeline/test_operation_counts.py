@@ -24,6 +24,7 @@ from seesr.networks.graphs import Graphs
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.pipeline import work
 from seesr.runtime import tiling
+from seesr.runtime.tiling import Tile
 
 META = torch.device("meta")
 
@@ -51,6 +52,14 @@ def test_the_networks_see_no_whole_tile_of_a_thin_image() -> None:
         (8, 256), (8, 32), (8, 256), (8, 32), (8, 256), (8, 32)
     ]  # fmt: skip
     assert OUTLINE.padding((16,), (40, 40)) == (8, 64)
+
+
+def test_the_autoencoder_computes_what_is_needed_and_the_overlaps() -> None:
+    assert work.autoencoder_work(OUTLINE, 512, (100, 200), None) == 100 * 200
+    assert work.autoencoder_work(OUTLINE, 512, (100, 200), Tile(50, 60, 60, 80)) == (10 + 2 * 24) * (20 + 2 * 24)
+    assert work.autoencoder_work(OUTLINE, 128, (100, 200), None) == 2 * 100 * 128
+    everywhere = work.autoencoder_work(OUTLINE._replace(halo=None), 128, (64, 64), None)
+    assert everywhere == 64 * 64 * (1 + tiling.attention_keys((64, 64)) / work.ATTENTION_KEYS)
 
 
 def test_units_of_every_stage() -> None:

@@ -30,6 +30,35 @@ def test_a_bad_variable_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
+DEFAULTS = {  # what operators rely on
+    "attention": "auto", "bundles": "", "cuda_graphs": True, "tile_workers": 1, "cache_mb": 512,
+    "c2pa_algorithm": "es256", "data": Path("seesr-data"), "local_webhooks": False, "max_queue": 100,
+    "queue_share": 0.5, "keep": 24, "rate": 600, "shutdown": 600, "allow_urls": "", "lease": 60, "store_retry": 60,
+    "share_tiles": False, "log_format": "console",
+}  # fmt: skip
+
+
+def test_defaults() -> None:
+    values = {name: field.default for name, field in Configuration.model_fields.items()}
+    secrets = {"api_keys", "metrics_token"}
+    assert {name: value for name, value in values.items() if value is not None and name not in secrets} == DEFAULTS
+    assert not any(values[name].get_secret_value() for name in secrets)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("tile_workers", 1, 0), ("cache_mb", 0, -1), ("deadline", 0.001, 0), ("price_per_hour", 0, -0.001),
+        ("max_queue", 1, 0), ("queue_share", 0.001, 0), ("queue_share", 1, 1.001), ("keep", 0.001, 0), ("rate", 1, 0),
+        ("shutdown", 0.001, 0), ("lease", 2, 1), ("store_retry", 0, -0.001),
+    ],
+)  # fmt: skip
+def test_limits(name: str, allowed: float, refused: float) -> None:
+    assert getattr(Configuration(**{name: allowed}), name) == allowed  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=name):
+        Configuration(**{name: refused})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "url",
     [

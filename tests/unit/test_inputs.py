@@ -386,6 +386,8 @@ def test_the_full_page_of_a_tiff_with_a_thumbnail_is_used(rng: np.random.Generat
     np.testing.assert_array_equal(decode(data).rgb, full)
     with pytest.raises(ValueError, match="the image has 2 pages; send one still image"):
         decode(tiff(pages[0], pages[0]))
+    with pytest.raises(ValueError, match="the image has 2 pages"):
+        decode(tiff(pages[0], (full, {"photometric": "rgb", "subfiletype": 2})))  # a page of a document
 
 
 @pytest.mark.parametrize(
