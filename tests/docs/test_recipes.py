@@ -109,8 +109,8 @@ def test_a_setting(tmp_path: Path) -> None:
 
 def test_a_format(tmp_path: Path) -> None:
     recipe = Recipe(tmp_path, "Add an output format")
-    recipe.edit("seesr/images/formats.py", '    "jpg": Format(', '    "avif": Format("AVIF", "image/avif"),\n')
-    recipe.edit("predict.py", '"jpg"], description="File format', '"avif", ')
+    recipe.edit("seesr/images/formats.py", '}\nZIP = "zip"', '    "avif": Format("AVIF", "image/avif"),\n')
+    recipe.edit("predict.py", '], description="File format', ', "avif"')
     recipe.label("output_format.avif")
     code = """
 import io, numpy as np
@@ -141,7 +141,7 @@ def test_a_view(tmp_path: Path) -> None:
 
 
 HELLO = 'def hello(request: Request) -> Response:\n    return Response("hello", media_type="text/plain")\n\n\n'
-OPERATION = 'Operation(tag="Health", summary="Says hello.", answers={200: {TEXT: WORDS}}),\n'
+OPERATION = 'Operation(tag="Health", summary="Says hello.", answers={200: {TEXT: STRING}}),\n'
 
 
 def test_a_route(tmp_path: Path) -> None:

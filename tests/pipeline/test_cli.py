@@ -444,7 +444,7 @@ def test_the_bar_counts_megapixels() -> None:
 
     tasks = [plan.Task(name, Path(name), Path(), size=(1000, height)) for name, height in (("a", 2000), ("b", 1000))]
     progress = upscale.RunBar(tasks)
-    progress.bar = bar = Bar()
+    progress.bar = bar = Bar()  # pyright: ignore[reportAttributeAccessIssue]
     shown = []
     for task in tasks:
         progress.next(task)
