@@ -55,12 +55,14 @@ def ended(fleet: Fleet, id: str, gateway: str = "gateway") -> dict[str, Any]:
     return results
 
 
+@pytest.mark.long
 def test_bytes_are_those_of_the_engine(pocket_fleet: Fleet, engine: Engine) -> None:
     answer = ask(pocket_fleet, "POST", "/upscale", content=sharp(), headers=PNG, params=QUICK)
     assert answer.status_code == 200
     assert answer.content == engine.run(sharp(), Settings(**QUICK)).data
 
 
+@pytest.mark.long
 def test_replicates_client_runs(pocket_fleet: Fleet, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     import replicate
 
@@ -380,6 +382,7 @@ def test_the_fleet_without_redis_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         assert completed.returncode == 2 and "Redis does not answer" in completed.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_result_is_a_image_of_its_settings(pocket_fleet: Fleet) -> None:
     answer = ask(pocket_fleet, "POST", "/upscale", content=sharp(), headers=PNG, params={**QUICK, "scale_factor": 2})
     assert Image.open(io.BytesIO(answer.content)).size == (48, 36)

@@ -381,7 +381,8 @@ def seam(tiled: Output, whole: Output, factor: int) -> float:
     return float(np.mean(across) / np.mean(beside))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("noise", marks=pytest.mark.long), "photo"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["noise", "photo"])
 def test_no_seam_where_tiles_meet(
     pocket: Upscaler, kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,8 @@ def test_the_record_makes_the_same_bytes(server: CogServer, tmp_path: Path) -> N
             "image": data_uri(png(Image.fromarray(corpus.PHOTO))),
             "output_format": kind,
             "num_inference_steps": 2,
+            "scale_factor": 2,
+            "latent_tiled_size": 32,
         }
         first = predict(server, **values, user_prompt="<a> & \u00fc \U0001f600")
         (tmp_path / kind).write_bytes(file_of(first))
