@@ -372,12 +372,15 @@ def test_the_live_fidelity_equals_the_servers_image(page: Page, service: Serving
         expect(page.locator(".live")).to_be_visible()
         shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
         browser = pixels(base64.b64decode(shown.partition(",")[2])).astype(int)
-        expected = pixels(service.upscale(data, fidelity=fidelity, scale_factor=scale).content)
+        expected = pixels(service.upscale(data, fidelity=fidelity, scale_factor=scale, latent_tiled_size="").content)
         assert abs(browser - expected).max() <= 1, fidelity
     slider.fill("0.5")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save this").click()
-    assert Path(download.value.path()).read_bytes() == service.upscale(data, fidelity=0.5, scale_factor=scale).content
+    assert (
+        Path(download.value.path()).read_bytes()
+        == service.upscale(data, fidelity=0.5, scale_factor=scale, latent_tiled_size="").content
+    )
 
 
 @pytest.mark.long
@@ -471,7 +474,7 @@ def test_a_piece_has_the_pixels_of_the_whole(page: Page, service: Serving, photo
     page.get_by_role("slider", name="Try detail or faithful").fill("0.6")
     expect(page.locator(".live")).to_be_visible()
     shown = page.evaluate("document.querySelector('.live').toDataURL('image/png')")
-    blended = pixels(service.upscale(photo_file.read_bytes(), fidelity=0.6).content)[
+    blended = pixels(service.upscale(photo_file.read_bytes(), fidelity=0.6, latent_tiled_size="").content)[
         top : top + height, left : left + width
     ]
     wrong = abs(pixels(base64.b64decode(shown.partition(",")[2])).astype(int) - blended)
