@@ -22,13 +22,14 @@ from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
-from serving import ANN, QUICK, Serving, sharp
+from serving import ANN, Serving, sharp
 
 from seesr.serving.pages import ASSETS, PAGE
 from seesr.serving.refusal import ERRORS
 from seesr.settings import Settings
 from seesr.settings.presets import PRESETS
 
+QUICK = {"num_inference_steps": 1, "seed": 1}  # what the page sends
 SIZES = {"scale_factor", "target_side", "target_megapixels"}
 CHROMIUM = shutil.which("chromium")
 expect.set_options(timeout=30_000)
