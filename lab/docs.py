@@ -346,6 +346,16 @@ def ratio() -> str:
     return table(read(RESULTS / "gpu-h200/ratio.json"), {"evidence": "", **COLUMNS})
 
 
+def cpu_options() -> str:
+    """What `python -m lab.speed.cpu_options` measured."""
+    columns = {
+        "size": ("output, pixels", "d"), "threads": ("threads", "d"), "option": ("option", ""), "seconds": ("seconds", ".2f"),
+        "cpu_seconds_per_mp": ("CPU seconds per megapixel", ".1f"), "peak_mb": ("memory, MB", "d"),
+        "level": ("difference, levels", ".2f"),
+    }  # fmt: skip
+    return titled(read(RESULTS / "bench/cpu-options.json"), columns)
+
+
 def peers() -> str:
     """What `python -m lab.quality.peers` measured."""
     from lab.quality.peers import COLUMNS
@@ -509,6 +519,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality-commands": quality_commands,
     "flat": flat,
     "flat-photographs": flat_photographs,
+    "cpu-options": cpu_options,
     "peers": peers,
     "cards": cards,
     "ratio": ratio,

@@ -17,7 +17,7 @@ from seesr.engine import preflight
 from seesr.images import limits
 from seesr.networks import hardware, weights
 from seesr.networks.weights import WeightsError
-from seesr.runtime import precision
+from seesr.runtime.precision import working_dtype
 from seesr.version import __version__
 
 LIBRARIES = ("torch", "tokenizers", "safetensors", "pillow", "numpy", "opencv-python-headless")
@@ -43,10 +43,10 @@ def findings(configuration: Configuration, bundle: Path | None, device: str | No
         yield Finding(False, str(error), "unset SEESR_DEVICE, or set it to cpu")
         named, target = "cpu", torch.device("cpu")
     try:
-        kernel = hardware.choose(configuration.attention, target, precision.working_dtype(target))
+        kernel = hardware.choose(configuration.attention, target, working_dtype(target, configuration.precision))
         yield Finding(True, f"attention: {kernel}")
     except ValueError as error:
-        yield Finding(False, str(error), "unset SEESR_ATTENTION")
+        yield Finding(False, str(error), "unset SEESR_ATTENTION and SEESR_PRECISION")
     path = bundle or configuration.weights or weights.locate()
     try:
         loaded = weights.verify(path)
@@ -57,7 +57,7 @@ def findings(configuration: Configuration, bundle: Path | None, device: str | No
         small = f"; this is the small model; the full one: {weights.FETCH}" if loaded.kind == "pocket" else ""
         yield Finding(True, f"weights: {loaded.name} in {path}, {len(loaded.files)} files verified{small}")
         try:
-            preflight.require(path, named)
+            preflight.require(path, named, configuration.precision)
             yield Finding(True, "this machine can run it")
         except preflight.CannotServe as error:
             yield Finding(False, str(error), "use a machine that meets this")
@@ -77,10 +77,10 @@ def check(configuration: Configuration, bundle: Path | None, device: str | None)
     return 1 if problems else 0
 
 
-def problem(bundle: Path, device: str | None) -> str | None:
+def problem(bundle: Path, device: str | None, precision: str) -> str | None:
     """Why this machine cannot serve the bundle, in one line; None if it can."""
     try:
-        preflight.require(bundle, device)
+        preflight.require(bundle, device, precision)
     except preflight.CannotServe as error:
         return str(error)
     return None
@@ -100,8 +100,8 @@ def info(configuration: Configuration, bundle: Path | None, device: str | None) 
         "python": platform.python_version(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         **hardware.about(target),
-        "problem": problem(bundle or configuration.weights or weights.locate(), device or configuration.device),
-        "attention": hardware.choose(configuration.attention, target, precision.working_dtype(target)),
+        "problem": problem(loaded.path, device or configuration.device, configuration.precision),
+        "attention": hardware.choose(configuration.attention, target, working_dtype(target, configuration.precision)),
         "bundle": {**loaded._asdict(), "path": str(loaded.path)},
         "configuration": {variable(name): value for name, value in configuration.model_dump(mode="json").items()},
         "limits": {name.lower(): value for name, value in vars(limits).items() if name.startswith("LARGEST_")},

@@ -157,7 +157,9 @@ def run_again(
 
     output = Engine.load(bundle_path, device).run(source, settings, mask=mask)
     result = output.image_data.record or {}
-    if result.get("mask_sha256") != record.get("mask_sha256"):
+    if result.get("precision") != record.get("precision"):
+        report.add("again", NOT_CHECKED, f"the file was made with SEESR_PRECISION={record.get('precision', 'auto')}")
+    elif result.get("mask_sha256") != record.get("mask_sha256"):
         report.add("again", WRONG, "the file was made with another mask")
     elif contents(output.data) == contents(file):
         report.add("again", OK, "the same bytes")

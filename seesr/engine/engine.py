@@ -31,6 +31,8 @@ from seesr.pipeline.tile_helper import TileHelper
 from seesr.pipeline.upscaler import Upscaler
 from seesr.pipeline.work import count, plan, shown_megapixels, terms, units
 from seesr.runtime.estimate import Forecast, Speed, stage_of
+from seesr.runtime.memory import return_freed_memory
+from seesr.runtime.precision import name_of
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Deadline, Position, Progress, Watcher
 from seesr.runtime.tile_batches import TilePool
@@ -95,7 +97,7 @@ class Engine:
         """
         configuration = Configuration.read()
         path = Path(bundle) if bundle is not None else configuration.weights or weights.locate()
-        preflight.require(path, device or configuration.device)
+        preflight.require(path, device or configuration.device, configuration.precision)
         engine = cls(path, device or configuration.device, configuration, rates, workers)
         engine.reload()
         return engine
@@ -137,10 +139,13 @@ class Engine:
             configuration.attention,
             configuration.cuda_graphs,
             cache=configuration.cache_mb * 10**6,
+            precision=configuration.precision,
         )
         loaded = time.perf_counter()
         networks, outline = upscaler.networks, outline_of(upscaler.networks)
         name, threads = hardware.name(networks.device), torch.get_num_threads()
+        if configuration.precision != "auto":
+            name = f"{name} {configuration.precision}"
         self.rates = Rates(rates_file(self.rates_folder, networks.bundle.digest, name, threads, self.workers))
         self.helpers = self._helpers(upscaler, threads)
         self.rates.begin(hardware.peak_memory(networks.device), outline)
@@ -162,8 +167,7 @@ class Engine:
             return None
         device, cores = upscaler.networks.device, len(os.sched_getaffinity(0))
         devices = helper_devices(self.workers, device, threads, cores, torch.cuda.device_count())
-        configuration = self.configuration
-        return HelperProcesses(self.bundle, devices, threads, configuration.attention, configuration.cuda_graphs)
+        return HelperProcesses(self.bundle, devices, threads, self.configuration)
 
     @property
     def busy(self) -> bool:
@@ -180,7 +184,8 @@ class Engine:
         networks = self._ready.networks
         processor = f"{torch.backends.cpu.get_cpu_capability()}, {self.thread.run(torch.get_num_threads)} threads"
         place = processor if networks.device.type == "cpu" else hardware.name(networks.device)
-        return f"{place}, torch {torch.__version__}, {networks.attention} attention"
+        dtype = name_of(networks.dtype)
+        return f"{place}, torch {torch.__version__}, {networks.attention} attention, {dtype}"
 
     def share_tiles(self, pool: TilePool) -> None:
         """Shares the tiles of all later images with the helpers of a pool, until the engine is unloaded."""
@@ -412,14 +417,15 @@ class Engine:
         return upscaler is not None and os.getpid() == self.process and upscaler.healthy()
 
     def about(self) -> dict[str, Any]:
-        """What is loaded, and where: bundle with its hashes, device, attention kernel, GPU memory in bytes."""
+        """What is loaded: bundle with its hashes, device, precision, attention kernel, bytes of GPU memory."""
         upscaler = self.upscaler
         if upscaler is None:
             return {"loaded": False}
         networks = upscaler.networks
         bundle = networks.bundle
         bundle_info = {**bundle._asdict(), "path": str(bundle.path), "defaults": bundle.defaults._asdict()}
-        info = {"loaded": True, "bundle": bundle_info, "graphs": upscaler.graphs_state}
+        precision = name_of(upscaler.networks.dtype)
+        info = {"loaded": True, "bundle": bundle_info, "precision": precision, "graphs": upscaler.graphs_state}
         return {**info, "attention": networks.attention, **hardware.about(networks.device)}
 
     def unload(self) -> None:
@@ -468,5 +474,6 @@ def free_memory() -> None:
     import gc
 
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

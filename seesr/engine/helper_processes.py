@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from seesr.config import Configuration
 from seesr.engine.tile_worker import FAULT, READY
 from seesr.networks.weights import CannotServe
 from seesr.runtime.tile_batches import TileBatches
@@ -145,10 +146,12 @@ class HelperProcesses:
     Args:
         devices: one for each helper, see `helper_devices`.
         threads: of each on a CPU; a CPU's results depend on it.
+        configuration: of the engine: the helpers compute as it does.
     """
 
-    def __init__(self, bundle: Path, devices: list[str], threads: int, attention: str, cuda_graphs: bool) -> None:
-        options = str(threads), attention, "1" if cuda_graphs else "0"
+    def __init__(self, bundle: Path, devices: list[str], threads: int, configuration: Configuration) -> None:
+        graphs = "1" if configuration.cuda_graphs else "0"
+        options = str(threads), configuration.attention, graphs, configuration.precision
         self.helpers = [HelperProcess(str(bundle), device, *options) for device in devices]
 
     def wait(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from seesr.networks import hardware, weights
 from seesr.networks.weights import CannotServe
 from seesr.runtime import memory
+from seesr.runtime.precision import working_dtype
 
 MIN_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
 WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
@@ -53,17 +54,17 @@ def look(device: str | None) -> Machine:
     return Machine(hardware.name(target), capability, free, host, device is not None)
 
 
-def check(machine: Machine, kind: str, size: int) -> None:
+def check(machine: Machine, kind: str, size: int, precision: str = "auto") -> None:
     """Rejects a machine that cannot run the bundle; logs a warning for a slow one.
 
     Args:
         kind: of the bundle: the pocket one runs anywhere.
-        size: bytes of the bundle's files.
+        size: bytes of the bundle's files, in half precision.
+        precision: SEESR_PRECISION.
 
     Raises:
         CannotServe: no GPU and no SEESR_DEVICE=cpu, a GPU that is too old, or too little memory.
     """
-    need = size + WORK
     if machine.capability is None:
         if kind != "pocket" and not machine.chosen:
             raise CannotServe(
@@ -71,26 +72,28 @@ def check(machine: Machine, kind: str, size: int) -> None:
             )
         if kind != "pocket":
             log.warning("on the CPU an image takes minutes")
-        if machine.host < 2 * size + HOST:  # single precision
-            message = f"{(2 * size + HOST) / 1e9:.1f} GB of memory are needed on the CPU"
+        need = size * (1 if precision == "bfloat16" else 2) + HOST
+        if machine.host < need:
+            message = f"{need / 1e9:.1f} GB of memory are needed on the CPU"
             raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
         return
     if machine.capability < MIN_CAPABILITY:
         has, least = (".".join(map(str, version)) for version in (machine.capability, MIN_CAPABILITY))
         raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
+    need = size * (2 if precision == "float32" else 1) + WORK
     if machine.free is not None and machine.free < need:
         message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
         raise CannotServe(f"{message}: stop other programs on it, or use a GPU with more memory")
 
 
-def has_room(bundle: Path, device: str | None) -> bool:
+def has_room(bundle: Path, device: str | None, precision: str = "auto") -> bool:
     """Whether a bundle fits into the memory that is free now, beside what this process holds.
 
     Raises:
         ValueError: the device that was named is not here.
     """
     target = hardware.usable(device)
-    size = files_size(bundle) * (1 if target.type == "cuda" else 2)  # single precision on the CPU
+    size = files_size(bundle) * working_dtype(target, precision).itemsize // 2  # the files have two bytes a value
     return memory.free(target) >= size + WORK
 
 
@@ -99,7 +102,7 @@ def files_size(bundle: Path) -> int:
     return sum(path.stat().st_size for path in bundle.rglob("*.safetensors"))
 
 
-def require(bundle: Path, device: str | None) -> None:
+def require(bundle: Path, device: str | None, precision: str = "auto") -> None:
     """Checks this machine for a bundle on disk, before it is loaded. The loader reports a missing bundle.
 
     Raises:
@@ -109,4 +112,4 @@ def require(bundle: Path, device: str | None) -> None:
         kind = json.loads((bundle / weights.MANIFEST).read_text())["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    check(look(device), kind, files_size(bundle))
+    check(look(device), kind, files_size(bundle), precision)

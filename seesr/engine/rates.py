@@ -251,12 +251,12 @@ def rates_file(folder: Path, digest: str, device: str, threads: int, workers: in
 
     Args:
         digest: of the bundle.
-        device: its name.
+        device: its name, with the precision if that is not the device's own.
         workers: processes that share the tiles of an image.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", device)
     shared = f"-x{workers}" if workers > 1 else ""
-    return folder / f"{digest[:12]}-{name}{f'-{threads}' if device == 'cpu' else ''}{shared}.json"
+    return folder / f"{digest[:12]}-{name}{f'-{threads}' if device.startswith('cpu') else ''}{shared}.json"
 
 
 def kept_files(digest: str) -> list[Path]:

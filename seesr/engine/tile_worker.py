@@ -1,6 +1,6 @@
 """A helper process: loads a bundle once and computes tile batches for the process that started it.
 
-python -m seesr.engine.tile_worker FD BUNDLE DEVICE THREADS ATTENTION CUDA_GRAPHS
+python -m seesr.engine.tile_worker FD BUNDLE DEVICE THREADS ATTENTION CUDA_GRAPHS PRECISION
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 READY, RESULT, FAULT = b"r", b"d", b"f"  # first byte of a reply: loaded, prediction, or a line with the reason
 
 
-def main(descriptor: str, bundle: str, device: str, threads: str, attention: str, graphs: str) -> None:
+def main(descriptor: str, bundle: str, device: str, threads: str, attention: str, graphs: str, precision: str) -> None:
     """Answers until the other side closes the connection.
 
     Each request is two messages: the image's name, then its context where the name begins with "+", else a task.
@@ -26,7 +26,7 @@ def main(descriptor: str, bundle: str, device: str, threads: str, attention: str
         from seesr.pipeline.upscaler import Upscaler
 
         torch.set_num_threads(int(threads))
-        upscaler = Upscaler.load(bundle, device, attention, graphs == "1")
+        upscaler = Upscaler.load(bundle, device, attention, graphs == "1", precision=precision)
         if upscaler.networks.device.type == "cuda":
             upscaler.warm_up()
         helper = TileHelper(upscaler.networks, upscaler.graphs)

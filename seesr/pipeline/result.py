@@ -93,10 +93,20 @@ class Metrics(TypedDict):
 
 
 def record(
-    settings: Settings, bundle: Bundle, mask: NDArray[np.uint8] | None, calibration: Calibration | None = None
+    settings: Settings,
+    bundle: Bundle,
+    mask: NDArray[np.uint8] | None,
+    calibration: Calibration | None = None,
+    precision: str = "",
 ) -> dict[str, Any]:
-    """The settings record: all that is needed to make the image again, and the calibration of a view of confidence."""
+    """The settings record: all that is needed to make the image again, and the calibration of a view of confidence.
+
+    Args:
+        precision: of the networks, if it is not the device's own.
+    """
     about: dict[str, Any] = {"version": __version__, "bundle": bundle.name, "bundle_sha256": bundle.digest}
+    if precision:
+        about["precision"] = precision
     if mask is not None:
         about["mask_sha256"] = hashlib.sha256(mask.tobytes()).hexdigest()
     if calibration is not None:

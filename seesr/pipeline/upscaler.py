@@ -20,7 +20,8 @@ from seesr.networks.graphs import FREED, CudaRecorder, Graphs
 from seesr.pipeline.pipeline import NO_GRAPHS, UpscaleRun
 from seesr.pipeline.result import Output
 from seesr.pipeline.stages import StageCache
-from seesr.runtime import precision
+from seesr.runtime.memory import keep_freed_memory
+from seesr.runtime.precision import working_dtype
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Progress
 from seesr.runtime.tile_batches import TilePool
@@ -60,8 +61,9 @@ class Upscaler:
         attention: str = "auto",
         cuda_graphs: bool = True,
         cache: int = 0,
+        precision: str = "auto",
     ) -> Upscaler:
-        """Loads a bundle: half precision on a GPU, single precision on a CPU.
+        """Loads a bundle.
 
         Args:
             bundle: the folder.
@@ -69,13 +71,16 @@ class Upscaler:
             attention: name of a kernel, see hardware.choose.
             cuda_graphs: replay the networks as CUDA graphs (see networks.graphs); a CPU has none.
             cache: bytes of host memory for results of stages, which later runs of an image reuse; 0: none.
+            precision: "auto", "float32" or "bfloat16", see working_dtype.
 
         Raises:
             WeightsError: the bundle is missing, damaged or does not fit.
-            ValueError: the device or the kernel is not known, or not here; one line.
+            ValueError: the device, the kernel or the precision is not known, or not here; one line.
         """
         target = hardware.usable(device)
-        networks = models.load(Path(bundle), target, precision.working_dtype(target))
+        if target.type == "cpu":
+            keep_freed_memory()
+        networks = models.load(Path(bundle), target, working_dtype(target, precision))
         graphs = Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None
         upscaler = cls(networks, attention, graphs, cache)
         kernel = upscaler.networks.attention

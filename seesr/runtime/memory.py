@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +15,10 @@ from torch import Tensor
 
 from seesr.runtime.tiling import BATCHES
 
+# Arguments of glibc's mallopt (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+KEPT = 2**31 - 1  # bytes of freed memory that a process keeps at most
+MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 BYTES_PER_LATENT_PIXEL = (
     90_000  # bytes of activations per latent pixel and tile of a batch in half precision: 0.37 GB for 64 x 64
 )
@@ -90,6 +96,7 @@ class Allowance:
             following = self.amount if self.amount == self.least else (lower or self.lower)(self.amount)
             spared = following == self.least and self.spare()
             gc.collect()
+            return_freed_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if spared:
@@ -166,6 +173,45 @@ class Budget:
         return cls(batch, half, int(WHOLE_SHARE * 2 * half), spare)
 
 
+def keep_freed_memory() -> None:
+    """Has glibc reuse freed blocks instead of returning each to the kernel, for the rest of the process.
+
+    On a CPU every activation is a block of megabytes. Fresh pages for each of them took 11 % of an image's time
+    (docs/decisions/0039-cpu-memory-and-precision.md). Does nothing if the environment sets one of MALLOC_VARIABLES, or
+    without glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not set(MALLOC_VARIABLES) & os.environ.keys():
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def return_freed_memory() -> None:
+    """Returns freed blocks to the kernel."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+class MallInfo(ctypes.Structure):
+    """Statistics of glibc's malloc, struct mallinfo2."""
+
+    _fields_ = (
+        ("others", ctypes.c_size_t * 8),
+        ("fordblks", ctypes.c_size_t),  # of freed blocks
+        ("keepcost", ctypes.c_size_t),
+    )
+
+
+def freed_memory() -> int:
+    """Bytes of freed blocks that this process keeps."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return 0
+    mallinfo.restype = MallInfo
+    return int(mallinfo().fordblks)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is an out-of-memory error; some libraries say so only in the message."""
     message = str(error)
@@ -182,4 +228,4 @@ def free(device: torch.device) -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and limit.read_text().strip() != "max":
         available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return max(0, available)
+    return max(0, available) + freed_memory()

@@ -19,9 +19,26 @@ class NotFinite(RuntimeError):
     """A network gave NaN or infinity, in single precision too."""
 
 
-def working_dtype(device: torch.device) -> torch.dtype:
-    """What the networks run in: half precision on a GPU, single precision on a CPU."""
-    return torch.float32 if device.type == "cpu" else torch.float16
+def working_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """What the networks run in.
+
+    Args:
+        name: "auto": half precision on a GPU, single precision on a CPU. "float32": single precision. "bfloat16": on a
+            CPU only.
+
+    Raises:
+        ValueError: bfloat16 on a GPU; one line.
+    """
+    if name == "bfloat16":
+        if device.type != "cpu":
+            raise ValueError("SEESR_PRECISION is bfloat16, which is for CPUs: unset it on a GPU")
+        return torch.bfloat16
+    return torch.float32 if device.type == "cpu" or name == "float32" else torch.float16
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The name of a dtype, as the configuration has it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check_finite(values: Tensor, stage: str) -> None:

@@ -106,11 +106,11 @@ def load_engine(bundle: Path, device: str | None, rates: Path) -> Engine:
     return Engine.load(bundle, device, rates)
 
 
-def has_room(bundle: Path, device: str | None) -> bool:
+def has_room(bundle: Path, device: str | None, precision: str) -> bool:
     """Whether a bundle fits into the memory beside what this process holds."""
     from seesr.engine import preflight
 
-    return preflight.has_room(bundle, device)
+    return preflight.has_room(bundle, device, precision)
 
 
 def local(
@@ -284,7 +284,14 @@ def serve(
         lambda send: (
             fleet(configuration, path, send)
             if fleet
-            else local(configuration, load, path, send, load_other, lambda bundle: has_room(bundle, chosen))
+            else local(
+                configuration,
+                load,
+                path,
+                send,
+                load_other,
+                lambda bundle: has_room(bundle, chosen, configuration.precision),
+            )
         ),
         addition,
     )

@@ -12,6 +12,7 @@ import skimage.data
 import torch
 
 from seesr import Engine, Settings
+from seesr.config import Configuration
 from seesr.engine import helper_processes
 from seesr.engine.helper_processes import HelperProcess, HelperProcesses, helper_devices
 from seesr.networks import weights
@@ -87,7 +88,7 @@ def test_helpers_end_with_their_engine_and_start_with_it() -> None:
 
 @pytest.mark.long
 def test_a_helper_ends_when_its_connection_is_closed() -> None:
-    helpers = HelperProcesses(weights.POCKET, ["cpu"], 1, "auto", False)
+    helpers = HelperProcesses(weights.POCKET, ["cpu"], 1, Configuration())
     (helper,) = helpers.helpers
     helper.wait()
     assert helper.process is not None
@@ -99,7 +100,7 @@ def test_a_helper_ends_when_its_connection_is_closed() -> None:
 @pytest.mark.long
 def test_a_helper_that_cannot_load_the_bundle(tmp_path: Path) -> None:
     with pytest.raises(CannotServe, match=f"a tile worker cannot start .*{tmp_path}"):
-        HelperProcesses(tmp_path, ["cpu"], 1, "auto", False).wait()
+        HelperProcesses(tmp_path, ["cpu"], 1, Configuration()).wait()
 
 
 def test_the_devices_of_helpers() -> None:

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from seesr import Engine, Settings, cli
 from seesr.cli import verify
+from seesr.config import Configuration
 from seesr.images import content_credentials, xmp
 from seesr.images.record import read_source_type
 from seesr.networks import weights
@@ -112,6 +113,29 @@ def test_what_cannot_be_verified_is_said(folder: Path, capsys: Capture) -> None:
         capsys.readouterr()
         assert cli.main(["verify", *BUNDLE, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_file_made_in_bfloat16_is_verified_in_it(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, engine: Engine, tmp_path: Path
+) -> None:
+    small = [*FLAGS, "--latent-tiled-size", "16"]
+    assert run("upscale", "a.png", *small, "-o", "float32.png") == 0
+    configuration = Configuration(precision="bfloat16")
+    half = Engine(weights.POCKET, "cpu", configuration, tmp_path)
+    half.reload()
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: half)
+    assert run("upscale", "a.png", *small, "-o", "bfloat16.png") == 0
+    assert run("verify", "bfloat16.png", "a.png") == 0
+    capsys.readouterr()
+    assert run("verify", "float32.png", "a.png") == 2
+    assert "the file was made with SEESR_PRECISION=auto" in capsys.readouterr().err
+    monkeypatch.setattr(Engine, "load", lambda bundle, device, **more: engine)
+    assert run("verify", "bfloat16.png", "a.png") == 2
+    assert "the file was made with SEESR_PRECISION=bfloat16" in capsys.readouterr().err
+    first, second = (np.asarray(Image.open(name), np.float32) for name in ("float32.png", "bfloat16.png"))
+    assert 0 < np.abs(first - second).mean() < 0.5, "levels of 255"
+    assert half.about()["precision"] == "bfloat16" and half.machine.endswith("bfloat16")
+    assert half.rates.path is not None and "-cpu-bfloat16-" in half.rates.path.name
 
 
 def test_a_zip_is_verified(folder: Path, capsys: Capture) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,7 +140,53 @@ def test_free_host_memory_is_within_the_control_group(
     for name, text in group.items():
         (tmp_path / "sys/fs/cgroup" / name).write_text(text)
     monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name[1:])
+    monkeypatch.setattr(memory, "freed_memory", lambda: 0)
     assert memory.free(CPU) == free
+    monkeypatch.setattr(memory, "freed_memory", lambda: 70)
+    assert memory.free(CPU) == free + 70
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns freed blocks to the kernel")
+def test_freed_blocks_are_kept_until_they_are_returned() -> None:
+    """A process of its own, since a block of other tests could be in the way."""
+    program = """
+import resource
+import numpy as np
+from seesr.runtime import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults(), faults()
+memory.keep_freed_memory()
+faults()
+kept, held = faults(), memory.freed_memory()
+memory.return_freed_memory()
+print(min(first) > 0, kept < 16, held >= 2**25, faults() > 16 * kept)
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in memory.MALLOC_VARIABLES}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stdout == "True True True True\n", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("variable", memory.MALLOC_VARIABLES)
+def test_the_users_own_settings_of_malloc_are_kept(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *call: calls.append(call)))
+    memory.keep_freed_memory()
+    assert calls == [(memory.M_MMAP_MAX, 0), (memory.M_TRIM_THRESHOLD, memory.KEPT)]
+    monkeypatch.setenv(variable, "1")
+    memory.keep_freed_memory()
+    assert len(calls) == 2
+
+
+def test_without_glibc_freed_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace())
+    memory.keep_freed_memory()
+    memory.return_freed_memory()
+    assert memory.freed_memory() == 0
 
 
 def test_free_gpu_memory_counts_what_torch_keeps_unused(monkeypatch: pytest.MonkeyPatch) -> None:

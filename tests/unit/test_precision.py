@@ -34,6 +34,13 @@ def test_a_gpu_works_in_half_and_a_cpu_in_single_precision() -> None:
     assert working_dtype(torch.device("cpu")) == torch.float32
 
 
+def test_the_precision_can_be_chosen() -> None:
+    assert working_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
+    assert {working_dtype(torch.device(device), "float32") for device in ("cpu", "cuda")} == {torch.float32}
+    with pytest.raises(ValueError, match="SEESR_PRECISION is bfloat16, which is for CPUs"):
+        working_dtype(torch.device("cuda"), "bfloat16")
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_seen(bad: float) -> None:
     check_finite(torch.ones(3), "encode")
