@@ -349,8 +349,9 @@ def ratio() -> str:
 def cpu_options() -> str:
     """What `python -m lab.speed.cpu_options` measured."""
     columns = {
-        "size": ("output, pixels", "d"), "threads": ("threads", "d"), "option": ("option", ""), "seconds": ("seconds", ".2f"),
-        "cpu_seconds_per_mp": ("CPU seconds per megapixel", ".1f"), "peak_mb": ("memory, MB", "d"),
+        "size": ("output, pixels", "d"), "threads": ("threads", "d"), "option": ("option", ""),
+        "seconds": ("seconds", ".2f"), "cpu_seconds_per_mp": ("CPU seconds per megapixel", ".1f"),
+        "peak_mb": ("memory, MB", "d"),
         "level": ("difference, levels", ".2f"),
     }  # fmt: skip
     return titled(read(RESULTS / "bench/cpu-options.json"), columns)
