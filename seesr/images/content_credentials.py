@@ -16,7 +16,7 @@ from seesr.version import __version__
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 JUMBF = 0xEB  # the JPEG marker APP11
 LOCAL = {"builder": {"thumbnail": {"enabled": False}}, "verify": {"remote_manifest_fetch": False}}
-MISSING = "needs a package: pip install 'seesr[c2pa]'"
+MISSING = "needs a package: pip install -e '.[c2pa]'"
 log = logging.getLogger(__name__)
 
 

@@ -287,7 +287,7 @@ def open_heic(data: bytes) -> Header:
     try:
         import pillow_heif
     except ImportError as error:
-        raise ValueError("this is HEIC, which needs a package: pip install 'seesr[heic]'") from error
+        raise ValueError("this is HEIC, which needs a package: pip install -e '.[heic]'") from error
     pillow_heif.register_heif_opener()
     warnings: list[str] = []
     properties = isobmff.read_properties(data, warnings)

@@ -47,7 +47,7 @@ try:
     from mcp.server.stdio import stdio_server
     from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 except ImportError as error:
-    raise ValueError(f"seesr mcp needs a package: pip install 'seesr[mcp]' ({error})") from None
+    raise ValueError(f"seesr mcp needs a package: pip install -e '.[mcp]' ({error})") from None
 
 PATH = "/mcp"
 POLL = 0.25  # seconds between two looks at a running job

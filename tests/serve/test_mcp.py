@@ -281,7 +281,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setitem(sys.modules, "mcp_types", None)
     monkeypatch.delitem(sys.modules, "seesr.serving.mcp_server", raising=False)
     assert cli.main(["mcp"]) == 2
-    assert "pip install 'seesr[mcp]'" in capsys.readouterr().err
+    assert "pip install -e '.[mcp]'" in capsys.readouterr().err
 
 
 def configurations() -> list[dict[str, Any]]:
