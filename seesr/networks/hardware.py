@@ -6,6 +6,7 @@ import functools
 import logging
 import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +108,11 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
 def one_dnn_pays() -> bool:
     """Whether oneDNN's products are faster than torch's own: with AVX-512, not with AVX2."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and one_dnn_multiplies(torch.float32)
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor has instructions for products in bfloat16."""
+    return cpuinfo.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())
 
 
 def channels_last_pays(device: torch.device, dtype: torch.dtype) -> bool:

@@ -26,7 +26,7 @@ from seesr.cli import plan, upscale
 from seesr.cli.commands import COMMANDS, SHELLS, parser
 from seesr.images import xmp
 from seesr.images.record import read_record
-from seesr.networks import weights
+from seesr.networks import hardware, weights
 from seesr.serving import app, mcp_server
 
 QUICK = ["--num-inference-steps", "1", "--seed", "1", "--scale-factor", "2", "--latent-tiled-size", "16"]
@@ -596,6 +596,10 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     cli.main(["doctor", "--bundle", str(weights.POCKET)])
     output = capsys.readouterr().out
     assert "ok      weights: pocket" in output and "this is the small model" in output
+    for faster in (True, False):
+        monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda faster=faster: faster)
+        cli.main(["doctor", "--device", "cpu", "--bundle", str(weights.POCKET)])
+        assert ("SEESR_PRECISION=bfloat16 is faster" in capsys.readouterr().out) is faster
     assert cli.main(["doctor", "--bundle", str(tmp_path)]) == 1
     output = capsys.readouterr().out
     assert "PROBLEM weights: no weights" in output and f"to fix it: {weights.FETCH}" in output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,3 +113,15 @@ def test_a_device_that_is_not_here_is_one_line(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be used here") as caught:
         hardware.usable(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("flags : fpu avx2 avx512_bf16 sse", True), ("Features : fp asimd bf16", True), ("flags : avx512f avx2", False)],
+)
+def test_products_in_bfloat16_are_known_from_the_flags_of_the_processor(
+    tmp_path: Path, flags: str, expected: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    assert hardware.multiplies_bfloat16(tmp_path / "cpuinfo") is expected
+    assert not hardware.multiplies_bfloat16(tmp_path / "nowhere")
