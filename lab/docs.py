@@ -346,6 +346,15 @@ def ratio() -> str:
     return table(read(RESULTS / "gpu-h200/ratio.json"), {"evidence": "", **COLUMNS})
 
 
+def versus() -> str:
+    """What `python -m lab.speed.versus` measured, with all instructions and with AVX2 alone."""
+    columns = {
+        "instructions": ("instructions", ""), "settings": ("settings", ""), "other": ("76de13d, s", ".2f"),
+        "this": ("this state, s", ".2f"), "times": ("times as fast", ".1f"),
+    }  # fmt: skip
+    return titled([*read(RESULTS / "bench/versus-native.json"), *read(RESULTS / "bench/versus-avx2.json")], columns)
+
+
 def cpu_options() -> str:
     """What `python -m lab.speed.cpu_options` measured."""
     columns = {
@@ -521,6 +530,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flat": flat,
     "flat-photographs": flat_photographs,
     "cpu-options": cpu_options,
+    "versus": versus,
     "peers": peers,
     "cards": cards,
     "ratio": ratio,

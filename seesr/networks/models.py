@@ -52,6 +52,12 @@ class Models:
         return [*forward, (self.tagger, "tokens"), (self.tagger, "logits"), (self.text_encoder, "hidden")]
 
     @property
+    def size(self) -> int:
+        """Bytes of all parameters."""
+        parts = (self.unet, self.controlnet, self.vae, self.tagger, self.text_encoder)
+        return sum(value.nbytes for part in parts for value in part.parameters())
+
+    @property
     def tile(self) -> int:
         """Side of the latent square that the UNet was trained at, latent pixels."""
         return self.unet.config["sample_size"]

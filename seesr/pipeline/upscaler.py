@@ -46,6 +46,8 @@ class Upscaler:
     def __init__(
         self, networks: models.Models, attention: str = "auto", graphs: Graphs | None = None, cache: int = 0
     ) -> None:
+        if networks.device.type == "cpu":
+            keep_freed_memory(networks.size)
         self.networks = dataclasses.replace(networks, attention=hardware.tune(networks, attention, graphs is not None))
         self.graphs, self.process, self.cache = graphs, os.getpid(), StageCache(cache)
         self.pools: list[TilePool] = []
@@ -78,8 +80,6 @@ class Upscaler:
             ValueError: the device, the kernel or the precision is not known, or not here; one line.
         """
         target = hardware.usable(device)
-        if target.type == "cpu":
-            keep_freed_memory()
         networks = models.load(Path(bundle), target, working_dtype(target, precision))
         graphs = Graphs(CudaRecorder()) if cuda_graphs and target.type == "cuda" else None
         upscaler = cls(networks, attention, graphs, cache)

@@ -18,6 +18,7 @@ from seesr.runtime.tiling import BATCHES
 # Arguments of glibc's mallopt (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 KEPT = 2**31 - 1  # bytes of freed memory that a process keeps at most
+ROOM_TO_KEEP = 4 * 10**9  # free bytes, beside the weights' size, from which it keeps any
 MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 BYTES_PER_LATENT_PIXEL = (
     90_000  # bytes of activations per latent pixel and tile of a batch in half precision: 0.37 GB for 64 x 64
@@ -173,15 +174,19 @@ class Budget:
         return cls(batch, half, int(WHOLE_SHARE * 2 * half), spare)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(weights: int = 0) -> None:
     """Has glibc reuse freed blocks instead of returning each to the kernel, for the rest of the process.
 
     On a CPU every activation is a block of megabytes. Fresh pages for each of them took 11 % of an image's time
-    (docs/decisions/0039-cpu-memory-and-precision.md). Does nothing if the environment sets one of MALLOC_VARIABLES, or
-    without glibc.
+    (docs/decisions/0039-cpu-memory-and-precision.md). Does nothing if the environment sets one of MALLOC_VARIABLES,
+    without glibc, or where memory is short.
+
+    Args:
+        weights: bytes of the networks, which are loaded; larger ones keep more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not set(MALLOC_VARIABLES) & os.environ.keys():
+    roomy = free(torch.device("cpu")) >= weights + ROOM_TO_KEEP
+    if mallopt is not None and roomy and not set(MALLOC_VARIABLES) & os.environ.keys():
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, KEPT)
 

@@ -160,6 +160,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 first = faults(), faults()
+memory.ROOM_TO_KEEP = 0
 memory.keep_freed_memory()
 faults()
 kept, held = faults(), memory.freed_memory()
@@ -172,14 +173,23 @@ print(min(first) > 0, kept < 16, held >= 2**25, faults() > 16 * kept)
 
 
 @pytest.mark.parametrize("variable", memory.MALLOC_VARIABLES)
-def test_the_users_own_settings_of_malloc_are_kept(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_malloc_is_left_alone_if_memory_is_short_or_the_user_sets_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     calls: list[tuple[int, int]] = []
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *call: calls.append(call)))
+    monkeypatch.setattr(memory, "free", lambda device: memory.ROOM_TO_KEEP)
     memory.keep_freed_memory()
     assert calls == [(memory.M_MMAP_MAX, 0), (memory.M_TRIM_THRESHOLD, memory.KEPT)]
+    monkeypatch.setattr(memory, "free", lambda device: memory.ROOM_TO_KEEP + 99)
+    memory.keep_freed_memory(100)
+    assert len(calls) == 2, "memory is short"
+    memory.keep_freed_memory(99)
+    assert len(calls) == 4
+    calls.clear()
     monkeypatch.setenv(variable, "1")
     memory.keep_freed_memory()
-    assert len(calls) == 2
+    assert not calls
 
 
 def test_without_glibc_freed_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
