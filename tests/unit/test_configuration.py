@@ -31,7 +31,7 @@ def test_a_bad_variable_is_one_line_that_names_it(
 
 
 DEFAULTS = {  # what operators rely on
-    "attention": "auto", "bundles": "", "cuda_graphs": True, "tile_workers": 1, "cache_mb": 512,
+    "attention": "auto", "bundles": "", "cuda_graphs": True, "precision": "auto", "tile_workers": 1, "cache_mb": 512,
     "c2pa_algorithm": "es256", "data": Path("seesr-data"), "local_webhooks": False, "max_queue": 100,
     "queue_share": 0.5, "keep": 24, "rate": 600, "shutdown": 600, "allow_urls": "", "lease": 60, "store_retry": 60,
     "share_tiles": False, "log_format": "console",

@@ -195,7 +195,7 @@ def test_several_pages_are_refused_by_their_name(rng: np.random.Generator) -> No
 
 def test_without_its_package_heic_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ValueError, match=r"this is HEIC, which needs a package: pip install 'seesr\[heic\]'"):
+    with pytest.raises(ValueError, match=r"this is HEIC, which needs a package: pip install -e '.\[heic\]'"):
         decode(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
