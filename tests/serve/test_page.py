@@ -21,7 +21,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from serving import ANN, Serving, sharp
 
 from seesr.serving.pages import ASSETS, PAGE
@@ -603,6 +603,23 @@ def test_a_hundred_images_at_once(slow_page: Page, slow: Serving) -> None:
     expect(slow_page.get_by_role("button", name="Cancel all")).to_be_hidden()
     expect(slow_page.locator("body")).to_have_attribute("data-told", "All images are done")
     assert slow.ask("GET", "/status").json()["queue_length"] == 0
+
+
+@pytest.mark.long
+def test_an_answer_that_is_older_than_the_last_event_is_ignored(slow_page: Page) -> None:
+    """The answer to a cancellation says that the job runs, but comes after the event of its end."""
+
+    def late(route: Route) -> None:
+        response = route.fetch()
+        time.sleep(2)
+        route.fulfill(json={**response.json(), "status": "processing"})
+
+    slow_page.set_input_files("#files", names(1))
+    expect(slow_page.locator(".state")).to_have_text("Upscaling", timeout=5000)
+    slow_page.route("**/jobs/*", lambda route: late(route) if route.request.method == "DELETE" else route.continue_())
+    slow_page.get_by_role("button", name="Cancel", exact=True).click()
+    slow_page.wait_for_timeout(3000)
+    expect(slow_page.locator(".state")).to_have_text("Canceled", timeout=3000)
 
 
 @pytest.mark.long

@@ -518,6 +518,8 @@ async function cancel(entry) {
 const unfinished = (entry) => entry.job && !ENDED.includes(entry.state);
 
 function apply(entry, job) {
+  // An answer can be older than an event that came before it.
+  if (entry.job?.id === job.id && ENDED.includes(entry.state) && !ENDED.includes(job.status)) return;
   const before = entry.state;
   entry.job = job;
   entry.state = job.status;
