@@ -177,7 +177,7 @@ class Budget:
 def keep_freed_memory(weights: int = 0) -> None:
     """Has glibc reuse freed blocks instead of returning each to the kernel, for the rest of the process.
 
-    On a CPU every activation is a block of megabytes. Fresh pages for each of them took 11 % of an image's time
+    On a CPU every activation is a block of megabytes. Fresh pages for them took about a tenth of an image's time
     (docs/decisions/0039-cpu-memory-and-precision.md). Does nothing if the environment sets one of MALLOC_VARIABLES,
     without glibc, or where memory is short.
 
