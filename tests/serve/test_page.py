@@ -615,7 +615,7 @@ def test_an_answer_that_is_older_than_the_last_event_is_ignored(slow_page: Page)
         route.fulfill(json={**response.json(), "status": "processing"})
 
     slow_page.set_input_files("#files", names(1))
-    expect(slow_page.locator(".state")).to_have_text("Upscaling", timeout=5000)
+    expect(slow_page.locator(".state")).to_have_text(re.compile("Upscaling"))
     slow_page.route("**/jobs/*", lambda route: late(route) if route.request.method == "DELETE" else route.continue_())
     slow_page.get_by_role("button", name="Cancel", exact=True).click()
     slow_page.wait_for_timeout(3000)
