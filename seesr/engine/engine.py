@@ -32,7 +32,7 @@ from seesr.pipeline.upscaler import Upscaler
 from seesr.pipeline.work import count, plan, shown_megapixels, terms, units
 from seesr.runtime.estimate import Forecast, Speed, stage_of
 from seesr.runtime.memory import return_freed_memory
-from seesr.runtime.precision import name_of
+from seesr.runtime.precision import chosen_precision, name_of
 from seesr.runtime.process import check_process
 from seesr.runtime.progress import Deadline, Position, Progress, Watcher
 from seesr.runtime.tile_batches import TilePool
@@ -144,8 +144,8 @@ class Engine:
         loaded = time.perf_counter()
         networks, outline = upscaler.networks, outline_of(upscaler.networks)
         name, threads = hardware.name(networks.device), torch.get_num_threads()
-        if configuration.precision != "auto":
-            name = f"{name} {configuration.precision}"
+        if precision := chosen_precision(networks.device, networks.dtype):
+            name = f"{name} {precision}"
         self.rates = Rates(rates_file(self.rates_folder, networks.bundle.digest, name, threads, self.workers))
         self.helpers = self._helpers(upscaler, threads)
         self.rates.begin(hardware.peak_memory(networks.device), outline)

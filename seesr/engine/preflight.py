@@ -13,7 +13,6 @@ import torch
 from seesr.networks import hardware, weights
 from seesr.networks.weights import CannotServe
 from seesr.runtime import memory
-from seesr.runtime.precision import working_dtype
 
 MIN_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
 WORK = 10**9  # bytes that a batch of one tile and the latents need beside the weights
@@ -72,7 +71,7 @@ def check(machine: Machine, kind: str, size: int, precision: str = "auto") -> No
             )
         if kind != "pocket":
             log.warning("on the CPU an image takes minutes")
-        need = size * (1 if precision == "bfloat16" else 2) + HOST
+        need = loaded_size(size, "cpu", precision) + HOST
         if machine.host < need:
             message = f"{need / 1e9:.1f} GB of memory are needed on the CPU"
             raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
@@ -80,7 +79,7 @@ def check(machine: Machine, kind: str, size: int, precision: str = "auto") -> No
     if machine.capability < MIN_CAPABILITY:
         has, least = (".".join(map(str, version)) for version in (machine.capability, MIN_CAPABILITY))
         raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
-    need = size * (2 if precision == "float32" else 1) + WORK
+    need = loaded_size(size, "cuda", precision) + WORK
     if machine.free is not None and machine.free < need:
         message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
         raise CannotServe(f"{message}: stop other programs on it, or use a GPU with more memory")
@@ -93,8 +92,13 @@ def has_room(bundle: Path, device: str | None, precision: str = "auto") -> bool:
         ValueError: the device that was named is not here.
     """
     target = hardware.usable(device)
-    size = files_size(bundle) * working_dtype(target, precision).itemsize // 2  # the files have two bytes a value
-    return memory.free(target) >= size + WORK
+    return memory.free(target) >= loaded_size(files_size(bundle), target.type, precision) + WORK
+
+
+def loaded_size(size: int, device: str, precision: str) -> int:
+    """Bytes of a bundle in memory, whose files of `size` bytes are in half precision."""
+    own = "float32" if device == "cpu" else "float16"
+    return size * (2 if (own if precision == "auto" else precision) == "float32" else 1)
 
 
 def files_size(bundle: Path) -> int:

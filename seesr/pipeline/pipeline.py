@@ -40,7 +40,7 @@ from seesr.pipeline.tagging import tag, to_floats
 from seesr.pipeline.tile_skipping import bounds, needed, visible_part
 from seesr.runtime.blending import covered
 from seesr.runtime.memory import Budget
-from seesr.runtime.precision import name_of, working_dtype
+from seesr.runtime.precision import chosen_precision
 from seesr.runtime.progress import Progress
 from seesr.runtime.shared_tiles import SharedTiles, encode_context
 from seesr.runtime.tile_batches import TilePool
@@ -369,8 +369,7 @@ class UpscaleRun:
             rgb = postprocess.blend_bicubic(rgb, bicubic, share, masks, self.scale / 2)
         if self.source.colorless:
             rgb = to_grey(rgb)
-        dtype, own = self.networks.dtype, working_dtype(self.networks.device)
-        precision = "" if dtype == own else name_of(dtype)
+        precision = chosen_precision(self.networks.device, self.networks.dtype)
         provenance = record(settings, self.networks.bundle, mask, self.calibration, precision)
         image = self.source.with_pixels(rgb, provenance, settings.keep_exif, generated)
         if settings.dpi is not None:

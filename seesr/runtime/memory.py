@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -174,6 +174,11 @@ class Budget:
         return cls(batch, half, int(WHOLE_SHARE * 2 * half), spare)
 
 
+def libc(name: str) -> Any:
+    """A function of the C library; None where it has none of this name."""
+    return getattr(ctypes.CDLL(None), name, None)
+
+
 def keep_freed_memory(weights: int = 0) -> None:
     """Has glibc reuse freed blocks instead of returning each to the kernel, for the rest of the process.
 
@@ -184,7 +189,7 @@ def keep_freed_memory(weights: int = 0) -> None:
     Args:
         weights: bytes of the networks, which are loaded; larger ones keep more.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = libc("mallopt")
     roomy = free(torch.device("cpu")) >= weights + ROOM_TO_KEEP
     if mallopt is not None and roomy and not set(MALLOC_VARIABLES) & os.environ.keys():
         mallopt(M_MMAP_MAX, 0)
@@ -193,7 +198,7 @@ def keep_freed_memory(weights: int = 0) -> None:
 
 def return_freed_memory() -> None:
     """Returns freed blocks to the kernel."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    malloc_trim = libc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
@@ -210,7 +215,7 @@ class MallInfo(ctypes.Structure):
 
 def freed_memory() -> int:
     """Bytes of freed blocks that this process keeps."""
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    mallinfo = libc("mallinfo2")
     if mallinfo is None:
         return 0
     mallinfo.restype = MallInfo

@@ -41,6 +41,11 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def chosen_precision(device: torch.device, dtype: torch.dtype) -> str:
+    """The name of a dtype that is not the device's own; otherwise empty."""
+    return "" if dtype == working_dtype(device) else name_of(dtype)
+
+
 def check_finite(values: Tensor, stage: str) -> None:
     """Refuses values of which one is NaN or infinite. On a GPU the host waits for the answer.
 
