@@ -18,8 +18,8 @@ import numpy as np
 from lab.fleet.callers import IMAGE, PNG, THREADS, Client, Figures
 from lab.fleet.live import LiveWatch, watched
 from lab.fleet.servers import Fleet, fleet, free_port
-from seesr.fleet.job_store import Records
-from seesr.fleet.redis_client import Link
+from seesr.fleet.job_store import JobStore
+from seesr.fleet.redis_client import RedisClient
 from seesr.networks import weights
 
 KEEP, CHAOS_KEEP = 15.0, 40.0  # seconds after which records and files expire; longer than an experiment's faults
@@ -201,7 +201,7 @@ def chaos(folder: Path, jobs: int, workers: int) -> Figures:
             client.ask("DELETE", f"/jobs/{id}")
         late = client.send(2000, num_inference_steps=8, priority="urgent")
         cluster.until(lambda: cluster.redis.hget(f"seesr:job:{late}", "status") == '"processing"', 30)
-        Records(Link(cluster.environment["SEESR_REDIS"]), CHAOS_KEEP).forget(
+        JobStore(RedisClient(cluster.environment["SEESR_REDIS"]), CHAOS_KEEP).forget(
             late
         )  # its worker ends a job that has expired
         for number in (1000, 1001, 1002, 2000):

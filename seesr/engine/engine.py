@@ -20,7 +20,7 @@ from seesr.engine import preflight
 from seesr.engine.helper_processes import HelperProcesses, helper_devices
 from seesr.engine.quote import make_quote, size_of
 from seesr.engine.rates import Measured, Quote, Rates, rates_file, user_folder
-from seesr.engine.worker_thread import OneThread
+from seesr.engine.worker_thread import WorkerThread
 from seesr.images.content_credentials import Signer
 from seesr.images.mask import read_mask
 from seesr.images.source import LoadedImage, Source, is_file, is_many, load_source, read_bytes
@@ -67,7 +67,7 @@ class Engine:
         self.helper: TileHelper | None = None  # computes tiles of other processes' images
         self.bundle, self.device, self.configuration = bundle, device, configuration
         self.rates_folder, self.rates = rates or user_folder(), Rates()
-        self.thread, self.process = OneThread(), os.getpid()
+        self.thread, self.process = WorkerThread(), os.getpid()
         self.turn = threading.Lock()
         self.upscaler: Upscaler | None = None
         self.signer = signer_of(configuration)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 POLL = 0.05  # seconds; an exception sent to a waiting thread arrives when its wait ends
 
 
-class OneThread:
+class WorkerThread:
     """Runs calls one at a time on the same thread, which is replaced only after a cancellation."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from seesr.config import Configuration
 from seesr.fleet.broker import application, queues_of
 from seesr.fleet.job_store import RUNNING, WAITING
-from seesr.fleet.redis_client import Link
-from seesr.fleet.worker_registry import Roster
+from seesr.fleet.redis_client import RedisClient
+from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.networks import weights
 from seesr.serving.identity import version_of
 
@@ -20,13 +20,13 @@ POLL = 0.2  # seconds between two looks
 
 class Fleet:
     def __init__(self, configuration: Configuration) -> None:
-        self.link = Link(configuration.redis or "")
-        self.roster = Roster(self.link)
+        self.redis = RedisClient(configuration.redis or "")
+        self.registry = WorkerRegistry(self.redis)
         self.app = application(configuration, [version_of(configuration.weights or weights.locate())], publishes=True)
 
     def status(self) -> dict[str, Any]:
-        waiting, running = (self.link(lambda client, key=key: client.zcard(key)) for key in (WAITING, RUNNING))
-        return {"waiting": waiting, "running": running, "workers": self.roster.workers()}
+        waiting, running = (self.redis(lambda client, key=key: client.zcard(key)) for key in (WAITING, RUNNING))
+        return {"waiting": waiting, "running": running, "workers": self.registry.workers()}
 
     def worker(self, name: str) -> dict[str, Any]:
         """What is known of a worker.
@@ -34,7 +34,7 @@ class Fleet:
         Raises:
             ValueError: there is none of this name.
         """
-        workers = self.roster.workers()
+        workers = self.registry.workers()
         if name not in workers:
             raise ValueError(f"there is no worker {name!r}; alive: {', '.join(workers) or 'none'}")
         return workers[name]
@@ -56,12 +56,12 @@ class Fleet:
 
     def unload(self, name: str) -> None:
         self.drain(name)
-        self.roster.send(name, "unload")
+        self.registry.send(name, "unload")
         self.wait_for(name, "unloaded")
 
     def load(self, name: str) -> None:
-        self.roster.update(name, state="loading")  # replaces the state of an earlier attempt
-        self.roster.send(name, "load")
+        self.registry.update(name, state="loading")  # replaces the state of an earlier attempt
+        self.registry.send(name, "load")
         self.wait_for(name, "idle", "failed")
         if self.worker(name)["state"] == "failed":
             raise ValueError(f"{name} cannot load the weights: {self.worker(name).get('error')}; see its log")
@@ -78,7 +78,7 @@ def command(configuration: Configuration, name: str, worker: str | None) -> int:
     if name == "status":
         print(json.dumps(fleet.status(), indent=1))
         return 0
-    for target in [worker] if worker else list(fleet.roster.workers()):
+    for target in [worker] if worker else list(fleet.registry.workers()):
         getattr(fleet, name)(target)
         print(f"{target}: {name} done", file=sys.stderr)
     return 0

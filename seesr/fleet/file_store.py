@@ -59,7 +59,7 @@ class CallLimit:
                 self.changed.notify()
 
 
-class Objects:
+class FileStore:
     """Files by name, under the folders in/, out/, uploads/ and tiles/.
 
     Args:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from seesr.fleet.broker import LANES
-from seesr.fleet.redis_client import Link
+from seesr.fleet.redis_client import RedisClient
 from seesr.serving.job import CANCELED, DONE, Job
 from seesr.serving.job_counts import MAX_KEYS, OTHER, Name, Seen, exemplars, increments
 
@@ -94,16 +94,16 @@ def job_key(id: str) -> str:
     return f"{PREFIX}job:{id}"
 
 
-class Records:
+class JobStore:
     """Every job of the fleet.
 
     Args:
         keep: seconds after its end for which a job is kept.
     """
 
-    def __init__(self, link: Link, keep: float) -> None:
-        self.link, self.keep = link, keep
-        script = link.redis.register_script
+    def __init__(self, redis: RedisClient, keep: float) -> None:
+        self.redis, self.keep = redis, keep
+        script = redis.client.register_script
         self.add_script, self.begin_script = script(ADD), script(BEGIN)
         self.end_script, self.update_script, self.ahead_script = script(END), script(UPDATE), script(AHEAD)
         self.claim_script, self.owners_script, self.lane_script = (
@@ -113,24 +113,24 @@ class Records:
         )
 
     def count_waiting(self) -> int:
-        return self.link(lambda client: client.zcard(WAITING))
+        return self.redis(lambda client: client.zcard(WAITING))
 
     def waiting_owners(self) -> list[str]:
         """The owner of each job that waits."""
-        owners = self.link(lambda client: self.owners_script(keys=[WAITING], args=[job_key("")]))
+        owners = self.redis(lambda client: self.owners_script(keys=[WAITING], args=[job_key("")]))
         return [json.loads(owner) for owner in owners]
 
     def count_ahead(self, priority: int) -> int:
         """The jobs that wait and are at least as urgent."""
-        return self.link(lambda client: self.ahead_script(keys=[WAITING], args=[job_key(""), priority]))
+        return self.redis(lambda client: self.ahead_script(keys=[WAITING], args=[job_key(""), priority]))
 
     def running_since(self) -> list[float]:
         """The start of each job that runs, seconds since 1970."""
-        return [since for _, since in self.link(lambda client: client.zrange(RUNNING, 0, -1, withscores=True))]
+        return [since for _, since in self.redis(lambda client: client.zrange(RUNNING, 0, -1, withscores=True))]
 
     def lane(self, owner: str) -> int:
         """The lane of the queue for an owner's jobs: one of its own, until there are more owners than lanes."""
-        return self.link(lambda client: self.lane_script(keys=[LANE], args=[owner, LANES]))
+        return self.redis(lambda client: self.lane_script(keys=[LANE], args=[owner, LANES]))
 
     def add(self, job: Job) -> bool:
         """Keeps a new job as waiting; False if there is one of this id."""
@@ -138,10 +138,10 @@ class Records:
         keys = [job_key(job.id), WAITING, f"{PREFIX}owner:{job.owner}", EXPIRY, f"{PREFIX}batch-jobs:{job.batch}"]
         args = [job.id, job.created, job.created + self.keep, job.batch or ""]
         args += [word for pair in fields.items() for word in pair]
-        return bool(self.link(lambda client: self.add_script(keys=keys, args=args)))
+        return bool(self.redis(lambda client: self.add_script(keys=keys, args=args)))
 
     def find(self, id: str) -> Job | None:
-        return decoded(self.link(lambda client: client.hgetall(job_key(id))))
+        return decoded(self.redis(lambda client: client.hgetall(job_key(id))))
 
     def many(self, ids: list[str]) -> list[Job]:
         """Those that are there still."""
@@ -152,19 +152,19 @@ class Records:
                     pipe.hgetall(job_key(id))
                 return pipe.execute()
 
-        return [job for fields in self.link(work) if (job := decoded(fields))]
+        return [job for fields in self.redis(work) if (job := decoded(fields))]
 
     def recent(self, owner: str, limit: int, before: float | None) -> list[Job]:
         key, top = f"{PREFIX}owner:{owner}", "+inf" if before is None else f"({before!r}"
-        return self.many(self.link(lambda client: client.zrevrangebyscore(key, top, "-inf", start=0, num=limit)))
+        return self.many(self.redis(lambda client: client.zrevrangebyscore(key, top, "-inf", start=0, num=limit)))
 
     def batch(self, id: str) -> list[Job]:
-        return self.many(self.link(lambda client: client.lrange(f"{PREFIX}batch-jobs:{id}", 0, -1)))
+        return self.many(self.redis(lambda client: client.lrange(f"{PREFIX}batch-jobs:{id}", 0, -1)))
 
     def begin(self, id: str) -> str:
         """A worker takes the job: how often it was begun now, "ended", or "gone"."""
         keys = [job_key(id), WAITING, RUNNING, CHANGES]
-        return self.link(lambda client: self.begin_script(keys=keys, args=[id, time.time()]))
+        return self.redis(lambda client: self.begin_script(keys=keys, args=[id, time.time()]))
 
     def report(self, job: Job, **values: Any) -> None:
         """Writes a running job's fields, and reads whether it is to stop: it was canceled, or its record is gone."""
@@ -173,16 +173,16 @@ class Records:
     def update(self, id: str, **values: Any) -> str:
         """Writes fields of a job; its field `cancel` in JSON, or "gone". A record that is gone does not come back."""
         args = [id, *(word for pair in encoded(values).items() for word in pair)]
-        return self.link(lambda client: self.update_script(keys=[job_key(id), CHANGES], args=args))
+        return self.redis(lambda client: self.update_script(keys=[job_key(id), CHANGES], args=args))
 
     def end(self, id: str, status: str, only_waiting: bool = False, **values: Any) -> Job | None:
         """Ends and counts a job that has not ended, and returns it; None if it had, or `only_waiting` and it runs."""
         fields = encoded({"status": status, "completed": time.time(), **values})
         keys = [job_key(id), WAITING, RUNNING, CHANGES]
         args = [id, "waiting" if only_waiting else "any", *(word for pair in fields.items() for word in pair)]
-        if not self.link(lambda client: self.end_script(keys=keys, args=args)):
+        if not self.redis(lambda client: self.end_script(keys=keys, args=args)):
             return None
-        self.link(lambda client: client.zadd(EXPIRY, {f"job:{id}": time.time() + self.keep}))
+        self.redis(lambda client: client.zadd(EXPIRY, {f"job:{id}": time.time() + self.keep}))
         job = self.find(id)
         if job is not None:
             self.count(job)
@@ -214,11 +214,11 @@ class Records:
                 pipe.expire(EXEMPLARS, math.ceil(self.keep))  # no job's id outlives the last job
                 pipe.execute()
 
-        self.link(work)
+        self.redis(work)
 
     def counts(self) -> tuple[dict[Name, float], dict[Name, Seen]]:
         """The counts of the fleet and the latest exemplars."""
-        counts, seen = self.link(lambda client: (client.hgetall(COUNTS), client.hgetall(EXEMPLARS)))
+        counts, seen = self.redis(lambda client: (client.hgetall(COUNTS), client.hgetall(EXEMPLARS)))
         return (
             {tuple(json.loads(name)): float(value) for name, value in counts.items()},
             {tuple(json.loads(name)): tuple(json.loads(value)) for name, value in seen.items()},
@@ -227,22 +227,22 @@ class Records:
     def hook(self, job: Job, event: str) -> None:
         """Queues an event for the job's webhook; any gateway sends it."""
         if job.webhook and (job.events is None or event in job.events):
-            self.link(lambda client: client.zadd(HOOKS, {f"{job.id} {event}": time.time()}))
+            self.redis(lambda client: client.zadd(HOOKS, {f"{job.id} {event}": time.time()}))
 
     def claim_hook(self, lease: float) -> tuple[str, str] | None:
         """(job, event) of the next due webhook; other gateways do not get it for `lease` seconds."""
         now = time.time()
-        claimed = self.link(lambda client: self.claim_script(keys=[HOOKS], args=[now, now + lease]))
+        claimed = self.redis(lambda client: self.claim_script(keys=[HOOKS], args=[now, now + lease]))
         return tuple(claimed.split(" ")) if claimed else None
 
     def renew_hooks(self, hooks: list[tuple[str, str]], lease: float) -> None:
         """Keeps claimed messages for `lease` seconds more."""
         if hooks:
             due = {f"{id} {event}": time.time() + lease for id, event in hooks}
-            self.link(lambda client: client.zadd(HOOKS, due, xx=True))
+            self.redis(lambda client: client.zadd(HOOKS, due, xx=True))
 
     def drop_hook(self, id: str, event: str) -> None:
-        self.link(lambda client: client.zrem(HOOKS, f"{id} {event}"))
+        self.redis(lambda client: client.zrem(HOOKS, f"{id} {event}"))
 
     def forget(self, id: str) -> Job | None:
         """Removes a job's record and returns it."""
@@ -259,7 +259,7 @@ class Records:
                         pipe.lrem(f"{PREFIX}batch-jobs:{job.batch}", 0, id)
                 pipe.execute()
 
-        self.link(work)
+        self.redis(work)
         return job
 
 

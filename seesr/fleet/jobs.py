@@ -19,10 +19,10 @@ from seesr.config import Configuration
 from seesr.engine.quote import make_quote
 from seesr.engine.rates import Quote, Rates
 from seesr.fleet.broker import TASK, application, queue_of
-from seesr.fleet.file_store import Objects
-from seesr.fleet.job_store import CHANGES, PROBE, RUNNING, TIMES, WAITING, Records
-from seesr.fleet.redis_client import Link
-from seesr.fleet.worker_registry import Roster
+from seesr.fleet.file_store import FileStore
+from seesr.fleet.job_store import CHANGES, PROBE, RUNNING, TIMES, WAITING, JobStore
+from seesr.fleet.redis_client import RedisClient
+from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.images.read import open_header, read_file
 from seesr.serving.fairness import has_room, share_of
 from seesr.serving.job import Job, QueueFull, Unavailable, check_deadline
@@ -44,12 +44,17 @@ class FleetJobs:
     """
 
     def __init__(
-        self, configuration: Configuration, link: Link, objects: Objects, version: str, others: Iterable[str] = ()
+        self,
+        configuration: Configuration,
+        redis: RedisClient,
+        objects: FileStore,
+        version: str,
+        others: Iterable[str] = (),
     ) -> None:
-        self.link, self.objects, self.version = link, objects, version
+        self.redis, self.objects, self.version = redis, objects, version
         self.versions = list(dict.fromkeys((version, *others)))
         self.max_queue, self.share = configuration.max_queue, configuration.queue_share
-        self.records, self.roster = Records(link, configuration.keep * 3600), Roster(link)
+        self.records, self.registry = JobStore(redis, configuration.keep * 3600), WorkerRegistry(redis)
         self.app = application(configuration, self.versions, publishes=True)
         self.price_per_hour, self.quotes_every_job = configuration.price_per_hour, False
         self.since = time.time()
@@ -63,7 +68,7 @@ class FleetJobs:
         """Wakes requests that wait for a job that changed; they look for themselves while Redis is unavailable."""
         while not self.closing:
             try:
-                channel = redis.Redis.from_url(self.link.url, decode_responses=True, socket_keepalive=True).pubsub()
+                channel = redis.Redis.from_url(self.redis.url, decode_responses=True, socket_keepalive=True).pubsub()
                 channel.subscribe(CHANGES)
                 self.listeners.wake_all()  # changes before this moment were not heard
                 while not self.closing:
@@ -78,7 +83,7 @@ class FleetJobs:
         if self.closing:
             return "the server is shutting down"
         try:
-            self.link(lambda client: client.set(PROBE, "1", ex=60))  # a read-only or full Redis takes no job
+            self.redis(lambda client: client.set(PROBE, "1", ex=60))  # a read-only or full Redis takes no job
             states = [worker.get("state") for worker in self.workers_of().values()]
         except Unavailable as error:
             return str(error)
@@ -91,7 +96,7 @@ class FleetJobs:
     def workers_of(self, version: str | None = None) -> dict[str, dict[str, Any]]:
         """The workers that take this gateway's jobs of a version; None: of the default bundle."""
         version = version or self.version
-        return {name: worker for name, worker in self.roster.workers().items() if worker.get("version") == version}
+        return {name: worker for name, worker in self.registry.workers().items() if worker.get("version") == version}
 
     def submit(self, job: Job, image: Path, mask: Path | None = None) -> None:
         if self.closing:
@@ -131,7 +136,7 @@ class FleetJobs:
         """By the rates of the slowest worker, since any can take the job; None: no worker publishes its rates."""
         settings, size = Settings(**job.settings), open_header(read_file(image)).size
         names, quotes = list(self.workers_of(job.version)), []
-        for state in self.roster.rates(names):
+        for state in self.registry.rates(names):
             rates = Rates()
             rates.restore(state)
             if rates.outline is not None:
@@ -173,7 +178,7 @@ class FleetJobs:
 
     def median_seconds(self) -> float | None:
         """Of the last fifty images; None: none was made."""
-        times = [float(text) for text in self.link(lambda client: client.lrange(TIMES, 0, -1))]
+        times = [float(text) for text in self.redis(lambda client: client.lrange(TIMES, 0, -1))]
         return statistics.median(times) if times else None
 
     def find(self, id: str) -> Job | None:
@@ -195,7 +200,7 @@ class FleetJobs:
                 pipe.zcard(RUNNING)
                 return pipe.execute()
 
-        *ranks, running = self.link(work)
+        *ranks, running = self.redis(work)
         return {id: rank + running for id, rank in zip(ids, ranks, strict=True) if rank is not None}
 
     def cancel(self, id: str) -> None:
@@ -219,8 +224,8 @@ class FleetJobs:
                 pipe.zrange(RUNNING, 0, -1, withscores=True)
                 return pipe.execute()
 
-        length, oldest, running = self.link(work)
-        workers = self.roster.workers()
+        length, oldest, running = self.redis(work)
+        workers = self.registry.workers()
         return {
             "queue_length": length,
             "oldest_wait_seconds": time.time() - oldest[0][1] if oldest else 0.0,

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from celery import bootsteps
 
 from seesr.config import Configuration
-from seesr.fleet.redis_client import Link
+from seesr.fleet.redis_client import RedisClient
 from seesr.fleet.transport import UNACKED_INDEX, taken_tags
-from seesr.fleet.worker_registry import ALIVE, Roster
+from seesr.fleet.worker_registry import ALIVE, WorkerRegistry
 from seesr.networks import weights
 from seesr.serving.gpu import gpu_usage
 from seesr.serving.identity import version_of
@@ -42,15 +42,15 @@ class Lease(bootsteps.StartStopStep):
 def start_threads(configuration: Configuration) -> Supervisor:
     """Renews the leases, and on another thread the registry entry: an error in one does not delay the other."""
     supervisor = Supervisor()
-    link, name = Link(configuration.redis or ""), configuration.worker_name or ""
-    version, roster = version_of(configuration.weights or weights.locate()), Roster(link)
+    redis, name = RedisClient(configuration.redis or ""), configuration.worker_name or ""
+    version, registry = version_of(configuration.weights or weights.locate()), WorkerRegistry(redis)
 
     def register() -> None:
         failures = {name: task.failures for name, task in supervisor.tasks.items()}
-        roster.update(name, version=version, parent=os.getpid(), gpu=gpu_usage(), failures=failures)
+        registry.update(name, version=version, parent=os.getpid(), gpu=gpu_usage(), failures=failures)
 
     interval = configuration.lease / 6
-    supervisor.thread("lease", lambda: every(interval, supervisor.stopping, lambda: renew(link)))
+    supervisor.thread("lease", lambda: every(interval, supervisor.stopping, lambda: renew(redis)))
     supervisor.thread("registry", lambda: every(min(interval, ALIVE / 3), supervisor.stopping, register))
     return supervisor
 
@@ -66,9 +66,9 @@ def every(seconds: float, stopping: threading.Event, work: Callable[[], None]) -
             return
 
 
-def renew(link: Link) -> None:
+def renew(redis: RedisClient) -> None:
     """Every job that this worker has taken counts as taken just now."""
     tags = taken_tags()
     if tags:
         now = time.time()
-        link(lambda client: client.zadd(UNACKED_INDEX, dict.fromkeys(tags, now), xx=True))
+        redis(lambda client: client.zadd(UNACKED_INDEX, dict.fromkeys(tags, now), xx=True))

@@ -23,7 +23,7 @@ MAX_HOOKS = 200  # messages that one gateway tries at the same time
 log = logging.getLogger(__name__)
 
 
-class Upkeep:
+class Maintenance:
     """Runs in every gateway; a lock lets one of them at a time bring jobs back.
 
     Args:
@@ -32,7 +32,7 @@ class Upkeep:
     """
 
     def __init__(self, jobs: FleetJobs, lease: int, send_once: Send) -> None:
-        self.jobs, self.link, self.lease, self.send_once = jobs, jobs.link, lease, send_once
+        self.jobs, self.redis, self.lease, self.send_once = jobs, jobs.redis, lease, send_once
         self.missing: set[str] = set()
 
     async def clean(self) -> None:
@@ -51,7 +51,7 @@ class Upkeep:
 
         def claim(version: str) -> bool:
             key = f"{PREFIX}upkeep:{version[:12]}"
-            return bool(self.link(lambda client: client.set(key, "1", nx=True, ex=max(1, self.lease // 2))))
+            return bool(self.redis(lambda client: client.set(key, "1", nx=True, ex=max(1, self.lease // 2))))
 
         return [version for version in self.jobs.versions if claim(version)]
 
@@ -65,7 +65,7 @@ class Upkeep:
             old = time.time() - self.lease
             return [*client.zrangebyscore(WAITING, "-inf", old), *client.zrangebyscore(RUNNING, "-inf", old)]
 
-        open_jobs = set(self.link(unfinished))
+        open_jobs = set(self.redis(unfinished))
         missing = open_jobs - self.known(versions) if open_jobs else set()
         for id in missing & self.missing:
             job = self.jobs.find(id)
@@ -79,19 +79,19 @@ class Upkeep:
     def known(self, versions: list[str]) -> set[str]:
         """Ids that the broker has: in a list of these versions, or taken and not acknowledged."""
         queues = [queue for version in versions for queue in queues_of(version)]
-        return self.link(lambda client: broker_jobs(client, queues, PRIORITIES))
+        return self.redis(lambda client: broker_jobs(client, queues, PRIORITIES))
 
     def expire(self) -> None:
         """Removes records and objects whose time is over; a job that has not ended stays if anybody can run it."""
         keep = self.jobs.records.keep
-        due = self.link(lambda client: client.zrangebyscore(EXPIRY, "-inf", time.time(), start=0, num=1000))
-        versions = {worker.get("version") for worker in self.jobs.roster.workers().values()} if due else set()
+        due = self.redis(lambda client: client.zrangebyscore(EXPIRY, "-inf", time.time(), start=0, num=1000))
+        versions = {worker.get("version") for worker in self.jobs.registry.workers().values()} if due else set()
         for name in due:
             kind, _, id = name.partition(":")
             if kind == "job":
                 job = self.jobs.find(id)
                 if job is not None and not job.ended:
-                    self.link(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + keep}))
+                    self.redis(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + keep}))
                     if job.version not in versions:
                         self.fail_without_worker(job)
                     continue
@@ -102,16 +102,16 @@ class Upkeep:
                     self.jobs.objects.drop(f"out/{job.output}")
             elif kind == "batch":
                 if self.jobs.records.batch(id):  # it is there for as long as one of its jobs
-                    self.link(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + self.lease}))
+                    self.redis(lambda client, name=name: client.zadd(EXPIRY, {name: time.time() + self.lease}))
                     continue
-                self.link(lambda client, id=id: client.delete(f"{PREFIX}batch:{id}"))
+                self.redis(lambda client, id=id: client.delete(f"{PREFIX}batch:{id}"))
             else:
-                text = self.link(lambda client, id=id: client.getdel(f"{PREFIX}upload:{id}"))
+                text = self.redis(lambda client, id=id: client.getdel(f"{PREFIX}upload:{id}"))
                 if text:
                     owner = json.loads(text)[0]
-                    self.link(lambda client, id=id, owner=owner: client.zrem(f"{PREFIX}uploads:{owner}", id))
+                    self.redis(lambda client, id=id, owner=owner: client.zrem(f"{PREFIX}uploads:{owner}", id))
                 self.jobs.objects.drop(f"uploads/{id}")
-            self.link(lambda client, name=name: client.zrem(EXPIRY, name))
+            self.redis(lambda client, name=name: client.zrem(EXPIRY, name))
 
     def fail_without_worker(self, job: Job) -> None:
         """Ends a job that waited for SEESR_KEEP hours and whose version no worker has."""
@@ -129,12 +129,12 @@ class Upkeep:
         """
         keep = self.jobs.records.keep
         pause = max(1, int(min(SWEEP, keep / 4)))
-        if not self.link(lambda client: client.set(f"{PREFIX}sweep", "1", nx=True, ex=pause)):
+        if not self.redis(lambda client: client.set(f"{PREFIX}sweep", "1", nx=True, ex=pause)):
             return
         for names in self.jobs.objects.older(keep + self.lease):
             for name in names:
                 key = record_key(name)
-                if not self.link(lambda client, key=key: client.exists(key)):
+                if not self.redis(lambda client, key=key: client.exists(key)):
                     self.jobs.objects.drop(name)
 
     async def send_webhooks(self) -> None:

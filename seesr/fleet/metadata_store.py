@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from seesr.fleet.file_store import Objects
+from seesr.fleet.file_store import FileStore
 from seesr.fleet.job_store import EXPIRY, PREFIX
-from seesr.fleet.redis_client import Link
+from seesr.fleet.redis_client import RedisClient
 from seesr.serving.metadata_store import USAGE_DAYS, remove_older
 
 RELEASE = """
@@ -27,16 +27,16 @@ return 1
 """
 
 
-class FleetLedger:
-    """See seesr.serving.ledger.Ledger.
+class FleetMetadataStore:
+    """See seesr.serving.metadata_store.MetadataStore.
 
     Args:
         folder: of this machine, for files on their way.
         keep: seconds for which things are kept.
     """
 
-    def __init__(self, link: Link, objects: Objects, folder: Path, keep: float) -> None:
-        self.link, self.objects, self.folder, self.keep = link, objects, folder, keep
+    def __init__(self, redis: RedisClient, objects: FileStore, folder: Path, keep: float) -> None:
+        self.redis, self.objects, self.folder, self.keep = redis, objects, folder, keep
         for name in ("parts", "zips"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -55,12 +55,12 @@ class FleetLedger:
                 pipe.zadd(EXPIRY, {f"upload:{record['id']}": time.time() + self.keep})
                 pipe.execute()
 
-        self.link(work)
+        self.redis(work)
 
     def uploads(self, owner: str, id: str | None = None) -> list[dict[str, Any]]:
         key = f"{PREFIX}uploads:{owner}"
-        ids = [id] if id else self.link(lambda client: client.zrevrange(key, 0, 99))
-        texts = [self.link(lambda client, id=id: client.get(f"{PREFIX}upload:{id}")) for id in ids]
+        ids = [id] if id else self.redis(lambda client: client.zrevrange(key, 0, 99))
+        texts = [self.redis(lambda client, id=id: client.get(f"{PREFIX}upload:{id}")) for id in ids]
         pairs = [json.loads(text) for text in texts if text]
         return [record for record_owner, record in pairs if record_owner == owner]
 
@@ -68,29 +68,29 @@ class FleetLedger:
         return self.objects.get(f"uploads/{id}")
 
     def drop_upload(self, owner: str, id: str) -> None:
-        self.link(lambda client: client.delete(f"{PREFIX}upload:{id}"))
-        self.link(lambda client: client.zrem(f"{PREFIX}uploads:{owner}", id))
+        self.redis(lambda client: client.delete(f"{PREFIX}upload:{id}"))
+        self.redis(lambda client: client.zrem(f"{PREFIX}uploads:{owner}", id))
         self.objects.drop(f"uploads/{id}")
 
     def claim(self, owner: str, key: str, digest: str, id: str) -> tuple[str, str] | None:
         """Atomic: of two gateways that are asked at once, one gets the other's answer."""
         name, value = f"{PREFIX}key:{owner}:{key}", json.dumps([digest, id])
-        if self.link(lambda client: client.set(name, value, nx=True, ex=int(self.keep))):
+        if self.redis(lambda client: client.set(name, value, nx=True, ex=int(self.keep))):
             return None
-        text = self.link(lambda client: client.get(name))
+        text = self.redis(lambda client: client.get(name))
         return tuple(json.loads(text)) if text else None
 
     def release(self, owner: str, key: str, id: str) -> None:
         name = f"{PREFIX}key:{owner}:{key}"
-        self.link(lambda client: client.eval(RELEASE, 1, name, id))
+        self.redis(lambda client: client.eval(RELEASE, 1, name, id))
 
     def add_usage(self, owner: str, day: str, images: int, megapixels: float, quota: float | None) -> bool:
         keys, limit = [f"{PREFIX}usage:{owner}"], "inf" if quota is None else repr(quota)
         args = [day, images, repr(megapixels), limit, USAGE_DAYS * 86400]
-        return bool(self.link(lambda client: client.eval(ADD_USAGE, 1, *keys, *args)))
+        return bool(self.redis(lambda client: client.eval(ADD_USAGE, 1, *keys, *args)))
 
     def usage(self, owner: str) -> list[tuple[str, int, float]]:
-        result = self.link(lambda client: client.hgetall(f"{PREFIX}usage:{owner}"))
+        result = self.redis(lambda client: client.hgetall(f"{PREFIX}usage:{owner}"))
         days = sorted({name.partition(" ")[0] for name in result}, reverse=True)[:USAGE_DAYS]
         return [(day, int(result[f"{day} images"]), float(result[f"{day} megapixels"])) for day in days]
 
@@ -101,20 +101,20 @@ class FleetLedger:
                 pipe.zadd(EXPIRY, {f"batch:{id}": time.time() + self.keep})
                 pipe.execute()
 
-        self.link(work)
+        self.redis(work)
 
     def note(self, id: str) -> dict[str, Any] | None:
-        text = self.link(lambda client: client.get(f"{PREFIX}batch:{id}"))
+        text = self.redis(lambda client: client.get(f"{PREFIX}batch:{id}"))
         return json.loads(text) if text else None
 
     def free_bytes(self) -> int:
         return self.objects.free_bytes()
 
     def expire(self, seconds: float) -> None:
-        """Scratch files of this machine; records and objects are the fleet's (seesr.fleet.upkeep)."""
+        """Scratch files of this machine; records and objects are the fleet's (seesr.fleet.maintenance)."""
         self.objects.trim(seconds)
         for kind in ("parts", "zips"):
             remove_older(self.folder / kind, time.time() - seconds)
 
     def close(self) -> None:
-        self.link.redis.close()
+        self.redis.client.close()

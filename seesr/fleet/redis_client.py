@@ -27,7 +27,7 @@ UNAVAILABLE = (
 log = logging.getLogger(__name__)
 
 
-class Link:
+class RedisClient:
     """A connection pool. For PAUSE seconds after a failure all calls fail at once, so that callers do not pile up.
 
     Args:
@@ -39,7 +39,7 @@ class Link:
         self.url, self.retry = url, retry
         options: dict[str, Any] = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
         try:
-            self.redis: Any = redis.Redis.from_url(url, decode_responses=True, health_check_interval=30, **options)
+            self.client: Any = redis.Redis.from_url(url, decode_responses=True, health_check_interval=30, **options)
         except ValueError:  # the error and the URL may contain the password
             raise ValueError(f"SEESR_REDIS is not a valid URL: it must be {REDIS_URL}") from None
         self.retry_at = 0.0
@@ -64,7 +64,7 @@ class Link:
             raise Unavailable("the queue is unavailable: Redis does not answer")
         try:
             with self.seconds.time():
-                return work(self.redis)
+                return work(self.client)
         except redis.exceptions.OutOfMemoryError:
             raise Unavailable("the queue is unavailable: Redis has reached its memory limit (maxmemory)") from None
         except UNAVAILABLE as error:

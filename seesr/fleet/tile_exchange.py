@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from seesr.fleet.file_store import Objects
+from seesr.fleet.file_store import FileStore
 from seesr.fleet.job_store import PREFIX
-from seesr.fleet.redis_client import TIMEOUT, Link
-from seesr.fleet.worker_registry import Roster
+from seesr.fleet.redis_client import TIMEOUT, RedisClient
+from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.runtime.tile_batches import TileBatches
 from seesr.serving.job import Unavailable
 from seesr.serving.supervisor import Supervisor
@@ -71,10 +71,10 @@ class FleetTiles:
         job: whose image is made; its record keeps the files from being swept.
     """
 
-    def __init__(self, link: Link, objects: Objects, supervisor: Supervisor, worker: str, kind: str) -> None:
-        self.link, self.objects, self.supervisor = link, objects, supervisor
+    def __init__(self, redis: RedisClient, objects: FileStore, supervisor: Supervisor, worker: str, kind: str) -> None:
+        self.redis, self.objects, self.supervisor = redis, objects, supervisor
         self.worker, self.kind = worker, kind
-        self.roster, self.job = Roster(link), "none"
+        self.registry, self.job = WorkerRegistry(redis), "none"
         self.contexts: set[str] = set()  # names of the stored contexts of this job
 
     def begin(self, batches: TileBatches) -> None:
@@ -95,7 +95,7 @@ class FleetTiles:
 
     def idle(self) -> int:
         """How many other workers of this kind have no image of their own."""
-        workers = self.roster.workers().items()
+        workers = self.registry.workers().items()
         return sum(
             name != self.worker and about.get("tiles") == self.kind and about.get("state") == "idle"
             for name, about in workers
@@ -113,7 +113,7 @@ class OpenStep:
     """One step whose batches are offered."""
 
     def __init__(self, pool: FleetTiles, batches: TileBatches) -> None:
-        self.pool, self.link, self.objects, self.batches = pool, pool.link, pool.objects, batches
+        self.pool, self.redis, self.objects, self.batches = pool, pool.redis, pool.objects, batches
         self.id, self.context = secrets.token_hex(8), f"tiles/{pool.job}-{batches.image}"
         self.posted: dict[int, bool] = {}  # number -> whether it was missing at the last look
         self.polled, self.helpers, self.faults = 0.0, 0, 0
@@ -136,7 +136,7 @@ class OpenStep:
                     pipe.exists(lease_key(self.id, number))
                 return pipe.execute()
 
-        _, waiting, *leased = self.link(work)
+        _, waiting, *leased = self.redis(work)
         tasks = [json.loads(task) for task in waiting]
         listed = {task["number"] for task in tasks if task["step"] == self.id}
         for (number, missed), lease in zip(list(self.posted.items()), leased, strict=True):
@@ -160,11 +160,11 @@ class OpenStep:
                 self.pool.contexts.add(self.context)
             self.objects.put(self.name(number), self.batches.task(number))
             task = {"step": self.id, "number": number, "file": self.name(number), "context": self.context}
-            self.link(lambda client, task=task: client.rpush(waiting_key(self.pool.kind), json.dumps(task)))
+            self.redis(lambda client, task=task: client.rpush(waiting_key(self.pool.kind), json.dumps(task)))
 
     def collect(self) -> None:
         """Waits a moment for a result."""
-        item = self.link(lambda client: client.blpop([results_key(self.id)], timeout=TIMEOUT / 4))
+        item = self.redis(lambda client: client.blpop([results_key(self.id)], timeout=TIMEOUT / 4))
         if item is None:
             return
         result = json.loads(item[1])
@@ -195,7 +195,7 @@ class OpenStep:
                 pipe.execute()
 
         with contextlib.suppress(Unavailable):  # keys expire, and files are swept with the job's record
-            self.link(work)
+            self.redis(work)
             for number in self.posted:
                 self.drop(number)
 
@@ -207,8 +207,8 @@ class TileTaker:
         engine: of this worker.
     """
 
-    def __init__(self, link: Link, objects: Objects, supervisor: Supervisor, engine: Any, kind: str) -> None:
-        self.link, self.objects, self.engine, self.kind = link, objects, engine, kind
+    def __init__(self, redis: RedisClient, objects: FileStore, supervisor: Supervisor, engine: Any, kind: str) -> None:
+        self.redis, self.objects, self.engine, self.kind = redis, objects, engine, kind
         self.leased: set[str] = set()
         self.leasing = threading.Lock()
         supervisor.thread("tiles of others", lambda: self.run(supervisor.stopping))
@@ -222,12 +222,12 @@ class TileTaker:
 
     def help(self) -> bool:
         """Waits a moment for a batch and computes it; False: this worker runs an image now."""
-        item = self.link(lambda client: client.blpop([waiting_key(self.kind)], timeout=TIMEOUT / 2))
+        item = self.redis(lambda client: client.blpop([waiting_key(self.kind)], timeout=TIMEOUT / 2))
         if item is None:
             return True
         task = json.loads(item[1])
         step, number = task["step"], task["number"]
-        if not self.link(lambda client: client.exists(step_key(step))):
+        if not self.redis(lambda client: client.exists(step_key(step))):
             return True
         error, result = "", None
         try:
@@ -235,9 +235,9 @@ class TileTaker:
                 data = self.objects.read(task["file"])
                 result = self.engine.compute_tiles(task["context"], lambda: self.objects.read(task["context"]), data)
                 if result is None:
-                    self.link(lambda client: client.lpush(waiting_key(self.kind), item[1]))
+                    self.redis(lambda client: client.lpush(waiting_key(self.kind), item[1]))
                     return False
-                if not self.link(lambda client: client.exists(step_key(step))):
+                if not self.redis(lambda client: client.exists(step_key(step))):
                     return True
                 self.objects.put(task["file"] + "r", result)
         except FileNotFoundError:  # the step has ended meanwhile
@@ -251,7 +251,7 @@ class TileTaker:
                 pipe.expire(results_key(step), OPEN)
                 pipe.execute()
 
-        self.link(publish)
+        self.redis(publish)
         return True
 
     @contextlib.contextmanager
@@ -259,17 +259,17 @@ class TileTaker:
         """Holds a key in Redis that expires LEASE seconds after the death of this process."""
         with self.leasing:
             self.leased.add(key)
-            self.link(lambda client: client.set(key, "1", ex=LEASE))
+            self.redis(lambda client: client.set(key, "1", ex=LEASE))
         try:
             yield
         finally:
             with self.leasing:
                 self.leased.discard(key)
-                self.link(lambda client: client.delete(key))
+                self.redis(lambda client: client.delete(key))
 
     def renew(self, stopping: threading.Event) -> None:
         """Renews the lease on the batch that is computed, until `stopping`."""
         while not stopping.wait(LEASE / 3):
             with self.leasing:
                 for key in self.leased:
-                    self.link(lambda client, key=key: client.set(key, "1", ex=LEASE))
+                    self.redis(lambda client, key=key: client.set(key, "1", ex=LEASE))

@@ -22,12 +22,12 @@ from celery import signals
 from seesr import logs
 from seesr.config import Configuration
 from seesr.fleet.broker import TASK, application, queues_of
-from seesr.fleet.file_store import Objects
-from seesr.fleet.job_store import ATTEMPTS, Records
+from seesr.fleet.file_store import FileStore
+from seesr.fleet.job_store import ATTEMPTS, JobStore
 from seesr.fleet.lease import Lease
-from seesr.fleet.redis_client import Link
+from seesr.fleet.redis_client import RedisClient
 from seesr.fleet.tile_exchange import FleetTiles, TileTaker, kind_of
-from seesr.fleet.worker_registry import Roster
+from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.networks import weights
 from seesr.object_store import Store
 from seesr.runtime.owner import image_of
@@ -67,10 +67,10 @@ class Child:
     tiles: FleetTiles | None = None
 
     def __init__(self, engine_of: Callable[[], Any]) -> None:
-        link = Link(configuration.redis or "", retry=True)
-        self.records = Records(link, configuration.keep * 3600)
-        self.objects = Objects(Store.configured(), configuration.data / "worker")
-        self.roster = Roster(link)
+        redis = RedisClient(configuration.redis or "", retry=True)
+        self.records = JobStore(redis, configuration.keep * 3600)
+        self.objects = FileStore(Store.configured(), configuration.data / "worker")
+        self.registry = WorkerRegistry(redis)
         self.name = configuration.worker_name or ""
         self.state: dict[str, Any] = {"child": os.getpid()}
         self.state_lock = threading.Lock()
@@ -80,15 +80,15 @@ class Child:
         bundle, rates = self.engine.loaded, self.engine.rates.state()
         self.report_state("idle", bundle=bundle.name, bundle_sha256=bundle.digest, rates=rates)
         if configuration.share_tiles:
-            self.tiles = self.shared_tiles(link)
+            self.tiles = self.shared_tiles(redis)
         self.supervisor.thread("orders", self.obey)
         self.supervisor.thread("cache", self.trim)
 
-    def shared_tiles(self, link: Link) -> FleetTiles:
+    def shared_tiles(self, redis: RedisClient) -> FleetTiles:
         """Shares tiles with the workers of the same kind, in both directions."""
         kind = kind_of(version, self.engine.machine)
-        TileTaker(link, self.objects, self.supervisor, self.engine, kind)
-        pool = FleetTiles(link, self.objects, self.supervisor, self.name, kind)
+        TileTaker(redis, self.objects, self.supervisor, self.engine, kind)
+        pool = FleetTiles(redis, self.objects, self.supervisor, self.name, kind)
         self.engine.share_tiles(pool)
         self.report_state(tiles=kind)
         return pool
@@ -98,12 +98,12 @@ class Child:
         with self.state_lock:
             self.state |= more if state is None else {"state": state, **more}
             self.state["child_failures"] = {name: task.failures for name, task in self.supervisor.tasks.items()}
-            self.roster.update(self.name, **self.state)
+            self.registry.update(self.name, **self.state)
 
     def obey(self) -> None:
         """Unloads and loads the engine on command (seesr fleet unload | load), and repeats the worker's state."""
         while not self.supervisor.stopping.is_set():
-            order = self.roster.order(self.name)
+            order = self.registry.order(self.name)
             if order is None:
                 self.report_state()
             if order == "unload":
@@ -251,7 +251,7 @@ def start_child(**_: Any) -> None:
 @signals.worker_shutdown.connect
 def leave(**_: Any) -> None:
     """The parent has shut down cleanly: its lease is released at once."""
-    Roster(Link(configuration.redis or "")).leave(configuration.worker_name or "")
+    WorkerRegistry(RedisClient(configuration.redis or "")).leave(configuration.worker_name or "")
 
 
 @app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)  # pyright: ignore[reportUntypedFunctionDecorator]
@@ -269,7 +269,7 @@ def run(module: str = __name__) -> None:
     """
     make_private(configuration.data)
     Store.configured()
-    Link(configuration.redis or "").check_at_start()
+    RedisClient(configuration.redis or "").check_at_start()
     place = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
     name = configuration.worker_name or f"{f'gpu{place}' if place else 'cpu'}-{os.getpid()}@{os.uname()[1]}"
     os.environ["SEESR_WORKER_NAME"] = name  # for the child

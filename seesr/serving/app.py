@@ -33,13 +33,13 @@ from seesr.serving.identity import make_private, read_secret
 from seesr.serving.job import Job, Jobs
 from seesr.serving.keys import Keys
 from seesr.serving.local import FAILURE, LocalJobs
-from seesr.serving.metadata_store import Ledger
+from seesr.serving.metadata_store import MetadataStore
 from seesr.serving.middleware import Gate, Traffic, answer
 from seesr.serving.models import Models
 from seesr.serving.protocol import LimitedProtocol
 from seesr.serving.refusal import CODE_OF_STATUS
 from seesr.serving.service import Service
-from seesr.serving.sqlite_store import Journal
+from seesr.serving.sqlite_store import SqliteStore
 from seesr.serving.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Parts(NamedTuple):
     """
 
     jobs: LocalJobs | Any
-    ledger: Ledger
+    store: MetadataStore
     secret: bytes
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]]
     drained: Callable[[float], Coroutine[Any, Any, None]] | None = None
@@ -129,7 +129,7 @@ def local(
         fits: whether a bundle fits into the memory beside what is loaded.
     """
     models = Models(bundle, configuration.bundles if load_other else "")
-    journal = Journal(configuration.data)
+    journal = SqliteStore(configuration.data)
     try:
         known = models.by_version
         others = (
@@ -171,18 +171,18 @@ def build(
         addition: more routes.
     """
     sender, supervisor = WebhookSender(), Supervisor()
-    jobs, ledger, secret, background, drained, collectors = assemble(sender)
+    jobs, store, secret, background, drained, collectors = assemble(sender)
     disable_created_metrics()
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
     models = Models(bundle, configuration.bundles)
-    service = Service(jobs, ledger, configuration, models, secret, supervisor, registry)
+    service = Service(jobs, store, configuration, models, secret, supervisor, registry)
     sender.service, sender.base = service, (configuration.public_url or base).rstrip("/")
 
     async def housekeeping() -> None:
         while True:
-            await asyncio.to_thread(ledger.expire, configuration.keep * 3600)
+            await asyncio.to_thread(store.expire, configuration.keep * 3600)
             await asyncio.sleep(min(EXPIRY, max(1.0, configuration.keep * 1800)))
 
     @contextlib.asynccontextmanager
@@ -200,7 +200,7 @@ def build(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=10)
-        ledger.close()
+        store.close()
 
     routes = [*all_routes(), *addition.routes]
     scrape = configuration.metrics_token.get_secret_value()

@@ -74,7 +74,7 @@ async def queue_batch(
     batch_body = [[stored.digest for stored in files], dataclasses.asdict(settings), values]
     before = await run_in_threadpool(service.claim, request, batch_body, batch)
     if before is not None:
-        note = await run_in_threadpool(service.ledger.note, before)
+        note = await run_in_threadpool(service.store.note, before)
         if note is None:
             raise Refused(
                 "idempotency_expired", "the batch of this Idempotency-Key is still being received, or has expired"
@@ -91,7 +91,7 @@ async def queue_batch(
                 code = getattr(error, "code", "invalid_input")
                 refused.append({"name": stored.name, "code": code, "error": str(error)})
         note = {"refused": refused, "owner": owner(request)}
-        await run_in_threadpool(service.ledger.keep_note, batch, note)
+        await run_in_threadpool(service.store.keep_note, batch, note)
     except BaseException:  # the answer names no batch: a retry sends all of it again
         for job in queued:
             await run_in_threadpool(service.jobs.cancel, job.id)
@@ -113,7 +113,7 @@ def batch_of(request: Request) -> tuple[list[Job], list[RefusedFile]]:
         Refused: 404.
     """
     service, id = service_of(request), request.path_params["id"]
-    note = service.ledger.note(id) if is_id(id) else None
+    note = service.store.note(id) if is_id(id) else None
     if note is None or note["owner"] != owner(request):
         raise Refused("not_found", "there is no batch of this id")
     return service.jobs.batch(owner(request), id), note["refused"]
@@ -140,7 +140,7 @@ def batch_result(request: Request) -> Response:
     jobs, refused = batch_of(request)
     if not all(job.ended for job in jobs):
         raise Refused("not_finished", "the batch is not done")
-    path = service.ledger.file("zips", f"{request.path_params['id']}.zip")
+    path = service.store.file("zips", f"{request.path_params['id']}.zip")
     if not path.exists():
         write_zip(service, service.part(request), path, jobs, refused)
     return FileResponse(path, media_type="application/zip", filename="results.zip")

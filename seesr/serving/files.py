@@ -71,7 +71,7 @@ async def create_file(request: Request) -> Response:
         "created_at": when(now),
         "expires_at": when(now + service.configuration.keep * 3600),
     }
-    await run_in_threadpool(service.ledger.keep_upload, owner(request), record, stored.path)
+    await run_in_threadpool(service.store.keep_upload, owner(request), record, stored.path)
     return JSONResponse(describe(request, record), 201)
 
 
@@ -87,12 +87,12 @@ def download_file(request: Request) -> Response:
 
 def delete_file(request: Request) -> Response:
     record = service_of(request).upload(request, request.path_params["id"])
-    service_of(request).ledger.drop_upload(owner(request), record["id"])
+    service_of(request).store.drop_upload(owner(request), record["id"])
     return Response(status_code=204)
 
 
 def list_files(request: Request) -> Response:
-    records = service_of(request).ledger.uploads(owner(request))
+    records = service_of(request).store.uploads(owner(request))
     return JSONResponse({"previous": None, "next": None, "results": [describe(request, record) for record in records]})
 
 

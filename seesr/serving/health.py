@@ -51,14 +51,14 @@ def status(request: Request) -> Response:
         ],
         "since": STARTED,
         **without_foreign(now, lambda id: owns(request, id)),
-        "disk_free_bytes": service.ledger.free_bytes(),
+        "disk_free_bytes": service.store.free_bytes(),
     })  # fmt: skip
 
 
 def usage(request: Request) -> Response:
     """Limits and use of the key that asks."""
     service, key = service_of(request), key_of(request)
-    days = [responses.Day(day=day, images=n, megapixels=round(mp, 6)) for day, n, mp in service.ledger.usage(key.name)]
+    days = [responses.Day(day=day, images=n, megapixels=round(mp, 6)) for day, n, mp in service.store.usage(key.name)]
     usage: responses.Usage = {
         "name": key.name,
         "rate": key.rate or service.configuration.rate,
@@ -109,7 +109,7 @@ class State:
             ("seesr_oldest_wait_seconds", "Age of the oldest job in the queue", now["oldest_wait_seconds"]),
             ("seesr_running", "1 while an image is upscaled", now["running"] is not None),
             ("seesr_memory_bytes", "Resident memory of this process", resident()),
-            ("seesr_disk_free_bytes", "Free bytes of the disk of SEESR_DATA", self.service.ledger.free_bytes()),
+            ("seesr_disk_free_bytes", "Free bytes of the disk of SEESR_DATA", self.service.store.free_bytes()),
         ):
             yield GaugeMetricFamily(name, description, value=value)
 

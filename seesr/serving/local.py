@@ -34,7 +34,7 @@ from seesr.serving.job import (
 from seesr.serving.job_counts import JobCounts, Name, Seen, summary
 from seesr.serving.listeners import Listeners
 from seesr.serving.reporter import Canceled, Interrupted, Reporter
-from seesr.serving.sqlite_store import Journal
+from seesr.serving.sqlite_store import SqliteStore
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
@@ -67,7 +67,7 @@ class LocalJobs:
     def __init__(
         self,
         load: Callable[[], Engine],
-        journal: Journal,
+        journal: SqliteStore,
         max_queue: int,
         version: str,
         share: float = 0.5,

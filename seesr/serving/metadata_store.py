@@ -10,7 +10,7 @@ from typing import Any, Protocol
 USAGE_DAYS = 40  # for which the usage of keys is kept
 
 
-class Ledger(Protocol):
+class MetadataStore(Protocol):
     def file(self, kind: str, name: str) -> Path:
         """A path on this machine for an incoming file ("parts") or an archive ("zips")."""
         ...

@@ -28,7 +28,7 @@ from seesr.images.read import open_header, read_file
 from seesr.serving.identity import derived
 from seesr.serving.job import CANCELED, PRIORITIES, WAITING, Job, Jobs
 from seesr.serving.keys import Key, today
-from seesr.serving.metadata_store import Ledger
+from seesr.serving.metadata_store import MetadataStore
 from seesr.serving.middleware import key_of, owner
 from seesr.serving.models import Models
 from seesr.serving.refusal import Refused
@@ -55,7 +55,7 @@ class Service:
     """
 
     jobs: Jobs
-    ledger: Ledger
+    store: MetadataStore
     configuration: Configuration
     models: Models
     secret: bytes
@@ -68,7 +68,7 @@ class Service:
 
     def part(self, request: Request) -> Path:
         """A new path for an incoming file. A file that is still there at the end of the request is removed."""
-        path = self.ledger.file("parts", secrets.token_hex(16))
+        path = self.store.file("parts", secrets.token_hex(16))
         request.scope["state"].setdefault("parts", []).append(path)
         return path
 
@@ -134,14 +134,14 @@ class Service:
         """
         width, height = settings.output_size(*open_header(read_file(image)).size)
         megapixels, day, quota = width * height / 1e6, today().isoformat(), key.megapixels_per_day
-        if not self.ledger.add_usage(key.name, day, 1, megapixels, quota):
+        if not self.store.add_usage(key.name, day, 1, megapixels, quota):
             detail = f"the result has {megapixels:.1f} MP and would exceed the {quota:g} MP of this key for {day} (UTC)"
             seconds = 86400 - int(time.time()) % 86400
             raise Refused("quota_exceeded", f"{detail}; try again tomorrow", **{"Retry-After": str(seconds)})
         try:
             self.jobs.submit(job, image, mask)
         except BaseException:
-            self.ledger.add_usage(key.name, day, -1, -megapixels, None)
+            self.store.add_usage(key.name, day, -1, -megapixels, None)
             raise
 
     def claim(self, request: Request, requested: list[Any], id: str) -> str | None:
@@ -160,10 +160,10 @@ class Service:
         if not key:
             return None
         digest = hashlib.sha256(json.dumps(requested).encode()).hexdigest()
-        while before := self.ledger.claim(owner(request), key, digest, id):
+        while before := self.store.claim(owner(request), key, digest, id):
             if not self.canceled(owner(request), before[1]):
                 break
-            self.ledger.release(owner(request), key, before[1])
+            self.store.release(owner(request), key, before[1])
         if before is None:
             return None
         if before[0] != digest:
@@ -174,7 +174,7 @@ class Service:
         """Takes the Idempotency-Key of a request from the job or batch that got it."""
         key = request.headers.get("idempotency-key")
         if key:
-            self.ledger.release(owner(request), key, id)
+            self.store.release(owner(request), key, id)
 
     def canceled(self, owner: str, id: str) -> bool:
         """Whether a job, or every job of a batch, was canceled or will be at its next tile."""
@@ -247,7 +247,7 @@ class Service:
         Raises:
             Refused: 404, there is none.
         """
-        uploads = self.ledger.uploads(owner(request), id) if is_id(id) else []
+        uploads = self.store.uploads(owner(request), id) if is_id(id) else []
         if not uploads:
             raise Refused("not_found", "no file has this ID; upload it with POST /v1/files")
         return uploads[0]
@@ -259,7 +259,7 @@ class Service:
             Refused: 404, it was removed.
         """
         with contextlib.suppress(FileNotFoundError):
-            path = self.ledger.upload_file(record["id"])
+            path = self.store.upload_file(record["id"])
             if path.is_file():
                 return path
         raise Refused("expired", "this file was removed; send it again")

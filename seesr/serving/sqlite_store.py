@@ -56,8 +56,8 @@ class Webhook(NamedTuple):
     tries: int
 
 
-class Journal:
-    """What must outlive the process: a Ledger (metadata_store.py), and the jobs of LocalJobs.
+class SqliteStore:
+    """What must outlive the process: a MetadataStore (metadata_store.py), and the jobs of LocalJobs.
 
     Args:
         folder: holds jobs.sqlite, and the files in inputs, outputs and uploads. One server uses it at a time.

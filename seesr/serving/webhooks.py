@@ -19,7 +19,7 @@ from seesr.serving.access import is_loopback
 from seesr.serving.fetch import public_address
 from seesr.serving.job import Job
 from seesr.serving.refusal import Refused
-from seesr.serving.sqlite_store import Journal
+from seesr.serving.sqlite_store import SqliteStore
 
 EVENTS = ("start", "output", "logs", "completed")
 TRIES = 5
@@ -122,7 +122,7 @@ class WebhookQueue:
         send_once: one try; whether the receiver took it.
     """
 
-    def __init__(self, journal: Journal, send_once: Send) -> None:
+    def __init__(self, journal: SqliteStore, send_once: Send) -> None:
         self.journal, self.send_once = journal, send_once
         self.lanes: dict[str, asyncio.Task[None]] = {}
 

@@ -20,13 +20,13 @@ from starlette.testclient import TestClient
 from lab.fleet.servers import free_port
 from seesr.config import Configuration
 from seesr.fleet import gateway, lease
-from seesr.fleet.file_store import Objects
-from seesr.fleet.job_store import Records
+from seesr.fleet.file_store import FileStore
+from seesr.fleet.job_store import JobStore
 from seesr.fleet.jobs import FleetJobs
-from seesr.fleet.maintenance import Upkeep
-from seesr.fleet.metadata_store import FleetLedger
-from seesr.fleet.redis_client import Link
-from seesr.fleet.worker_registry import Roster
+from seesr.fleet.maintenance import Maintenance
+from seesr.fleet.metadata_store import FleetMetadataStore
+from seesr.fleet.redis_client import RedisClient
+from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.networks import weights
 from seesr.object_store import Store
 from seesr.serving import app, supervisor, webhooks
@@ -63,9 +63,9 @@ def configuration(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 BREAKS = {  # background task of a gateway -> what it calls
     "changes": (redis.client.PubSub, "get_message"),
-    "housekeeping": (FleetLedger, "expire"),
-    "upkeep": (Upkeep, "reconcile"),
-    "webhooks": (Records, "claim_hook"),
+    "housekeeping": (FleetMetadataStore, "expire"),
+    "maintenance": (Maintenance, "reconcile"),
+    "webhooks": (JobStore, "claim_hook"),
 }
 
 
@@ -84,7 +84,9 @@ def test_every_task_of_a_gateway_survives_an_error(
     monkeypatch.setattr(owner, function, work)
     monkeypatch.setattr(app, "EXPIRY", 0.05)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.4)
-    Roster(Link(configuration.redis or "")).update("w@here", version=version_of(weights.POCKET), state="idle")
+    WorkerRegistry(RedisClient(configuration.redis or "")).update(
+        "w@here", version=version_of(weights.POCKET), state="idle"
+    )
     built = app.build(
         configuration,
         "http://seesr.test",
@@ -109,17 +111,17 @@ def test_the_lease_is_renewed_while_the_gpu_cannot_be_read(
     def no_gpu() -> None:
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr(lease, "renew", lambda link: renewed.append(time.monotonic()))
+    monkeypatch.setattr(lease, "renew", lambda redis: renewed.append(time.monotonic()))
     monkeypatch.setattr(lease, "gpu_usage", no_gpu)
     tasks = lease.start_threads(configuration)
     assert set(tasks.tasks) == {"lease", "registry"}
     until(lambda: tasks.tasks["registry"].failures >= 2 and len(renewed) >= 3)
     monkeypatch.setattr(lease, "gpu_usage", lambda: None)
-    roster = Roster(Link(configuration.redis or ""))
-    until(lambda: roster.workers().get("w@here", {}).get("failures", {}).get("registry", 0) >= 2)
+    registry = WorkerRegistry(RedisClient(configuration.redis or ""))
+    until(lambda: registry.workers().get("w@here", {}).get("failures", {}).get("registry", 0) >= 2)
     assert tasks.tasks["lease"].failures == 0
 
-    def broken(link: Link) -> None:
+    def broken(redis: RedisClient) -> None:
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(lease, "renew", broken)
@@ -159,7 +161,7 @@ def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch
             return next(orders, None)
 
     child = object.__new__(worker.Child)
-    child.roster, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
+    child.registry, child.engine, child.name, child.supervisor = Orders(), Engine(), "w", Supervisor()  # type: ignore[assignment]
     report = lambda state=None, **more: state and messages.append({"state": state, **more})  # noqa: E731
     monkeypatch.setattr(child, "report_state", report)
     child.supervisor.thread("orders", child.obey)
@@ -173,23 +175,27 @@ def test_a_worker_repeats_the_state_that_redis_has_lost(configuration: Configura
     from seesr.fleet import worker
 
     child = object.__new__(worker.Child)
-    child.roster, child.name, child.supervisor = Roster(Link(configuration.redis or "")), "w@here", Supervisor()
+    child.registry, child.name, child.supervisor = (
+        WorkerRegistry(RedisClient(configuration.redis or "")),
+        "w@here",
+        Supervisor(),
+    )
     child.state, child.state_lock = {}, threading.Lock()
     child.report_state("busy", job="of yesterday")
     child.report_state("idle", job=None)
-    child.roster.update("w@here", state="busy", job="of yesterday")  # as if the last write were lost
+    child.registry.update("w@here", state="busy", job="of yesterday")  # as if the last write were lost
     child.supervisor.thread("orders", child.obey)
-    until(lambda: child.roster.workers()["w@here"]["state"] == "idle")
+    until(lambda: child.registry.workers()["w@here"]["state"] == "idle")
     child.supervisor.stop()
-    assert child.roster.workers()["w@here"]["job"] is None
+    assert child.registry.workers()["w@here"]["job"] is None
 
 
 def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(
     configuration: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "PAUSE", 0.01)
-    link = Link(configuration.redis or "")
-    jobs = FleetJobs(configuration, link, Objects(Store.configured(), configuration.data / "f"), "v1" * 32)
+    redis = RedisClient(configuration.redis or "")
+    jobs = FleetJobs(configuration, redis, FileStore(Store.configured(), configuration.data / "f"), "v1" * 32)
     receivers = Receivers()
     created = []
     for host in ("slow", "broken", "good"):
@@ -201,8 +207,8 @@ def test_one_receiver_does_not_delay_or_stop_the_webhooks_of_others(
             time.sleep(0.002)  # their order is by time
 
     async def work() -> None:
-        upkeep = Upkeep(jobs, 2, receivers)
-        task = asyncio.ensure_future(upkeep.send_webhooks())
+        maintenance = Maintenance(jobs, 2, receivers)
+        task = asyncio.ensure_future(maintenance.send_webhooks())
         end = time.monotonic() + 5
         while len(receivers.got) < 3 and time.monotonic() < end:
             await asyncio.sleep(0.01)

@@ -28,8 +28,8 @@ from lab.fleet.servers import Fleet
 from seesr import Engine, Settings
 from seesr.config import Configuration
 from seesr.fleet import broker, redis_client, transport
-from seesr.fleet.job_store import EXPIRY, HOOKS, Records
-from seesr.fleet.metadata_store import FleetLedger
+from seesr.fleet.job_store import EXPIRY, HOOKS, JobStore
+from seesr.fleet.metadata_store import FleetMetadataStore
 from seesr.serving.job import NORMAL, Job
 
 QUICK: dict[str, Any] = {"num_inference_steps": 1, "seed": 1}
@@ -333,7 +333,7 @@ def test_metrics_of_jobs_are_those_of_the_whole_fleet(echo: Fleet) -> None:
 
 def test_a_webhook_that_one_gateway_leaves_is_sent_by_another(echo: Fleet) -> None:
     """The message stays claimed while one tries, and is due again when its time is over."""
-    records = Records(redis_client.Link(echo.environment["SEESR_REDIS"].replace("/0", "/1")), 60)
+    records = JobStore(redis_client.RedisClient(echo.environment["SEESR_REDIS"].replace("/0", "/1")), 60)
     records.hook(Job("ann", {}, webhook="https://example.com", id="ab"), "completed")
     records.hook(Job("ann", {}, webhook="https://example.com", events=["start"], id="cd"), "completed")
     assert records.claim_hook(0.2) == ("ab", "completed")
@@ -341,12 +341,12 @@ def test_a_webhook_that_one_gateway_leaves_is_sent_by_another(echo: Fleet) -> No
     time.sleep(0.25)
     assert records.claim_hook(5) == ("ab", "completed")
     records.drop_hook("ab", "completed")
-    assert not records.link(lambda client: client.zcard(HOOKS))
+    assert not records.redis(lambda client: client.zcard(HOOKS))
 
 
 def test_a_worker_with_a_wrong_clock_does_not_start(echo: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time
-    connected = redis_client.Link(echo.environment["SEESR_REDIS"])
+    connected = redis_client.RedisClient(echo.environment["SEESR_REDIS"])
     connected.check_at_start()
     monkeypatch.setattr(redis_client.time, "time", lambda: now() + 600)
     with pytest.raises(ValueError, match="600 s ahead of that of Redis: set the time"):
@@ -394,7 +394,7 @@ def test_usage_is_counted_over_gateways_within_a_quota(echo: Fleet, tmp_path: Pa
         assert send(echo, gateway).status_code == 202
     (first, second) = (ask(echo, "GET", "/usage", gateway).json()["days"] for gateway in echo.addresses)
     assert first == second and first[0]["images"] == (before[0]["images"] if before else 0) + 2
-    ledger = FleetLedger(redis_client.Link(echo.environment["SEESR_REDIS"]), None, tmp_path, 60)  # type: ignore[arg-type]
-    added = [ledger.add_usage("quota", "2030-01-01", 1, 0.5, 1.2) for _ in range(3)]
-    assert added == [True, True, False] and ledger.usage("quota") == [("2030-01-01", 2, 1.0)]
-    ledger.close()
+    store = FleetMetadataStore(redis_client.RedisClient(echo.environment["SEESR_REDIS"]), None, tmp_path, 60)  # type: ignore[arg-type]
+    added = [store.add_usage("quota", "2030-01-01", 1, 0.5, 1.2) for _ in range(3)]
+    assert added == [True, True, False] and store.usage("quota") == [("2030-01-01", 2, 1.0)]
+    store.close()

@@ -15,12 +15,12 @@ from serve.test_background import until  # type: ignore[import-not-found]
 
 from seesr.config import Configuration
 from seesr.fleet import worker
-from seesr.fleet.file_store import Objects
-from seesr.fleet.job_store import EXPIRY, WAITING, Records
+from seesr.fleet.file_store import FileStore
+from seesr.fleet.job_store import EXPIRY, WAITING, JobStore
 from seesr.fleet.jobs import FleetJobs
-from seesr.fleet.maintenance import Upkeep
-from seesr.fleet.metadata_store import FleetLedger
-from seesr.fleet.redis_client import Link
+from seesr.fleet.maintenance import Maintenance
+from seesr.fleet.metadata_store import FleetMetadataStore
+from seesr.fleet.redis_client import RedisClient
 from seesr.object_store import Store
 from seesr.serving.job import DONE, FAILED, Job, Unavailable
 from seesr.serving.metadata_store import remove_older
@@ -33,10 +33,10 @@ OLD, NEW = "a" * 64, "b" * 64
 @pytest.fixture
 def gateways(configuration: Configuration, monkeypatch: pytest.MonkeyPatch) -> dict[str, FleetJobs]:  # noqa: F811
     """One of each version, on an empty Redis."""
-    link = Link(configuration.redis or "")
-    link.redis.flushall()
-    objects = Objects(Store.configured(), configuration.data / "fetched")
-    return {version: FleetJobs(configuration, link, objects, version) for version in (OLD, NEW)}
+    redis = RedisClient(configuration.redis or "")
+    redis.client.flushall()
+    objects = FileStore(Store.configured(), configuration.data / "fetched")
+    return {version: FleetJobs(configuration, redis, objects, version) for version in (OLD, NEW)}
 
 
 def sent(jobs: FleetJobs, folder: Path) -> Job:
@@ -49,18 +49,18 @@ def sent(jobs: FleetJobs, folder: Path) -> Job:
 
 def test_a_lost_job_is_published_again_by_its_version_alone(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
     job = sent(gateways[OLD], tmp_path)
-    link = gateways[OLD].link
-    for name in link.redis.keys("seesr-*"):
-        link.redis.delete(name)  # the message is lost
-    link.redis.zadd(WAITING, {job.id: time.time() - 100})
+    redis = gateways[OLD].redis
+    for name in redis.client.keys("seesr-*"):
+        redis.client.delete(name)  # the message is lost
+    redis.client.zadd(WAITING, {job.id: time.time() - 100})
     for version, published in ((NEW, 0), (OLD, 1)):
-        upkeep = Upkeep(gateways[version], 2, None)  # type: ignore[arg-type]
-        versions = upkeep.claim_turn()
+        maintenance = Maintenance(gateways[version], 2, None)  # type: ignore[arg-type]
+        versions = maintenance.claim_turn()
         assert versions
         for _ in range(2):
-            upkeep.reconcile(versions)
-        lists = [name for name in link.redis.keys("seesr-*") if link.redis.type(name) == "list"]
-        assert sum(link.redis.llen(name) for name in lists) == published
+            maintenance.reconcile(versions)
+        lists = [name for name in redis.client.keys("seesr-*") if redis.client.type(name) == "list"]
+        assert sum(redis.client.llen(name) for name in lists) == published
         assert all(name.startswith(f"seesr-{OLD[:12]}") for name in lists)
 
 
@@ -75,31 +75,31 @@ def test_a_waiting_job_knows_how_many_run_or_wait_before_it(gateways: dict[str, 
 def test_only_ended_jobs_expire(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
     jobs = gateways[OLD]
     job = sent(jobs, tmp_path)
-    upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]
-    jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
-    jobs.roster.update("w@here", version=OLD, state="unloaded")
-    upkeep.expire()
+    maintenance = Maintenance(jobs, 2, None)  # type: ignore[arg-type]
+    jobs.redis.client.zadd(EXPIRY, {f"job:{job.id}": 1})
+    jobs.registry.update("w@here", version=OLD, state="unloaded")
+    maintenance.expire()
     assert jobs.find(job.id) and jobs.objects.exists(f"in/{job.id}")
     assert jobs.records.end(job.id, FAILED)
-    assert jobs.link.redis.zscore(EXPIRY, f"job:{job.id}") > time.time() + 3600
-    jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
-    upkeep.expire()
+    assert jobs.redis.client.zscore(EXPIRY, f"job:{job.id}") > time.time() + 3600
+    jobs.redis.client.zadd(EXPIRY, {f"job:{job.id}": 1})
+    maintenance.expire()
     assert not jobs.find(job.id) and not jobs.objects.exists(f"in/{job.id}")
-    assert not jobs.link.redis.zcard(EXPIRY)
+    assert not jobs.redis.client.zcard(EXPIRY)
 
 
 def test_a_job_whose_version_no_worker_has_fails_when_its_time_is_over(
     gateways: dict[str, FleetJobs], tmp_path: Path
 ) -> None:
     jobs = gateways[OLD]
-    jobs.roster.update("w@here", version=NEW, state="idle")
+    jobs.registry.update("w@here", version=NEW, state="idle")
     job = sent(jobs, tmp_path)
-    jobs.link.redis.zadd(EXPIRY, {f"job:{job.id}": 1})
-    upkeep = Upkeep(jobs, 2, None)  # type: ignore[arg-type]
-    upkeep.expire()
+    jobs.redis.client.zadd(EXPIRY, {f"job:{job.id}": 1})
+    maintenance = Maintenance(jobs, 2, None)  # type: ignore[arg-type]
+    maintenance.expire()
     stored = jobs.find(job.id)
     assert stored and stored.status == FAILED and f"no worker of version {OLD[:12]}" in (stored.error or "")
-    assert not jobs.objects.exists(f"in/{job.id}") and not jobs.link.redis.zcard(WAITING)
+    assert not jobs.objects.exists(f"in/{job.id}") and not jobs.redis.client.zcard(WAITING)
 
 
 def test_files_without_a_record_are_removed_when_they_are_old(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_files_without_a_record_are_removed_when_they_are_old(gateways: dict[str
         jobs.objects.put(name, b"file")
         old = time.time() - jobs.records.keep - 60
         os.utime(store / name, None if name == expected[-1] else (old, old))
-    Upkeep(jobs, 2, None).sweep()  # type: ignore[arg-type]
+    Maintenance(jobs, 2, None).sweep()  # type: ignore[arg-type]
     results = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
     assert results == set(expected)
     jobs.objects.put(gone[0], b"file")
     os.utime(store / gone[0], (1, 1))
-    Upkeep(jobs, 2, None).sweep()  # type: ignore[arg-type]
+    Maintenance(jobs, 2, None).sweep()  # type: ignore[arg-type]
     assert (store / gone[0]).exists()  # another gateway looked a moment ago
 
 
@@ -126,9 +126,9 @@ def test_a_late_worker_brings_no_record_back(gateways: dict[str, FleetJobs], tmp
     job = sent(jobs, tmp_path)
     jobs.records.forget(job.id)
     jobs.records.report(job, stage="denoise")
-    assert job.cancel and not jobs.link.redis.exists(f"seesr:job:{job.id}")
+    assert job.cancel and not jobs.redis.client.exists(f"seesr:job:{job.id}")
     jobs.cancel(job.id)
-    assert not jobs.link.redis.exists(f"seesr:job:{job.id}")
+    assert not jobs.redis.client.exists(f"seesr:job:{job.id}")
 
 
 def test_files_of_killed_runs_are_removed_from_a_workers_disk(
@@ -153,7 +153,7 @@ def test_a_redis_that_cannot_be_used_counts_as_unavailable(configuration: Config
         raise getattr(redis.exceptions, error)("said by Redis")
 
     with pytest.raises(Unavailable, match="Redis does not answer|memory limit"):
-        Link(configuration.redis or "")(work)
+        RedisClient(configuration.redis or "")(work)
 
 
 def test_a_record_with_fields_of_a_newer_version_is_read(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_record_with_fields_of_a_newer_version_is_read(gateways: dict[str, Fle
     job = sent(jobs, tmp_path)
     settings = {**job.settings, "of_tomorrow": 1}
     fields = {"of_tomorrow": "[1]", "settings": json.dumps(settings)}
-    jobs.link.redis.hset(f"seesr:job:{job.id}", mapping=fields)
+    jobs.redis.client.hset(f"seesr:job:{job.id}", mapping=fields)
     for result in (jobs.find(job.id), *jobs.recent("ann", 10)):
         assert result and result.id == job.id and result.suffix == "png"
 
@@ -186,44 +186,44 @@ def test_a_file_that_another_thread_removes_meanwhile_is_no_error(
 
 def test_a_batch_is_there_for_as_long_as_one_of_its_jobs(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
     jobs, batch = gateways[OLD], "b" * 32
-    ledger, upkeep = FleetLedger(jobs.link, jobs.objects, tmp_path, 60), Upkeep(jobs, 2, None)  # type: ignore[arg-type]
+    store, maintenance = FleetMetadataStore(jobs.redis, jobs.objects, tmp_path, 60), Maintenance(jobs, 2, None)  # type: ignore[arg-type]
     job = Job.of("ann", Settings(seed=1), batch=batch, status=DONE)
     jobs.records.add(job)
-    ledger.keep_note(batch, {"refused": [], "owner": "ann"})
-    jobs.link.redis.zadd(EXPIRY, {f"batch:{batch}": 1})
-    upkeep.expire()
-    assert ledger.note(batch)
-    jobs.link.redis.zadd(EXPIRY, {f"batch:{batch}": 2, f"job:{job.id}": 1})
-    upkeep.expire()
-    assert not ledger.note(batch) and not jobs.link.redis.zcard(EXPIRY)
+    store.keep_note(batch, {"refused": [], "owner": "ann"})
+    jobs.redis.client.zadd(EXPIRY, {f"batch:{batch}": 1})
+    maintenance.expire()
+    assert store.note(batch)
+    jobs.redis.client.zadd(EXPIRY, {f"batch:{batch}": 2, f"job:{job.id}": 1})
+    maintenance.expire()
+    assert not store.note(batch) and not jobs.redis.client.zcard(EXPIRY)
 
 
 def test_a_redis_that_hangs_and_then_takes_the_record_keeps_its_file(
     gateways: dict[str, FleetJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs, real, added = gateways[OLD], Records.add, []
+    jobs, real, added = gateways[OLD], JobStore.add, []
 
-    def late(records: Records, job: Job) -> bool:
+    def late(records: JobStore, job: Job) -> bool:
         real(records, job)
         added.append(job)
-        records.link.retry_at = time.monotonic() + 1
+        records.redis.retry_at = time.monotonic() + 1
         raise Unavailable("the queue is unavailable: Redis does not answer")
 
-    monkeypatch.setattr(Records, "add", late)
+    monkeypatch.setattr(JobStore, "add", late)
     with pytest.raises(Unavailable):
         sent(jobs, tmp_path)
-    jobs.link.retry_at = 0.0
+    jobs.redis.retry_at = 0.0
     assert jobs.find(added[0].id) and jobs.objects.exists(f"in/{added[0].id}")
     monkeypatch.undo()
     image = tmp_path / "image"
     image.write_bytes(b"image")
     jobs.submit(added[0], image)  # sent again with its Idempotency-Key: neither a second record nor a second message
-    assert not [name for name in jobs.link.redis.keys("seesr-*") if jobs.link.redis.type(name) == "list"]
+    assert not [name for name in jobs.redis.client.keys("seesr-*") if jobs.redis.client.type(name) == "list"]
 
 
 def test_an_order_that_no_worker_takes_is_forgotten(gateways: dict[str, FleetJobs]) -> None:
-    gateways[OLD].roster.send("nobody@here", "load")
-    assert 0 < gateways[OLD].link.redis.ttl("seesr:orders:nobody@here") <= 86400
+    gateways[OLD].registry.send("nobody@here", "load")
+    assert 0 < gateways[OLD].redis.client.ttl("seesr:orders:nobody@here") <= 86400
 
 
 def test_a_job_that_redis_did_not_take_leaves_no_file(
@@ -232,7 +232,7 @@ def test_a_job_that_redis_did_not_take_leaves_no_file(
     def away(*args: Any) -> None:
         raise Unavailable("the queue is unavailable")
 
-    monkeypatch.setattr(Records, "add", away)
+    monkeypatch.setattr(JobStore, "add", away)
     with pytest.raises(Unavailable):
         sent(gateways[OLD], tmp_path)
     assert not list((tmp_path / "store" / "in").glob("*"))

@@ -23,10 +23,10 @@ from lab.fleet.callers import PNG
 from lab.fleet.servers import Fleet, fleet
 from seesr import Engine, Settings
 from seesr.fleet import tile_exchange
-from seesr.fleet.file_store import Objects
-from seesr.fleet.redis_client import Link
+from seesr.fleet.file_store import FileStore
+from seesr.fleet.redis_client import RedisClient
 from seesr.fleet.tile_exchange import FleetTiles, OpenStep, TileTaker, kind_of, lease_key, step_key, waiting_key
-from seesr.fleet.worker_registry import Roster
+from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.object_store import Store
 from seesr.runtime.tile_batches import TileBatches
 from seesr.serving.supervisor import Supervisor
@@ -118,11 +118,11 @@ class Exchange:
     def __init__(self, redis_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "store").mkdir()
         monkeypatch.setenv("SEESR_STORE", f"file://{folder}/store")
-        self.link, self.objects = Link(redis_url), Objects(Store.configured(), folder / "cache")
-        self.link(lambda client: client.flushdb())
-        Roster(self.link).update("helper@here", state="idle", tiles="kind")
+        self.redis, self.objects = RedisClient(redis_url), FileStore(Store.configured(), folder / "cache")
+        self.redis(lambda client: client.flushdb())
+        WorkerRegistry(self.redis).update("helper@here", state="idle", tiles="kind")
         self.supervisor = Supervisor()
-        self.pool = FleetTiles(self.link, self.objects, self.supervisor, "lead@here", "kind")
+        self.pool = FleetTiles(self.redis, self.objects, self.supervisor, "lead@here", "kind")
         self.batches = TileBatches("image", b"context", 3, lambda number: b"task %d" % number)
         self.step = OpenStep(self.pool, self.batches)
         self.step.look()
@@ -138,7 +138,7 @@ class Exchange:
             return None if result is None else task + result
 
         taker = object.__new__(TileTaker)
-        taker.link, taker.objects, taker.kind = self.link, self.objects, "kind"
+        taker.redis, taker.objects, taker.kind = self.redis, self.objects, "kind"
         taker.engine, taker.leased, taker.leasing = SimpleNamespace(compute_tiles=compute), set(), threading.Lock()
         return taker
 
@@ -161,14 +161,14 @@ def test_a_helper_computes_what_is_offered_and_nothing_is_left(exchange: Exchang
     step.close()
     exchange.pool.end_job()
     assert exchange.files() == []
-    assert exchange.link(lambda client: client.keys("seesr:tiles*")) == []
+    assert exchange.redis(lambda client: client.keys("seesr:tiles*")) == []
 
 
 def test_a_batch_whose_lease_is_not_renewed_goes_to_others(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile_exchange, "POLL", 0.0)
     assert exchange.batches.take() == 2
-    exchange.link(lambda client: client.lpop(waiting_key("kind")))  # by a helper that then dies
-    exchange.link(lambda client: client.set(lease_key(exchange.step.id, 0), "1", px=100))
+    exchange.redis(lambda client: client.lpop(waiting_key("kind")))  # by a helper that then dies
+    exchange.redis(lambda client: client.set(lease_key(exchange.step.id, 0), "1", px=100))
     for _ in range(3):
         exchange.step.look()
     assert exchange.batches.take() is None
@@ -180,9 +180,9 @@ def test_a_batch_whose_lease_is_not_renewed_goes_to_others(exchange: Exchange, m
 
 def test_a_helper_with_an_image_of_its_own_gives_the_batch_back(exchange: Exchange) -> None:
     assert not exchange.taker(None).help()
-    tasks = exchange.link(lambda client: client.lrange(waiting_key("kind"), 0, -1))
+    tasks = exchange.redis(lambda client: client.lrange(waiting_key("kind"), 0, -1))
     assert [json.loads(task)["number"] for task in tasks] == [0, 1]
-    assert not exchange.link(lambda client: client.exists(lease_key(exchange.step.id, 0)))
+    assert not exchange.redis(lambda client: client.exists(lease_key(exchange.step.id, 0)))
 
 
 def test_a_step_whose_helpers_fail_is_not_shared_any_more(exchange: Exchange) -> None:
@@ -197,5 +197,5 @@ def test_a_step_whose_helpers_fail_is_not_shared_any_more(exchange: Exchange) ->
 
 
 def test_a_task_of_a_step_that_has_ended_is_dropped(exchange: Exchange) -> None:
-    exchange.link(lambda client: client.delete(step_key(exchange.step.id)))
+    exchange.redis(lambda client: client.delete(step_key(exchange.step.id)))
     assert exchange.taker(AssertionError("computed")).help()

@@ -21,7 +21,7 @@ from lab.report import ROOT
 from seesr.config import Configuration
 from seesr.fleet import transport
 from seesr.fleet.broker import PRIORITIES, TASK, application, queue_of, queues_of
-from seesr.fleet.redis_client import Link
+from seesr.fleet.redis_client import RedisClient
 from seesr.serving.job import LATER, NORMAL, URGENT
 
 VERSION = "c" * 64
@@ -29,14 +29,14 @@ VERSION = "c" * 64
 
 @pytest.fixture
 def app(configuration: Configuration) -> Iterator[Celery]:  # noqa: F811
-    Link(configuration.redis or "").redis.flushall()
+    RedisClient(configuration.redis or "").client.flushall()
     with application(configuration, [VERSION], publishes=True) as publisher:
         yield publisher
 
 
 @pytest.fixture
 def client(configuration: Configuration) -> Any:  # noqa: F811
-    return Link(configuration.redis or "").redis
+    return RedisClient(configuration.redis or "").client
 
 
 def test_the_read_that_is_overridden_is_the_one_that_kombu_calls() -> None:
@@ -109,16 +109,16 @@ def test_no_other_module_uses_the_inner_parts() -> None:
 def test_a_job_is_published_in_the_lane_of_its_owner(configuration: Configuration, tmp_path: Path) -> None:  # noqa: F811
     from fleet.test_recovery import sent  # type: ignore[import-not-found]
 
-    from seesr.fleet.file_store import Objects
+    from seesr.fleet.file_store import FileStore
     from seesr.fleet.jobs import FleetJobs
     from seesr.object_store import Store
 
-    link = Link(configuration.redis or "")
-    link.redis.flushall()
-    jobs = FleetJobs(configuration, link, Objects(Store.configured(), tmp_path / "fetched"), VERSION)
+    redis = RedisClient(configuration.redis or "")
+    redis.client.flushall()
+    jobs = FleetJobs(configuration, redis, FileStore(Store.configured(), tmp_path / "fetched"), VERSION)
     assert [jobs.records.lane(owner) for owner in ("ann", "bob", "ann", "eve")] == [0, 1, 0, 2]
     assert [jobs.records.lane(f"owner{number}") for number in range(20)][12:15] == [15, 0, 1]
     job = sent(jobs, tmp_path)
-    (message,) = link.redis.lrange(transport.list_of(queue_of(VERSION, 0), NORMAL), 0, -1)
+    (message,) = redis.client.lrange(transport.list_of(queue_of(VERSION, 0), NORMAL), 0, -1)
     assert json.loads(message)["headers"]["id"] == job.id
     jobs.close()

@@ -134,15 +134,15 @@ def test_a_key_whose_server_was_killed_before_the_job_gets_it_at_the_next_try(tm
         headers = {**PNG, "Idempotency-Key": "k"}
         app_service = client.app.state.service  # type: ignore[attr-defined]
         claims: list[str] = []
-        real = app_service.ledger.claim
+        real = app_service.store.claim
 
         def claim(owner: str, key: str, digest: str, id: str) -> object:
             claims.append(id)
             return real(owner, key, digest, id)
 
-        app_service.ledger.claim = claim
+        app_service.store.claim = claim
         ids = [client.post("/upscale?seed=1&wait=0", content=sharp(), headers=headers).json()["id"]]
-        app_service.ledger.claim = real
+        app_service.store.claim = real
         until(lambda: status(client, ids[0]) == "succeeded")
         app_service.jobs.journal.run("DELETE FROM jobs WHERE id = ?", ids[0])
         ids.append(client.post("/upscale?seed=1&wait=0", content=sharp(), headers=headers).json()["id"])

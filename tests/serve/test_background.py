@@ -26,7 +26,7 @@ from seesr.networks import weights
 from seesr.serving import app, local, supervisor, webhooks
 from seesr.serving.job import CANCELED, DONE, FAILED, RUNNING, WAITING, Job
 from seesr.serving.local import LocalJobs
-from seesr.serving.sqlite_store import Journal
+from seesr.serving.sqlite_store import SqliteStore
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
 
@@ -75,8 +75,8 @@ def metric(client: TestClient, name: str) -> float:
 
 BREAKS = {  # background task -> what it calls
     "jobs": (LocalJobs, "take"),
-    "housekeeping": (Journal, "expire"),
-    "webhooks": (Journal, "receivers"),
+    "housekeeping": (SqliteStore, "expire"),
+    "webhooks": (SqliteStore, "receivers"),
 }
 
 
@@ -138,10 +138,10 @@ def test_a_task_that_goes_on_failing_is_started_more_and_more_rarely(caplog: pyt
 def test_a_full_disk_loses_no_result_and_says_why_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record, the result and a new job meet a full disk in turn."""
     monkeypatch.setattr(local, "LONGEST_PAUSE", 0.05)
-    keep, save = Journal.keep, LocalJobs.save
+    keep, save = SqliteStore.keep, LocalJobs.save
     full: set[str] = set()
 
-    def full_keep(journal: Journal, job: Job, *events: str) -> None:
+    def full_keep(journal: SqliteStore, job: Job, *events: str) -> None:
         if ("record" in full and job.status in (DONE, RUNNING)) or ("new" in full and job.status == WAITING):
             raise sqlite3.OperationalError("database or disk is full")
         keep(journal, job, *events)
@@ -151,7 +151,7 @@ def test_a_full_disk_loses_no_result_and_says_why_nothing_runs(tmp_path: Path, m
             raise OSError(28, "No space left on device")
         save(jobs, data, name)
 
-    monkeypatch.setattr(Journal, "keep", full_keep)
+    monkeypatch.setattr(SqliteStore, "keep", full_keep)
     monkeypatch.setattr(LocalJobs, "save", full_save)
     with serving(tmp_path) as client:
         for what, message in (("record", "database or disk is full"), ("result", "No space left on device")):
@@ -171,7 +171,7 @@ def test_a_full_disk_loses_no_result_and_says_why_nothing_runs(tmp_path: Path, m
 
 
 def test_a_job_whose_settings_cannot_be_read_fails_alone(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = SqliteStore(tmp_path)
     jobs = LocalJobs(Echo, journal, 9, "v1")  # type: ignore[arg-type]
     bad, good = Job("ann", {"scale_factor": [], "from_tomorrow": 1}), Job.of("ann", Settings(seed=1))
     for job in (bad, good):
@@ -187,14 +187,14 @@ def test_a_job_whose_settings_cannot_be_read_fails_alone(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Callable[[], Journal]]:
+def journal(tmp_path: Path) -> Iterator[Callable[[], SqliteStore]]:
     """Opens the journal of the folder anew."""
-    opened: list[Journal] = []
+    opened: list[SqliteStore] = []
 
-    def fresh() -> Journal:
+    def fresh() -> SqliteStore:
         for store in opened:
             store.close()
-        opened[:] = [Journal(tmp_path)]
+        opened[:] = [SqliteStore(tmp_path)]
         return opened[0]
 
     yield fresh
@@ -202,7 +202,7 @@ def journal(tmp_path: Path) -> Iterator[Callable[[], Journal]]:
         store.close()
 
 
-def left(journal: Journal, **more: Any) -> Job:
+def left(journal: SqliteStore, **more: Any) -> Job:
     """A job as a killed server leaves it."""
     job = Job.of("ann", Settings(seed=1), **{"status": RUNNING, "attempts": 1, "version": "v1", **more})
     journal.file("inputs", job.id).write_bytes(sharp())
@@ -210,7 +210,7 @@ def left(journal: Journal, **more: Any) -> Job:
     return job
 
 
-def test_after_a_kill_between_result_and_record_the_job_has_succeeded(journal: Callable[[], Journal]) -> None:
+def test_after_a_kill_between_result_and_record_the_job_has_succeeded(journal: Callable[[], SqliteStore]) -> None:
     store = journal()
     job = left(store, attempts=3)
     store.file("outputs", f"{job.id}.png").write_bytes(b"result")
@@ -220,7 +220,7 @@ def test_after_a_kill_between_result_and_record_the_job_has_succeeded(journal: C
     assert not jobs.waiting and not list((two.folder / "inputs").iterdir())
 
 
-def test_a_job_of_another_version_is_not_run(journal: Callable[[], Journal]) -> None:
+def test_a_job_of_another_version_is_not_run(journal: Callable[[], SqliteStore]) -> None:
     other, own = left(journal(), version="0" * 64), left(journal(), version="v1")
     jobs = LocalJobs(Echo, journal(), 9, "v1")  # type: ignore[arg-type]
     assert [job.id for job in jobs.waiting] == [own.id]
@@ -232,7 +232,7 @@ def test_a_job_of_another_version_is_not_run(journal: Callable[[], Journal]) -> 
     )
 
 
-def test_a_job_and_its_batch_expire_after_its_end(journal: Callable[[], Journal]) -> None:
+def test_a_job_and_its_batch_expire_after_its_end(journal: Callable[[], SqliteStore]) -> None:
     """Also one that waited for longer than that."""
     store, batch, now = journal(), "b" * 32, time.time()
     job = Job.of("ann", Settings(seed=1), batch=batch, created=now - 100, completed=now, status=DONE)
@@ -246,15 +246,15 @@ def test_a_job_and_its_batch_expire_after_its_end(journal: Callable[[], Journal]
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
-    first = Journal(tmp_path)
+    first = SqliteStore(tmp_path)
     with pytest.raises(ValueError, match=r"is used by another server \(process \d+\); stop it, or set SEESR_DATA"):
-        Journal(tmp_path)
+        SqliteStore(tmp_path)
     first.close()
-    Journal(tmp_path).close()
+    SqliteStore(tmp_path).close()
 
 
 def test_records_of_another_version_and_damaged_ones(
-    journal: Callable[[], Journal], caplog: pytest.LogCaptureFixture
+    journal: Callable[[], SqliteStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Unknown fields are ignored; a record that cannot be read fails alone, with its place in the log."""
     store = journal()
@@ -275,7 +275,7 @@ def test_records_of_another_version_and_damaged_ones(
 
 @pytest.mark.parametrize("where", [0, 4096])
 def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, where: int) -> None:
-    store = Journal(tmp_path)
+    store = SqliteStore(tmp_path)
     left(store)
     store.close()
     path = tmp_path / "jobs.sqlite"
@@ -283,11 +283,11 @@ def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, where: int) -
     data[where : where + 3000] = b"\xff" * 3000
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"jobs\.sqlite is damaged: .*restore it from a backup") as error:
-        Journal(tmp_path)
+        SqliteStore(tmp_path)
     assert "\n" not in str(error.value) and path.read_bytes() == data
 
 
-def test_leftovers_of_a_killed_server_are_removed(journal: Callable[[], Journal]) -> None:
+def test_leftovers_of_a_killed_server_are_removed(journal: Callable[[], SqliteStore]) -> None:
     store = journal()
     job = left(store)
     for key, id in (("kept", job.id), ("lost", "0" * 32)):
@@ -300,7 +300,9 @@ def test_leftovers_of_a_killed_server_are_removed(journal: Callable[[], Journal]
     assert two.claim("ann", "lost", "digest", "1" * 32) is None
 
 
-def test_a_stopping_server_leaves_a_long_job_to_the_next_one(journal: Callable[[], Journal], tmp_path: Path) -> None:
+def test_a_stopping_server_leaves_a_long_job_to_the_next_one(
+    journal: Callable[[], SqliteStore], tmp_path: Path
+) -> None:
     jobs = LocalJobs(lambda: Echo(20), journal(), 9, "v1")  # type: ignore[arg-type, return-value]
     job, path = Job.of("ann", Settings(seed=1)), tmp_path / "parts/x"
     path.write_bytes(sharp())
@@ -333,7 +335,7 @@ class Receivers:
         return True
 
 
-def run_webhooks(journal: Journal, receivers: Receivers, done: Callable[[], Any]) -> None:
+def run_webhooks(journal: SqliteStore, receivers: Receivers, done: Callable[[], Any]) -> None:
     async def work() -> None:
         task = asyncio.ensure_future(webhooks.WebhookQueue(journal, receivers).run())
         end = time.monotonic() + 5
@@ -348,7 +350,7 @@ def run_webhooks(journal: Journal, receivers: Receivers, done: Callable[[], Any]
 
 
 def test_webhooks_outlive_the_server_and_keep_their_order(
-    journal: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    journal: Callable[[], SqliteStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "PAUSE", 0.01)
     store, receivers = journal(), Receivers()
@@ -368,7 +370,7 @@ def test_webhooks_outlive_the_server_and_keep_their_order(
 
 
 def test_webhooks_that_a_receiver_does_not_take_are_limited(
-    journal: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    journal: Callable[[], SqliteStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from seesr.serving import sqlite_store
 
@@ -383,7 +385,7 @@ def test_webhooks_that_a_receiver_does_not_take_are_limited(
     ]
 
 
-def test_a_canceled_job_that_waited_is_recorded(journal: Callable[[], Journal], tmp_path: Path) -> None:
+def test_a_canceled_job_that_waited_is_recorded(journal: Callable[[], SqliteStore], tmp_path: Path) -> None:
     jobs, path = LocalJobs(Echo, journal(), 9, "v1"), tmp_path / "parts/x"  # type: ignore[arg-type]
     path.write_bytes(sharp())
     jobs.submit(job := Job.of("ann", Settings(seed=1)), path)

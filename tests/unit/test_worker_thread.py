@@ -1,4 +1,4 @@
-"""OneThread: all calls on the same thread; errors and cancellation reach the caller."""
+"""WorkerThread: all calls on the same thread; errors and cancellation reach the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from seesr.engine.worker_thread import OneThread
+from seesr.engine.worker_thread import WorkerThread
 
 name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 
@@ -19,7 +19,7 @@ class Cancelled(BaseException):
 
 
 def test_all_work_is_done_by_one_thread_that_is_not_the_callers() -> None:
-    thread = OneThread()
+    thread = WorkerThread()
     results = [thread.run(threading.get_ident) for _ in range(3)]
     caller = threading.Thread(target=lambda: results.append(thread.run(threading.get_ident)))
     caller.start()
@@ -29,11 +29,11 @@ def test_all_work_is_done_by_one_thread_that_is_not_the_callers() -> None:
 
 def test_work_sees_the_context_of_its_caller() -> None:
     name.set("mine")
-    assert OneThread().run(name.get) == "mine"
+    assert WorkerThread().run(name.get) == "mine"
 
 
 def test_errors_reach_the_caller_and_the_thread_goes_on() -> None:
-    thread = OneThread()
+    thread = WorkerThread()
     before = thread.ident
     for error in (ValueError, SystemExit):
 
@@ -46,7 +46,7 @@ def test_errors_reach_the_caller_and_the_thread_goes_on() -> None:
 
 
 def test_cancelling_the_caller_ends_the_work() -> None:
-    thread, steps, outcome = OneThread(), [], []
+    thread, steps, outcome = WorkerThread(), [], []
     started = threading.Event()
 
     def work() -> None:
