@@ -32,7 +32,7 @@ def folders(files: dict[str, int]) -> list[str]:
     return [folder for folder in results if not any(path.startswith(folder) for path in code)]
 
 
-def test_the_rule() -> None:
+def test_folders_above_the_layer_size_become_layers() -> None:
     files = {"a/b/c.bin": LARGE, "a/b/d/e.bin": LARGE, "f.bin": LARGE, "g/h.bin": LARGE, "g/i.py": 1, "j/k.png": LARGE}
     assert folders(files) == ["a/b"]
 

@@ -129,7 +129,7 @@ def test_old_vae_attention_names_and_convolutions_load() -> None:
     assert torch.equal(network.decoder(z), pipeline.vae().decoder(z))
 
 
-def test_lora_goes_where_the_reference_puts_it() -> None:
+def test_lora_is_merged_as_in_the_reference() -> None:
     case = cases.read_case(GOLDEN / "ram_small", None)
     base, dape = case.state("base"), case.state("dape")
     merged = convert.merge_lora(base, dape)

@@ -177,7 +177,7 @@ def test_a_flipped_byte_everywhere_leaves_no_bundle(
     assert (tmp_path / "full").exists()
 
 
-def test_a_server_that_stays_away_is_one_line(
+def test_an_unreachable_server_is_a_one_line_error(
     hub: Hub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.fail["vae/diffusion_pytorch_model.fp16.safetensors"] = -1
@@ -189,7 +189,9 @@ def test_a_server_that_stays_away_is_one_line(
     assert "could not be reached in 5 tries" in refused(run)
 
 
-def test_a_busy_server_is_obeyed(hub: Hub, run: Run, unconverted: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_retry_after_of_a_busy_server_is_respected(
+    hub: Hub, run: Run, unconverted: None, caplog: pytest.LogCaptureFixture
+) -> None:
     hub.busy["DAPE.pth"] = 3
     run()
     assert hub.slept == [1.0, 1.0, 1.0] and "HTTP 429; trying again in 1 s" in caplog.text
@@ -272,7 +274,7 @@ def test_the_folder_of_downloads_itself_may_be_named(hub: Hub, run: Run, unconve
     assert hub.requests == [] and (tmp_path / "cache/downloads/dape/DAPE.pth").is_file()
 
 
-def test_what_another_source_left_is_removed(hub: Hub, run: Run, unconverted: None, tmp_path: Path) -> None:
+def test_a_download_of_another_source_is_removed(hub: Hub, run: Run, unconverted: None, tmp_path: Path) -> None:
     stale = tmp_path / "cache/downloads/seesr/unet/diffusion_pytorch_model.bin"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"x")

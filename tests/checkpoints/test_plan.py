@@ -25,7 +25,7 @@ def planned(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str) -> di
     return rows
 
 
-def test_every_place_of_the_replica_was_seen(repositories: Path) -> None:
+def test_the_fake_hub_has_the_files_of_the_published_list(repositories: Path) -> None:
     files = {path.relative_to(repositories).as_posix() for path in repositories.rglob("*") if path.is_file()}
     assert files == set(published.SEEN)
 
@@ -100,7 +100,7 @@ def test_a_gated_part_without_another_source_says_what_to_do(hub: Hub, run: Run)
     assert "gated (HTTP 403)" in message and "HF_TOKEN" in message and "--source sd-turbo=" in message
 
 
-def test_the_token_goes_to_the_hub_alone(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_sent_only_to_the_hub(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     run("--plan")
     tokens = {("/raw/" in path, token) for _, path, _, token in hub.requests}

@@ -70,7 +70,7 @@ UNITS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").r
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_starts_a_command_of_ours_with_variables_of_ours(unit: str) -> None:
+def test_systemd_units_use_existing_commands_and_variables(unit: str) -> None:
     text = (ROOT / unit).read_text()
     serves(re.search(r"^ExecStart=(.*)$", text, re.M)[1].split())  # type: ignore[index]
     names = re.findall(r"(SEESR_\w+)=", text)
@@ -82,7 +82,7 @@ def test_a_unit_starts_a_command_of_ours_with_variables_of_ours(unit: str) -> No
     reason="systemd-analyze: apt-get install systemd",
 )
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_takes_the_unit(unit: str) -> None:
+def test_systemd_analyze_accepts_the_units(unit: str) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(ROOT / unit)], capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line and "seesr" in line]
     assert not complaints, complaints
@@ -193,7 +193,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
         (["--revision", "main"], "40 digits of a commit"),
     ],
 )
-def test_hardware_that_cannot_do_it_is_refused(
+def test_endpoint_refuses_unsuitable_hardware(
     platform: Platform, changes: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert endpoint.main([*CREATE, *changes]) == 2
@@ -312,14 +312,14 @@ FULL = 4_500_000_000
         (Machine("T4", (7, 5), 4 * 10**9, 64 * 10**9, False), "T4 has 4.0 GB free; 5.5 are needed"),
     ],
 )
-def test_a_machine_that_cannot_serve_is_refused_before_anything_loads(seen: Machine, message: str) -> None:
+def test_preflight_refuses_unsuitable_hardware(seen: Machine, message: str) -> None:
     with pytest.raises(CannotServe, match=message):
         preflight.check(seen, "full", FULL)
     if seen.capability is None:
         preflight.check(seen, "pocket", 17_000_000)
 
 
-def test_a_machine_that_can_is_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_preflight_accepts_suitable_hardware(caplog: pytest.LogCaptureFixture) -> None:
     preflight.check(Machine("T4", (7, 5), 15 * 10**9, 16 * 10**9, False), "full", FULL)
     assert not caplog.records
     preflight.check(Machine("cpu", None, None, 64 * 10**9, True), "full", FULL)

@@ -38,7 +38,7 @@ def test_probes_are_not_logged_at_info(
         assert levels(caplog) | {"/ready": logging.DEBUG, "/metrics": logging.INFO} == levels(caplog)
 
 
-def test_logrotate_takes_the_file_and_a_running_writer_goes_on(tmp_path: Path) -> None:
+def test_logrotate_accepts_the_config_and_logging_continues(tmp_path: Path) -> None:
     if shutil.which("logrotate") is None and "CI" not in os.environ:
         pytest.skip("logrotate: apt-get install logrotate")
     rules, log = tmp_path / "rules", tmp_path / "seesr.log"

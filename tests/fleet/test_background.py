@@ -143,7 +143,7 @@ def test_a_gpu_that_nvml_does_not_know(visible: str, monkeypatch: pytest.MonkeyP
     assert gpu_usage() is None
 
 
-def test_a_failed_reload_does_not_end_the_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_takes_commands_after_a_failed_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     from seesr.fleet import worker
 
     orders = iter(["load", "load"])

@@ -45,7 +45,7 @@ def test_an_image_that_kills_its_worker_fails_after_three_runs() -> None:
 
 
 @pytest.mark.long
-def test_the_urgent_one_is_next() -> None:
+def test_an_urgent_job_is_next() -> None:
     figures = measure("priority")
     assert figures["others_before_the_urgent"] <= 1 and figures["ended"] == 101  # the one that ran already
 
@@ -69,7 +69,7 @@ def test_warm_restarts_under_load_run_nothing_twice() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["readonly", "hang", "tail", "upgrade"])
-def test_a_fault_loses_mixes_and_leaves_nothing(name: str) -> None:
+def test_no_job_is_lost_or_mixed_up_under_a_fault(name: str) -> None:
     figures = measure(name, jobs=40)
     assert (figures["lost"], figures["misreported"], figures["mixed"], figures["left"]) == (0, 0, 0, 0), figures
     assert figures["live_ms"]["p99"] < 100

@@ -117,7 +117,7 @@ def test_live_answers_while_the_store_hangs(gateway: Fleet, tmp_path: Path) -> N
             del gateway.addresses["stranger"]
 
 
-def test_a_store_that_hangs_takes_a_part_of_the_threads(tmp_path: Path) -> None:
+def test_a_hanging_store_does_not_block_other_routes(tmp_path: Path) -> None:
     """Uploads wait for the store; whoever asks only for a job is answered."""
     folder, port = tmp_path, free_port()
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}

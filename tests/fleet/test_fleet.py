@@ -128,7 +128,7 @@ def test_a_deadline_that_no_worker_can_meet_is_refused_with_the_quote(echo: Flee
     assert all(ended(echo, id)["status"] == "succeeded" for id in jobs)
 
 
-def test_whichever_gateway_is_asked(echo: Fleet) -> None:
+def test_every_gateway_serves_every_job_and_file(echo: Fleet) -> None:
     result = send(echo).json()
     assert ended(echo, result["id"], "gateway1")["status"] == "succeeded"
     link = ask(echo, "GET", f"/jobs/{result['id']}", "gateway1").json()["result"]
@@ -251,7 +251,7 @@ def test_a_worker_of_another_version_takes_no_job_of_this_one(echo: Fleet, tmp_p
 
 
 @pytest.mark.long
-def test_seesr_fleet_looks_after_workers(echo: Fleet) -> None:
+def test_the_fleet_command_shows_and_controls_workers(echo: Fleet) -> None:
     def fleet(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "seesr", "fleet", *arguments]
         return subprocess.run(command, env=echo.environment, capture_output=True, text=True, timeout=60)
@@ -356,7 +356,7 @@ def test_a_worker_with_a_wrong_clock_does_not_start(echo: Fleet, monkeypatch: py
         connected.check_at_start()
 
 
-def test_celery_is_set_up_against_its_traps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celery_settings_prevent_lost_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line was seen to lose or repeat jobs where it was otherwise (docs/decisions/0011)."""
     monkeypatch.setenv("SEESR_REDIS", "redis://127.0.0.1:1/0")
     conf = broker.application(Configuration.read(), ["ab" * 32], publishes=True).conf

@@ -121,7 +121,7 @@ def test_files_without_a_record_are_removed_when_they_are_old(gateways: dict[str
     assert (store / gone[0]).exists()  # another gateway looked a moment ago
 
 
-def test_a_late_worker_brings_no_record_back(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
+def test_a_late_worker_does_not_recreate_a_deleted_record(gateways: dict[str, FleetJobs], tmp_path: Path) -> None:
     jobs = gateways[OLD]
     job = sent(jobs, tmp_path)
     jobs.records.forget(job.id)

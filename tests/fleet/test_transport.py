@@ -54,7 +54,7 @@ def test_messages_wait_under_the_names_and_with_the_ids_that_maintenance_reads(a
     assert transport.broker_jobs(client, queues_of(VERSION), PRIORITIES) == {f"job{number}" for number in range(4)}
 
 
-def test_a_taken_message_is_where_the_lease_and_maintenance_look(app: Celery, client: Any) -> None:
+def test_unacknowledged_messages_are_where_lease_and_maintenance_read(app: Celery, client: Any) -> None:
     queue = queue_of(VERSION, 0)
     app.send_task(TASK, ["job"], task_id="job", queue=queue)
     with app.connection_for_read() as connection:
@@ -72,7 +72,7 @@ def test_the_requests_of_a_worker_have_delivery_tags() -> None:
 
 
 @pytest.mark.parametrize("message", ["no JSON", "{}", "[]", "3", '{"headers": []}', '["x"]'])
-def test_a_message_that_is_none_of_ours_has_no_job(message: str) -> None:
+def test_a_foreign_message_has_no_job_id(message: str) -> None:
     assert transport.job_of(message) is None
 
 
@@ -97,7 +97,7 @@ def test_keys_take_turns_and_an_urgent_job_is_first(app: Celery) -> None:
     assert order == ["0 7", "1 4", "2 8", "0 0", "1 5", "0 1", "0 2", "0 3", "2 6"]
 
 
-def test_no_other_module_uses_the_inner_parts() -> None:
+def test_only_transport_uses_private_attributes_of_kombu() -> None:
     private = ("unacked", "reserved_requests", "_brpop", "celery.worker", "kombu.transport", "x06")
     for path in (ROOT / "seesr" / "fleet").glob("*.py"):
         lines = [line for line in path.read_text().splitlines() if any(word in line for word in private)]

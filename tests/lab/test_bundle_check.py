@@ -13,7 +13,7 @@ from seesr import Settings
 GOOD = {"tags": "a cat", "float32_retries": 0, "faithful": 30.0}
 
 
-def test_a_bundle_restores_and_is_judged(tiny_bundle: Path, tmp_path: Path, photo: Image.Image) -> None:
+def test_bundle_check_upscales_and_reports_plausibility(tiny_bundle: Path, tmp_path: Path, photo: Image.Image) -> None:
     settings = Settings(scale_factor=1, num_inference_steps=1, seed=1)
     rows = bundle_check.restore(tiny_bundle, tmp_path, [("photo", photo)], "cpu", settings)
     assert rows[0]["size"] == "x".join(map(str, photo.size)) and "faithful" in rows[0]
@@ -22,7 +22,7 @@ def test_a_bundle_restores_and_is_judged(tiny_bundle: Path, tmp_path: Path, phot
         assert saved.size == photo.size
 
 
-def test_what_is_not_plausible() -> None:
+def test_implausible_results_are_reported() -> None:
     bicubic = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 1, 3))
     noise = np.random.default_rng(0).integers(0, 256, bicubic.shape, dtype=np.uint8)
     sharp = bicubic // 64 * 64 + noise // 64

@@ -56,7 +56,7 @@ def test_the_decoder_of_large_images(size: int, free: float, conv: float, attent
 
 
 @pytest.mark.long
-def test_a_row_has_what_is_asked_for() -> None:
+def test_a_row_of_counts_is_complete() -> None:
     stages = count.count(512, int(20e9), TWO_STEPS)
     row = count.row(512, 20, 2, stages)
     assert {"size", "free_gb", "launches", "synchronisations", "bus_bytes_per_pixel", "stages"} <= row.keys()

@@ -57,7 +57,7 @@ def test_the_rule_removes_workers_late_and_the_last_after_the_cooldown() -> None
     assert counts[-1][1] == 0 and min(now for now, count in counts if count == 0) >= rule.cooldown
 
 
-def test_every_image_of_lost_machines_is_made_once() -> None:
+def test_images_of_preempted_workers_are_processed_once() -> None:
     arrivals = [float(number) for number in range(500)]
     done = Simulation(arrivals, lambda: 10.0, 20.0, workers=8, lifetime=200.0, seed=1).run()
     calm = Simulation(arrivals, lambda: 10.0, 20.0, workers=8).run()

@@ -173,7 +173,7 @@ def test_results_in_a_folder_are_not_upscaled_again(quick: None, folder: Path, c
     assert run("in/a-x2.png") == 0 and "in/a-x2-x2.png" in files(folder)
 
 
-def test_files_of_others_are_never_replaced(quick: None, folder: Path, capsys: Capture) -> None:
+def test_foreign_files_are_not_overwritten(quick: None, folder: Path, capsys: Capture) -> None:
     image("a.png", 1), image("a-x2.png", 2)
     theirs = (folder / "a-x2.png").read_bytes()
     assert run("a.png") == 1
@@ -415,7 +415,9 @@ def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.Mon
         (["worker"], "SEESR_REDIS is not set"), (["fleet", "status"], "SEESR_REDIS is not set"),
     ],
 )  # fmt: skip
-def test_what_a_command_starts(line: list[str], started: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_serve_and_mcp_start_the_right_servers(
+    line: list[str], started: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     begun = []
     plain = app.Addition()
 

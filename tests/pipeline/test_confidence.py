@@ -120,7 +120,7 @@ def test_other_settings_are_refused(pocket: Upscaler, changes: dict[str, Any], m
         pocket(ImageData(RGB), SHOWN.replace(**changes))
 
 
-def test_what_it_needs_is_named(pocket: Upscaler, tiny_upscaler: Upscaler) -> None:
+def test_missing_requirements_are_named(pocket: Upscaler, tiny_upscaler: Upscaler) -> None:
     for changes in ({"use_kds": False}, {"num_particles": 1}):
         with pytest.raises(ValueError, match="output_view confidence needs use_kds and num_particles of at least 2"):
             SHOWN.replace(**changes)

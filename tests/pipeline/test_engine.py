@@ -67,7 +67,7 @@ def test_the_seconds_of_the_stages_are_those_that_passed(engine: Engine, photo: 
     assert max(shares) > 0.5  # of several: other processes can delay one between its stages
 
 
-def test_what_is_loaded_is_told(engine: Engine) -> None:
+def test_about_describes_the_loaded_bundle(engine: Engine) -> None:
     about = engine.about()
     assert about["loaded"] is True and about["device"] == "cpu"
     assert about["attention"] in kernels.KERNELS

@@ -69,7 +69,7 @@ def test_fidelity_1_is_the_bicubic_upscale_in_every_depth_and_format(engine: Eng
 
 
 @pytest.mark.slow
-def test_what_particles_agree_on_stays_longer(pocket: Upscaler, small: ImageData) -> None:
+def test_fidelity_replaces_uncertain_pixels_first(pocket: Upscaler, small: ImageData) -> None:
     settings = dataclasses.replace(QUICK, use_kds=True, num_particles=4, fidelity=0.0)
     model, blended = (pocket(small, dataclasses.replace(settings, fidelity=value)) for value in (0.0, 0.5))
     assert model.uncertainty is not None

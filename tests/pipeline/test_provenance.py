@@ -46,7 +46,7 @@ def source_type(data: bytes) -> str:
         return image.getxmp()["xmpmeta"]["RDF"]["Description"]["DigitalSourceType"].removeprefix(xmp.SOURCE_TYPES)
 
 
-def test_every_view_and_every_way_out_is_marked(engine: Engine, small: Image.Image, tmp_path: Path) -> None:
+def test_every_view_and_output_carries_provenance(engine: Engine, small: Image.Image, tmp_path: Path) -> None:
     output = engine.run(np.asarray(small), QUICK.replace(output_view="all", output_format="webp"))
     with zipfile.ZipFile(io.BytesIO(output.data)) as archive:
         files = [archive.read(name) for name in archive.namelist()]
@@ -56,7 +56,7 @@ def test_every_view_and_every_way_out_is_marked(engine: Engine, small: Image.Ima
     assert read_source_type(tmp_path / "a.jpg") == xmp.SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
 
 
-def test_what_no_model_touched_is_marked_as_resampled(engine: Engine, small: Image.Image) -> None:
+def test_results_without_generated_pixels_are_marked_as_resampled(engine: Engine, small: Image.Image) -> None:
     black = Image.new("L", small.size)
     for output in (engine.run(small, QUICK.replace(fidelity=1.0)), engine.run(small, QUICK, mask=black)):
         assert source_type(output.data) == "algorithmicallyEnhanced"
@@ -95,7 +95,7 @@ def test_a_file_is_verified_with_its_source(folder: Path, capsys: Capture, small
     assert "again: wrong: the pixels are the same; other parts" in capsys.readouterr().err
 
 
-def test_what_cannot_be_verified_is_said(folder: Path, capsys: Capture) -> None:
+def test_reasons_for_failed_verification(folder: Path, capsys: Capture) -> None:
     Image.new("L", (32, 24), 200).save("m.png")
     assert run("upscale", "a.png", *FLAGS, "--mask", "m.png", "-o", "m-x2.webp") == 0
     capsys.readouterr()

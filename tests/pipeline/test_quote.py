@@ -91,7 +91,9 @@ def test_a_quote_refuses_what_a_run_refuses(engine: Engine) -> None:
         engine.quote(b"not an image at all", QUICK)
 
 
-def test_a_price_and_rates_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+def test_quotes_have_a_price_and_rates_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image
+) -> None:
     monkeypatch.setenv("SEESR_PRICE_PER_HOUR", "36")
     engine = Engine.load(weights.POCKET, "cpu", tmp_path)
     first = engine.quote(photo, QUICK)

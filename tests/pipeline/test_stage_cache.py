@@ -225,7 +225,7 @@ def test_many_threads_use_one_cache() -> None:
     assert not errors and cache.held == sum(size for _, size in cache.entries.values()) <= 50_000
 
 
-def test_the_engine_caches_and_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_uses_and_clears_the_stage_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "PNG")
     engine = Engine.load(weights.POCKET, "cpu")

@@ -399,7 +399,7 @@ def test_no_seam_where_tiles_meet(
     assert seam(tiled, whole, factor) <= LARGEST_SEAM < seam(hard, whole, factor)
 
 
-def test_exif_is_kept_or_gone(pocket: Upscaler, photo: Image.Image) -> None:
+def test_keep_exif_keeps_or_removes_exif(pocket: Upscaler, photo: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0110] = "a camera"
     exif.get_ifd(0x8825)[1] = "N"  # GPS

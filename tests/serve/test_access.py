@@ -202,7 +202,7 @@ def open_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient
         ("localhost.evil.example", 421), ("0.0.0.0", 421), ("169.254.169.254", 421), ("[::1", 421), ("x y", 421),
     ],
 )  # fmt: skip
-def test_a_server_without_keys_answers_to_its_own_names_alone(open_client: TestClient, host: str, status: int) -> None:
+def test_a_server_without_keys_checks_the_host_header(open_client: TestClient, host: str, status: int) -> None:
     for path in ("/live", "/status", "/"):
         assert open_client.get(path, headers={"Host": host}).status_code == status
 
@@ -218,9 +218,7 @@ def test_a_server_without_keys_refuses_what_a_proxy_forwards(open_client: TestCl
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1.evil.example", "file://", "x"])
 @pytest.mark.parametrize("keyed", [False, True])
-def test_pages_of_other_sites_change_nothing(
-    open_client: TestClient, client: TestClient, origin: str, keyed: bool
-) -> None:
+def test_cross_origin_writes_are_refused(open_client: TestClient, client: TestClient, origin: str, keyed: bool) -> None:
     requested = client if keyed else open_client
     headers = {"Origin": origin, **(bearer(ANN) if keyed else {})}
     for method, route in ROUTES:
@@ -313,7 +311,7 @@ def test_the_status_shows_no_foreign_ids() -> None:
     assert [entry["id"] for entry in result["running"]] == [None, "mine"] and result["workers"]["a"]["job"] is None
 
 
-def test_files_can_be_read_by_their_user_alone(tmp_path: Path) -> None:
+def test_data_files_are_readable_only_by_the_server_user(tmp_path: Path) -> None:
     """Also those that a server before this one wrote."""
     data = tmp_path / "data"
     (data / "inputs").mkdir(parents=True)

@@ -39,7 +39,7 @@ def test_keys_have_names_and_are_long() -> None:
         keys.read_tokens("ann:short")
 
 
-def test_a_rate_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_limits_refill(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(middleware.time, "monotonic", lambda: now[0])
     rates = middleware.RateLimits(2)

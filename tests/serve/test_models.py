@@ -253,7 +253,7 @@ def test_engines_are_loaded_once_and_only_for_known_versions() -> None:
         engines.get("c")
 
 
-def test_room_is_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_has_room_compares_bundle_size_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     size = preflight.files_size(weights.POCKET)
     for free, room in ((2 * size + preflight.WORK, True), (2 * size + preflight.WORK - 1, False)):
         monkeypatch.setattr(preflight.memory, "free", lambda device, free=free: free)

@@ -435,7 +435,7 @@ def test_the_live_fidelity_of_a_piece_a_mask_and_transparency(page: Page, servic
 
 
 @pytest.mark.long
-def test_why_there_is_no_live_fidelity(slow_page: Page) -> None:
+def test_the_page_says_why_live_fidelity_is_unavailable(slow_page: Page) -> None:
     slow_page.get_by_text("Advanced", exact=True).click()
     reasons = slow_page.locator(".no-blend").first
     large = io.BytesIO()
@@ -454,7 +454,7 @@ def test_why_there_is_no_live_fidelity(slow_page: Page) -> None:
 
 
 @pytest.mark.long
-def test_a_piece_has_the_pixels_of_the_whole(page: Page, service: Serving, photo_file: Path) -> None:
+def test_a_region_has_the_pixels_of_the_whole_image(page: Page, service: Serving, photo_file: Path) -> None:
     page.get_by_label("Wait before upscaling").check()
     page.set_input_files("#files", photo_file)
     expect(page.locator(".state")).to_have_text("Waiting for you to start it")
@@ -660,7 +660,7 @@ def test_images_that_were_not_sent_are_sent_after_a_reload(slow_page: Page) -> N
 
 
 @pytest.mark.long
-def test_a_killed_server_and_its_successor(new_context: Callable[..., BrowserContext], tmp_path: Path) -> None:
+def test_the_page_reconnects_to_a_restarted_server(new_context: Callable[..., BrowserContext], tmp_path: Path) -> None:
     with Echo(tmp_path, 2) as first:
         page = new_context().new_page()
         page.goto(first.url)

@@ -114,7 +114,7 @@ def test_cancelling_a_running_and_a_waiting_job(service: Serving) -> None:
 
 
 @pytest.mark.parametrize("how", ["wait", "events"])
-def test_hanging_up_frees_the_engine(service: Serving, how: str) -> None:
+def test_a_disconnect_cancels_the_job(service: Serving, how: str) -> None:
     headers = {"Authorization": f"Bearer {ANN}", "Content-Type": "image/png", "Idempotency-Key": "hang up"}
     if how == "wait":
         with pytest.raises(requests.exceptions.ReadTimeout):

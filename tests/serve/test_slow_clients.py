@@ -37,7 +37,7 @@ def connect(server: EchoServer, data: bytes = b"") -> socket.socket:
 BEGUN = b"POST /upscale HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
 
 
-def test_many_begun_headers_leave_the_server_reachable(few_files: EchoServer) -> None:
+def test_many_incomplete_headers_do_not_block_the_server(few_files: EchoServer) -> None:
     with contextlib.ExitStack() as held:
         for _ in range(200):
             held.enter_context(connect(few_files, BEGUN))
@@ -62,7 +62,7 @@ def test_a_header_has_a_time_limit(few_files: EchoServer) -> None:
                 assert connection.recv(1) == b""
 
 
-def test_a_begun_body_does_not_hold_the_end(tmp_path: Path) -> None:
+def test_an_incomplete_body_does_not_delay_shutdown(tmp_path: Path) -> None:
     with EchoServer(tmp_path) as server, connect(server, BEGUN + b"Content-Length: 99\r\n\r\nx"):
         time.sleep(0.1)
         started = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_begun_body_does_not_hold_the_end(tmp_path: Path) -> None:
         assert time.monotonic() - started < 5
 
 
-def test_the_end_has_a_limit(tmp_path: Path) -> None:
+def test_shutdown_has_a_time_limit(tmp_path: Path) -> None:
     with EchoServer(tmp_path, SEESR_SHUTDOWN="1", ECHO_SECONDS="20") as server:
         job = server.ask("POST", "/upscale", params={"wait": 0}, content=sharp(), headers=PNG).json()
         while server.ask("GET", f"/jobs/{job['id']}").json()["status"] != "processing":

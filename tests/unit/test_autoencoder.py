@@ -102,7 +102,7 @@ def test_strips_count_their_layers_and_hold_what_they_say(
     assert autoencoder.run_whole("decode", vae.decoder, lambda tile: torch.empty(0), SIZE, budget, Progress()) is None
 
 
-def test_without_room_for_the_whole_tiles_are_taken(
+def test_tiles_are_used_when_one_pass_does_not_fit(
     tiny_upscaler: Upscaler, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae, z = tiny_upscaler.networks.vae, torch.randn(1, 4, *SIZE)
@@ -137,7 +137,7 @@ def test_recovers_where_the_statistics_of_the_whole_do_not_fit(
     assert budget.retries == 1
 
 
-def test_what_is_held_does_not_change_a_bit(tiny_upscaler: Upscaler, small_tiles: None) -> None:
+def test_cached_activations_do_not_change_the_result(tiny_upscaler: Upscaler, small_tiles: None) -> None:
     vae = tiny_upscaler.networks.vae
     z, x = torch.randn(1, 4, *SIZE), torch.rand(1, 3, 8 * SIZE[0], 8 * SIZE[1])
     for hold in (0, 2_000_000):
@@ -170,7 +170,7 @@ def test_recovers_from_running_out_of_memory(
     assert budget.hold.amount == HELD // 2  # half of it, not nothing: what is not held is computed many times
 
 
-def test_says_so_when_nothing_fits(tiny_upscaler: Upscaler) -> None:
+def test_out_of_memory_with_the_smallest_tile_is_an_error(tiny_upscaler: Upscaler) -> None:
     def allocate(module: Any, args: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
 
@@ -199,7 +199,7 @@ def test_attention_samples_evenly_spread_latent_pixels_of_a_large_image(
     assert sorted(whole.keys[0, 0, :, 0].tolist()) == pytest.approx(sorted(expected[0, :, 0].tolist()))
 
 
-def test_what_a_gpu_computes_otherwise_is_the_same() -> None:
+def test_gpu_variants_of_the_global_layers_agree() -> None:
     """Sums of half-precision values, a softmax divided at its end, batch norm for a group norm that is known."""
     generator = torch.Generator().manual_seed(3)
     values = (torch.randn(1, 32, 40, 50, generator=generator) * 3 + 5).contiguous(memory_format=torch.channels_last)

@@ -31,7 +31,7 @@ def test_a_foreign_request_gets_one_line_that_names_each_difference() -> None:
     )
 
 
-def test_the_rest_of_it_carries_over() -> None:
+def test_upstream_inputs_with_the_same_meaning_are_accepted() -> None:
     remaining = {name: value for name, value in UPSTREAM.items() if name not in ("cfg_scale", "sample_times")}
     settings = settings_of(remaining | {"num_inference_steps": 4})
     assert (settings.latent_tiled_size, settings.latent_tiled_overlap, settings.seed) == (320, 4, 231)

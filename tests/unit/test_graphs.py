@@ -124,7 +124,7 @@ class Attention(nn.Module):
 
 
 @torch.no_grad()
-def test_tokens_are_loaded_once_an_image_for_all_shapes() -> None:
+def test_recorded_graphs_share_the_tokens_of_an_image() -> None:
     attention, recorded = Attention(), []
 
     def forward(x: Tensor, tokens: Tokens) -> Tensor:

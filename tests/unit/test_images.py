@@ -152,7 +152,7 @@ def test_twelve_bits_of_grey_fill_the_range() -> None:
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
-def test_zero_may_mean_white(ramps: np.ndarray, depth: type) -> None:
+def test_miniswhite_tiffs_are_inverted(ramps: np.ndarray, depth: type) -> None:
     grey = ramps[..., 0].astype(depth) * np.iinfo(depth).max // 255
     read = decode(tiff(grey, "miniswhite")).rgb
     np.testing.assert_array_equal(read, np.repeat((np.iinfo(depth).max - grey)[..., None], 3, axis=2))

@@ -113,7 +113,7 @@ def test_another_failure_is_passed_on_at_once() -> None:
     assert calls == [1] and plan.retries == 0 and plan.batch.attempt(lambda: 7) == 7
 
 
-def test_what_was_cast_up_comes_back() -> None:
+def test_restore_undoes_casts_to_float32() -> None:
     plan, value = Budget(), torch.nn.Parameter(torch.ones(2))
     plan.cast.append((value, value.data))
     value.data = torch.zeros(2)

@@ -149,7 +149,7 @@ def test_without_an_image_the_peak_is_what_the_process_holds() -> None:
     assert rates.peak(100.0) == {"host": 530}
 
 
-def test_stages_that_were_reused_and_masks_say_nothing_of_the_error() -> None:
+def test_cached_and_masked_runs_do_not_update_quote_errors() -> None:
     rates = Rates()
     rates.learn(measured(quoted=None, seconds={"read": 0.01}))
     assert rates.images == 0 and not rates.errors and rates.seconds(WORK) is None

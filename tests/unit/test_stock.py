@@ -167,7 +167,7 @@ def test_schedule(kind: str) -> None:
         (AutoencoderKL, {**KL, "shift_factor": 0.1}, "shift_factor is 0.1"),
     ],
 )
-def test_what_a_config_cannot_ask_for(build: Any, config: dict[str, Any], message: str) -> None:
+def test_unsupported_configs_are_refused(build: Any, config: dict[str, Any], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         build(**config)
 
