@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import seesr
 from lab.report import RESULTS, ROOT, read, table
 from seesr import Settings
 from seesr.config import Configuration, variable
@@ -48,6 +49,8 @@ PAGES = (
     "docs/costs.md",
     "docs/openapi.json",
     "docs/architecture.md",
+    "docs/security.md",
+    "docs/weights.md",
     "docs/decisions/0015-mutation-testing.md",
     "docs/decisions/0020-flat-areas-thin-images-registration.md",
     "docs/decisions/0023-speed.md",
@@ -124,7 +127,7 @@ FLEET = {  # figures of lab.fleet that their names do not explain
     "frozen": "status/seconds of three answers",
     "gateway_memory_mb": "memory of a gateway before and after, MB",
     "gateway_median_ms": "median answer of a gateway, ms",
-    "gateway_p99_ms": "p99 of them, ms",
+    "gateway_p99_ms": "p99 answer of a gateway, ms",
     "live": "/live",
     "live_asked": "calls of /live",
     "live_ms": "/live, ms",
@@ -317,8 +320,38 @@ def api() -> str:
                 *_, found = (node for node in getattr(found, "body", []) if getattr(node, "name", "") == part)
             assert isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)
             about = (ast.get_docstring(found) or "").partition("\n\n")[0].replace("\n", " ")
-            rows.append({"call": f"`{signature(name, found)}`", "what it does": about})
+            shown = name if name.partition(".")[0] in seesr.__all__ else f"{module}.{name}"
+            rows.append({"call": f"`{signature(shown, found)}`", "what it does": about})
     return table(rows, {"call": "", "what it does": ""})
+
+
+def h200() -> str:
+    """What `python -m lab.speed.gpu_check` measured of whole images, and of the same networks run by other means."""
+    peers = {"plain": "plain diffusers modules", "compiled blocks": "with `torch.compile`"}
+    evidence = json.loads((RESULTS / "gpu-h200/evidence.json").read_text())["parts"]
+    ours = [row for row in read(RESULTS / "gpu-h200/ratio.json") if row["evidence"] == "evidence.json"]
+    rows = [{"networks": "this package", "output": row["size"], "seconds": row["seconds"]} for row in ours]
+    rows += [{**row, "networks": peers[row["peer"]]} for row in evidence["peers"]["rows"] if row["peer"] in peers]
+    columns = {"networks": ("networks", ""), "output": ("output, pixels", "d"), "seconds": ("seconds", ".3f")}
+    return titled(rows, columns)
+
+
+def soak() -> str:
+    """What the soak test of Cog's server logged, see results/soak.txt."""
+    parts = ast.literal_eval(re.findall(r"third: (\[.*\])", (RESULTS / "soak.txt").read_text())[0])
+    rows = [
+        {"third": name, "memory": part["memory"] / 1e6, "files": part["files"], "threads": part["threads"]}
+        for name, part in zip(("second", "last"), parts, strict=True)
+    ]
+    columns = {"third": ("third", ""), "memory": ("memory, MB", ".1f"), "files": ("open files", "d")}
+    return titled(rows, {**columns, "threads": ("threads", "d")})
+
+
+def conversion() -> str:
+    """What `python -m lab.conversion` measured."""
+    (row,) = read(RESULTS / "conversion.json")
+    took = f"{row['seconds']:.0f} s and {row['peak_gb']:.1f} GB of memory with {row['threads']} threads"
+    return f"The conversion took {took} ([results/conversion.json](../results/conversion.json))."
 
 
 def cards() -> str:
@@ -401,7 +434,7 @@ def shard() -> str:
     columns = {
         "processes": ("processes", "d"), "fault": ("fault", ""),
         "denoise_s": ("denoiser, s", ".2f"), "speedup": ("speedup", ".2f"), "tiles": ("tiles", "d"),
-        "tiles_shared": ("of them by the other", "d"), "encode_s": ("encoder, s", ".2f"),
+        "tiles_shared": ("of them by the other process", "d"), "encode_s": ("encoder, s", ".2f"),
         "decode_s": ("decoder, s", ".2f"), "same_bytes": ("same bytes", ""),
     }  # fmt: skip
     return titled(
@@ -418,8 +451,8 @@ def shard_simulated() -> str:
     ]  # fmt: skip
     columns = {
         "bundle": ("weights, worker", ""), "network": ("network", ""), "workers": ("workers", "d"),
-        "denoise_s": ("denoiser, s", ".1f"), "denoise_speedup": ("speedup", ".1f"),
-        "image_s": ("whole image, s", ".0f"), "image_speedup": ("speedup of it", ".1f"),
+        "denoise_s": ("denoiser, s", ".1f"), "denoise_speedup": ("speedup of the denoiser", ".1f"),
+        "image_s": ("whole image, s", ".0f"), "image_speedup": ("speedup of the image", ".1f"),
     }  # fmt: skip
     return titled(rows, columns)
 
@@ -533,6 +566,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "versus": versus,
     "peers": peers,
     "cards": cards,
+    "h200": h200,
+    "soak": soak,
+    "conversion": conversion,
     "ratio": ratio,
     "packages": packages,
     "routes": routes,

@@ -32,13 +32,15 @@ class Configuration(BaseSettings):
     )
     bundles: str = option(
         "",
-        "Server and gateway: more models by name in Replicate's API, as owner/name=folder,owner/name=folder. They load "
+        "Server: more models by name in Replicate's API, as owner/name=folder,owner/name=folder. They load "
         "at their first image; the one used longest ago is unloaded when memory is short.",
     )
     device: str | None = option(
         None, "Torch device, such as cpu or cuda:1. Unset: the GPU if there is one, otherwise the CPU."
     )
-    attention: str = option("auto", "Name of the attention kernel. auto uses the default for the device.")
+    attention: str = option(
+        "auto", "Attention kernel: auto (the default for the device), sdpa, flash, efficient, cudnn, xformers or rows."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "Number format of the networks. auto: float16 on a GPU, float32 on a CPU. bfloat16 is faster on CPUs with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from seesr import Upscaler
+from seesr.config import Configuration
 from seesr.networks import hardware, kernels, models, weights
 from seesr.networks.attention import Attention, Tokens
 
@@ -58,6 +60,11 @@ def test_what_was_chosen_is_used() -> None:
     assert Upscaler(networks, "sdpa").networks.attention == "sdpa"
     kernels = {m.kernel for m in networks.unet.modules() if isinstance(m, Attention)}
     assert kernels == {F.scaled_dot_product_attention}
+
+
+def test_the_configuration_names_every_kernel() -> None:
+    description = Configuration.model_fields["attention"].description or ""
+    assert {"auto", *kernels.KERNELS} <= set(re.findall(r"\w+", description))
 
 
 @pytest.mark.parametrize(("name", "message"), [("fast", "must be one of auto"), ("cudnn", "does not work here")])
