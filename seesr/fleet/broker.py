@@ -64,7 +64,6 @@ def application(configuration: Configuration, versions: Iterable[str], publishes
         task_acks_on_failure=True,
         task_acks_on_timeout=True,
         task_time_limit=LONGEST,
-        worker_pool="prefork",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_pool_start_method="spawn",

@@ -83,7 +83,7 @@ class FleetJobs:
         if self.closing:
             return "the server is shutting down"
         try:
-            self.redis(lambda client: client.set(PROBE, "1", ex=60))  # a read-only or full Redis takes no job
+            self.redis(lambda client: client.set(PROBE, "1"))  # a read-only or full Redis takes no job
             states = [worker.get("state") for worker in self.workers_of().values()]
         except Unavailable as error:
             return str(error)

@@ -254,8 +254,8 @@ def leave(**_: Any) -> None:
     WorkerRegistry(RedisClient(configuration.redis or "")).leave(configuration.worker_name or "")
 
 
-@app.task(name=TASK, bind=True, max_retries=2, default_retry_delay=1)  # pyright: ignore[reportUntypedFunctionDecorator]
-def upscale(task: Any, id: str) -> None:
+@app.task(name=TASK)  # pyright: ignore[reportUntypedFunctionDecorator]
+def upscale(id: str) -> None:
     """Makes the image of a job."""
     assert child is not None
     child.make(id)

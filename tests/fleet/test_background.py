@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +13,6 @@ import redis.client
 from serve.test_background import Receivers, metric, until  # type: ignore[import-not-found]
 from starlette.testclient import TestClient
 
-from lab.fleet.servers import free_port
 from seesr.config import Configuration
 from seesr.fleet import gateway, lease
 from seesr.fleet.file_store import FileStore
@@ -35,31 +30,6 @@ from seesr.serving.identity import version_of
 from seesr.serving.job import DONE, Job
 from seesr.serving.supervisor import Supervisor
 from seesr.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    port = free_port()
-    process = subprocess.Popen(["redis-server", "--port", str(port), "--save", ""], stdout=subprocess.DEVNULL)
-    with redis.Redis(port=port) as client:
-
-        def answers() -> bool:
-            with contextlib.suppress(redis.exceptions.ConnectionError):  # pyright: ignore[reportAttributeAccessIssue]
-                return client.ping()
-            return False
-
-        until(answers)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait()
-
-
-@pytest.fixture
-def configuration(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
-    (tmp_path / "store").mkdir()
-    monkeypatch.setenv("SEESR_STORE", f"file://{tmp_path}/store")
-    return Configuration(data=tmp_path / "data", redis=redis_url, lease=2, weights=weights.POCKET, worker_name="w@here")
-
 
 BREAKS = {  # background task of a gateway -> what it calls
     "changes": (redis.client.PubSub, "get_message"),

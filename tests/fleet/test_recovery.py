@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import redis.exceptions
-from fleet.test_background import configuration, redis_url  # type: ignore[import-not-found]  # noqa: F401
 from serve.test_background import until  # type: ignore[import-not-found]
 
 from seesr.config import Configuration
@@ -31,7 +30,7 @@ OLD, NEW = "a" * 64, "b" * 64
 
 
 @pytest.fixture
-def gateways(configuration: Configuration, monkeypatch: pytest.MonkeyPatch) -> dict[str, FleetJobs]:  # noqa: F811
+def gateways(configuration: Configuration, monkeypatch: pytest.MonkeyPatch) -> dict[str, FleetJobs]:
     """One of each version, on an empty Redis."""
     redis = RedisClient(configuration.redis or "")
     redis.client.flushall()
@@ -146,7 +145,7 @@ def test_files_of_killed_runs_are_removed_from_a_workers_disk(
 @pytest.mark.parametrize(
     "error", ["BusyLoadingError", "ReadOnlyError", "ConnectionError", "TimeoutError", "OutOfMemoryError"]
 )
-def test_a_redis_that_cannot_be_used_counts_as_unavailable(configuration: Configuration, error: str) -> None:  # noqa: F811
+def test_a_redis_that_cannot_be_used_counts_as_unavailable(configuration: Configuration, error: str) -> None:
     """BusyLoadingError: it reads its files (LOADING). ReadOnlyError: it was demoted."""
 
     def work(client: Any) -> None:

@@ -29,6 +29,7 @@ from seesr.fleet.tile_exchange import FleetTiles, OpenStep, TileTaker, kind_of, 
 from seesr.fleet.worker_registry import WorkerRegistry
 from seesr.object_store import Store
 from seesr.runtime.tile_batches import TileBatches
+from seesr.serving.job import Unavailable
 from seesr.serving.supervisor import Supervisor
 
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "latent_tiled_size": 16, "latent_tiled_overlap": 0}
@@ -100,16 +101,6 @@ def test_a_helper_that_is_killed_in_the_middle_of_a_step(pair: Fleet, engine: En
 def test_workers_of_another_kind_do_not_share() -> None:
     kinds = {kind_of(version, machine) for version in ("1", "2") for machine in ("AVX2, 1 threads", "AVX2, 2 threads")}
     assert len(kinds) == 4
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    running = Fleet(tmp_path_factory.mktemp("redis"))
-    try:
-        running.start_redis()
-        yield running.environment["SEESR_REDIS"]
-    finally:
-        running.close()
 
 
 class Exchange:
@@ -199,3 +190,216 @@ def test_a_step_whose_helpers_fail_is_not_shared_any_more(exchange: Exchange) ->
 def test_a_task_of_a_step_that_has_ended_is_dropped(exchange: Exchange) -> None:
     exchange.redis(lambda client: client.delete(step_key(exchange.step.id)))
     assert exchange.taker(AssertionError("computed")).help()
+
+
+def keys(exchange: Exchange) -> list[str]:
+    return exchange.redis.client.keys("seesr:tiles*")
+
+
+def test_idle_workers_of_the_same_kind_help(exchange: Exchange) -> None:
+    registry = WorkerRegistry(exchange.redis)
+    for name, state, kind in (("lead", "idle", "kind"), ("busy", "busy", "kind"), ("other", "idle", "another"),
+                              ("second", "idle", "kind")):  # fmt: skip
+        registry.update(f"{name}@here", state=state, tiles=kind)
+    assert exchange.pool.idle() == 2
+    exchange.step.polled = 0.0
+    exchange.step.look()
+    exchange.step.post()
+    assert list(exchange.step.posted) == [0, 1, 2], "two for each, as long as there are batches"
+
+
+def test_what_helpers_need_of_an_image_is_stored_once(exchange: Exchange) -> None:
+    exchange.pool.job = "of the second image"
+    second = OpenStep(exchange.pool, TileBatches("b", b"other context", 9, lambda number: b"task %d" % number))
+    second.look()
+    second.post()
+    contexts = [name for name in exchange.files() if name.count("-") == 1]
+    assert exchange.pool.contexts == set(contexts) == {"tiles/none-image", "tiles/of the second image-b"}
+    third = OpenStep(exchange.pool, second.batches)
+    exchange.objects.put(third.context, b"as it was")
+    third.look()
+    third.post()
+    assert exchange.objects.read(third.context) == b"as it was"
+    exchange.pool.end_job()
+    assert not exchange.pool.contexts and not set(contexts) & set(exchange.files())
+
+
+def test_an_image_ends_also_while_the_store_is_away(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(name: str) -> None:
+        raise Unavailable("the object store is unavailable")
+
+    monkeypatch.setattr(exchange.objects, "drop", away)
+    exchange.pool.end_job()
+    assert not exchange.pool.contexts
+
+
+def test_a_step_is_looked_after_once_a_second_and_ends_by_itself(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, client = exchange.step, exchange.redis.client
+    assert 0 <= tile_exchange.OPEN - client.ttl(step_key(step.id)) <= 1
+    assert tile_exchange.LEASE + 2 * tile_exchange.POLL < tile_exchange.OPEN, "a lost helper is seen before"
+    now = step.polled
+    for seconds, polls in ((tile_exchange.POLL - 0.01, False), (tile_exchange.POLL, True)):
+        client.delete(step_key(step.id))
+        monkeypatch.setattr(tile_exchange, "time", SimpleNamespace(monotonic=lambda seconds=seconds: now + seconds))
+        step.look()
+        assert bool(client.exists(step_key(step.id))) is polls
+
+
+def test_a_batch_that_was_just_taken_is_not_taken_back(exchange: Exchange) -> None:
+    client = exchange.redis.client
+    client.lpop(waiting_key("kind"))  # its helper has no lease yet
+    for expected in ({0: True, 1: False}, {0: False, 1: False}):
+        exchange.step.polled = 0.0
+        exchange.step.look()
+        assert exchange.step.posted == expected
+        client.set(lease_key(exchange.step.id, 0), "1")
+    foreign = {"step": "another", "number": 0}
+    client.delete(lease_key(exchange.step.id, 0))
+    client.rpush(waiting_key("kind"), json.dumps(foreign))
+    exchange.step.polled = 0.0
+    exchange.step.look()
+    assert exchange.step.posted[0] is True, "a batch of another step has the same number"
+
+
+def test_a_step_ends_with_its_tasks_files_and_results_alone(exchange: Exchange) -> None:
+    client = exchange.redis.client
+    other = json.dumps({"step": "another", "number": 0})
+    client.rpush(waiting_key("kind"), other)
+    client.rpush(tile_exchange.results_key(exchange.step.id), "x")
+    exchange.step.close()
+    assert client.lrange(waiting_key("kind"), 0, -1) == [other] and keys(exchange) == [waiting_key("kind")]
+    assert exchange.files() == ["tiles/none-image"], "the context is needed by the next step"
+
+
+def test_a_step_goes_on_alone_when_redis_is_away(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(step: OpenStep) -> None:
+        raise Unavailable("Redis does not answer")
+
+    closed: list[OpenStep] = []
+    monkeypatch.setattr(OpenStep, "post", away)
+    monkeypatch.setattr(OpenStep, "close", lambda step: closed.append(step))
+    exchange.pool.serve(exchange.batches)
+    assert len(closed) == 1 and "tiles are not shared in this step: Redis does not answer" in caplog.text
+
+
+def test_batches_are_offered_on_a_thread_until_they_are_closed(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def collect(step: OpenStep) -> None:
+        calls.append("collect")
+        if len(calls) == 2 * 3:
+            exchange.batches.close()
+
+    for name in ("look", "post", "close"):
+        monkeypatch.setattr(OpenStep, name, lambda step, name=name: calls.append(name))
+    monkeypatch.setattr(OpenStep, "collect", collect)
+    exchange.pool.begin(exchange.batches)
+    end = time.monotonic() + 5
+    while "close" not in calls:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert calls == ["look", "post", "collect"] * 2 + ["close"] and list(exchange.supervisor.tasks) == ["shared tiles"]
+
+
+def test_a_result_that_comes_twice_is_taken_once(exchange: Exchange) -> None:
+    step, client = exchange.step, exchange.redis.client
+    assert exchange.taker(b" done").help()
+    result = client.lrange(tile_exchange.results_key(step.id), 0, -1)[0]
+    assert json.loads(result) == {"number": 0, "error": ""}
+    assert 0 < client.ttl(tile_exchange.results_key(step.id)) <= tile_exchange.OPEN
+    step.collect()
+    client.rpush(tile_exchange.results_key(step.id), result)
+    step.collect()
+    assert exchange.batches.pop(0) == b"task 0 done" and list(step.posted) == [1] and step.faults == 0
+    assert not [name for name in exchange.files() if name.endswith(("-0", "-0r"))]
+    started = time.monotonic()
+    step.collect()
+    assert time.monotonic() - started < 1, "it waits a moment only"
+
+
+def test_a_helper_says_in_one_line_why_it_failed(exchange: Exchange) -> None:
+    assert exchange.taker(RuntimeError("out of\nmemory")).help()
+    (result,) = exchange.redis.client.lrange(tile_exchange.results_key(exchange.step.id), 0, -1)
+    assert json.loads(result) == {"number": 0, "error": "out of memory"}
+    exchange.step.collect()
+    assert exchange.step.faults == 1 and exchange.batches.take() == 0, "somebody else computes it"
+
+
+def test_a_helper_gives_no_result_of_a_step_that_has_ended(exchange: Exchange) -> None:
+    def ends(image: str, context: Callable[[], bytes], task: bytes) -> bytes:
+        exchange.redis.client.delete(step_key(exchange.step.id))
+        return b"late"
+
+    taker = exchange.taker(b"")
+    taker.engine = SimpleNamespace(compute_tiles=ends)
+    before = exchange.files()
+    assert taker.help() and exchange.files() == before
+    assert not exchange.redis.client.exists(tile_exchange.results_key(exchange.step.id))
+    exchange.step.polled = 0.0
+    exchange.step.look()
+    exchange.objects.drop(exchange.step.name(1))
+    assert exchange.taker(b"").help(), "its file is gone: the step has ended meanwhile"
+    assert not exchange.redis.client.exists(tile_exchange.results_key(exchange.step.id))
+
+
+def test_a_helper_holds_a_lease_while_it_computes(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    taker, client, ttls = exchange.taker(b""), exchange.redis.client, list[int]()
+    key = lease_key(exchange.step.id, 0)
+    waits = iter([False, True])
+
+    def compute(*values: Any) -> bytes:
+        assert taker.leased == {key}
+        ttls.append(client.ttl(key))
+        client.delete(key)
+        paused: list[float] = []
+        taker.renew(SimpleNamespace(wait=lambda seconds: paused.append(seconds) or next(waits)))  # type: ignore[arg-type]
+        assert paused == [tile_exchange.LEASE / 3] * 2
+        ttls.append(client.ttl(key))
+        return b"done"
+
+    taker.engine = SimpleNamespace(compute_tiles=compute)
+    assert taker.help()
+    assert all(0 <= tile_exchange.LEASE - ttl <= 1 for ttl in ttls) and len(ttls) == 2
+    assert not taker.leased and not client.exists(key)
+
+
+def test_a_worker_helps_while_it_has_no_image_of_its_own(exchange: Exchange) -> None:
+    taker, busy, calls = exchange.taker(b""), iter([True, False, False, True]), list[str]()
+    answers = iter([True, False])
+    taker.help = lambda: calls.append("help") or next(answers)  # type: ignore[method-assign, func-returns-value]
+
+    class Worker:
+        @property
+        def busy(self) -> bool:
+            return next(busy)
+
+    taker.engine = Worker()
+    pauses: list[float] = []
+    stopping = SimpleNamespace(wait=pauses.append, is_set=lambda: len(pauses) == 3)
+    taker.run(stopping)  # type: ignore[arg-type]
+    assert calls == ["help", "help"] and pauses == [tile_exchange.PAUSE] * 3 and 0 < tile_exchange.PAUSE <= 1
+
+
+def test_a_worker_without_tasks_looks_again_after_a_moment(exchange: Exchange) -> None:
+    exchange.redis.client.delete(waiting_key("kind"))
+    started = time.monotonic()
+    assert exchange.taker(AssertionError("computed")).help() and time.monotonic() - started < 2
+
+
+def test_a_taker_has_a_thread_for_tasks_and_one_for_leases(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(TileTaker, "run", lambda taker, stopping: ran.append(stopping))
+    monkeypatch.setattr(TileTaker, "renew", lambda taker, stopping: ran.append(stopping))
+    taker = TileTaker(exchange.redis, exchange.objects, exchange.supervisor, None, "kind")
+    end = time.monotonic() + 5
+    while len(ran) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert ran == [exchange.supervisor.stopping] * 2 and taker.leased == set()
+    assert set(exchange.supervisor.tasks) == {"tiles of others", "tile leases"}

@@ -6,13 +6,13 @@ import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.worker import state
 from celery.worker.request import Request
-from fleet.test_background import configuration, redis_url  # type: ignore[import-not-found]  # noqa: F401
 from kombu import Queue
 from kombu.transport import redis
 from redis.exceptions import ReadOnlyError
@@ -28,14 +28,14 @@ VERSION = "c" * 64
 
 
 @pytest.fixture
-def app(configuration: Configuration) -> Iterator[Celery]:  # noqa: F811
+def app(configuration: Configuration) -> Iterator[Celery]:
     RedisClient(configuration.redis or "").client.flushall()
     with application(configuration, [VERSION], publishes=True) as publisher:
         yield publisher
 
 
 @pytest.fixture
-def client(configuration: Configuration) -> Any:  # noqa: F811
+def client(configuration: Configuration) -> Any:
     return RedisClient(configuration.redis or "").client
 
 
@@ -106,7 +106,7 @@ def test_only_transport_uses_private_attributes_of_kombu() -> None:
         assert path.name == "transport.py" or not others, (path.name, others)
 
 
-def test_a_job_is_published_in_the_lane_of_its_owner(configuration: Configuration, tmp_path: Path) -> None:  # noqa: F811
+def test_a_job_is_published_in_the_lane_of_its_owner(configuration: Configuration, tmp_path: Path) -> None:
     from fleet.test_recovery import sent  # type: ignore[import-not-found]
 
     from seesr.fleet.file_store import FileStore
@@ -122,3 +122,32 @@ def test_a_job_is_published_in_the_lane_of_its_owner(configuration: Configuratio
     (message,) = redis.client.lrange(transport.list_of(queue_of(VERSION, 0), NORMAL), 0, -1)
     assert json.loads(message)["headers"]["id"] == job.id
     jobs.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("no JSON"), KeyError("body"), TypeError("x"), AttributeError("x")])
+def test_a_malformed_message_is_dropped_with_a_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(channel: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(redis.Channel, "_brpop_read", read)
+    with pytest.raises(Empty):
+        object.__new__(transport.Channel)._brpop_read()
+    assert f"malformed queue message dropped: {type(error).__name__}" in caplog.text
+    monkeypatch.setattr(redis.Channel, "_brpop_read", lambda channel, **options: options["timeout"])
+    assert object.__new__(transport.Channel)._brpop_read(timeout=5) == 5
+
+
+def test_the_tags_of_taken_messages_are_those_of_reserved_and_running_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    first, second = (SimpleNamespace(message=SimpleNamespace(delivery_tag=tag)) for tag in "ab")
+    hashable = [type("Request", (), {"message": request.message})() for request in (first, second)]
+    monkeypatch.setattr(state, "reserved_requests", set(hashable))
+    monkeypatch.setattr(state, "active_requests", set(hashable[:1]))
+    assert sorted(transport.taken_tags()) == ["a", "b"]
+
+
+def test_the_most_urgent_priority_has_the_list_of_the_queue() -> None:
+    assert transport.list_of("q", 0) == "q" and transport.list_of("q", 9) == f"q{transport.SEPARATOR}9"
