@@ -57,14 +57,14 @@ class Task:
     data: bytes | None = None
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """All images of a run in their order, and how many files of folders were passed over for which reason."""
 
     tasks: list[Task]
     passed_over: Counter[str]
 
 
-class Output(NamedTuple):
+class Destination(NamedTuple):
     """Where results go: at most one of a file, a folder and standard output; none: beside each source."""
 
     file: Path | None = None
@@ -95,7 +95,7 @@ def is_sidecar(name: str) -> bool:
     return name.startswith(".") or name.lower() in SIDECARS
 
 
-def collect(arguments: list[str], recursive: bool) -> Plan:
+def collect(arguments: list[str], recursive: bool) -> RunPlan:
     """The images that the arguments name, each once, without targets; other files in a folder are counted."""
     tasks: list[Task] = []
     seen: set[str] = set()
@@ -115,7 +115,7 @@ def collect(arguments: list[str], recursive: bool) -> Plan:
                 tasks.append(Task(path, Path(path).relative_to(folder), folder))
             else:
                 passed_over[reason] += 1
-    return Plan(tasks, passed_over)
+    return RunPlan(tasks, passed_over)
 
 
 def skip_reason(path: Path) -> str | None:
@@ -131,7 +131,7 @@ def skip_reason(path: Path) -> str | None:
     return RESULTS if record_of(path) is not None else None
 
 
-def choose_output(out: str | None, tasks: list[Task], folders: bool) -> Output:
+def choose_output(out: str | None, tasks: list[Task], folders: bool) -> Destination:
     """What `--out` names: `-`, a file if it has the suffix of a format that is written, else a folder.
 
     Args:
@@ -141,7 +141,7 @@ def choose_output(out: str | None, tasks: list[Task], folders: bool) -> Output:
         ValueError: one file or standard output for several images.
     """
     if out is None:
-        return Output(stream=[task.source for task in tasks] == [STREAM])
+        return Destination(stream=[task.source for task in tasks] == [STREAM])
     path = Path(out)
     single = out == STREAM or (
         path.suffix.lower().removeprefix(".").replace("jpeg", "jpg") in (*FORMATS, ZIP)
@@ -149,15 +149,15 @@ def choose_output(out: str | None, tasks: list[Task], folders: bool) -> Output:
         and not out.endswith("/")
     )
     if not single:
-        return Output(folder=path)
+        return Destination(folder=path)
     if len(tasks) != 1 or folders:
         raise ValueError(
             f"--out {out} is one file, and there are {len(tasks)} images: name a folder, such as --out x4/"
         )
-    return Output(stream=True) if out == STREAM else Output(file=path)
+    return Destination(stream=True) if out == STREAM else Destination(file=path)
 
 
-def name_targets(tasks: list[Task], output: Output, settings: Settings) -> None:
+def name_targets(tasks: list[Task], output: Destination, settings: Settings) -> None:
     """Gives every task its own target. Names are extended by the suffix or the folder of the source where they need to.
 
     Args:

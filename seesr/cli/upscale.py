@@ -21,7 +21,7 @@ from seesr.images.formats import ZIP
 from seesr.images.limits import LARGEST_FILE
 from seesr.networks import weights
 from seesr.networks.weights import Bundle, CannotServe, Defaults
-from seesr.runtime.progress import Lines, Position
+from seesr.runtime.progress import LineStream, Position
 from seesr.settings import Settings
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class RunBar:
             mininterval=0.2 if terminal else 10,
             miniters=0,
             delay=1,
-            file=sys.stderr if terminal else Lines(sys.stderr),
+            file=sys.stderr if terminal else LineStream(sys.stderr),
             leave=False,
         )
         return self

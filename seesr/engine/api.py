@@ -96,7 +96,7 @@ def upscale_one(
         return engine.run(source, settings, watchers=(progress,))
     if progress is False or (progress is None and "ipykernel" not in sys.modules):
         return engine.run(source, settings)
-    with Bar() as bar:
+    with NotebookBar() as bar:
         return engine.run(source, settings, watchers=(bar,))
 
 
@@ -106,10 +106,10 @@ def cached_engine(bundle: str | None, device: str | None) -> Engine:
     return Engine.load(bundle, device)
 
 
-class Bar:
+class NotebookBar:
     """A watcher with one tqdm bar for each stage: a widget in notebooks, a line in terminals."""
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> NotebookBar:
         from tqdm.auto import tqdm
 
         self.bar = tqdm(unit="tile", leave=False)

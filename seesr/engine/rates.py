@@ -26,7 +26,7 @@ MIN_SECONDS = 1e-3  # of a stage: what is shorter is not measured well
 log = logging.getLogger(__name__)
 
 
-class Lines:
+class CostLines:
     """A line of cost over units of work for every name, by least squares of the relative errors.
 
     Later values count more. No line has a negative slope or a negative fixed cost.
@@ -134,7 +134,7 @@ class Rates:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path, self.lock, self.writing = path, threading.Lock(), threading.Lock()
-        self.images, self.lines = 0, Lines()
+        self.images, self.lines = 0, CostLines()
         self.memory: dict[str, tuple[float, float]] = {}
         self.errors: collections.deque[float] = collections.deque(maxlen=LATEST)
         self.outline: Outline | None = None
@@ -146,7 +146,7 @@ class Rates:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Loads what `state` gave."""
-        lines = Lines(state["lines"])
+        lines = CostLines(state["lines"])
         memory = {name: (float(base), float(each)) for name, (base, each) in state["memory"].items()}
         errors, images = [float(error) for error in state["errors"]], int(state["images"])
         if "outline" in state:

@@ -56,7 +56,7 @@ class Deadline:
             raise DeadlineExceeded(f"the deadline of {self.seconds:g} s has passed ({position}); allow more time")
 
 
-class Lines:
+class LineStream:
     """A text stream for tqdm that turns its carriage returns into lines."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -81,7 +81,7 @@ class Bar:
     def __call__(self, position: Position) -> None:
         if self.bar is None or self.bar.desc.removesuffix(": ") != position.stage or position.done < self.bar.n:
             self.close()
-            file = self.stream if self.stream.isatty() else Lines(self.stream)
+            file = self.stream if self.stream.isatty() else LineStream(self.stream)
             self.bar = tqdm(
                 total=position.total, desc=position.stage, unit="tile", mininterval=1, delay=1, file=file, leave=False
             )

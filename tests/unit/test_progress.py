@@ -7,7 +7,7 @@ import io
 import pytest
 
 from seesr.runtime import progress
-from seesr.runtime.progress import Bar, Deadline, DeadlineExceeded, Lines, Position, Progress
+from seesr.runtime.progress import Bar, Deadline, DeadlineExceeded, LineStream, Position, Progress
 
 
 class Terminal(io.StringIO):
@@ -46,7 +46,7 @@ def test_a_deadline_ends_the_work_after_it_and_not_at_it(monkeypatch: pytest.Mon
 
 def test_carriage_returns_become_lines() -> None:
     stream = io.StringIO()
-    lines = Lines(stream)
+    lines = LineStream(stream)
     for message in ("\rhalf", "  ", "\r", "\rwhole  ", "\n"):
         lines.write(message)
     lines.flush()

@@ -15,7 +15,7 @@ import pytest
 from seesr.engine.rates import (
     FIRST_MARGIN,
     MIN_IMAGES,
-    Lines,
+    CostLines,
     Measured,
     Quote,
     Rates,
@@ -41,7 +41,7 @@ def measured(**changes: Any) -> Measured:
 
 
 def test_a_line_has_a_fixed_cost_and_a_slope(rng: np.random.Generator) -> None:
-    lines = Lines()
+    lines = CostLines()
     for units in rng.uniform(0.1, 5, 50):
         lines.learn("decode", units, (0.2 + 0.7 * units) * rng.uniform(0.98, 1.02))
     for units in (0.1, 1.0, 5.0):
@@ -50,15 +50,15 @@ def test_a_line_has_a_fixed_cost_and_a_slope(rng: np.random.Generator) -> None:
 
 
 def test_images_of_one_size_say_what_another_takes_in_proportion() -> None:
-    lines = Lines()
+    lines = CostLines()
     for _ in range(5):
         lines.learn("decode", 2.0, 1.0)
     assert lines.at("decode", 6.0) == pytest.approx(3.0)
-    assert Lines({"tags": [4.0, 0.0, 0.0, 2.0, 0.0]}).at("tags", 1.0) == 0.5  # units are 0
+    assert CostLines({"tags": [4.0, 0.0, 0.0, 2.0, 0.0]}).at("tags", 1.0) == 0.5  # units are 0
 
 
 def test_no_line_is_negative() -> None:
-    falling, below = Lines(), Lines()
+    falling, below = CostLines(), CostLines()
     for units, cost in ((1.0, 2.0), (2.0, 1.0)):
         falling.learn("x", units, cost)
     for units, cost in ((1.0, 0.5), (2.0, 1.5)):
@@ -69,7 +69,7 @@ def test_no_line_is_negative() -> None:
 
 
 def test_a_machine_that_became_slower_is_learnt() -> None:
-    lines = Lines()
+    lines = CostLines()
     for cost in [1.0] * 50 + [2.0] * 60:
         lines.learn("denoise", 1.0, cost)
     assert lines.at("denoise", 1.0) == pytest.approx(2.0, rel=0.25)
