@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEESR_"
@@ -20,6 +20,21 @@ REDIS_URL = "redis://[:password@]host:port/db, with special characters of the pa
 def option(default: Any, description: str, **limits: Any) -> Any:
     """A variable: its default, its effect, and its limits as arguments of `pydantic.Field`."""
     return Field(default=default, description=description, **limits)
+
+
+def check_redis(url: str | None) -> str | None:
+    """Refuses a URL that would be cut at a character of its password, which a later message would then show."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0 and not parts.fragment
+        good = good and re.fullmatch(r"/?[0-9]*", parts.path)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"it must be {REDIS_URL}")
+    return url
 
 
 class Configuration(BaseSettings):
@@ -132,7 +147,7 @@ class Configuration(BaseSettings):
     store_public: str | None = option(
         None, "Public address of the object store. Unset: links are signed and expire after one hour."
     )
-    redis: str | None = option(
+    redis: Annotated[str | None, AfterValidator(check_redis)] = option(
         None,
         "Fleet: Redis of the queue, redis://[:password@]host:port/db, or rediss:// with TLS. The server then sends its "
         "jobs to the workers.",
@@ -156,22 +171,6 @@ class Configuration(BaseSettings):
         "console", "Log format. json writes one JSON object per line.", validation_alias="LOG_FORMAT"
     )
 
-    @field_validator("redis")
-    @classmethod
-    def check_redis(cls, url: str | None) -> str | None:
-        """Refuses a URL that would be cut at a character of its password, which a later message would then show."""
-        if url is None:
-            return None
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0 and not parts.fragment
-            good = good and re.fullmatch(r"/?[0-9]*", parts.path)
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(f"it must be {REDIS_URL}")
-        return url
-
     @classmethod
     def read(cls) -> Configuration:
         """The configuration of this process.
@@ -186,8 +185,8 @@ class Configuration(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            fault = error.errors()[0]
-            place = str(fault["loc"][0])
+            fault, *_ = error.errors()
+            place, *_ = map(str, fault["loc"])
             name = place if place in known else variable(place)
             if place in SECRET:
                 raise ValueError(f"{name} cannot be used: {fault['msg'].removeprefix('Value error, ')}") from None

@@ -109,6 +109,7 @@ class Hub:
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             entry = {"rfilename": path.relative_to(root).as_posix(), "size": len(data), "blobId": blob}
             if path.name.endswith(LARGE):
+                entry["blobId"] = hashlib.sha1(entry["blobId"].encode()).hexdigest()  # of the pointer to the object
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
             siblings.append(entry)
         return {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "disabled": False}

@@ -23,7 +23,7 @@ from seesr.checkpoints import fetch, plan, sources
 from seesr.checkpoints.plan import Row
 from seesr.checkpoints.web import Web
 from seesr.networks import weights
-from seesr.networks.weights import WeightsError
+from seesr.networks.weights import WeightsError, gigabytes
 
 LICENCES = f"SD-Turbo: {sources.STABILITY}; SeeSR, DAPE, RAM: {sources.APACHE}; CLIP's vocabulary: {sources.MIT}"
 log = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ def run(options: argparse.Namespace) -> None:
         matches = {}
         for part in sources.PARTS:
             candidates = plan.candidates(client, part, chosen, options.folder)
-            matches[part.name] = (candidates, *plan.find(client, part, candidates))
+            matches[part.name] = (candidates, *plan.find(client, part, candidates, {}))
         rows = [row.pending(downloads) for _, _, rows in matches.values() for row in rows]
         if options.json:
-            print(json.dumps([row.shown for row in rows], indent=1))
+            print(json.dumps([row.shown for row in rows]))
         else:
             announce(rows)
         if options.plan:
@@ -92,9 +92,9 @@ def run(options: argparse.Namespace) -> None:
 
     convert.convert(downloads, options.target, LICENCES)
     size = sum(path.stat().st_size for path in options.target.rglob("*") if path.is_file())
-    print(f"{options.target} is complete: {size / 1e9:.2f} GB, every key and shape checked")
+    print(f"{options.target} is complete: {gigabytes(size):.2f} GB, every key and shape checked")
     if not options.keep and (options.folder is None or options.folder.resolve() != downloads.resolve()):
-        fetch.clear(downloads)
+        shutil.rmtree(downloads)  # the files that its links lead to stay
 
 
 def is_complete(target: Path) -> bool:
@@ -114,15 +114,16 @@ def announce(rows: list[Row]) -> None:
     """Prints size, source and licence of every part."""
     for part in sources.PARTS:
         part_rows = [row for row in rows if row.part == part.name]
-        revision = f"@{part_rows[0].revision[:12]}" if part_rows[0].revision else ""
+        first, *_ = part_rows
+        revision = f"@{first.revision[:12]}" if first.revision else ""
         size, fetched = sum(row.bytes for row in part_rows), sum(row.bytes_to_fetch for row in part_rows)
         saved = sum(row.bytes - row.length for row in part_rows)
-        only = f" ({saved / 1e9:.2f} GB of tensors that are not used are left out)" if saved else ""
+        only = f" ({gigabytes(saved):.2f} GB of tensors that are not used are left out)" if saved else ""
         unknown = [row.path for row in part_rows if not row.published and row.source != "folder"]
         trust = f"; no published checksum, the first download is trusted: {', '.join(unknown)}" if unknown else ""
         print(
-            f"{part.name}: {part_rows[0].repository}{revision}: {len(part_rows)} files, {size / 1e9:.2f} GB, "
-            f"{fetched / 1e9:.2f} GB to fetch{only}; licence: {part.licence}{trust}"
+            f"{part.name}: {first.repository}{revision}: {len(part_rows)} files, {gigabytes(size):.2f} GB, "
+            f"{gigabytes(fetched):.2f} GB to fetch{only}; licence: {part.licence}{trust}"
         )
 
 
@@ -147,10 +148,10 @@ def check_space(rows: list[Row], downloads: Path, target: Path) -> None:
         demands = [(downloads, fetched), (target.parent, converted)]
     for folder, demand in demands:
         free = shutil.disk_usage(folder).free
-        print(f"{folder}: {demand / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+        print(f"{folder}: {gigabytes(demand):.2f} GB needed, {gigabytes(free):.2f} GB free")
         if free < demand:
             raise WeightsError(
-                f"{folder} has {free / 1e9:.2f} GB free; {demand / 1e9:.2f} GB are needed: free some, or set "
+                f"{folder} has {gigabytes(free):.2f} GB free; {gigabytes(demand):.2f} GB are needed: free some, or set "
                 "SEESR_CACHE to a folder with more"
             )
 

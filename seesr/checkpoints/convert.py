@@ -196,10 +196,15 @@ def read_network(folder: Path) -> State:
 
 def save(state: State, config: dict[str, Any], folder: Path, name: str = models.DIFFUSION_FILE) -> None:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_json(config, folder / "config.json")
     half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
     save_file(half, folder / name)
     log.info("%s: %d tensors", folder, len(half))
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes a config as every conversion writes it: the bundle's sums depend on its bytes."""
+    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -212,28 +217,32 @@ def lines(path: Path) -> list[str]:
 
 def tagger_config(base: State) -> dict[str, Any]:
     """Sizes of a RAM tagger, read from its shapes."""
-    table = re.compile(r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
-    depths: dict[int, int] = {}
-    heads: dict[int, int] = {}
+    table = re.compile(r"visual_encoder\.layers\.(?P<level>\d+)\.blocks\.\d+\.attn\.relative_position_bias_table")
+    blocks: dict[int, list[int]] = {}  # level -> heads of each block
     for key, value in base.items():
         if match := table.match(key):
-            level, block = int(match[1]), int(match[2])
-            depths[level], heads[level] = max(depths.get(level, 0), block + 1), value.shape[1]
+            _, heads = value.shape
+            blocks.setdefault(int(match["level"]), []).append(heads)
+    embed, *_ = base["visual_encoder.patch_embed.proj.weight"].shape
+    levels = sorted(blocks)
     swin = {
         "patch_size": PATCH,
-        "embed_dim": base["visual_encoder.patch_embed.proj.weight"].shape[0],
-        "depths": [depths[level] for level in sorted(depths)],
-        "num_heads": [heads[level] for level in sorted(heads)],
+        "embed_dim": embed,
+        "depths": [len(blocks[level]) for level in levels],
+        "num_heads": [max(blocks[level]) for level in levels],
         "window_size": WINDOW,
     }
     prefix = "tagging_head.encoder.layer.0."
+    hidden, _ = base[f"{prefix}crossattention.self.query.weight"].shape
+    inner, _ = base[f"{prefix}intermediate.dense.weight"].shape
     head = {
-        "hidden_size": base[f"{prefix}crossattention.self.query.weight"].shape[0],
-        "intermediate_size": base[f"{prefix}intermediate.dense.weight"].shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
         "num_hidden_layers": HEAD_LAYERS,
         "num_attention_heads": HEAD_HEADS,
     }
-    width, label = base["image_proj.weight"].shape[0], base["label_embed"].shape[1]
+    width, _ = base["image_proj.weight"].shape
+    _, label = base["label_embed"].shape
     return {"image_size": IMAGE_SIZE, "swin": swin, "token_width": width, "label_width": label, "head": head}
 
 
@@ -273,9 +282,9 @@ def write(source: Path, part: Path) -> None:
     text.pop("text_model.embeddings.position_ids", None)
     save(text, config, part / "text_encoder", "model.safetensors")
     (part / "scheduler").mkdir()
-    (part / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler(source / "sd-turbo"), indent=1) + "\n")
+    write_json(scheduler(source / "sd-turbo"), part / "scheduler/scheduler_config.json")
     shutil.copytree(source / "tokenizer", part / "tokenizer", ignore=shutil.ignore_patterns("*.part"))
-    (part / "tokenizer/tokenizer_config.json").write_text(json.dumps(TOKENIZER, indent=1) + "\n")
+    write_json(TOKENIZER, part / "tokenizer/tokenizer_config.json")
     path = source / "ram/ram_swin_large_14m.pth"
     checkpoint = read_pickle(path)
     if "model" not in checkpoint:
@@ -299,11 +308,11 @@ def write(source: Path, part: Path) -> None:
 
 def turbo(folder: Path) -> dict[str, tuple[State, dict[str, Any]]]:
     """SD-Turbo's UNet, VAE and text encoder with their configs, from folders or from the single file."""
-    single = folder / sources.SINGLE_FILE
-    if single.exists() and not (folder / "unet").exists():
-        named = single_file.networks(read_safetensors(single), single_file.CONFIGS)
-        return {name: (state, single_file.CONFIGS[name]) for name, state in named.items()}
-    return {name: (read_network(folder / name), config_of(folder / name)) for name in ("unet", "vae", "text_encoder")}
+    if (folder / "unet").exists():
+        names = ("unet", "vae", "text_encoder")
+        return {name: (read_network(folder / name), config_of(folder / name)) for name in names}
+    named = single_file.networks(read_safetensors(folder / sources.SINGLE_FILE))
+    return {name: (state, single_file.CONFIGS[name]) for name, state in named.items()}
 
 
 def scheduler(folder: Path) -> Mapping[str, Any]:

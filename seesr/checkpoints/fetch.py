@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import json
 import logging
-import shutil
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,7 +32,6 @@ class FirstUse:
         known = self.sums.get(row.target)
         if known is None:
             self.sums[row.target] = {"sha256": digest, "repository": row.repository, "revision": row.revision}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_name(self.path.name + ".part")
             part.write_text(json.dumps(self.sums, indent=1) + "\n")
             part.replace(self.path)
@@ -98,7 +95,7 @@ def fetch_file(client: Web, row: Row, folder: Path, record: FirstUse) -> Row:
         transfer(client, row, path)
     except NoRanges as error:
         log.warning("%s; the whole file is fetched", error)
-        path.unlink(missing_ok=True)
+        path.unlink()
         return fetch_file(client, whole(row), folder, record)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -118,26 +115,18 @@ def fetch_file(client: Web, row: Row, folder: Path, record: FirstUse) -> Row:
 
 def transfer(client: Web, row: Row, path: Path) -> None:
     """Downloads to `path`, from where it stops, with a progress bar."""
-    if row.prefix and not (path.exists() and path.stat().st_size >= len(row.prefix)):
+    if not (path.exists() and len(row.prefix) <= path.stat().st_size <= row.length):
         path.write_bytes(row.prefix)
-    have = path.stat().st_size if path.exists() else 0
-    if have > row.length:
-        path.unlink()
-        return transfer(client, row, path)
-    spans = list(row.spans) or [(0, row.bytes)]
+    have = path.stat().st_size
     with tqdm(total=row.length, initial=have, unit="B", unit_scale=True, desc=row.path, disable=None) as bar:
-        for size in client.download(row.url, path, spans, len(row.prefix)):
+        for size in client.download(row.url, path, row.spans or ((0, row.bytes),), len(row.prefix)):
             bar.update(size)
-    if not path.exists():
-        path.touch()  # an empty file
-    return None
 
 
 def whole(row: Row) -> Row:
     """The row without a selection of tensors."""
-    name = row.path.rpartition("/")[2]
-    target = f"{row.target.rpartition('/')[0]}/{name}"
-    return dataclasses.replace(row, target=target, spans=(), prefix=b"")
+    target = Path(row.target).with_name(Path(row.path).name)
+    return row._replace(target=target.as_posix(), spans=(), prefix=b"")
 
 
 def check(row: Row, path: Path, record: FirstUse) -> None:
@@ -166,8 +155,3 @@ def tidy(folder: Path, part: Part, rows: list[Row]) -> None:
                 path.rmdir()
         elif path not in wanted:
             path.unlink()
-
-
-def clear(folder: Path) -> None:
-    """Removes the downloads; the files that links lead to stay."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from seesr.networks.weights import WeightsError
 
 log = logging.getLogger(__name__)
 USED = "image_attentions"  # in the names of SeeSR's UNet, all that is used
+LENGTH = struct.calcsize("<Q")  # bytes of a safetensors file that hold the length of its header
 LARGEST_HEADER = 10**8  # bytes; the format's own limit
 SHOWN = ("part", "source", "repository", "revision", "path", "bytes", "bytes_to_fetch", "sha256", "licence")
 
@@ -40,8 +41,7 @@ class Listing(NamedTuple):
     files: dict[str, File]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One file to fetch.
 
     Attributes:
@@ -67,8 +67,8 @@ class Row:
     licence: str
     target: str
     url: str
-    blob: str | None = None
-    published: bool = False
+    blob: str | None
+    published: bool
     spans: tuple[tuple[int, int], ...] = ()
     prefix: bytes = b""
 
@@ -80,7 +80,7 @@ class Row:
     def place(self, folder: Path) -> tuple[Path, Path]:
         """Where the file lies below the folder of downloads, when it is whole and while it is fetched."""
         target = folder / self.target
-        identity = hashlib.sha256(f"{self.url} {self.sha256} {self.blob} {self.bytes}".encode()).hexdigest()[:12]
+        identity = hashlib.sha256(f"{self.url} {self.sha256} {self.blob} {self.bytes}".encode()).hexdigest()
         return target, target.with_name(f"{target.name}.{identity}.part")
 
     def pending(self, folder: Path) -> Row:
@@ -88,7 +88,7 @@ class Row:
         have = next((path.stat().st_size for path in self.place(folder) if path.is_file()), 0)
         if self.source == "folder":
             have = self.length
-        return dataclasses.replace(self, bytes_to_fetch=max(0, self.length - have))
+        return self._replace(bytes_to_fetch=self.length - min(have, self.length))
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -114,9 +114,7 @@ def candidates(client: Web, part: Part, chosen: dict[str, str], folder: Path | N
     return [(repository.page, lambda r=repository: remote(client, r, part)) for repository in part.repositories]
 
 
-def find(
-    client: Web, part: Part, candidates: list[Source], skip: dict[str, str] | None = None
-) -> tuple[str, list[Row]]:
+def find(client: Web, part: Part, candidates: list[Source], skip: Mapping[str, str]) -> tuple[str, list[Row]]:
     """The first source that holds all files of the part, and its files.
 
     Args:
@@ -125,7 +123,7 @@ def find(
     Raises:
         WeightsError: none does; one line that says why for each, and what to do.
     """
-    reasons = dict(skip or {})
+    reasons = dict(skip)
     for name, listing in candidates:
         if name in reasons:
             continue
@@ -145,7 +143,8 @@ def rows(client: Web, part: Part, listing: Listing) -> list[Row]:
     """The files of the first layout that the source has completely.
 
     Raises:
-        Unavailable: it has none, a file differs from the published one, or the files are not given out.
+        Unavailable: it has none, does not say how large a file is, has another file than the published one, or does
+            not give the files out.
     """
     missing = ""
     for layout in part.layouts:
@@ -161,10 +160,13 @@ def rows(client: Web, part: Part, listing: Listing) -> list[Row]:
         assert path is not None
         file, target = listing.files[path], f"{need.folder}/{Path(path).name}"
         known = sources.published().get(target, {})
+        size = known.get("bytes") if file.size is None else file.size
+        if size is None:
+            raise Unavailable(f"{file.url}: the server does not say how many bytes it has")
         differs = file.sha256 and known and file.sha256 != known["sha256"]
-        if differs or (file.size is not None and known.get("bytes", file.size) != file.size):
+        if differs or known.get("bytes", size) != size:
             raise Unavailable(f"{path} is not the published file (sha256 {known['sha256']})")
-        size = file.size or int(known.get("bytes", 0))
+        size = int(size)
         sha256 = str(known["sha256"]) if known else file.sha256
         where = (part.name, listing.source, listing.repository, listing.revision, path)
         result.append(Row(*where, size, size, sha256, part.licence, target, file.url, file.blob, bool(known)))
@@ -179,18 +181,19 @@ def selected(client: Web, row: Row) -> Row:
     if not (row.target.startswith("seesr/unet/") and row.path.endswith(".safetensors")) or row.source == "folder":
         return row
     try:
-        length = int.from_bytes(client.read(row.url, 0, 8), "little")
-        if not 2 <= length <= min(LARGEST_HEADER, row.bytes - 8):
+        (length,) = struct.unpack("<Q", client.read(row.url, 0, LENGTH))
+        start = LENGTH + length
+        if start > min(LENGTH + LARGEST_HEADER, row.bytes):
             raise Unavailable(f"{row.path} is not a safetensors file")
-        header = json.loads(client.read(row.url, 8, 8 + length))
-        prefix, spans = selection(header, 8 + length, row.bytes)
+        header = json.loads(client.read(row.url, LENGTH, start))
+        prefix, spans = selection(header, start, row.bytes)
     except NoRanges as error:
         log.warning("%s; the whole file is fetched", error)
         return row
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unavailable(f"{row.path} is not a safetensors file ({error})") from error
     target = f"seesr/unet/{sources.SELECTED}"
-    return dataclasses.replace(row, target=target, spans=tuple(spans), prefix=prefix, published=False)
+    return row._replace(target=target, spans=tuple(spans), prefix=prefix, published=False)
 
 
 def selection(header: dict[str, Any], start: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
@@ -204,20 +207,20 @@ def selection(header: dict[str, Any], start: int, size: int) -> tuple[bytes, lis
     tensors = {name: about for name, about in header.items() if USED in name}
     if not tensors:
         raise ValueError(f"no tensor is named {USED}; is it a stock UNet?")
-    header, spans, place = {}, [], 0
+    header, spans, place = {}, list[tuple[int, int]](), 0
     for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = about["data_offsets"]
         if not 0 <= first <= last <= size - start:
             raise ValueError(f"{name} lies outside of the file")
         header[name] = {**about, "data_offsets": [place, place + last - first]}
         place += last - first
-        if spans and spans[-1][1] == start + first:
-            spans[-1] = (spans[-1][0], start + last)
-        else:
-            spans.append((start + first, start + last))
+        begin = start + first
+        if spans and spans[-1][1] == begin:
+            begin, _ = spans.pop()
+        spans.append((begin, start + last))
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, spans
+    text += b" " * (-len(text) % LENGTH)  # tensors begin at a multiple of it
+    return struct.pack("<Q", len(text)) + text, spans
 
 
 def remote(client: Web, repository: Repository, part: Part) -> Listing:

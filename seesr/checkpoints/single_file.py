@@ -63,6 +63,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {  # of the public repository; the singl
         "timestep_spacing": "trailing",
     },
 }
+NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": TextEncoder}
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -142,25 +143,22 @@ def text_tensor(key: str, state: Mapping[str, Tensor], prefix: str) -> Tensor:
     return state[f"{block}.attn.in_proj_{kind}"].chunk(3)[index]
 
 
-def networks(state: Mapping[str, Tensor], configs: Mapping[str, dict[str, Any]]) -> dict[str, State]:
+def networks(state: Mapping[str, Tensor]) -> dict[str, State]:
     """UNet, VAE and text encoder under the names of diffusers and transformers.
 
     Args:
         state: every tensor of the file.
-        configs: sizes of the networks.
 
     Raises:
         WeightsError: it is not SD-Turbo; the message has the first key that is missing.
     """
-    prefix = next((prefix for prefix in TEXT if prefix + "ln_final.weight" in state), TEXT[0])
-    attention = tuple("CrossAttn" in kind for kind in configs["unet"]["up_block_types"])
-    layers, levels = configs["unet"]["layers_per_block"], len(configs["vae"]["block_out_channels"])
+    prefix = next((prefix for prefix in TEXT if prefix + "ln_final.weight" in state), "")
+    attention = tuple("CrossAttn" in kind for kind in CONFIGS["unet"]["up_block_types"])
+    layers, levels = CONFIGS["unet"]["layers_per_block"], len(CONFIGS["vae"]["block_out_channels"])
     try:
-        unet = {key: state[UNET + unet_name(key, layers, attention)] for key in _unet_keys(configs["unet"])}
-        vae = {key: _matrix(state[VAE + vae_name(key, levels)], key) for key in _keys(AutoencoderKL, configs["vae"])}
-        text = {
-            f"text_model.{key}": text_tensor(key, state, prefix) for key in _keys(TextEncoder, configs["text_encoder"])
-        }
+        unet = {key: state[UNET + unet_name(key, layers, attention)] for key in unet_keys()}
+        vae = {key: _matrix(state[VAE + vae_name(key, levels)], key) for key in shapes("vae")}
+        text = {f"text_model.{key}": text_tensor(key, state, prefix) for key in shapes("text_encoder")}
     except KeyError as error:
         raise WeightsError(
             f"sd_turbo.safetensors has no {error}: it is not SD-Turbo; name another file with "
@@ -174,13 +172,15 @@ def _matrix(value: Tensor, key: str) -> Tensor:
     return value.flatten(1) if ".attentions.0.to_" in key and value.ndim == 4 else value
 
 
-def _keys(network: type, config: Mapping[str, Any]) -> Iterable[str]:
+def shapes(name: str) -> dict[str, torch.Size]:
+    """The shapes of the tensors of one of our networks, by their keys."""
+    config = {key: value for key, value in CONFIGS[name].items() if not key.startswith("_")}
     with torch.device("meta"):
-        return network(**{key: value for key, value in config.items() if not key.startswith("_")}).state_dict().keys()
+        return {key: value.shape for key, value in NETWORKS[name](**config).state_dict().items()}
 
 
-def _unet_keys(config: Mapping[str, Any]) -> Iterable[str]:
+def unet_keys() -> Iterable[str]:
     """diffusers' keys of the UNet: ours without the image attentions."""
-    for key in _keys(UNet2DConditionModel, config):
+    for key in shapes("unet"):
         if not re.search(r"attentions\.\d+\.image\.", key):
             yield re.sub(r"(attentions\.\d+)\.text\.", r"\1.", key)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
-import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 STABILITY = "Stability AI Community License"
 APACHE = "Apache-2.0"
@@ -22,8 +21,7 @@ SELECTED = "image_attentions.safetensors"  # the tensors of SeeSR's UNet that ar
 TEXT = ("model.fp16.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
-@dataclasses.dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """One file: the folder it goes to, and its names, best first. Any folders may stand before a name."""
 
     folder: str
@@ -38,8 +36,7 @@ class Need:
         return None
 
 
-@dataclasses.dataclass(frozen=True)
-class Repository:
+class Repository(NamedTuple):
     """A public repository. `host` is models or spaces (Hugging Face) or github.
 
     Attributes:
@@ -60,8 +57,7 @@ class Repository:
         return f"https://huggingface.co/{'spaces/' if self.host == 'spaces' else ''}{self.name}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Files that come from one source together.
 
     Attributes:
@@ -150,7 +146,6 @@ PARTS = (
 )
 
 
-@functools.cache
 def published() -> dict[str, dict[str, str | int]]:
     """Sums (and sizes) that are known publicly, by the file's place: PART/.../NAME."""
     return json.loads((Path(__file__).parent / "published.json").read_text())

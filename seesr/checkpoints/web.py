@@ -7,21 +7,30 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from httpx import codes
 from huggingface_hub import get_token
 
 from seesr.networks.weights import WeightsError
 
 log = logging.getLogger(__name__)
+TIMEOUT = 60  # seconds without an answer or a byte
 TRIES = 5  # in a row without a new byte
 PAUSE = 2.0  # seconds before the second try, doubled before each further one
 LONGEST_WAIT = 300  # seconds that a server may ask to wait
 CHUNK = 2**20
-BUSY = (408, 429, 500, 502, 503, 504)
+BUSY = (
+    codes.REQUEST_TIMEOUT,
+    codes.TOO_MANY_REQUESTS,
+    codes.INTERNAL_SERVER_ERROR,
+    codes.BAD_GATEWAY,
+    codes.SERVICE_UNAVAILABLE,
+    codes.GATEWAY_TIMEOUT,
+)
 
 
 class Unavailable(WeightsError):
@@ -57,8 +66,8 @@ class Web:
     """An HTTP client; `with Web() as web`."""
 
     def __enter__(self) -> Web:
-        limits = httpx.Timeout(60, connect=30)
-        self.client = httpx.Client(follow_redirects=True, timeout=limits, headers={"Accept-Encoding": "identity"})
+        headers = {"Accept-Encoding": "identity"}
+        self.client = httpx.Client(follow_redirects=True, timeout=TIMEOUT, headers=headers)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -98,7 +107,7 @@ class Web:
             Unavailable: as for `head`.
         """
         status, data = self._body(url, {"Range": f"bytes={start}-{end - 1}"})
-        if status != 206:
+        if status != codes.PARTIAL_CONTENT:
             raise NoRanges(f"{url}: the server does not send parts of files")
         if len(data) != end - start:
             raise Unavailable(f"{url}: {len(data)} bytes came for a range of {end - start}")
@@ -110,7 +119,7 @@ class Web:
         for attempt in range(1, TRIES + 1):
             try:
                 with self._request("GET", url, headers) as response:
-                    if headers is not None and response.status_code != 206:
+                    if headers is not None and response.status_code != codes.PARTIAL_CONTENT:
                         return response.status_code, b""
                     return response.status_code, response.read()
             except httpx.TransportError as error:
@@ -119,23 +128,24 @@ class Web:
                 pause(attempt, f"{url}: {reason}")
         raise Unavailable(f"{url} could not be fetched in {TRIES} tries ({reason}): run the command again")
 
-    def download(self, url: str, path: Path, spans: list[tuple[int, int]], prefix: int = 0) -> Iterator[int]:
+    def download(self, url: str, path: Path, spans: Sequence[tuple[int, int]], prefix: int) -> Iterator[int]:
         """Appends the spans [start, end) of a file to `path`, from where it stops; yields the bytes of each chunk.
 
         Args:
-            prefix: bytes of `path` that are in front of the first span.
+            spans: parts of the file, or one span with all of it.
+            prefix: bytes of `path` that are in front of the first span; 0 for a whole file.
 
         Raises:
             NoRanges: a part was asked for, and the server sends whole files only; the file is left as it was.
             Unavailable: refused, missing, or no new byte came in five tries.
         """
-        whole, failures = len(spans) == 1 and spans[0][0] == 0 and not prefix, 0
-        while (place := _place(spans, path.stat().st_size - prefix if path.exists() else 0)) is not None:
+        whole, failures = not prefix, 0
+        while (place := _place(spans, path.stat().st_size - prefix)) is not None:
             start, end = place
             try:
                 header = {} if whole and start == 0 else {"Range": f"bytes={start}-{end - 1}"}
                 with self._request("GET", url, header) as response:
-                    restart = bool(header) and response.status_code != 206
+                    restart = bool(header) and response.status_code != codes.PARTIAL_CONTENT
                     if restart and not whole:
                         raise NoRanges(f"{url}: the server does not send parts of files")
                     if restart:
@@ -200,9 +210,9 @@ def pause(attempt: int, reason: str, seconds: float | None = None) -> None:
 def refusal(url: str, response: httpx.Response) -> Unavailable:
     """The error for an answer that trying again does not change."""
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    if status == 404 or code in ("RepoNotFound", "EntryNotFound", "RevisionNotFound"):
+    if status == codes.NOT_FOUND or code in ("RepoNotFound", "EntryNotFound", "RevisionNotFound"):
         return Missing(f"{url} does not exist (HTTP {status})")
-    if status in (401, 403):
+    if status in (codes.UNAUTHORIZED, codes.FORBIDDEN):
         return Unavailable(
             f"{url} is gated (HTTP {status}): accept its terms on its page, create a token at {hub()}/settings/tokens "
             "and set HF_TOKEN"
@@ -210,7 +220,7 @@ def refusal(url: str, response: httpx.Response) -> Unavailable:
     return Unavailable(f"{url} was refused (HTTP {status})")
 
 
-def _place(spans: list[tuple[int, int]], done: int) -> tuple[int, int] | None:
+def _place(spans: Sequence[tuple[int, int]], done: int) -> tuple[int, int] | None:
     """Where the file goes on after `done` bytes of its spans; None at the end."""
     for start, end in spans:
         if done < end - start:

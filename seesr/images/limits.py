@@ -8,6 +8,11 @@ LARGEST_SIDE = 32768  # pixels, of the input and of the output
 LARGEST_FILE = 100 * 2**20  # bytes
 
 
+def megapixels(width: int, height: int) -> float:
+    """The area in millions of pixels."""
+    return width * height / 1e6
+
+
 def check_input(width: int, height: int) -> None:
     """Refuses an input of more than LARGEST_INPUT pixels, or LARGEST_SIDE on a side.
 
@@ -18,5 +23,6 @@ def check_input(width: int, height: int) -> None:
         raise ValueError(f"the image is {width}x{height}; the limit is {LARGEST_SIDE} pixels on a side")
     if width * height > LARGEST_INPUT:
         raise ValueError(
-            f"the image is {width}x{height} = {width * height / 1e6:.1f} MP; the limit is {LARGEST_INPUT / 1e6:.1f} MP"
+            f"the image is {width}x{height} = {megapixels(width, height):.1f} MP; "
+            f"the limit is {megapixels(LARGEST_INPUT, 1):.1f} MP"
         )

@@ -21,6 +21,11 @@ FULL, POCKET = ROOT / "full", ROOT / "pocket"
 FETCH = "./scripts/weights"
 
 
+def gigabytes(size: int) -> float:
+    """Bytes as GB."""
+    return size / 1e9
+
+
 class WeightsError(RuntimeError):
     """Weights are missing, damaged or do not fit the networks. The message says which, and what to do."""
 

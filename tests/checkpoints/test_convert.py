@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,39 @@ def test_the_listing_is_diffable(converted: Path) -> None:
     lines = list(convert.listing(converted / "full"))
     assert "tagger/model.safetensors fc.bias [1] F16" in lines
     assert len(lines) == len(set(lines)) > 1000
+
+
+def test_the_bytes_of_the_configs_are_those_of_every_conversion(converted: Path) -> None:
+    """The sums of the bundle depend on them."""
+    case = cases.read_case(GOLDEN / "ram_small", None)
+    swin, head = case.options["swin"], case.options["tagging_head"]
+    config = {
+        "image_size": case.options["image_size"],
+        "swin": {name: swin[name] for name in ("patch_size", "embed_dim", "depths", "num_heads", "window_size")},
+        "token_width": head["encoder_width"],
+        "label_width": case.state("base")["label_embed"].shape[1],
+        "head": {
+            name: head[name]
+            for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        },
+    }
+    assert (converted / "full/tagger/config.json").read_text() == json.dumps(config, indent=1) + "\n"
+
+
+def test_everybody_can_read_a_bundle(tmp_path: Path) -> None:
+    file = tmp_path / "bundle/unet/config.json"
+    file.parent.mkdir(parents=True)
+    file.touch(0o600)
+    for folder in (file.parent, tmp_path / "bundle"):
+        folder.chmod(0o700)
+    convert.readable(tmp_path / "bundle")
+    paths = (tmp_path / "bundle", file.parent, file)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o755, 0o755, 0o644]
+
+
+def test_a_folder_is_preferred_to_a_single_file(downloads: Path) -> None:
+    (downloads / "sd-turbo/sd_turbo.safetensors").write_bytes(b"")
+    assert convert.turbo(downloads / "sd-turbo").keys() == {"unet", "vae", "text_encoder"}
 
 
 def test_stable_diffusion_2_pads_prompts_with_its_first_token(converted: Path) -> None:
@@ -243,14 +277,14 @@ def test_single_file_names_are_those_that_diffusers_knows() -> None:
     from diffusers.loaders import single_file_utils
 
     configs = single_file.CONFIGS
-    keys = list(single_file._unet_keys(configs["unet"]))
+    keys = list(single_file.unet_keys())
     attention = tuple("CrossAttn" in kind for kind in configs["unet"]["up_block_types"])
     names = [single_file.UNET + single_file.unet_name(key, 2, attention) for key in keys]
     assert len(set(names)) == len(keys) == 686
     state = {name: torch.full((1,), float(number)) for number, name in enumerate(names)}
     back = single_file_utils.convert_ldm_unet_checkpoint(state, dict(configs["unet"]))
     assert {key: int(value.item()) for key, value in back.items()} == {key: n for n, key in enumerate(keys)}
-    keys = list(single_file._keys(AutoencoderKL, configs["vae"]))
+    keys = list(single_file.shapes("vae"))
     state = {
         single_file.VAE + single_file.vae_name(key, 4): torch.full((1, 1, 1, 1), float(number))
         for number, key in enumerate(keys)

@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_at_any_byte(hub: Hub, tmp_path: Path, monkey
     with web.Web() as client:
         for name, target in (("seesr", "unet"), ("dape", "DAPE")):
             part = next(part for part in plan.sources.PARTS if part.name == name)
-            _, rows = plan.find(client, part, plan.candidates(client, part, {}, None))
+            _, rows = plan.find(client, part, plan.candidates(client, part, {}, None), {})
             row = next(row for row in rows if target in row.path and not row.path.endswith(".json"))
             record = fetch.FirstUse(tmp_path / f"{name}.json")
             fetch.fetch_file(client, row, tmp_path / "one", record)
@@ -206,6 +206,9 @@ def test_another_first_download_is_refused(
     assert "the first download is trusted" in caplog.text
     known = json.loads((tmp_path / "cache/first-use.json").read_text())
     assert known["seesr/controlnet/diffusion_pytorch_model.safetensors"]["repository"] == "CSWRY/SeeSR"
+    assert "seesr/unet/image_attentions.safetensors" in known  # its bytes are a part of a file
+    text = (tmp_path / "cache/first-use.json").read_text()
+    assert text == json.dumps(known, indent=1) + "\n"  # a person may have to remove an entry
     for name in (published.SEESR, published.OTHER_SEESR):
         path = hub.folder / name / "seesr/controlnet/config.json"
         data = path.read_text()
@@ -275,8 +278,27 @@ def test_the_folder_of_downloads_itself_may_be_named(hub: Hub, run: Run, unconve
 
 
 def test_a_download_of_another_source_is_removed(hub: Hub, run: Run, unconverted: None, tmp_path: Path) -> None:
-    stale = tmp_path / "cache/downloads/seesr/unet/diffusion_pytorch_model.bin"
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b"x")
+    folder = tmp_path / "cache/downloads/seesr"
+    for name in ("unet/diffusion_pytorch_model.bin", "older/weights/model.bin"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"x")
     run("--keep")
-    assert not stale.exists() and (stale.parent / "image_attentions.safetensors").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["controlnet", "unet"]
+    assert sorted(path.name for path in (folder / "unet").iterdir()) == ["config.json", "image_attentions.safetensors"]
+
+
+def test_a_partial_download_that_is_complete_is_not_fetched_and_one_that_is_too_long_is_fetched_anew(
+    hub: Hub, tmp_path: Path
+) -> None:
+    with web.Web() as client:
+        part = next(part for part in plan.sources.PARTS if part.name == "dape")
+        _, (row,) = plan.find(client, part, plan.candidates(client, part, {}, None), {})
+        data = (hub.folder / published.SEESR / "DAPE.pth").read_bytes()
+        for have, requests in ((data, 0), (data + b"more", 1)):
+            target, partial = row.place(tmp_path)
+            target.unlink(missing_ok=True)
+            partial.parent.mkdir(exist_ok=True)
+            partial.write_bytes(have)
+            hub.requests.clear()
+            fetch.fetch_file(client, row, tmp_path, fetch.FirstUse(tmp_path / "first-use.json"))
+            assert target.read_bytes() == data and len(hub.fetched("DAPE.pth")) == requests

@@ -7,14 +7,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import published
 import pytest
+import torch
 from hub import COMMIT, Hub
+from safetensors.torch import load
 
 from seesr.checkpoints import plan, sources
+from seesr.checkpoints.plan import File, Listing, Row
+from seesr.checkpoints.web import Unavailable
 
 Run = Callable[..., None]
+PARTS = {part.name: part for part in sources.PARTS}
+
+
+def row(**changes: Any) -> Row:
+    """A file of SeeSR's UNet."""
+    name, where = "diffusion_pytorch_model.safetensors", ("seesr", "huggingface", "CSWRY/SeeSR", COMMIT)
+    result = Row(*where, f"unet/{name}", 10, 10, None, "MIT", f"seesr/unet/{name}", "http://hub/file", None, False)
+    return result._replace(**changes)
 
 
 def planned(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, list[dict]]:
@@ -50,6 +64,7 @@ def test_the_plan_names_every_file_and_fetches_none(
         assert row["source"] == ("github" if row["part"] == "tags" else "huggingface")
         assert row["revision"] == ("main" if row["part"] == "tags" else COMMIT)
         assert row["bytes"] > 0 and row["licence"]
+        assert row["bytes_to_fetch"] == row["bytes"] or "unet/diffusion" in row["path"]
     assert rows["seesr"][0]["repository"] == "CSWRY/SeeSR"
     unet = next(row for row in rows["seesr"] if row["path"].endswith("unet/diffusion_pytorch_model.safetensors"))
     assert 0 < unet["bytes_to_fetch"] < unet["bytes"]
@@ -156,6 +171,113 @@ def test_a_wrong_source_is_one_line(hub: Hub, run: Run, value: str, message: str
     with pytest.raises(SystemExit) as error:
         run("--plan", "--source", value)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_revision_that_is_named_is_asked_for(hub: Hub, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.missing = {"github/cswry/SeeSR", "github/xinyu1205/recognize-anything"}
+    planned(run, capsys, "--source", "seesr=alexnasa/SEESR@v1", "--source", "ram=spaces/xinyu1205/recognize-anything")
+    listed = [path for _, path, _, _ in hub.requests if path.startswith("/api/")]
+    pinned = next(repository.revision for repository in PARTS["tags"].repositories if repository.revision != "main")
+    assert {path.partition("/revision/")[2] for path in listed} == {"", "v1", pinned}
+
+
+def test_a_folder_that_cannot_be_listed_is_asked_for_each_name_until_it_has_one(
+    hub: Hub, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"tokenizer": "openai/clip-vit-large-patch14", "sd-turbo": "stabilityai/sd-turbo"}
+    names = [f"--source={part}={hub.url}/{place}/resolve/main/" for part, place in places.items()]
+    rows = planned(run, capsys, *names)
+    assert [len(rows[part]) for part in places] == [2, 7] and {row["source"] for row in rows["tokenizer"]} == {"url"}
+    asked = [path for method, path, _, _ in hub.requests if method == "HEAD"]
+    assert any(path.endswith("/tokenizer/vocab.json") for path in asked)
+    assert not any("sd-turbo" in path and path.endswith(".bin") for path in asked)
+
+
+def test_the_pages_of_repositories() -> None:
+    hosts = ("github", "models", "spaces")
+    assert [sources.Repository(host, "a/b").page for host in hosts] == [
+        "https://github.com/a/b", "https://huggingface.co/a/b", "https://huggingface.co/spaces/a/b",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("have", "left"), [(None, 10), (4, 6), (10, 0), (12, 0)])
+def test_what_is_still_to_be_fetched(tmp_path: Path, have: int | None, left: int) -> None:
+    target, partial = row().place(tmp_path)
+    target.parent.mkdir(parents=True)
+    if have is not None:
+        (target if have >= 10 else partial).write_bytes(bytes(have))
+    assert row().pending(tmp_path).bytes_to_fetch == left
+    assert row(source="folder").pending(tmp_path).bytes_to_fetch == 0
+
+
+def test_the_size_that_a_server_does_not_say_is_the_published_one_or_an_error() -> None:
+    client: Any = SimpleNamespace(head=lambda url: None)
+
+    def sizes(part: str, size: int | None) -> list[int]:
+        names = [need.names[0] for need in PARTS[part].layouts[0]]
+        listing = Listing("url", "http://x/", "", {name: File(size, None, None, f"http://x/{name}") for name in names})
+        return [row.bytes for row in plan.rows(client, PARTS[part], listing)]
+
+    assert sizes("tags", None) == [sources.published()[f"tags/{need.names[0]}"]["bytes"] for need in tags()]
+    assert sizes("dape", 5) == [5]
+    with pytest.raises(Unavailable, match=r"http://x/DAPE\.pth: the server does not say how many bytes it has"):
+        sizes("dape", None)
+    with pytest.raises(Unavailable, match=r"ram_tag_list\.txt is not the published file"):
+        sizes("tags", 5)
+
+
+def tags() -> tuple[sources.Need, ...]:
+    return PARTS["tags"].layouts[0]
+
+
+def header(**offsets: tuple[int, int]) -> dict[str, Any]:
+    """Of a safetensors file of bytes."""
+    return {
+        name: {"dtype": "U8", "shape": [last - first], "data_offsets": [first, last]}
+        for name, (first, last) in offsets.items()
+    }
+
+
+@pytest.mark.parametrize("more", range(8))
+def test_the_selected_tensors_are_a_safetensors_file(more: int) -> None:
+    used = {f"image_attentions{'x' * more}": (0, 4), "image_attentions_empty": (6, 6), "image_attentions2": (6, 9)}
+    places = header(**used, other=(4, 6), image_attentions3=(9, 10))
+    file = bytes(range(100, 210))  # its tensors start at 100
+    prefix, spans = plan.selection(places, 100, 110)
+    assert spans == [(100, 104), (106, 110)]
+    tensors = load(prefix + b"".join(file[first:last] for first, last in spans))
+    assert tensors.keys() == {name for name in places if name != "other"}
+    for name, tensor in tensors.items():
+        first, last = places[name]["data_offsets"]
+        assert torch.equal(tensor, torch.tensor(list(file[100 + first : 100 + last]), dtype=torch.uint8))
+    assert len(prefix) % 8 == 0 and len(prefix) - len(prefix.rstrip(b" ")) < 8
+
+
+@pytest.mark.parametrize("offsets", [(-1, 2), (3, 2), (5, 11)])
+def test_a_tensor_outside_of_the_file_is_refused(offsets: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="image_attentions lies outside of the file"):
+        plan.selection(header(image_attentions=offsets), 100, 110)
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "good"),
+    [(100_000_000, 10**9, True), (100_000_001, 10**9, False), (92, 100, True), (93, 100, False)],
+)
+def test_a_header_is_in_the_file_and_within_the_limit_of_the_format(length: int, size: int, good: bool) -> None:
+    asked = []
+
+    def read(url: str, start: int, end: int) -> bytes:
+        asked.append((start, end))
+        return length.to_bytes(8, "little") if end == 8 else json.dumps(header(image_attentions=(0, 0))).encode()
+
+    client: Any = SimpleNamespace(read=read)
+    if good:
+        assert plan.selected(client, row(bytes=size)).target == "seesr/unet/image_attentions.safetensors"
+        assert asked == [(0, 8), (8, 8 + length)]
+    else:
+        with pytest.raises(Unavailable, match="is not a safetensors file$"):
+            plan.selected(client, row(bytes=size))
+        assert asked == [(0, 8)]
 
 
 def test_the_plan_needs_no_torch() -> None:

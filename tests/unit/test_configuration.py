@@ -65,6 +65,7 @@ def test_limits(name: str, allowed: float, refused: float) -> None:
         "redis://:7Xq/Zw9@host:6379/0", "redis://:7Xq#Zw9@host/0", "redis://:7Xq?Zw9@host:1/0", "7Xq Zw9",
         "http://:7XqZw9@host/0", "redis://:7XqZw9@host:66666/0", "redis://:7XqZw9@/0", "redis://[7XqZw9",
         "redis://:7XqZw9@host:port/0", "redis://:77#Zw9@host/0", "redis://host:6379/7XqZw9",
+        "redis://:7XqZw9@host:0/0", "redis://77#Zw9@host/0",
     ],
 )  # fmt: skip
 def test_a_bad_queue_is_refused_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +104,11 @@ def test_the_variables_of_the_weights_script_may_stay_set(monkeypatch: pytest.Mo
     sources = "".join(path.read_text() for path in (ROOT / "seesr").rglob("*.py"))
     read = re.findall(r'environ(?:\.get\(|\[)"(SEESR_\w+)"(?!\] =)', sources)
     assert set(read) == WEIGHTS_SCRIPT  # all others are fields of Configuration
+
+
+def test_a_configuration_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Configuration().rate = 1  # type: ignore[misc]
 
 
 def test_every_variable_says_what_it_does() -> None:
