@@ -109,7 +109,7 @@ def from_gamma(gamma: float | None, primaries: Primaries | None, warnings: list[
 
 def plausible(primaries: Primaries) -> bool:
     """Whether the primaries span a triangle with the white point inside."""
-    if min(y for _, y in primaries) < 0 or primaries.white[1] < 0.01:
+    if min(y for _, y in primaries) < 0 or not primaries.white[1]:
         return False
     columns = xyz(primaries)
     if abs(np.linalg.det(columns)) < 1e-3:
@@ -131,19 +131,9 @@ def to_srgb(pixels: Pixels, encoding: Encoding, grey: bool = False) -> tuple[Pix
     top = np.iinfo(pixels.dtype).max
     values = np.arange(top + 1) / top
     table = levels(encode_srgb(to_light(encoding, values)), pixels.dtype)
-    if not is_srgb_curve(encoding):
-        pixels = table[pixels]
+    pixels = table[pixels]
     same = np.abs(np.subtract(encoding.primaries, BT709)).max() <= SAME_PLACE
     return pixels, None if grey or same else profile(encoding.primaries)
-
-
-def is_srgb_curve(encoding: Encoding) -> bool:
-    """Whether values are as in sRGB, or nearly."""
-    if not encoding.full_range:
-        return False
-    return encoding.transfer == SRGB or (
-        not isinstance(encoding.transfer, str) and abs(encoding.transfer / 2.2 - 1) <= SAME_GAMMA
-    )
 
 
 def to_light(encoding: Encoding, values: Floats) -> Floats:
@@ -225,7 +215,7 @@ def bend(light: Floats, peak: float) -> Floats:
     if peak <= 1:
         return light
     source, target = encode_pq(np.array([peak, 1.0]))
-    values, maximum = encode_pq(light) / source, target / source
+    values, maximum = encode_pq(np.minimum(light, peak)) / source, target / source
     knee = 1.5 * maximum - 0.5
     t = ((values - knee) / (1 - knee)).clip(0)
     curve = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * maximum

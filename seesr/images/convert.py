@@ -81,7 +81,7 @@ def divided(colours: Pixels, alpha: Pixels) -> Pixels:
 
 def equal_channels(rgb: Pixels) -> bool:
     """Whether red, green and blue are equal everywhere."""
-    return all((row[:, 0] == row[:, 1]).all() and (row[:, 0] == row[:, 2]).all() for row in rgb)
+    return all((row == row[:, :1]).all() for row in rgb)
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from seesr.images.limits import LARGEST_SIDE
@@ -26,8 +27,8 @@ class Format(NamedTuple):
     longest_side: int = LARGEST_SIDE
     alpha: bool = True
     deep: bool = False
-    most_exif: int = 2**31 - 1
-    most_xmp: int = 2**31 - 1
+    most_exif: float = math.inf
+    most_xmp: float = math.inf
     record_in_xmp: bool = True
     options: dict[str, Any] = {}  # noqa: RUF012 (a NamedTuple is never changed)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from seesr.images.color_tags import PRIMARIES, Encoding, Primaries, from_numbers
+from seesr.images.color_tags import D65, PRIMARIES, Encoding, Primaries, from_numbers
 from seesr.images.isobmff import boxes
 
 CODESTREAM, CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height
-WHITES = {1: (0.3127, 0.329), 10: (1 / 3, 1 / 3), 11: (0.314, 0.351)}
+WHITES = {10: PRIMARIES[10].white, 11: PRIMARIES[11].white}  # E and that of DCI; others: D65
 ENUM = ((0, 0), (1, 0), (2, 4), (18, 6))
 MAX_METADATA = 2**20  # bytes of EXIF or XMP once decompressed
 Choices = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -167,14 +167,14 @@ def read_encoding(bits: Bits) -> tuple[Encoding, int]:
             "this is a JPEG XL with an ICC profile, which is not supported: convert it (djxl in.jxl out.png)"
         )
     white, primaries = bits.u32(ENUM), PRIMARIES[1]
-    point = (bits.signed() / 1e6, bits.signed() / 1e6) if white == 2 else WHITES.get(white, WHITES[1])
+    point = (bits.signed() / 1e6, bits.signed() / 1e6) if white == 2 else WHITES.get(white, D65)
     if space == 0:
         number = bits.u32(ENUM)
         if number == 2:
             places = [(bits.signed() / 1e6, bits.signed() / 1e6) for _ in range(3)]
             primaries = Primaries(point, *places)
         else:
-            primaries = PRIMARIES[{1: 1, 9: 9, 11: 12}.get(number, 1)]
+            primaries = PRIMARIES[{9: 9, 11: 12}.get(number, 1)]
     primaries = primaries._replace(white=point)
     if bits.u(1):
         gamma = bits.u(24) / 1e7

@@ -7,7 +7,7 @@ import struct
 LARGEST_METADATA = 16 * 2**20  # bytes of all segments before the pixels of a JPEG
 MAX_SEGMENTS = 5000  # of a JPEG, before its pixels
 MAX_TAGS = 1000  # of a TIFF's first page
-SOI, SOS, EOI = 0xD8, 0xDA, 0xD9
+SOS, EOI = 0xDA, 0xD9
 WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 
 

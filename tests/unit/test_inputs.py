@@ -10,7 +10,6 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import imagecodecs
@@ -21,11 +20,10 @@ import tifffile
 from inputs import EXPECTED, FOLDER, check_pixels, is_deep, is_grey, shown
 from PIL import ExifTags, Image, ImageCms
 
-from seesr.images import color_tags, convert, isobmff, jpeg
+from seesr.images import convert, jpeg
 from seesr.images.mask import read_mask
 from seesr.images.read import decode, from_pil, open_header
 from seesr.images.record import read_record
-from seesr.images.tiff import to_integers
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -36,7 +34,7 @@ def test_pixels_are_those_of_an_independent_reader(name: str) -> None:
     image = decode((FOLDER / name).read_bytes(), lambda *size: checked.append(size))
     assert checked == [image.size]
     check_pixels(name, image)
-    assert image.grey == is_grey(name)
+    assert image.grey == image.one_channel == is_grey(name)
     assert (image.rgb.dtype == np.uint16) == is_deep(name)
 
 
@@ -81,7 +79,7 @@ def test_pixels_are_those_that_another_encoder_wrote(encoder: str, depth: int, c
     layers = {1: ramps[..., 0], 2: ramps[..., [0, 3]], 3: ramps[..., :3], 4: ramps}[channels]
     pixels = np.ascontiguousarray((layers * (2**depth - 1)).round().astype(f"uint{depth}"))
     image = decode(bytes(encode(pixels)))
-    assert image.rgb.dtype == pixels.dtype and image.grey == (channels < 3)
+    assert image.rgb.dtype == pixels.dtype and image.grey == image.one_channel == (channels < 3)
     colors = pixels.reshape(24, 32, -1)[..., : 1 if channels < 3 else 3].astype(float)
     tolerance = maximum * (257 if depth == 16 else 1)
     assert np.abs(image.rgb - colors).max() <= tolerance
@@ -264,98 +262,7 @@ def test_a_logarithmic_curve_is_refused_by_name(photo: Image.Image) -> None:
         decode(with_chunks(file(photo), chunk(b"cICP", bytes([9, 9, 0, 1]))))
 
 
-# --- Colours
-
-
-def test_light_above_white_bends_as_in_bt_2390() -> None:
-    """Values of the report's curve from 1000 nits to 203, and what must hold for every curve."""
-    peak = 1000 / color_tags.WHITE
-    light = np.linspace(0, peak, 500)
-    bent = color_tags.bend(light, peak)
-    assert (np.diff(bent) > 0).all() and bent[-1] == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(bent[light < 0.4], light[light < 0.4], atol=1e-9)  # below the knee at 93 nits
-    np.testing.assert_array_equal(color_tags.bend(light, 1.0), light)
-
-
-@pytest.mark.parametrize("transfer", [16, 18])
-def test_hdr_highlights_keep_their_order(transfer: int) -> None:
-    ramp = np.repeat(np.linspace(0, 65535, 256).astype(np.uint16)[None, :, None], 3, axis=2)
-    result, icc = color_tags.to_srgb(ramp, color_tags.from_numbers(9, transfer, True, []))
-    assert icc is None and result.dtype == np.uint16
-    assert (np.diff(result[0, :, 1].astype(int)) >= 0).all() and result[0, 0, 1] == 0 and result[0, -1, 1] >= 65500
-    assert np.ptp(result.astype(int), axis=2).max() <= 64  # grey stays grey
-
-
-@pytest.mark.parametrize("bits", range(1, 33))
-def test_integers_of_any_depth_fill_the_range(bits: int) -> None:
-    top = np.array([0, 2**bits - 1], np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
-    page = SimpleNamespace(bitspersample=bits, sampleformat=1, dtype=np.dtype(top.dtype))
-    result, warnings = to_integers(top, page)
-    assert result.dtype == (np.uint8 if bits <= 8 else np.uint16) and result.tolist() == [0, np.iinfo(result.dtype).max]
-    assert bool(warnings) == (bits > 16)
-
-
-def test_primaries_are_those_of_the_standard() -> None:
-    """ITU-T H.273, table 2: green, blue, red and white of each number, as x1000 and y1000."""
-    standard = {
-        1: (300, 600, 150, 60, 640, 330, 312.7, 329), 4: (210, 710, 140, 80, 670, 330, 310, 316),
-        5: (290, 600, 150, 60, 640, 330, 312.7, 329), 6: (310, 595, 155, 70, 630, 340, 312.7, 329),
-        7: (310, 595, 155, 70, 630, 340, 312.7, 329), 8: (243, 692, 145, 49, 681, 319, 310, 316),
-        9: (170, 797, 131, 46, 708, 292, 312.7, 329), 10: (0, 1000, 0, 0, 1000, 0, 1000 / 3, 1000 / 3),
-        11: (265, 690, 150, 60, 680, 320, 314, 351), 12: (265, 690, 150, 60, 680, 320, 312.7, 329),
-        22: (295, 605, 155, 77, 630, 340, 312.7, 329), 2: (300, 600, 150, 60, 640, 330, 312.7, 329),  # 2: unspecified
-    }  # fmt: skip
-    assert color_tags.PRIMARIES.keys() == standard.keys()
-    for number in standard:
-        white, red, green, blue = color_tags.from_numbers(number, 13, True, []).primaries
-        assert [1000 * value for value in (*green, *blue, *red, *white)] == pytest.approx(standard[number])
-
-
-@pytest.mark.parametrize("number", [number for number in color_tags.PRIMARIES if number != 10])
-def test_a_profile_says_its_primaries(number: int) -> None:
-    primaries = color_tags.PRIMARIES[number]
-    core = ImageCms.ImageCmsProfile(io.BytesIO(color_tags.profile(primaries))).profile
-    bradford = core.chromatic_adaptation[0]  # pyright: ignore[reportAttributeAccessIssue]
-    for place, named in ((1, core.red_primary), (2, core.green_primary), (3, core.blue_primary)):  # pyright: ignore[reportAttributeAccessIssue]
-        x, y, z = np.linalg.solve(np.array(bradford), named[0])
-        assert (x / (x + y + z), y / (x + y + z)) == pytest.approx(primaries[place], abs=3e-3)
-
-
 # --- Containers
-
-
-def boxes_of(transforms: list[tuple[bytes, bytes]], size: tuple[int, int]) -> bytes:
-    """A HEIF header of one item with these properties."""
-
-    def box(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", 8 + len(body)) + name + body
-
-    properties = [box(b"ispe", bytes(4) + struct.pack(">II", *size))] + [box(*each) for each in transforms]
-    places = bytes(0x80 | (k + 1) for k in range(len(properties)))
-    ipma = box(b"ipma", struct.pack(">IIHB", 0, 1, 1, len(places)) + places)
-    meta = bytes(4) + box(b"pitm", bytes(4) + b"\0\1") + box(b"iprp", box(b"ipco", b"".join(properties)) + ipma)
-    return box(b"ftyp", b"avif" + bytes(4)) + box(b"meta", meta)
-
-
-def test_transforms_are_applied_in_the_order_of_their_properties(rng: np.random.Generator) -> None:
-    pixels = rng.integers(0, 256, (6, 10, 3), dtype=np.uint8)
-    clap = (b"clap", struct.pack(">IIIIiIiI", 4, 1, 2, 1, -3, 1, -2, 1))  # the corner at the top left
-    turn, flip = (b"irot", b"\1"), (b"imir", b"\1")
-    for order, expected in (
-        ([clap, turn], np.rot90(pixels[:2, :4])),
-        ([turn, clap], np.rot90(pixels)[2:4, :2]),
-        ([turn, flip], np.rot90(pixels)[:, ::-1]),
-        ([flip, turn], np.rot90(pixels[:, ::-1])),
-    ):
-        result = isobmff.read_properties(boxes_of(order, (10, 6)), []).transforms
-        assert isobmff.size_after(result, 10, 6) == expected.shape[1::-1]
-        np.testing.assert_array_equal(isobmff.apply(result, pixels), expected)
-
-
-def test_boxes_that_cannot_be_read_are_said() -> None:
-    warnings: list[str] = []
-    assert isobmff.read_properties(b"\0\0\0\x10ftypavif\0\0\0\0", warnings) == isobmff.Properties()
-    assert "its transforms and colour tag are not known" in warnings[0]
 
 
 def test_the_primary_image_of_a_heic_is_used(photo: Image.Image) -> None:
@@ -442,7 +349,7 @@ def test_a_jpeg_of_12_bits_keeps_them() -> None:
     ramp = np.linspace(0, 4095, 64).astype(np.uint16)[None].repeat(16, axis=0)
     data = imagecodecs.jpeg8_encode(ramp, level=100, bitspersample=12)
     decoded = decode(data)
-    assert decoded.rgb.dtype == np.uint16 and decoded.grey
+    assert decoded.rgb.dtype == np.uint16 and decoded.one_channel
     assert np.abs(decoded.rgb[..., 0] / 65535 * 4095 - ramp).max() <= 8
     with pytest.raises(ValueError, match="damaged"):
         decode(data[:-20])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+
+import imagecodecs
 import pytest
 
-from seesr.images import jxl
+from seesr.images import color_tags, jxl
 
 
 def bits(*fields: tuple[int, int]) -> jxl.Bits:
@@ -105,3 +108,101 @@ def test_an_icc_profile_is_refused() -> None:
     for fields in (((0, 1), (1, 1), (0, 2)), ((0, 1), (0, 1), (2, 2), (0, 4))):
         with pytest.raises(jxl.Unreadable, match="with an ICC profile"):
             jxl.read_encoding(bits(*fields))
+
+
+# --- The header of a codestream
+
+Fields = tuple[tuple[int, int], ...]
+SIZE: Fields = ((0, 1), (0, 2), (29, 9), (0, 3), (0, 2), (19, 9))  # 20 x 30
+DEPTH: Fields = ((0, 1), (1, 2), (1, 1))  # 10 bits; 16 are enough to decode
+PQ: Fields = ((1, 1), (0, 1), (0, 1), (0, 2), (1, 2), (1, 2), (0, 1), (2, 2), (14, 4))  # XYB; D65, BT.709, PQ
+
+
+def stream(*fields: tuple[int, int]) -> bytes:
+    """A codestream with these fields in its header."""
+    value = place = 0
+    for number, count in fields:
+        value |= number << place
+        place += count
+    return jxl.CODESTREAM + value.to_bytes((place + 7) // 8, "little")
+
+
+def test_a_header_without_metadata() -> None:
+    found = jxl.read_header(stream(*SIZE, (1, 1)))
+    assert found == jxl.JpegXl((20, 30), 8, 3, False, color_tags.Encoding(), None, None)
+
+
+NONE: Fields = ((0, 2),)  # extra channels
+ALPHA: Fields = ((1, 2), (1, 1))
+PREMULTIPLIED: Fields = ((1, 2), (0, 1), (0, 2), (0, 1), (0, 2), (0, 2), (0, 2), (1, 1))
+SPOT: Fields = ((0, 1), (2, 2), (0, 4))  # a kind that is no alpha
+
+
+@pytest.mark.parametrize(
+    ("channels", "alpha", "premultiplied"),
+    [(NONE, 0, False), (ALPHA, 1, False), (PREMULTIPLIED, 1, True), (((3, 2), (0, 12), (1, 1)), 1, False)],
+)
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize("intrinsic", [False, True])
+def test_a_header_with_metadata(
+    channels: Fields, alpha: int, premultiplied: bool, orientation: int | None, intrinsic: bool
+) -> None:
+    more: Fields = ((0, 1),)
+    if orientation is not None:
+        more = ((1, 1), (orientation - 1, 3), (intrinsic, 1), *(SIZE if intrinsic else ()), (0, 1), (0, 1))
+    found = jxl.read_header(stream(*SIZE, (0, 1), *more, *DEPTH, *channels, *PQ))
+    size = (30, 20) if orientation in (5, 6, 7, 8) else (20, 30)
+    assert found == (size, 10, 3 + alpha, premultiplied, color_tags.from_numbers(1, 16, True, []), None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (((1, 1), (0, 3), (0, 1), (1, 1)), "with a preview"),
+        (((1, 1), (0, 3), (0, 1), (0, 1), (1, 1)), "an animated JPEG XL"),
+        (((0, 1), *DEPTH, (1, 2), *SPOT), "extra channels"),
+        (((0, 1), *DEPTH, (2, 2), (0, 4), (1, 1), (1, 1)), "extra channels"),  # two of them, both alpha
+        (((0, 1), *DEPTH, (3, 2), (1, 12), (1, 1), (1, 1)), "extra channels"),
+    ],
+)
+def test_what_a_header_says_is_not_read(fields: Fields, message: str) -> None:
+    with pytest.raises(jxl.Unreadable, match=message):
+        jxl.read_header(stream(*SIZE, (0, 1), *fields, *PQ))
+
+
+def test_numbers_of_the_encoding_from_18_on() -> None:
+    """HLG is 18; primaries and white points of 18 and more are none that are known."""
+    hlg = (0, 1), (0, 1), (0, 2), (1, 2), (1, 2), (0, 1), (3, 2), (0, 6)
+    assert jxl.read_encoding(bits(*hlg)) == (color_tags.Encoding(color_tags.BT709, "HLG"), 3)
+    unknown = (0, 1), (0, 1), (0, 2), (3, 2), (1, 6), (3, 2), (63, 6), (0, 1), (2, 2), (11, 4)
+    assert jxl.read_encoding(bits(*unknown)) == (color_tags.Encoding(), 3)
+    grey = (0, 1), (0, 1), (1, 2), (2, 2), (8, 4), (0, 1), (2, 2), (11, 4)
+    encoding, colours = jxl.read_encoding(bits(*grey))
+    assert colours == 1 and encoding.primaries.white == (1 / 3, 1 / 3) and encoding.transfer == "sRGB"
+
+
+def box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+@pytest.mark.parametrize("parts", [[b"jxlc"], [b"jxlp"], [b"jxlp", b"jxlp"]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_boxes_of_a_container(parts: list[bytes], packed: bool) -> None:
+    def metadata(name: bytes, body: bytes) -> bytes:
+        return box(b"brob", name + imagecodecs.brotli_encode(body)) if packed else box(name, body)
+
+    exif = struct.pack(">I", 6) + b"Exif\0\0II*\0"  # where the TIFF structure begins
+    data = jxl.CONTAINER + box(b"ftyp", b"jxl ") + metadata(b"Exif", exif) + metadata(b"xml ", b"<x/>")
+    header = stream(*SIZE, (1, 1))
+    for number, name in enumerate(parts):
+        data += box(name, header if name == b"jxlc" else struct.pack(">I", number) + (header if number == 0 else b"x"))
+    found = jxl.read_header(data)
+    assert (found.size, found.exif, found.xmp) == ((20, 30), b"II*\0", b"<x/>")
+    with pytest.raises(IndexError, match="no codestream"):
+        jxl.read_header(jxl.CONTAINER + box(b"ftyp", b"jxl ") + box(b"jxlx", header))
+
+
+def test_metadata_of_one_mib_once_decompressed() -> None:
+    for length, expected in ((2**20, 2**20), (2**20 + 1, 0)):
+        assert len(jxl.inflated(imagecodecs.brotli_encode(bytes(length), level=1))) == expected
+    assert jxl.inflated(b"no Brotli") == b""
