@@ -281,6 +281,6 @@ def profile(primaries: Primaries) -> bytes:
             places_of[data] = start + len(body)
             body += data + bytes(-len(data) % 4)
         entries += struct.pack(">4sII", name, places_of[data], len(data))
-    head = struct.pack(">I4sI4s4s4s", start + len(body), bytes(4), 0x04400000, b"mntr", b"RGB ", b"XYZ ")
+    head = struct.pack(">I4xBB2x4s4s4s", start + len(body), 4, 0x40, b"mntr", b"RGB ", b"XYZ ")
     head += struct.pack(">6H4s", 2000, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + numbers(b"", *d50)[4:]
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + entries + body

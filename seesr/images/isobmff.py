@@ -88,14 +88,14 @@ def read_properties(data: bytes, warnings: list[str]) -> Properties:
     for name, body in properties:
         named.setdefault(name + body[:4] if name == b"colr" else name, body)
     icc = (named.get(b"colrprof") or named.get(b"colrrICC") or b"")[4:] or None
-    size, bits, encoding, tag = (0, 0), 8, None, named.get(b"colrnclx", b"")
+    result = Properties(icc=icc, transforms=tuple(filter(None, (transform(*each) for each in properties))))
     if len(body := named.get(b"ispe", b"")) >= 12:
-        size = struct.unpack_from(">II", body, 4)
+        result = result._replace(size=struct.unpack_from(">II", body, 4))
     if len(body := named.get(b"av1C", b"")) > 2 and body[2] & 0x40:  # AV1 ISOBMFF binding, 2.3: high_bitdepth
-        bits = 12 if body[2] & 0x20 else 10
-    if icc is None and len(tag) >= 10:
-        encoding = from_numbers(*struct.unpack_from(">HH", tag, 4), True, warnings)  # the decoder widens the range
-    return Properties(size, bits, icc, encoding, tuple(filter(None, (transform(*each) for each in properties))))
+        result = result._replace(bits=12 if body[2] & 0x20 else 10)
+    if icc is None and len(tag := named.get(b"colrnclx", b"")) >= 10:  # the decoder widens the range
+        result = result._replace(encoding=from_numbers(*struct.unpack_from(">HH", tag, 4), True, warnings))
+    return result
 
 
 def transform(name: bytes, body: bytes) -> Transform | None:
@@ -175,7 +175,7 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if size == 1:
             size, head = struct.unpack_from(">Q", data, place + 8)[0], 16
         elif size == 0:
-            size = len(data) - place
+            size = len(data)  # to the end
         if size < head:
             return
         yield name, data[place + head : place + size]

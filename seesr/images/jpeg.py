@@ -59,9 +59,9 @@ def read_frame(data: bytes) -> Frame:
         if frame and len(body) > 5 and number is None:
             number, bits, components, place = marker - 0xC0, body[0], body[5], start
         elif marker == 0xDA and body:  # a scan of some coefficients of some components, down to a bit
-            first, last, bit = (*body[1 + 2 * body[0] : 4 + 2 * body[0]], 0, 0, 0)[:3]
+            first, last, bit = (*body[1 + 2 * body[0] :], 0, 0, 0)[:3]
             for component in body[1 : 1 + 2 * body[0] : 2]:
-                low.setdefault(component, [99] * 64)[first : last + 1] = [bit & 15] * (last + 1 - first)
+                low.setdefault(component, [1] * 64)[first : last + 1] = [bit & 15] * (last + 1 - first)
         ended = ended or marker == 0xD9
     whole = len(low) == components and not any(any(bits) for bits in low.values())
     return Frame(number, bits, place, ended, whole or number not in (2, 6, 10, 14))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from seesr.images.color_tags import D65, PRIMARIES, Encoding, Primaries, from_numbers
+from seesr.images.color_tags import BT709, D65, PRIMARIES, Encoding, Primaries, from_numbers
 from seesr.images.isobmff import boxes
 
 CODESTREAM, CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
@@ -166,7 +166,7 @@ def read_encoding(bits: Bits) -> tuple[Encoding, int]:
         raise Unreadable(
             "this is a JPEG XL with an ICC profile, which is not supported: convert it (djxl in.jxl out.png)"
         )
-    white, primaries = bits.u32(ENUM), PRIMARIES[1]
+    white, primaries = bits.u32(ENUM), BT709
     point = (bits.signed() / 1e6, bits.signed() / 1e6) if white == 2 else WHITES.get(white, D65)
     if space == 0:
         number = bits.u32(ENUM)
@@ -174,7 +174,7 @@ def read_encoding(bits: Bits) -> tuple[Encoding, int]:
             places = [(bits.signed() / 1e6, bits.signed() / 1e6) for _ in range(3)]
             primaries = Primaries(point, *places)
         else:
-            primaries = PRIMARIES[{9: 9, 11: 12}.get(number, 1)]
+            primaries = {9: PRIMARIES[9], 11: PRIMARIES[12]}.get(number, BT709)
     primaries = primaries._replace(white=point)
     if bits.u(1):
         gamma = bits.u(24) / 1e7

@@ -81,7 +81,7 @@ def open_tiff(data: bytes) -> tifffile.TiffFile:
 
 def describe(page: tifffile.TiffPage) -> str:
     """Describes a page for error messages: bits, kind of numbers, colours, compression."""
-    numbers = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}.get(page.sampleformat, "")
+    numbers = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}.get(page.sampleformat, "")
     colours = PHOTOMETRICS.get(page.photometric, f"photometric {int(page.photometric)}")
     extra = " with alpha" if PREMULTIPLIED in page.extrasamples or STRAIGHT in page.extrasamples else ""
     packed = "" if page.compression == 1 else f", {getattr(page.compression, 'name', page.compression)} compression"
@@ -121,7 +121,7 @@ def about(data: bytes, number: int) -> About:
         tags = page.tags
         turn = tags.valueof(274) if 274 in tags else orientation({"xmp": tags.valueof(700)})
         per_inch = {2: 1.0, 3: 2.54}.get(tags.valueof(296, 2), 0)
-        sides = [tags.valueof(place, (0, 1)) for place in (282, 283)]
+        sides = [tags.valueof(place) for place in (282, 283)]
         whole = all(isinstance(side, tuple) and len(side) == 2 and side[0] and side[1] for side in sides)
         dpi = tuple(per_inch * a / b for a, b in sides) if per_inch and whole else None
         return About(
@@ -194,7 +194,7 @@ def read(data: bytes, number: int) -> Tiff:
         check_kind(page)
         kind = PHOTOMETRICS[page.photometric]
         lying = zip(page.dataoffsets, page.databytecounts, strict=True)
-        if any(length <= 0 or start <= 0 or start + length > len(data) for start, length in lying):
+        if not all(start and length and start + length <= len(data) for start, length in lying):
             raise OSError("a strip or tile is missing")
         pixels = page.asarray(maxworkers=1)
     planes = page.planarconfig == 2 and page.samplesperpixel > 1

@@ -23,9 +23,11 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from seesr.images import png, png_chunks, write
+from seesr.images.convert import divided, equal_channels, to_srgb
 from seesr.images.formats import FORMATS
 from seesr.images.image_data import STRIP, ImageData, fill_hidden, pad, resize, to_uint8
-from seesr.images.kinds import brands, recognise
+from seesr.images.kinds import brands, media_type, recognise
+from seesr.images.limits import check_input
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
@@ -717,3 +719,72 @@ def test_the_text_of_a_png_chunk(name: bytes, body: bytes, expected: bytes) -> N
 def test_a_compressed_text_of_16_mib_is_too_long() -> None:
     for length, expected in ((2**24 - 1, 2**24 - 1), (2**24 + 1, 0)):
         assert len(png_chunks.text(b"zTXt", b"Key\0\0" + zlib.compress(bytes(length), 1))) == expected
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
+def test_the_media_type_of_a_file(kind: str) -> None:
+    pillow_heif.register_heif_opener()
+    expected = {"HEIF": "image/heic"}.get(kind, f"image/{kind.lower()}")
+    assert media_type(file(Image.new("RGB", (16, 16)), kind)) == expected
+    assert media_type(b"RIFF\0\0\0\0WAVEfmt ") is media_type(b"xxxx\0\0\0\0WEBPVP8 ") is media_type(b"") is None
+
+
+def test_the_largest_input() -> None:
+    """8192 x 8192 pixels, and 32768 on a side, as the documentation says."""
+    for width, height in ((8192, 8192), (32768, 2048), (1, 32768)):
+        check_input(width, height)
+    with pytest.raises(ValueError, match=r"the image is 8192x8193 = 67\.1 MP; the limit is 67\.1 MP"):
+        check_input(8192, 8193)
+    for width, height in ((32769, 1), (1, 32769)):
+        with pytest.raises(ValueError, match=f"the image is {width}x{height}; the limit is 32768 pixels on a side"):
+            check_input(width, height)
+
+
+def test_equal_channels(rng: np.random.Generator) -> None:
+    grey = np.repeat(rng.integers(0, 255, (3, 4, 1), dtype=np.uint8), 3, axis=2)
+    assert equal_channels(grey)
+    for channel in range(3):
+        tinted = grey.copy()
+        tinted[2, 3, channel] += 1
+        assert not equal_channels(tinted) and not ImageData(tinted).colorless and ImageData(grey).colorless
+
+
+def test_a_crop_has_the_pixels_of_its_place(rng: np.random.Generator) -> None:
+    rgb, alpha = rng.integers(0, 255, (9, 8, 3), dtype=np.uint8), rng.integers(0, 255, (9, 8), dtype=np.uint8)
+    crop = ImageData(rgb, alpha).cropped(2, 3, 4, 5)
+    np.testing.assert_array_equal(crop.rgb, rgb[3:8, 2:6])
+    np.testing.assert_array_equal(crop.alpha, alpha[3:8, 2:6])
+    assert ImageData(rgb).cropped(0, 0, 1, 1).alpha is None
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1, 1), (64, 64)), ((64, 65), (64, 80)), ((70, 128), (80, 128)), ((96, 97), (96, 112))]
+)
+def test_padding_ends_at_the_next_multiple(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert pad(np.zeros((*size, 3), np.uint8), 16, 64).shape == (*expected, 3)
+    pixels = np.arange(3, dtype=np.uint8).reshape(1, 3, 1).repeat(3, 2)
+    assert pad(pixels, 5, 1)[0, :, 0].tolist() == [0, 1, 2, 2, 1]  # the last column is repeated
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_division_by_alpha_rounds_and_stays_in_range(depth: type) -> None:
+    top = np.iinfo(depth).max
+    alpha = np.array([[0, 1, 3, top // 2, top]], depth)
+    colours = np.array([[[5], [0], [2], [top], [9]]], depth)
+    expected = [min(top, round(5 * top)), 0, round(2 * top / 3), top, 9]
+    assert divided(colours, alpha)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["LAB", "CMYK", "YCbCr", "HSV"])
+def test_modes_of_pillow_without_a_profile(mode: str) -> None:
+    grey = Image.new("RGB", (8, 6), (90, 90, 90)).convert(mode if mode != "LAB" else "RGB")
+    if mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        converted = ImageCms.profileToProfile(grey, *profiles, outputMode="LAB")
+        assert converted is not None
+        grey = converted
+    warnings: list[str] = []
+    assert np.abs(np.asarray(to_srgb(grey, None, warnings)).astype(int) - 90).max() <= 1
+    shown = to_srgb(grey, b"no profile", warnings)
+    assert np.abs(np.asarray(shown).astype(int) - 90).max() <= 1
+    assert warnings == ["the colour profile cannot be used and is left out"]

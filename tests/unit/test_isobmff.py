@@ -52,7 +52,8 @@ def test_transforms_are_applied_in_the_order_of_their_properties(rng: np.random.
 
 def test_boxes_that_cannot_be_read_are_said() -> None:
     warnings: list[str] = []
-    assert isobmff.read_properties(b"\0\0\0\x10ftypavif\0\0\0\0", warnings) == isobmff.Properties()
+    found = isobmff.read_properties(b"\0\0\0\x10ftypavif\0\0\0\0", warnings)
+    assert found == isobmff.Properties((0, 0), 8, None, None, ())
     assert "its transforms and colour tag are not known" in warnings[0]
 
 
@@ -61,7 +62,7 @@ def test_boxes_that_cannot_be_read_are_said() -> None:
 def test_the_properties_of_the_primary_item(large: bool, item: int) -> None:
     item = item if large else item % 65536
     nclx = (b"colr", b"nclx" + struct.pack(">HHHB", 9, 16, 9, 0x80))
-    data = boxes_of([(b"irot", b"\xfd"), nclx, (b"imir", b"\xfe")], (10, 6), item, large)
+    data = boxes_of([(b"irot", b"\xfd\xff"), nclx, (b"imir", b"\xfe\xff")], (10, 6), item, large)
     found = isobmff.read_properties(data, [])
     assert found.size == (10, 6) and found.bits == 8 and found.icc is None
     assert found.encoding == color_tags.from_numbers(9, 16, True, [])

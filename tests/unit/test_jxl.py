@@ -127,6 +127,13 @@ def stream(*fields: tuple[int, int]) -> bytes:
     return jxl.CODESTREAM + value.to_bytes((place + 7) // 8, "little")
 
 
+def test_a_header_that_ends_early() -> None:
+    data = stream(*SIZE, (0, 1), (0, 1), *DEPTH, *NONE, *PQ)
+    for length in range(len(data)):
+        with pytest.raises(IndexError):
+            jxl.read_header(data[:length])
+
+
 def test_a_header_without_metadata() -> None:
     found = jxl.read_header(stream(*SIZE, (1, 1)))
     assert found == jxl.JpegXl((20, 30), 8, 3, False, color_tags.Encoding(), None, None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from seesr.images import tiff
 from seesr.images.limits import LARGEST_SIDE
@@ -53,11 +53,11 @@ def test_numbers_of_tags_are_those_of_the_format() -> None:
     assert (tifffile.TIFF.TAGS[tiff.SUBIFDS], tifffile.TIFF.TAGS[tiff.DNG_VERSION]) == ("SubIFDs", "DNGVersion")
 
 
-@pytest.mark.parametrize(("unit", "expected"), [(2, (300, 150)), (3, (762, 381)), (1, None)])
+@pytest.mark.parametrize(("unit", "expected"), [(2, (300.5, 150.25)), (3, (763.27, 381.635)), (1, None)])
 @pytest.mark.parametrize("depth", [8, 16])
 def test_the_resolution_is_per_inch(deep: np.ndarray, unit: int, expected: tuple | None, depth: int) -> None:
     pixels = deep if depth == 16 else deep.astype(np.uint8)
-    data = written(pixels, resolution=(300, 150), resolutionunit=unit)
+    data = written(pixels, resolution=(300.5, 150.25), resolutionunit=unit)
     assert decode(data).dpi == (expected and pytest.approx(expected, rel=1e-4))
 
 
@@ -201,7 +201,7 @@ def test_a_page_that_is_read(changes: dict[str, Any]) -> None:
         ({"extrasamples": (0, 2), "dtype": None}, "16-bit RGB with alpha, which"),
         ({"extrasamples": (0,), "dtype": None}, "16-bit RGB, which"),
         ({"samplesperpixel": 17}, "the TIFF has 17 channels; the limit is 16"),
-        ({"imagewidth": LARGEST_SIDE + 1}, f"the tiles of the TIFF are {LARGEST_SIDE + 1}x80; the limit is"),
+        ({"imagewidth": LARGEST_SIDE + 1, "rowsperstrip": 40}, f"TIFF are {LARGEST_SIDE + 1}x40; the limit is"),
         ({"is_tiled": True, "tilewidth": 8192, "tilelength": 8193}, "the tiles of the TIFF are 8192x8193; the limit"),
         ({"is_tiled": True, "tilewidth": 16, "tilelength": LARGEST_SIDE + 16}, "are 16x32784; the limit"),
     ],
@@ -223,6 +223,11 @@ def test_a_tiff_that_pillow_has_opened_is_the_same(kind: str) -> None:
         data = written(grey, "miniswhite")
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(from_pil(image).rgb, decode(data).rgb)
+
+
+def test_the_profile_of_a_deep_file(deep: np.ndarray) -> None:
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert decode(written(deep, iccprofile=icc)).icc == icc
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 5, 8, 9])
@@ -256,7 +261,7 @@ def test_bits_become_black_and_white() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.06])
 @pytest.mark.parametrize("outside", [-0.5, 2.0, np.nan])
 def test_floats_may_leave_the_range_in_one_of_twenty_values(share: float, outside: float) -> None:
-    values = np.full(100, 0.5, np.float32)
+    values = np.array([0.5, 0, 1, 0.5] * 25, np.float32)  # the ends are inside
     values[: round(100 * share)] = outside
     described = page(sampleformat=3, bitspersample=32, dtype=values.dtype)
     if share > 0.05:
