@@ -47,7 +47,7 @@ def encode_png(image: ImageData) -> bytes:
     if image.icc is not None:
         parts.append(chunk(b"iCCP", b"profile\0\0" + zlib.compress(image.icc)))
     if image.dpi is not None:
-        parts.append(chunk(b"pHYs", struct.pack(">IIB", *(max(1, round(d / 0.0254)) for d in image.dpi), 1)))
+        parts.append(chunk(b"pHYs", struct.pack(">IIB", *(round(dots / 0.0254) for dots in image.dpi), 1)))
     if image.exif is not None:
         parts.append(chunk(b"eXIf", image.exif.removeprefix(b"Exif\0\0")))
     if image.xmp is not None:

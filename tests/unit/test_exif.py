@@ -73,3 +73,29 @@ def test_tags_that_cannot_be_written_are_named() -> None:
         kept.load(block or b"")
         assert kept[ExifTags.Base.Make] == "maker" and ExifTags.Base.Orientation not in kept
         assert kept.get_ifd(ExifTags.IFD.GPSInfo) == {ExifTags.GPS.GPSDateStamp: "x"}
+
+
+@pytest.mark.parametrize("broken", [ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo])
+def test_one_broken_directory_leaves_the_others(broken: ExifTags.IFD) -> None:
+    class Broken(Image.Exif):
+        def get_ifd(self, tag: int) -> dict:
+            if tag == broken:
+                raise SyntaxError("broken")
+            return super().get_ifd(tag)
+
+    def getexif() -> Image.Exif:
+        block = Broken()
+        block[ExifTags.Base.Make] = "maker"
+        if broken != ExifTags.IFD.Exif:
+            block.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] = 200
+        if broken != ExifTags.IFD.GPSInfo:
+            block.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSDateStamp] = "x"
+        return block
+
+    warnings: list[str] = []
+    kept = Image.Exif()
+    kept.load(exif.readable_tags(getexif, warnings, of_tiff=False) or b"")
+    assert warnings == [f"EXIF data that cannot be read are left out: {broken.name}"]
+    assert kept[ExifTags.Base.Make] == "maker"
+    assert kept.get_ifd(ExifTags.IFD.Exif) == ({ExifTags.Base.ISOSpeedRatings: 200} if broken.name == "GPSInfo" else {})
+    assert kept.get_ifd(ExifTags.IFD.GPSInfo) == ({ExifTags.GPS.GPSDateStamp: "x"} if broken.name == "Exif" else {})

@@ -28,6 +28,7 @@ from seesr.images.formats import FORMATS
 from seesr.images.image_data import STRIP, ImageData, fill_hidden, pad, resize, to_uint8
 from seesr.images.kinds import brands, media_type, recognise
 from seesr.images.limits import check_input
+from seesr.images.mask import check_aspect, read_mask
 from seesr.images.read import decode, from_pil, read_file, read_upload
 from seesr.images.record import read_record
 from seesr.images.write import encode, pack, save
@@ -478,6 +479,8 @@ def test_png_strips_join(dtype: type, channels: int, rng: np.random.Generator, m
         np.testing.assert_array_equal(result[..., 3], pixels[..., 3])
     with Image.open(io.BytesIO(data)) as opened:
         opened.verify()
+    packed = b"".join(body for name, body, _ in png_chunks.chunks(data) if name == b"IDAT")
+    assert len(zlib.decompress(packed)) == 70 * (1 + 41 * channels * pixels.itemsize)  # with its checksum
 
 
 def test_only_a_regular_file_below_the_folder_is_opened(tmp_path: Path) -> None:
@@ -562,8 +565,12 @@ def test_a_file_of_another_size_is_no_success(monkeypatch: pytest.MonkeyPatch) -
         encode(image, "png", 95)
 
 
-@pytest.mark.parametrize("icc", [b"garbage" * 30, "CMYK", "GRAY"])
-def test_an_unusable_profile_is_dropped_with_a_warning(icc: bytes | str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("icc", "reason"), [(b"garbage" * 30, "cannot be read"), ("CMYK", "is for CMYK"), ("GRAY", "is for GRAY")]
+)
+def test_an_unusable_profile_is_dropped_with_a_warning(
+    icc: bytes | str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if icc == "CMYK":
         profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
         profile[16:20] = b"CMYK"
@@ -571,7 +578,7 @@ def test_an_unusable_profile_is_dropped_with_a_warning(icc: bytes | str, caplog:
     elif icc == "GRAY":  # of an image in colour
         icc = grey_profile(1.0)
     read = decode(file(Image.new("RGB", (4, 4), (90, 120, 150)), icc_profile=icc))
-    assert read.icc is None and "is left out: the image is read as sRGB" in caplog.text
+    assert read.icc is None and f"{reason} and is left out: the image is read as sRGB" in caplog.text
     assert (read.rgb == (90, 120, 150)).all()
 
 
@@ -788,3 +795,68 @@ def test_modes_of_pillow_without_a_profile(mode: str) -> None:
     shown = to_srgb(grey, b"no profile", warnings)
     assert np.abs(np.asarray(shown).astype(int) - 90).max() <= 1
     assert warnings == ["the colour profile cannot be used and is left out"]
+
+
+def test_a_webp_whose_metadata_are_cut_is_refused() -> None:
+    """The decoder would read its pixels."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    data = file(Image.new("RGB", (8, 6)), "WEBP", exif=exif.tobytes())
+    assert decode(data).size == (8, 6)
+    with pytest.raises(ValueError, match="its end is missing"):
+        decode(data[:-3])
+
+
+@pytest.mark.parametrize(("mode", "compression"), [("1", "group4"), ("1", "group3"), ("P", None)])
+def test_a_tiff_that_only_pillow_reads(rng: np.random.Generator, mode: str, compression: str | None) -> None:
+    image = random_image(rng, 16, 16, 3).convert(mode)
+    read = decode(file(image, "TIFF", **({"compression": compression} if compression else {})))
+    np.testing.assert_array_equal(read.rgb, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "other pixels"])
+def test_a_deep_png_that_two_decoders_read_differently_is_read_with_8_bits(
+    rng: np.random.Generator, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = rng.integers(256, 65536, (12, 10, 3), dtype=np.uint16)
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None if wrong == "nothing" else deep // 2)
+    read = decode(data)
+    np.testing.assert_array_equal(read.rgb, (deep[..., ::-1] >> 8).astype(np.uint8))
+    assert read.warnings == ("the 16 bits per colour cannot be read; 8 bits are used",)
+
+
+def test_the_invisible_value_of_an_opened_png() -> None:
+    grey = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    with Image.open(io.BytesIO(file(Image.fromarray(grey), transparency=5))) as image:
+        alpha = from_pil(image).alpha
+    np.testing.assert_array_equal(alpha, np.where(grey == 5, 0, 255))
+
+
+def test_transparent_parts_of_a_mask_are_black() -> None:
+    grey, alpha = np.full((8, 8), 200, np.uint8), np.full((8, 8), 128, np.uint8)
+    alpha[:4] = 255
+    mask = read_mask(file(Image.fromarray(np.dstack([grey, alpha]))), (16, 16))
+    assert set(mask[:4].ravel()) == {200} and set(mask[4:].ravel()) == {200 * 128 // 255}
+    colors = np.full((8, 8, 3), (255, 0, 0), np.uint8)
+    assert abs(int(read_mask(file(Image.fromarray(colors)), (8, 8))[0, 0]) - 0.299 * 255) < 1  # BT.601
+
+
+@pytest.mark.parametrize(
+    ("mask", "image", "same"),
+    [
+        ((100, 100), (400, 400), True),
+        ((101, 100), (400, 400), True),
+        ((102, 100), (400, 400), False),
+        ((98, 100), (400, 400), False),
+        ((300, 200), (30, 20), True),
+        ((200, 300), (30, 20), False),
+    ],
+)
+def test_aspects_may_differ_by_one_percent(mask: tuple[int, int], image: tuple[int, int], same: bool) -> None:
+    if same:
+        check_aspect(mask, image)
+        return
+    sizes = f"the mask is {mask[0]}x{mask[1]} and the image {image[0]}x{image[1]}: their aspect ratios differ"
+    with pytest.raises(ValueError, match=sizes):
+        check_aspect(mask, image)

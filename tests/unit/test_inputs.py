@@ -554,7 +554,7 @@ def jxl_box(name: bytes, body: bytes) -> bytes:
 def test_exif_of_a_jpeg_xl_is_kept_without_its_orientation(photo: Image.Image, packed: bool) -> None:
     """The codestream has the orientation that counts."""
     stream = imagecodecs.jpegxl_encode(np.asarray(photo), lossless=True, usecontainer=False)
-    body = bytes(4) + block(ASIDE, (ExifTags.Base.Make, 2, 4, b"abc"))
+    body = bytes(4) + block(ASIDE, (ExifTags.Base.Make, 2, 4, b"abc"), (ExifTags.Base.Rating, 3, 1, b"\5"))
     box = jxl_box(b"brob", b"Exif" + imagecodecs.brotli_encode(body)) if packed else jxl_box(b"Exif", body)
     data = b"\0\0\0\x0cJXL \r\n\x87\n" + jxl_box(b"ftyp", b"jxl \0\0\0\0jxl ") + box + jxl_box(b"jxlc", stream)
     assert open_header(data).size == photo.size
@@ -563,6 +563,7 @@ def test_exif_of_a_jpeg_xl_is_kept_without_its_orientation(photo: Image.Image, p
     exif = Image.Exif()
     exif.load(decoded.exif)
     assert exif[ExifTags.Base.Make] == "abc" and ExifTags.Base.Orientation not in exif
+    assert exif[ExifTags.Base.Rating] == 5
 
 
 def test_a_cut_jpeg_xl_and_one_that_is_not_read(photo: Image.Image) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 
 import imagecodecs
+import numpy as np
 import pytest
 
 from seesr.images import color_tags, jxl
+from seesr.images.read import decode, open_header
 
 
 def bits(*fields: tuple[int, int]) -> jxl.Bits:
@@ -213,3 +215,26 @@ def test_metadata_of_one_mib_once_decompressed() -> None:
     for length, expected in ((2**20, 2**20), (2**20 + 1, 0)):
         assert len(jxl.inflated(imagecodecs.brotli_encode(bytes(length), level=1))) == expected
     assert jxl.inflated(b"no Brotli") == b""
+
+
+@pytest.mark.parametrize("bits_stored", [1, 4, 7])
+def test_values_of_few_bits_fill_the_range(bits_stored: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    depth: Fields = ((0, 1), (3, 2), (bits_stored - 1, 6), (1, 1))
+    data = stream(*SIZE, (0, 1), (0, 1), *depth, *NONE, (1, 1), (1, 1))
+    values = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(30, 20, 3) % 2**bits_stored
+    monkeypatch.setattr(imagecodecs, "jpegxl_decode", lambda _: values)
+    np.testing.assert_array_equal(decode(data).rgb, values.astype(int) * 255 // (2**bits_stored - 1))
+    for wrong in (values[:-1], values[:, :-1], values[..., :2]):
+        monkeypatch.setattr(imagecodecs, "jpegxl_decode", lambda _, wrong=wrong: wrong)
+        with pytest.raises(ValueError, match="it does not hold what its header says"):
+            decode(data)
+
+
+def test_premultiplied_colors_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = stream(*SIZE, (0, 1), (0, 1), (0, 1), (0, 2), (1, 1), *PREMULTIPLIED, (1, 1), (1, 1))
+    values = np.full((30, 20, 4), 64, np.uint8)
+    values[..., 3] = 128
+    monkeypatch.setattr(imagecodecs, "jpegxl_decode", lambda _: values)
+    read = decode(data)
+    assert read.alpha is not None and set(read.rgb.ravel()) == {128} and set(read.alpha.ravel()) == {128}
+    assert open_header(data).orientation == 1
