@@ -6,7 +6,6 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +18,11 @@ from seesr.images.image_data import ImageData
 from seesr.images.read import from_pil
 from seesr.images.write import encode
 from seesr.networks import models
-from seesr.pipeline import denoiser, prompt, views
+from seesr.networks.graphs import FREED, Graphs
+from seesr.pipeline import denoiser, prompt
 from seesr.pipeline.pipeline import UpscaleRun
 from seesr.runtime.memory import Budget, OutOfMemory
-from seesr.runtime.tiling import Tile, offsets
-from seesr.settings.view_specs import GAIN
+from seesr.runtime.tiling import offsets
 
 LARGEST_SEAM = 1.3
 QUICK = Settings(num_inference_steps=1, seed=1, scale_factor=2, latent_tiled_size=32)
@@ -126,28 +125,6 @@ def test_views(pocket: Upscaler, photo: Image.Image) -> None:
         result.view("uncertainty")
 
 
-def test_the_four_colors_of_tiles() -> None:
-    tiles = [Tile(top, left, top + 4, left + 4) for top in (0, 4) for left in (0, 4)]
-    image = ImageData(np.full((15, 16, 3), 100, np.uint8))  # cut by one pixel
-    shown = views.tiles(SimpleNamespace(image_data=image, layout=(tiles, 2))).rgb  # type: ignore[arg-type]
-    assert shown.shape == (15, 16, 3)
-    expected = {(0, 0): (178, 88, 76), (0, 8): (76, 139, 178), (8, 0): (88, 164, 88), (8, 8): (178, 164, 76)}
-    for (top, left), colour in expected.items():
-        tile = shown[top : top + 8, left : left + 8].reshape(-1, 3)
-        np.testing.assert_allclose(tile, np.broadcast_to(colour, tile.shape), atol=1)  # of rounding
-
-
-@pytest.mark.parametrize(("kind", "grey"), [(np.uint8, 128), (np.uint16, 32768)])
-def test_the_difference_is_doubled_around_grey_and_stays_in_range(kind: type, grey: int) -> None:
-    most = int(np.iinfo(kind).max)
-    before, after = np.array([[0, most, 9, 9]], kind), np.array([[most, 0, 10, 9]], kind)
-    result = SimpleNamespace(
-        image_data=ImageData(after[..., None].repeat(3, 2)), bicubic=before[..., None].repeat(3, 2)
-    )
-    shown = views.difference(result).rgb  # type: ignore[arg-type]
-    assert shown.dtype == kind and shown[0, :, 0].tolist() == [most, 0, grey + GAIN, grey]
-
-
 def test_the_warm_up_on_a_cpu_is_a_smaller_tile(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     sides = []
     monkeypatch.setattr(Upscaler, "run_grey", lambda self, tiles, scale=1.0, side=None: sides.append((tiles, side)))
@@ -155,6 +132,57 @@ def test_the_warm_up_on_a_cpu_is_a_smaller_tile(pocket: Upscaler, monkeypatch: p
     assert sides == [(1, 48)]
     grey = pocket.grey(2, 48).rgb
     assert grey.shape == (96, 96, 3) and (grey.min(), grey.max()) == (64, 192)
+
+
+def test_the_warm_up_on_a_gpu_is_one_tile_and_several(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler, calls = Upscaler(pocket.networks), []
+    upscaler.networks = dataclasses.replace(pocket.networks, device=torch.device("cuda"))
+    monkeypatch.setattr(Upscaler, "run_grey", lambda self, *values: calls.append(values) or len(calls))
+    monkeypatch.setattr(Upscaler, "record", lambda self: calls.append("record"))
+    assert upscaler.warm_up() == 2 and calls == [(1,), (2,)]
+    upscaler.graphs = Graphs(lambda work: (lambda: None, work()))
+    assert upscaler.warm_up() == 4 and calls[2:] == [(1,), (2,), "record"]
+
+
+def test_graphs_are_recorded_at_every_side_of_a_tile(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler, calls = Upscaler(pocket.networks), []
+    graphs = upscaler.graphs = Graphs(lambda work: (lambda: None, work()))
+    monkeypatch.setattr(Upscaler, "run_grey", lambda self, *values: calls.append((*values, graphs.recording)))
+    monkeypatch.setattr(UpscaleRun, "record", lambda run: calls.append((run.sides, run.steps, graphs.recording)))
+    upscaler.record()
+    assert calls == [(1, 1.0, True), (1, 1.5, True), ((64,), 1, True), ((72,), 1, True)] and not graphs.recording
+    assert upscaler.graphs_state == "on" and pocket.graphs_state == "off (not enabled, or no GPU)"
+
+
+def test_graphs_that_were_freed_are_recorded_again(
+    pocket: Upscaler, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[str] = []
+
+    def stop(run: UpscaleRun) -> None:
+        raise NotImplementedError
+
+    upscaler = Upscaler(pocket.networks)
+    graphs = upscaler.graphs = Graphs(lambda work: (lambda: None, work()))
+    monkeypatch.setattr(Upscaler, "record", lambda self: recorded.append(graphs.reason))
+    monkeypatch.setattr(UpscaleRun, "run", stop)
+    for graphs.reason in ("", FREED, "a replayed pass differs"):
+        with pytest.raises(NotImplementedError):
+            upscaler(photo, QUICK)
+    assert recorded == [FREED]
+
+
+def test_a_device_that_has_failed_is_not_healthy(pocket: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pocket.healthy()
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *sizes, **options: 3 * ones(*sizes, **options))
+    assert not pocket.healthy(), "it computes something else"
+
+    def fails(*sizes: int, **options: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "ones", fails)
+    assert not pocket.healthy()
 
 
 @pytest.mark.parametrize(

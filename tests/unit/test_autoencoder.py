@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from lab.quality.metrics import psnr
 from seesr import Progress, Upscaler
+from seesr.networks.autoencoders import AutoencoderTiny
 from seesr.runtime import tiling
 from seesr.runtime.memory import Budget, OutOfMemory
 from seesr.runtime.progress import Position
@@ -243,3 +246,41 @@ def test_the_tile_of_a_tiny_autoencoder_grows_with_the_memory(pocket: Upscaler) 
     decoder = pocket.networks.vae.decoder
     sides = [autoencoder.tiny_side(decoder, amount) for amount in (0, 2**27, 2**28, 2**29, 2**40)]
     assert sides == sorted(sides) and sides[0] == autoencoder.TILE and sides[-1] == autoencoder.TILE_TINY
+
+
+def test_the_memory_of_a_tile_of_a_tiny_autoencoder() -> None:
+    """Six activations of 64 channels at eight times the size, in single precision."""
+    with torch.device("meta"):
+        vae = AutoencoderTiny()
+    each = 6 * 64 * 8 * 8 * 4
+    for network in (vae.encoder, vae.decoder):
+        for side in (100, 255):
+            assert autoencoder.tiny_side(network, each * side**2) == side
+            assert autoencoder.tiny_side(network, each * side**2 - 1) == side - 1
+
+
+def test_the_posterior_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logarithm of the variance is limited on both sides."""
+    values = torch.cat([torch.randn(1, 4, 2, 2), torch.linspace(-100, 100, 16).view(1, 4, 2, 2)], dim=1)
+    monkeypatch.setattr(autoencoder, "run_part", lambda *_: iter([(Tile(0, 0, 2, 2), values)]))
+    vae = SimpleNamespace(encoder=None, quant_conv=None, config={"scaling_factor": 0.5})
+    posterior = autoencoder.encode(vae, lambda tile: torch.empty(0), (2, 2), Budget(), Progress())
+    theirs = DiagonalGaussianDistribution(values)
+    torch.testing.assert_close(posterior.centre, theirs.mean)
+    torch.testing.assert_close(posterior.deviation, theirs.std)
+    noise = torch.randn(1, 4, 2, 2)
+    torch.testing.assert_close(posterior.sample(noise), 0.5 * (theirs.mean + theirs.std * noise))
+    torch.testing.assert_close(posterior.mean(), 0.5 * theirs.mean)
+
+
+def test_tiles_count_every_layer_at_which_they_wait(tiny_upscaler: Upscaler, small_tiles: None) -> None:
+    positions: list[Position] = []
+    vae = tiny_upscaler.networks.vae
+    autoencoder.decode(vae, torch.randn(1, 4, *SIZE), 8, Budget(hold=HELD), Progress(positions.append))
+    assert [position.done for position in positions] == list(range(positions[-1].total + 1))
+
+
+def test_all_keys_are_seen_up_to_4096_pixels() -> None:
+    assert tiling.stride((512, 512)) == 1 and tiling.attention_keys((512, 512)) == 512**2
+    assert tiling.stride((512, 520)) == 2 and tiling.attention_keys((513, 521)) == 256 * 260
+    assert tiling.stride((1024, 1024)) == 4 and tiling.attention_keys((1024, 1024)) == 256**2

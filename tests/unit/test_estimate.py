@@ -32,7 +32,7 @@ def test_work_of_another_size_takes_its_share() -> None:
     speed = trained()
     assert speed.seconds({"encode": 4.0, "denoise": 5.0}) == {"encode": 2.0, "denoise": 4.0}
     speed.learn({"denoise": 10.0}, {"denoise": 16.0})
-    assert 8 < speed.seconds({"denoise": 10.0})["denoise"] < 16, "later images weigh more, none alone decides"
+    assert 12 < speed.seconds({"denoise": 10.0})["denoise"] < 16, "later images weigh more, none alone decides"
 
 
 def test_an_image_at_the_expected_speed() -> None:
@@ -63,3 +63,20 @@ def test_progress_never_falls_and_the_time_left_never_rises(pace: float) -> None
 def test_nothing_is_said_before_anything_was_measured() -> None:
     assert Forecast(Speed(), WORK).at("denoise", 1, 2, 5.0) == (0.0, None)
     assert Forecast(trained(), WORK).at("read", 0, 1, 0.1) == (0.0, None), "a stage without counted work"
+
+
+def test_figures_have_the_digits_that_they_are_shown_with() -> None:
+    """By hand: the pace is 6/5 so far and 24/19 in this stage; (1 + 3)/10 of the work are done."""
+    forecast = Forecast(trained(), WORK)
+    forecast.at("denoise", 0, 8, 1.0)
+    left = 5 * 24 / 19 + 6 / 5
+    share, seconds = forecast.at("denoise", 3, 8, 5.0)
+    assert seconds == round(left, 2) == 7.52 and share == round(5 / (5 + left), 4) == 0.3995
+
+
+def test_stages_without_work_or_time_are_not_learnt() -> None:
+    speed = Speed()
+    speed.learn({"encode": 0.0, "denoise": 5.0, "decode": 1.0}, {"encode": 3.0, "denoise": 5.0})
+    assert speed.totals == {"denoise": (5.0, 5.0)}
+    assert speed.seconds({"encode": 2.0, "denoise": 2.0}) == {"encode": 0.0, "denoise": 2.0}
+    assert Forecast(trained(), WORK).at("file", 0, 0, 9.0)[0] == 0.9, "a stage without parts"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seesr.networks.attention import Tokens
-from seesr.networks.graphs import Graphs, Recorder
+from seesr.networks.graphs import CudaRecorder, Graphs, Recorder, same_bits, varied
 
 Recorded = tuple[Callable[[], None], Tensor]
 
@@ -158,3 +158,59 @@ def test_graphs_are_freed_when_memory_runs_out_and_recorded_again() -> None:
     with graphs.setup():
         graphs.run(add, (x,))
     assert graphs.state == "on" and len(graphs.recordings) == 1
+
+
+def test_the_second_replay_is_compared_too() -> None:
+    """A graph can be right once, while what it reads still lies there."""
+    replays: list[int] = []
+
+    def once(work: Callable[[], Tensor]) -> Recorded:
+        result = work()
+
+        def replay() -> None:
+            replays.append(1)
+            if len(replays) == 1:
+                result.copy_(work())
+
+        return replay, result
+
+    graphs = Graphs(once)
+    with graphs.setup():
+        graphs.run(add, (torch.ones(2, 3),))
+    assert graphs.state == "off (a replayed pass of 2x3 differs from the eager one)"
+
+
+def test_the_reason_is_short() -> None:
+    def fails(work: Callable[[], Tensor]) -> Recorded:
+        raise RuntimeError("why " * 100)
+
+    graphs = Graphs(fails)
+    with graphs.setup():
+        graphs.run(add, (torch.ones(2),))
+    assert graphs.reason == ("why " * 100)[:200]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_other_inputs_are_tried_than_those_of_the_recording(seed: int) -> None:
+    times = torch.tensor([999, 30])
+    assert varied(times, seed).tolist() == [999 // (seed + 1), 30 // (seed + 1)]
+    x = torch.zeros(2, 3, dtype=torch.float16)
+    assert varied(x, seed).dtype == x.dtype and varied(x, seed).abs().min() > 0
+    assert not torch.equal(varied(x, seed), varied(x, seed + 1))
+
+
+def test_bits_are_compared_with_dtype_and_shape() -> None:
+    nan = torch.tensor([float("nan"), 1.0])
+    assert same_bits(nan, nan.clone()) and not same_bits(nan, nan[:1]) and not same_bits(nan, nan.double())
+    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+
+
+def test_bytes_of_the_pool_that_look_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = object.__new__(CudaRecorder)
+    recorder.pool = (0, 7)
+    segments = [
+        {"segment_pool_id": pool, "total_size": 100, "allocated_size": used}
+        for pool, used in (((0, 7), 30), ((0, 7), 100), ((0, 0), 10))
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    assert recorder.held() == 70

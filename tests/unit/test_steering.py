@@ -303,6 +303,30 @@ def test_the_winner_is_nearest_to_the_mean_within_the_image() -> None:
     assert index == 1 and distances[1] == min(distances)
 
 
+def test_the_uncertainty_in_the_metrics_is_that_of_the_image() -> None:
+    ensemble = Ensemble(Steering(), 1, 2, (5, 10))
+    ensemble.uncertainty = torch.arange(150.0).view(10, 15)
+    metrics = ensemble.winner(torch.zeros(2, 1, 10, 15))[1]
+    inside = torch.arange(150.0).view(10, 15)[:5, :10].flatten()
+    assert metrics["uncertainty_mean"] == pytest.approx(inside.mean().item())
+    assert metrics["uncertainty_max"] == 69.0
+    assert metrics["uncertainty_p95"] == inside.sort().values[46].item()  # 46 of the 50 are below
+
+
+@pytest.mark.parametrize(
+    ("moved", "before", "effective"),
+    [([0.01], [9.0, 1.0], True), ([0.0099], [0.0, 1.0], False), ([0.0], [1.0, 0.0], False), ([0.5], [1.0, 40.0], True)],
+)
+def test_steering_counts_from_a_hundredth_of_the_spread(
+    moved: list[float], before: list[float], effective: bool
+) -> None:
+    """Of the steps that were steered; the first of two is not."""
+    ensemble = Ensemble(Steering(), 2, 2, (4, 4))
+    assert ensemble.strengths == [0.0, 0.3]
+    ensemble.moved, ensemble.before = moved, before
+    assert ensemble.winner(torch.zeros(2, 1, 4, 4))[1]["effective"] is effective
+
+
 def test_the_upscaler_steers(pocket: Upscaler, photo: Image.Image) -> None:
     plain = Settings(seed=4, num_inference_steps=2, scale_factor=2, latent_tiled_size=32)
     steered = dataclasses.replace(plain, use_kds=True, num_particles=3)

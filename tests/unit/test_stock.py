@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import transformers
 from timm.models.swin_transformer import SwinTransformer as StockSwin
 from torch import nn
 
-from seesr.networks import models, weights
+from seesr.networks import blocks, models, tagger, weights
 from seesr.networks.autoencoders import AutoencoderKL, AutoencoderTiny
 from seesr.networks.schedule import NoiseSchedule
 from seesr.networks.swin import SwinTransformer
@@ -180,3 +181,102 @@ def test_the_tokenizer_of_the_public_weights_has_no_other_files(tmp_path: Path) 
         '{"model_max_length": 77, "bos_token": {"content": "<|startoftext|>"}, "pad_token": "!"}'
     )
     assert ClipTokenizer(tmp_path).encode("cat") == ClipTokenizer(weights.POCKET / "tokenizer").encode("cat")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (UNet2DConditionModel, diffusers.UNet2DConditionModel),
+        (ControlNetModel, diffusers.ControlNetModel),
+        (AutoencoderKL, diffusers.AutoencoderKL),
+        (AutoencoderTiny, diffusers.AutoencoderTiny),
+    ],
+)
+def test_keys_that_a_config_leaves_out_have_the_values_of_diffusers(ours: Any, theirs: Any) -> None:
+    """`sample_size` is that of Stable Diffusion, and every transformer has linear projections."""
+    known = {name: value.default for name, value in inspect.signature(theirs.__init__).parameters.items()}
+    keys = (ours.DEFAULTS.keys() | ours.FIXED.keys()) & known.keys() - {"sample_size", "use_linear_projection"}
+    assert {key: {**ours.DEFAULTS, **ours.FIXED}[key] for key in keys} == {key: known[key] for key in keys}
+    assert ours.FIXED.keys() & known.keys()
+
+
+def test_networks_of_an_empty_config() -> None:
+    with torch.device("meta"):
+        pairs = [
+            (AutoencoderTiny(), diffusers.AutoencoderTiny()),
+            (AutoencoderKL(), diffusers.AutoencoderKL()),
+            (TextEncoder(), transformers.CLIPTextModel(transformers.CLIPTextConfig())),
+        ]
+    for ours, theirs in pairs:
+        shapes = [
+            {key.removeprefix("text_model."): value.shape for key, value in each.state_dict().items()}
+            for each in (ours, theirs)
+        ]
+        assert shapes[0] == shapes[1]
+    assert AutoencoderTiny(latent_channels=4).config["block_out_channels"] == (64, 64, 64, 64)
+    config = transformers.CLIPTextConfig()
+    assert {key: getattr(config, key) for key in TextEncoder.DEFAULTS} == TextEncoder.DEFAULTS
+
+
+def test_a_swin_of_few_arguments_is_that_of_timm() -> None:
+    swin: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2)}
+    theirs = StockSwin(img_size=56, num_classes=0, drop_path_rate=0.0, **swin)
+    ours, theirs = same(SwinTransformer(56, **swin), theirs)
+    pixels = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        assert torch.equal(ours.forward_features(pixels), theirs.forward_features(pixels))
+
+
+def test_the_schedule_of_an_empty_config() -> None:
+    theirs = diffusers.DDPMScheduler(timestep_spacing="trailing")
+    ours = NoiseSchedule({})
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod) and ours.count == 1000
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"beta_schedule": "squaredcos_cap_v2"}, "the noise schedule squaredcos_cap_v2 is not supported"),
+        ({"rescale_betas_zero_snr": True}, "the noise schedule linear is not supported"),
+        ({"trained_betas": [0.1]}, "the noise schedule linear is not supported"),
+        ({"prediction_type": "sample"}, "networks that predict sample are not supported"),
+    ],
+)
+def test_other_schedules_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        NoiseSchedule(config)
+
+
+def test_images_are_normalised_as_those_of_imagenet() -> None:
+    from timm.data import constants
+
+    assert (tagger.MEAN, tagger.STD) == (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((63, 2, 4, 4), False),
+        ((64, 2, 4, 4), True),
+        ((1, 2, 2**14, 2**14), False),
+        ((1, 2, 2**14, 2**14 + 1), True),
+    ],
+    ids=str,
+)
+def test_large_upsampling_is_not_channels_last(
+    shape: tuple[int, ...], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch fails there: of 64 images and more, and where the result has more than 2^31 values."""
+    seen: list[bool] = []
+
+    def interpolate(x: torch.Tensor, **_: Any) -> torch.Tensor:
+        seen.append(x.is_contiguous())
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
+    with torch.device("meta"):
+        upsample = blocks.Upsample(2)
+        x = torch.empty(shape).to(memory_format=torch.channels_last)
+    for size in (None, (5, 5)):
+        upsample(x, size)
+    assert seen == [expected] * 2

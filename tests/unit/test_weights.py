@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seesr import Engine, Upscaler, WeightsError
+from seesr import Engine, Settings, Upscaler, WeightsError
 from seesr.networks import models, weights
 
 
@@ -141,3 +142,25 @@ def test_the_pocket_bundle_is_whole_small_and_free_of_code() -> None:
     assert (
         json.loads((weights.POCKET / "scheduler/scheduler_config.json").read_text())["timestep_spacing"] == "trailing"
     )
+
+
+def test_the_defaults_of_a_bundle(tmp_path: Path) -> None:
+    """As the descriptions of the settings say; a bundle without any has those of its networks' training."""
+    described = {field.name: field.metadata["description"] for field in dataclasses.fields(Settings)}
+    pocket, full = weights.DEFAULTS["pocket"], weights.DEFAULTS["full"]
+    steps = f"{pocket.num_inference_steps} with the bundled pocket weights, {full.num_inference_steps} with the full"
+    assert steps in described["num_inference_steps"]
+    for defaults in (pocket, full):
+        assert f"default: {' or '.join(map(str, defaults.latent_tiled_size))}," in described["latent_tiled_size"]
+    assert weights.verify(weights.POCKET).defaults == pocket
+    for kind, expected in (("pocket", pocket), ("full", full), ("other", weights.Defaults(4, (64,)))):
+        weights.write_manifest(tmp_path, "name", kind, "licence")
+        assert weights.read_manifest(tmp_path).defaults == expected
+
+
+def test_the_digest_of_a_bundle_is_that_of_its_name_and_files(tmp_path: Path) -> None:
+    bundle = weights.Bundle(tmp_path, "a", "kind", "licence", {"x": "1", "y": "2"})
+    same = bundle._replace(path=tmp_path / "other", kind="another", licence="another", files={"y": "2", "x": "1"})
+    assert bundle.digest == same.digest and len(bundle.digest) == 64
+    for other in (bundle._replace(name="b"), bundle._replace(files={"x": "1", "y": "3"})):
+        assert other.digest != bundle.digest
