@@ -175,3 +175,17 @@ def test_the_table_is_keyed_by_the_bundle() -> None:
     assert rows[bundle.digest]["bundle"] == "pocket"
     assert confidence.calibration_of(bundle._replace(name="other")) is None
     assert {field.name for field in dataclasses.fields(Settings)} >= set(confidence.UNCALIBRATED)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_disagreement_is_averaged_over_squares_of_32_pixels(depth: Any, rng: np.random.Generator) -> None:
+    """The spread of one pixel counts in the 32 x 32 around it, times the detail finer than a Gaussian of 2 pixels."""
+    rgb = rng.integers(0, 256, (150, 140, 3)).astype(depth) * (np.iinfo(depth).max // 255)
+    spread = torch.zeros(160, 144)
+    spread[75, 70] = 1024.0
+    spread[155, 70] = spread[75, 142] = 1e6  # beyond the image
+    result = confidence.disagreement(spread, rgb)
+    grey = rgb.mean(2).astype(np.float32) / (np.iinfo(depth).max // 255)
+    detail = cv2.blur(np.abs(grey - cv2.GaussianBlur(grey, (0, 0), 2)), (32, 32))
+    assert (result > 0).sum() == 32 * 32
+    np.testing.assert_allclose(result[result > 0], detail[result > 0], rtol=1e-3)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.quality.metrics import psnr
 from seesr import Progress, Upscaler
-from seesr.networks.autoencoders import AutoencoderTiny
+from seesr.networks.autoencoders import AutoencoderKL, AutoencoderTiny
 from seesr.runtime import tiling
 from seesr.runtime.memory import Budget, OutOfMemory
 from seesr.runtime.progress import Position
@@ -284,3 +284,80 @@ def test_all_keys_are_seen_up_to_4096_pixels() -> None:
     assert tiling.stride((512, 512)) == 1 and tiling.attention_keys((512, 512)) == 512**2
     assert tiling.stride((512, 520)) == 2 and tiling.attention_keys((513, 521)) == 256 * 260
     assert tiling.stride((1024, 1024)) == 4 and tiling.attention_keys((1024, 1024)) == 256**2
+
+
+@pytest.mark.parametrize(
+    ("channels", "decoder", "frugal", "encoder"),
+    [
+        ((8, 16), 96, 64, 64),  # the first block of the last level; what the frugal way has there; the first level
+        ((2, 16), 80, 32, 34),  # the step to the next level; the level before it; the last level's first block
+    ],
+)
+def test_the_largest_activations_of_a_pass(channels: tuple[int, int], decoder: int, frugal: int, encoder: int) -> None:
+    """Channels held at once, in units of latent pixels, by hand: input and output of a block or of a step, and the
+    inner activation of a block whose output is larger than its input. Beside them six strips.
+    """
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    with torch.device("meta"):
+        vae = AutoencoderKL(block_out_channels=channels, norm_num_groups=2, **types)
+    area, strip = 4 * 30 * 50, row_strips.STRIP  # bytes of one channel of float32
+    assert row_strips.peak(vae.decoder, (30, 50)) == decoder * area + 6 * strip
+    assert row_strips.peak(vae.decoder, (30, 50), frugal=True) == frugal * area + 3 * strip
+    assert row_strips.peak(vae.encoder, (30, 50)) == encoder * area + 6 * strip
+
+
+@pytest.mark.parametrize("strip", [2**13, 2**15])
+@torch.no_grad()
+def test_no_strip_has_more_bytes_than_allowed(
+    tiny_upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    """Of the wider of input and output, beside one row of each neighbour; at least one row."""
+    monkeypatch.setattr(row_strips, "STRIP", strip)
+    vae, size = tiny_upscaler.networks.vae, (12, 10)
+    heights: dict[nn.Module, list[int]] = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, inputs: heights.setdefault(module, []).append(inputs[0].shape[2])
+        )
+        for module in vae.modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    try:
+        row_strips.Strips(vae.encoder, lambda: None).run(torch.rand(1, 3, 8 * size[0], 8 * size[1]))
+        row_strips.Strips(vae.decoder, lambda: None).run(torch.rand(1, 4, *size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    several = 0
+    for module, seen in heights.items():
+        assert isinstance(module, nn.Conv2d)
+        halved = module.stride == (2, 2)
+        scales = []
+        for scale in (1, 2, 4, 8):  # the levels at which a convolution of this size can be
+            height, width = scale * size[0], scale * size[1]
+            bytes_of_row = 4 * width * max(module.in_channels, module.out_channels) * (4 if halved else 1)
+            rows = max(1, strip // bytes_of_row)
+            spans = [(top, min(top + rows, height)) for top in range(0, height, rows)]
+            borders = [min(height, end + 1) - max(0, top - 1) for top, end in spans]
+            scales.append([2 * (end - top) + 1 for top, end in spans] if halved else borders)
+        assert seen in scales, module
+        several += len(seen) > 2
+    assert several > 5
+
+
+@pytest.mark.parametrize("weights", [1, 3000, 2**28])
+@torch.no_grad()
+def test_parts_of_the_middle_attention_are_the_whole(
+    tiny_upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch, weights: int
+) -> None:
+    monkeypatch.setattr(global_layers, "WEIGHTS", weights)
+    attention = tiny_upscaler.networks.vae.decoder.mid_block.attentions[0]  # pyright: ignore[reportAttributeAccessIssue]
+    x, tiles = torch.randn(1, 16, 9, 14), (Tile(0, 0, 9, 5), Tile(0, 5, 9, 14))
+    rows = attention.group_norm(x)  # pyright: ignore[reportCallIssue]
+    whole = global_layers.GlobalAttention(attention, (9, 14))
+    for tile in tiles:
+        whole.observe(tile.crop(rows), tile)
+    whole.finish()
+    results = [whole(tile.crop(rows)) for tile in tiles]
+    expected = attention(x) - x  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(torch.cat(results, dim=3), expected, atol=1e-5, rtol=1e-5)
