@@ -206,6 +206,17 @@ def test_memory_is_bounded_and_the_least_recently_used_goes(monkeypatch: pytest.
     assert list(cache.entries) == [11]
 
 
+def test_the_pixels_of_some_files_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "FILES", 3)
+    cache = StageCache(10)
+    for number in range(5):
+        cache.add_file(f"file {number}", f"pixels {number}")
+    assert list(cache.files.values()) == ["pixels 2", "pixels 3", "pixels 4"]
+    assert cache.reusable(BASE, "file 4") == cache.reusable(BASE, "file 0") == cache.reusable(BASE, None) == set()
+    cache.entries["decode", stages.keys(BASE, "pixels 4")["decode"], None] = (None, 0)
+    assert cache.reusable(BASE, "file 4") == {"decode"} and cache.reusable(BASE.replace(seed=9), "file 4") == set()
+
+
 def test_many_threads_use_one_cache() -> None:
     cache, errors = StageCache(50_000), []
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from seesr.networks.attention import Tokens
 from seesr.pipeline import denoiser
-from seesr.pipeline.denoiser import Denoiser, layout
+from seesr.pipeline.denoiser import Ahead, Denoiser, layout
+from seesr.runtime.progress import Progress
 from seesr.runtime.tiling import Tile
 
 
@@ -104,3 +105,33 @@ def test_the_weight_of_a_tile_has_its_shape() -> None:
     assert weight.shape == (16, 16) and all(tile.bottom - tile.top == 16 for tile in tiles)
     tiles, weight = layout(8, 40, 16, 4, torch.device("cpu"))
     assert weight.shape == (8, 16) and tiles[0] == Tile(0, 0, 8, 16)
+
+
+def test_more_features_are_kept_where_there_is_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = build(torch.zeros(1, 77, 16), tile=8)
+    size = 3 * 8 * 8 * 4
+    monkeypatch.setattr(denoiser, "FEATURE_BYTES", size)
+    predict.budget.hold.amount = 8 * 3 * size  # an eighth of it
+    for tile in predict.tiles:
+        predict.conditioning_features(tile)
+    assert list(predict.features) == predict.tiles[:3] and len(predict.tiles) == 4
+
+
+@pytest.mark.parametrize(("device", "counted"), [("cuda", [0, 4, 9]), ("cpu", [4, 9, 17])])
+def test_the_host_is_at_most_a_batch_ahead_of_a_gpu(
+    device: str, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a cancellation waits for two batches at most."""
+    calls: list[str] = []
+    event = type("Event", (), {name: lambda self, name=name: calls.append(name) for name in ("record", "synchronize")})
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    progress = Progress()
+    progress.start("denoise", 17)
+    ahead, seen = Ahead(progress, torch.device(device)), []
+    for count in (4, 5, 8):
+        ahead.launched(count)
+        seen.append(progress.position.done)
+    assert seen == counted
+    ahead.wait(0)
+    assert progress.position.done == 17
+    assert calls == (["record", *["record", "synchronize"] * 2, "synchronize"] if device == "cuda" else [])
