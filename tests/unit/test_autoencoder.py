@@ -361,3 +361,27 @@ def test_parts_of_the_middle_attention_are_the_whole(
     results = [whole(tile.crop(rows)) for tile in tiles]
     expected = attention(x) - x  # pyright: ignore[reportCallIssue]
     torch.testing.assert_close(torch.cat(results, dim=3), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_of_the_card_computes_strips_that_are_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, x, calls = nn.GroupNorm(2, 4), torch.randn(1, 4, 6, 5), []
+
+    def kernel(x: Tensor, scale: Tensor, shift: Tensor, activate: bool) -> Tensor:
+        calls.append(activate)
+        result = x * scale[:, None, None] + shift[:, None, None]
+        return torch.nn.functional.silu(result) if activate else result
+
+    monkeypatch.setattr(global_layers.hardware, "strips_kernel", lambda device: kernel)
+    whole = global_layers.GlobalNorm(norm)
+    for part in (Tile(0, 0, 2, 5), Tile(2, 0, 6, 5)):
+        whole.observe(part.crop(x), part)
+    whole.finish()
+    with torch.no_grad():
+        expected = norm(x)
+        for activate in (False, True):
+            if activate:
+                expected = torch.nn.functional.silu(expected)
+            for values in (x, x.contiguous(memory_format=torch.channels_last)):
+                torch.testing.assert_close(whole(values, activate), expected, atol=1e-5, rtol=1e-5)
+        whole(x.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last))
+    assert calls == [False, True], "one image that is channels-last"

@@ -85,6 +85,13 @@ def test_brands_are_those_of_the_first_box_and_no_more() -> None:
     assert brands(b"\0\0\0\x1cmoov" + bytes(20)) == set()
 
 
+@pytest.mark.parametrize(("comment", "known"), [(900, True), (2000, False)])
+def test_a_drawing_begins_with_its_element_or_with_xml(comment: int, known: bool) -> None:
+    drawing = b"\xef\xbb\xbf \n<?xml version='1.0'?><!--" + b" " * comment + b"--><svg/>"
+    assert recognise(drawing)[0] == ("an SVG drawing" if known else "")
+    assert recognise(b"<?xml version='1.0'?><html/>")[0] == ""
+
+
 def test_sound_is_no_video() -> None:
     assert recognise(b"RIFF\0\0\0\0WAVEfmt ")[0] == recognise(b"xxxx\0\0\0\0AVI LIST")[0] == ""
 
@@ -177,8 +184,9 @@ def test_a_fourth_channel_that_is_not_alpha_is_ignored(ramps: np.ndarray) -> Non
 
 
 def test_deep_cmyk_is_read_with_eight_bits(ramps: np.ndarray) -> None:
-    shallow, deep = (decode(tiff(ink, "separated")).rgb for ink in (ramps, ramps.astype(np.uint16) * 257))
-    np.testing.assert_array_equal(deep, shallow)
+    shallow, deep = (decode(tiff(ink, "separated")) for ink in (ramps, ramps.astype(np.uint16) * 257))
+    np.testing.assert_array_equal(deep.rgb, shallow.rgb)
+    assert (shallow.warnings, deep.warnings) == ((), ("16 bits per colour are reduced to 8",))
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 
 from seesr import Settings, Upscaler, WeightsError
-from seesr.networks import models, tagger
+from seesr.networks import models, tagger, weights
 from seesr.networks.attention import Tokens
 from seesr.networks.autoencoders import AutoencoderKL
+from seesr.networks.text_encoder import ClipTokenizer
 from seesr.networks.transformer import TextThenImage
 from seesr.networks.unet import ControlNetModel, UNet2DConditionModel
 from seesr.pipeline import prompt as prompt_module
@@ -217,6 +218,17 @@ def test_too_many_tags_leave_room_for_what_the_user_wrote(tiny_upscaler: Upscale
     assert prompt.text == prompt_module.compose(prompt.tags, "my prompt", "clean")
     assert len(tokenizer.encode(prompt.text)) <= tokenizer.model_max_length
     assert prompt_module.fit(tokenizer, ["a", "b"], "", "clean").left_out == []
+
+
+def test_a_prompt_may_fill_the_text_encoder() -> None:
+    """77 tokens with the start and the end; each of these words is one."""
+    tokenizer, seen = ClipTokenizer(weights.POCKET / "tokenizer"), set()
+    for count in range(65, 80):
+        prompt = prompt_module.fit(tokenizer, [], "dark " * count, "clean")
+        beyond = len(tokenizer.encode(prompt.text)) - 77
+        assert len(prompt.cut.split()) == max(0, beyond)
+        seen.add(beyond)
+    assert {-1, 0, 1} <= seen
 
 
 def test_words_that_do_not_fit_are_reported(tiny_upscaler: Upscaler, photo: Image.Image) -> None:

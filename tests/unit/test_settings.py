@@ -179,3 +179,18 @@ def test_the_record_of_a_file_has_a_dpi_only_where_it_is_set() -> None:
     """The same seed gives the same bytes as before the setting existed."""
     assert set(dataclasses.asdict(Settings())) - set(Settings().recorded) == {"dpi"}
     assert Settings(dpi=300).recorded["dpi"] == 300 and Settings(**Settings(seed=1).recorded) == Settings(seed=1)
+
+
+@pytest.mark.parametrize(("size", "side"), [(None, 64), (16, 16), (64, 64)])
+def test_tiles_must_advance(size: int | None, side: int) -> None:
+    """Of an unset size the smallest side of a bundle counts."""
+    assert Settings(latent_tiled_size=size, latent_tiled_overlap=side - 1).latent_tiled_overlap == side - 1
+    message = f"latent_tiled_overlap is {side} with latent_tiled_size {side}: tiles cannot advance"
+    with pytest.raises(ValueError, match=message):
+        Settings(latent_tiled_size=size, latent_tiled_overlap=side)
+
+
+def test_a_drawn_seed_is_any_that_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.randbelow", lambda end: end - 1)
+    assert Settings().seeded().seed == INTERFACE["seed"][2]
+    assert Settings(seed=0).seeded() == Settings(seed=0)
