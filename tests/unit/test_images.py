@@ -811,7 +811,7 @@ def test_a_webp_whose_metadata_are_cut_is_refused() -> None:
     exif[ExifTags.Base.Make] = "maker"
     data = file(Image.new("RGB", (8, 6)), "WEBP", exif=exif.tobytes())
     assert decode(data).size == (8, 6)
-    with pytest.raises(ValueError, match="its end is missing"):
+    with pytest.raises(ValueError, match="damaged"):
         decode(data[:-3])
 
 
@@ -854,9 +854,10 @@ def test_transparent_parts_of_a_mask_are_black() -> None:
     ("mask", "image", "same"),
     [
         ((100, 100), (400, 400), True),
-        ((101, 100), (400, 400), True),
-        ((102, 100), (400, 400), False),
-        ((98, 100), (400, 400), False),
+        ((1009, 1000), (400, 400), True),
+        ((1011, 1000), (400, 400), False),
+        ((991, 1000), (400, 400), True),
+        ((989, 1000), (400, 400), False),
         ((300, 200), (30, 20), True),
         ((200, 300), (30, 20), False),
     ],

@@ -100,3 +100,9 @@ def test_a_file_is_read_up_to_a_byte_over_the_limit(tmp_path: Path, monkeypatch:
         message = "not an image" if length == 2**20 else "the image file is larger than 1 MiB"
         with pytest.raises(ValueError, match=message):
             load_source(file)
+
+
+def test_a_file_may_have_100_mib() -> None:
+    for length, message in ((100 * 2**20, "not an image"), (100 * 2**20 + 1, "is larger than 100 MiB")):
+        with pytest.raises(ValueError, match=message):
+            load_source(bytes(length))
