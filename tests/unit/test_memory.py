@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -181,6 +182,7 @@ def test_malloc_is_left_alone_if_memory_is_short_or_the_user_sets_it(
     monkeypatch.setattr(memory, "free", lambda device: memory.ROOM_TO_KEEP)
     memory.keep_freed_memory()
     assert calls == [(memory.M_MMAP_MAX, 0), (memory.M_TRIM_THRESHOLD, memory.KEPT)]
+    assert (ctypes.c_int(memory.KEPT).value, ctypes.c_int(memory.KEPT + 1).value) == (memory.KEPT, -(memory.KEPT + 1))
     monkeypatch.setattr(memory, "free", lambda device: memory.ROOM_TO_KEEP + 99)
     memory.keep_freed_memory(100)
     assert len(calls) == 2, "memory is short"
