@@ -17,7 +17,7 @@ from seesr.runtime import tiling
 from seesr.runtime.memory import Budget, OutOfMemory
 from seesr.runtime.progress import Position
 from seesr.runtime.tiling import Tile
-from seesr.vae import autoencoder, global_layers, row_strips
+from seesr.vae import autoencoder, global_layers, lockstep_tiles, row_strips
 
 HELD = 2**40
 SIZE = (40, 57)  # latent pixels, larger than the tiles of these tests
@@ -277,6 +277,8 @@ def test_tiles_count_every_layer_at_which_they_wait(tiny_upscaler: Upscaler, sma
     positions: list[Position] = []
     vae = tiny_upscaler.networks.vae
     autoencoder.decode(vae, torch.randn(1, 4, *SIZE), 8, Budget(hold=HELD), Progress(positions.append))
+    tiles = 2 * 3  # of 32 latent pixels, with twice the halo in common
+    assert positions[-1].total == tiles * (lockstep_tiles.waits(vae.decoder) + 1)
     assert [position.done for position in positions] == list(range(positions[-1].total + 1))
 
 
@@ -385,3 +387,26 @@ def test_a_kernel_of_the_card_computes_strips_that_are_channels_last(monkeypatch
                 torch.testing.assert_close(whole(values, activate), expected, atol=1e-5, rtol=1e-5)
         whole(x.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last))
     assert calls == [False, True], "one image that is channels-last"
+
+
+@pytest.mark.parametrize(
+    ("entered", "allowance", "kept"),
+    [
+        (True, 800, "walk"),
+        (True, 799, "stage"),
+        (True, 400, "stage"),
+        (True, 399, ""),
+        (False, 400, "walk"),
+        (False, 399, ""),
+    ],
+)
+def test_a_waiting_tile_keeps_what_is_allowed(entered: bool, allowance: int, kept: str) -> None:
+    """The input of its stage has 400 bytes; where it waits, the layer's input and the residual have 200 each."""
+    tile = Tile(0, 0, 4, 4)
+    walk = lockstep_tiles.TileWalk([], lambda tile: torch.empty(0), tile, tile)
+    walk.latest = stage = (2, torch.zeros(100)) if entered else (0, None)
+    walk.walk, walk.x = (layer for layer in ()), torch.zeros(50)  # type: ignore[assignment]
+    walk.spare(allowance)
+    assert (walk.walk is not None) == (walk.x.numel() == 50) == (kept == "walk")
+    assert walk.mark[0] == (stage[0] if kept else 0) and walk.latest[0] == walk.mark[0]
+    assert (walk.mark[1] is stage[1]) == bool(kept) or not entered
