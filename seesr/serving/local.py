@@ -107,7 +107,7 @@ class LocalJobs:
         elif job.error:  # its record is damaged
             self.end(job, FAILED, error=job.error)
         elif job.version is not None and job.version not in self.engines.loads:
-            message = f"this image waited for version {job.version[:12] if job.version else ''} of the model"
+            message = f"this image waited for version {job.version[:12]} of the model"
             self.end(job, FAILED, error=f"{message}; this server runs {self.version[:12]}; send the image again")
         elif job.attempts >= ATTEMPTS:
             self.end(job, FAILED, error=f"the server died {ATTEMPTS} times on this image")
