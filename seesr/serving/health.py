@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,8 +20,6 @@ from seesr.serving.gpu import gpu_usage
 from seesr.serving.job_counts import families
 from seesr.serving.middleware import answer, key_of, owner
 from seesr.serving.service import Service
-
-STARTED = time.time()
 
 
 async def live(request: Request) -> Response:
@@ -49,7 +46,6 @@ def status(request: Request) -> Response:
             {"name": model.example, "version": version, "loaded": version in loaded}
             for version, model in service.models.by_version.items()
         ],
-        "since": STARTED,
         **without_foreign(now, lambda id: owns(request, id)),
         "disk_free_bytes": service.store.free_bytes(),
     })  # fmt: skip

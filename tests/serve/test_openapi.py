@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -15,8 +16,12 @@ from serving import sharp
 from starlette.testclient import TestClient
 
 from lab.report import ROOT
+from seesr.images.formats import FORMATS
+from seesr.images.limits import LARGEST_OUTPUT
 from seesr.serving import app, openapi, platforms
 from seesr.serving.refusal import CODE_OF_STATUS, ERRORS
+from seesr.settings import Settings
+from seesr.settings.view_specs import VIEWS
 
 DOCUMENT = openapi.document(openapi.operations_of(app.all_routes()))
 IMAGE = sharp()
@@ -53,7 +58,23 @@ def test_every_route_and_method_is_in_the_document() -> None:
         assert DOCUMENT["paths"][path][method.lower()]["summary"].endswith(".")
     used = {handler for _, _, handler in openapi.operations_of(app.all_routes())}
     assert set(openapi.OPERATIONS) - used == {platforms.vertex}, "an operation without a route"
-    assert json.loads((ROOT / "docs/openapi.json").read_text()) == DOCUMENT, "run python -m lab.docs"
+    operations = openapi.operations_of(app.all_routes())
+    fresh = openapi.document.__wrapped__(operations)
+    assert json.loads((ROOT / "docs/openapi.json").read_text()) == fresh == DOCUMENT, "run python -m lab.docs"
+    assert openapi.document(operations) is DOCUMENT, "it is made once"
+
+
+def test_the_description_for_user_interfaces() -> None:
+    description = openapi.description()
+    fields = {field["name"]: field for field in description["fields"]}
+    assert [*fields] == [field.name for field in dataclasses.fields(Settings)]
+    kinds = {name: fields[name]["kind"] for name in ("scale_factor", "seed", "user_prompt", "use_kds")}
+    assert kinds == {"scale_factor": "float", "seed": "int", "user_prompt": "text", "use_kds": "switch"}
+    assert fields["output_format"]["choices"] == [*FORMATS] and fields["scale_factor"]["default"] == 4
+    limits = description["limits"]
+    assert limits["pixels"] == LARGEST_OUTPUT and set(limits["longest_side"]) == set(FORMATS)
+    columns = limits["columns"]
+    assert columns["all"] == max(columns.values()) and set(columns) == {*VIEWS, "all"}
 
 
 def test_references_resolve_and_examples_are_valid() -> None:

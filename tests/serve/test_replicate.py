@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -11,6 +13,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import replicate
@@ -18,9 +22,13 @@ from cog_client import data_uri
 from echo_server import serving
 from replicate.exceptions import ReplicateError
 from serving import ANN, LONG, QUICK, Serving, sharp
+from starlette.testclient import TestClient
 
 from lab.report import ROOT
 from seesr import Engine, Settings
+from seesr.serving import replicate as api
+from seesr.serving.job import Job
+from seesr.serving.refusal import Refused
 
 CLIENT = ROOT / "build/js/node_modules/replicate"
 
@@ -193,3 +201,174 @@ def test_over_https_the_output_is_a_signed_link(tmp_path: Path) -> None:
 def test_a_bad_prediction_is_refused_in_one_line(service: Serving, body: dict, message: str) -> None:
     answer = service.ask("POST", "/v1/models/you/seesr/predictions", json=body)
     assert answer.status_code == 422 and message in answer.json()["detail"]
+
+
+@pytest.fixture(scope="module")
+def app_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server in this process whose engine gives its input back."""
+    with serving(tmp_path_factory.mktemp("replicate"), rate=100_000) as client:
+        yield client
+
+
+def service_of(client: TestClient) -> Any:
+    return client.app.state.service  # type: ignore[attr-defined]
+
+
+def test_predictions_are_listed_page_by_page(app_client: TestClient) -> None:
+    journal, now = service_of(app_client).jobs.journal, time.time()
+    settings = Job.of("local", Settings(seed=1)).settings
+    expected = [Job("local", settings, status="failed", created=now - number) for number in range(2 * api.PAGE + 1)]
+    for job in [*expected, Job("another", settings, status="failed", created=now)]:
+        journal.keep(job)
+    path, pages = "/v1/predictions", list[list[str]]()
+    while path:
+        page = app_client.get(path).json()
+        pages.append([result["id"] for result in page["results"]])
+        assert page["previous"] is None
+        path = (page["next"] or "").removeprefix("http://127.0.0.1:5000")
+    assert [len(page) for page in pages] == [100, 100, 1] and [id for page in pages for id in page] == [
+        job.id for job in expected
+    ]
+    journal.run("DELETE FROM jobs WHERE id = ?", expected[-1].id)
+    page = app_client.get(f"/v1/predictions?cursor={expected[api.PAGE - 1].created!r}").json()
+    assert len(page["results"]) == 100 and page["next"] is None
+    for cursor in ("x", "nan", "inf"):
+        answer = app_client.get("/v1/predictions", params={"cursor": cursor})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_cursor")
+    journal.run("DELETE FROM jobs")
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        ("wait", 60.0), ("wait=5", 5.0), ("wait=2.5", 2.5), ("wait=61", 60.0), ("respond-async, wait=7", 7.0),
+        ("respond-async", 0.0), ("", 0.0), ("wait=x", 60.0), ("wait=999999999", 60.0), ("wait=0", 0.0),
+        ("waiting=5", 0.0),
+    ],
+)  # fmt: skip
+def test_how_long_a_request_wants_to_wait(prefer: str, seconds: float) -> None:
+    request: Any = SimpleNamespace(headers={"prefer": prefer} if prefer else {})
+    assert api.preferred_wait(request) == seconds
+    document = json.loads((ROOT / "docs/openapi.json").read_text())
+    headers = document["paths"]["/v1/predictions"]["post"]["parameters"]
+    (about,) = [header["description"] for header in headers if header["name"] == "Prefer"]
+    assert f"({api.LONGEST_WAIT:g} at most)" in about
+
+
+def test_a_prediction_has_times_of_its_own_in_its_metrics(app_client: TestClient) -> None:
+    service = service_of(app_client)
+    settings = Job.of("ann", Settings(seed=1)).settings
+    job = Job("ann", settings, name="a.png", created=100.0, started=101.0, completed=104.0, metrics={"seed": 1})
+    shown = api.prediction(service, "http://here", job)
+    assert shown["metrics"] == {"seed": 1, "predict_time": 3.0, "total_time": 4.0}
+    assert (shown["created_at"], shown["started_at"]) == ("1970-01-01T00:01:40.000Z", "1970-01-01T00:01:41.000Z")
+    assert shown["input"] == {"image": "a.png", **settings} and shown["model"] == "ann/seesr"
+    assert (shown["output"], shown["data_removed"], shown["urls"]["web"]) == (None, False, "http://here/")
+    for missing in ("started", "completed"):
+        waiting = api.prediction(service, "http://here", dataclasses.replace(job, **{missing: None}))
+        assert waiting["metrics"] == {"seed": 1}
+    unknown = api.prediction(service, "http://here", dataclasses.replace(job, version="0" * 64))
+    assert unknown["version"] == "0" * 64 and unknown["model"] == "ann/seesr"
+
+
+def test_the_output_is_a_link_over_https_and_the_data_over_http() -> None:
+    service: Any = SimpleNamespace(link=lambda base, job: f"{base}/link", data_uri=lambda job: "data:")
+    done = Job("ann", {}, status="succeeded", output="a.png")
+    assert api.output_of(service, "https://here", done) == ("https://here/link", False)
+    assert api.output_of(service, "http://here", done) == ("data:", False)
+    assert api.output_of(service, "http://here", done, whole=False) == ("http://here/link", False)
+    for other in (dataclasses.replace(done, status="failed"), dataclasses.replace(done, output=None)):
+        assert api.output_of(service, "https://here", other) == (None, False)
+
+
+def test_a_canceled_prediction_is_shown_as_canceled_before_its_next_tile(app_client: TestClient) -> None:
+    engine = service_of(app_client).jobs.engines.loaded[service_of(app_client).jobs.version]
+    body = {"version": "you/seesr", "input": {"image": data_uri(sharp()), **QUICK}}
+    done = app_client.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
+    assert done["status"] == "succeeded"
+    assert app_client.post(f"/v1/predictions/{done['id']}/cancel").json()["status"] == "succeeded"
+    engine.seconds = 5.0
+    running = app_client.post("/v1/predictions", json=body).json()
+    answer = app_client.post(f"/v1/predictions/{running['id']}/cancel")
+    assert answer.json()["status"] == "canceled"
+    engine.seconds = 0.0
+
+
+def test_models_and_versions(app_client: TestClient) -> None:
+    model = app_client.get("/v1/models/anyone/seesr").json()
+    version = model["latest_version"]
+    assert (model["owner"], model["name"], model["run_count"]) == ("anyone", "seesr", 0)
+    assert model["url"] == "http://127.0.0.1:5000/" and version["created_at"].endswith("Z")
+    assert app_client.get(f"/v1/models/anyone/seesr/versions/{version['id']}").json() == version
+    assert app_client.get("/v1/models/anyone/seesr/versions").json()["results"] == [version]
+    body = {"input": {"image": data_uri(sharp()), **QUICK}}
+    for name in (version["id"], "you/seesr", f"you/seesr:{version['id']}"):
+        assert app_client.post("/v1/predictions", json={**body, "version": name}).status_code == 201
+    for name, code in (("you/other", "version_not_found"), ("0" * 200, "version_not_found"), (None, "invalid_input")):
+        answer = app_client.post("/v1/predictions", json={**body, "version": name})
+        assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, code, "version")
+        assert len(answer.json()["detail"]) < 300
+
+
+def streamed(*changes: Any, removed: bool = False, closing: bool = False) -> list[dict[str, str]]:
+    """The events of a prediction whose job changes so; None: nothing changes for a while."""
+    first, *later = changes
+
+    async def changed(id: str, revision: int, seconds: float) -> Any:
+        return later.pop(0)
+
+    def result(job: Job) -> str:
+        if removed:
+            raise Refused("expired", "the result was removed")
+        return "data:image/png;base64,AA=="
+
+    jobs = SimpleNamespace(find=lambda id: first, changed=changed, closing=closing)
+    service = SimpleNamespace(jobs=jobs, base=lambda request: "http://here", data_uri=result,
+                              check_link=lambda name, query: None)  # fmt: skip
+    request: Any = SimpleNamespace(
+        app=SimpleNamespace(state=SimpleNamespace(service=service)), path_params={"id": "a"}, query_params={}
+    )
+
+    async def read() -> list[str]:
+        response: Any = await api.stream(request)
+        return [part async for part in response.body_iterator]
+
+    events = []
+    for part in asyncio.run(read()):
+        lines = [line.partition(": ") for line in part.strip().split("\n")]
+        events.append({name or "comment": value for name, _, value in lines if name != "data"}
+                      | {"data": "|".join(value for name, _, value in lines if name == "data")})  # fmt: skip
+    return events
+
+
+def change(status: str, revision: int, **values: Any) -> Job:
+    return Job("ann", {}, id="a", status=status, revision=revision, **values)
+
+
+def test_a_stream_sends_each_line_of_the_logs_once() -> None:
+    running = change("processing", 1, logs="one\n")
+    events = streamed(
+        change("starting", 0), running, dataclasses.replace(running), change("processing", 2, logs="one\ntwo\nthree\n"),
+        change("succeeded", 3, logs="one\ntwo\nthree\n", output="a.png"),
+    )  # fmt: skip
+    assert [(event.get("event"), event["data"], event.get("id")) for event in events] == [
+        ("logs", "one", "1"), (None, "", None), ("logs", "two|three", "2"),
+        ("output", "data:image/png;base64,AA==", "3"), ("done", "{}", "3"),
+    ]  # fmt: skip
+
+
+def test_a_stream_says_why_it_ends() -> None:
+    failed = streamed(change("failed", 4, error="too large"))
+    assert [(event["event"], event["data"]) for event in failed] == [
+        ("error", "too large"), ("done", '{"reason": "error"}')
+    ]  # fmt: skip
+    canceled = streamed(change("canceled", 4))
+    assert [(event["event"], event["data"]) for event in canceled] == [("done", '{"reason": "canceled"}')]
+    removed = streamed(change("succeeded", 4, output="a.png"), removed=True)
+    assert [(event["event"], event["data"]) for event in removed] == [
+        ("error", "the result was removed"), ("done", '{"reason": "error"}')
+    ]  # fmt: skip
+    stopping = streamed(change("starting", 4), closing=True)
+    assert [(event["event"], event["data"], event["id"]) for event in stopping] == [
+        ("error", "the server is shutting down", "4")
+    ]  # fmt: skip
