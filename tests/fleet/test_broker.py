@@ -73,6 +73,8 @@ def test_lost_jobs_are_looked_for_several_times_in_a_lease(lease: int, interval:
 
 
 def test_a_gateway_does_not_wait_for_a_redis_that_is_away() -> None:
+    decision = next((ROOT / "docs/decisions").glob("0011-*")).read_text()
+    assert "two seconds, then 503" in decision and TIMEOUT == 2
     worker, gateway = configured(publishes=False).conf, configured(publishes=True).conf
     for name in ("socket_timeout", "socket_connect_timeout"):
         assert gateway.broker_transport_options[name] == TIMEOUT and name not in worker.broker_transport_options

@@ -56,6 +56,7 @@ class Engine:
         read = mask.read_bytes() if mask else None
         owner = current_owner.get()
         self.runs.append({"data": data.read_bytes(), "mask": read, "owner": owner, "deadline": deadline})
+        assert 0 < watchers[0].interval <= 1, "a person sees it move"
         for position in POSITIONS:
             watchers[0](position)
         if self.work is not None:

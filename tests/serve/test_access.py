@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 from echo_server import PNG, QUICK, serving
+from pydantic import SecretStr
 from serving import ANN, BOB, sharp
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.testclient import TestClient
 
+from seesr.config import Configuration
 from seesr.serving import access, health, identity
+from seesr.serving.keys import Keys
+from seesr.serving.refusal import Refused
 
 OPEN, KEY, OWN = "open", "key", "own"  # needs nothing; needs a key; shows only what belongs to the key
 ROUTES = {
@@ -342,3 +346,82 @@ def test_the_scrape_token_reads_metrics_and_nothing_else(tmp_path: Path) -> None
             assert client.get("/metrics", headers=bearer(token)).status_code == 401
     with serving(tmp_path / "none", api_keys=f"ann:{ANN}") as client:
         assert client.get("/metrics", headers=bearer("")).status_code == 401
+
+
+def admitting(public_url: str | None = None, scrape: str = "", **values: Any) -> access.Access:
+    return access.Access(Keys(Configuration(**values)), [], None, public_url, {}, scrape)
+
+
+@pytest.mark.parametrize(
+    ("client", "remote"),
+    [
+        (None, False),
+        (("testclient", 5), False),
+        (("127.0.0.1", 5), False),
+        (("::1", 5), False),
+        (("10.0.0.1", 5), True),
+    ],
+)
+def test_where_a_request_comes_from(client: Any, remote: bool) -> None:
+    assert access.is_remote({"client": client}) is remote and access.is_remote({}) is False
+
+
+@pytest.mark.parametrize(
+    ("host", "own"), [("localhost", True), ("127.0.0.1", True), ("::1", True), ("10.0.0.1", False), ("a.test", False)]
+)
+def test_the_names_of_this_machine(host: str, own: bool) -> None:
+    assert access.is_loopback(host) is own
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [("GET", "/a", ("GET", "/a")), ("HEAD", "/a", ("GET", "/a")), ("POST", "/a", ("POST", "/a")), ("PUT", "/a", None),
+     ("GET", "/b/5", ("GET", "/b/{id}")), ("GET", "/c", None), ("GET", "/a/x", None)],
+)  # fmt: skip
+def test_the_route_that_answers(method: str, path: str, found: tuple[str, str] | None) -> None:
+    def handler() -> None: ...
+
+    routes: list[BaseRoute] = [Mount("/a", app=handler)]  # type: ignore[arg-type]
+    routes += [Route("/a", handler), Route("/a", handler, methods=["POST"]), Route("/b/{id}", handler)]
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    assert access.route_of(routes[1:], scope) == found == access.route_of(routes, scope)
+
+
+def test_a_host_header_may_be_missing_and_is_cut_in_the_message() -> None:
+    local = admitting(public_url="https://images.example:8443")
+    for host in ("", "images.example:8443", "images.example", "127.0.0.1:5"):
+        local.check_host(host)
+    with pytest.raises(Refused, match="set SEESR_PUBLIC_URL") as error:
+        local.check_host("x" * 5000)
+    assert len(error.value.detail) < 300 and error.value.code == "wrong_host"
+
+
+def test_an_origin_is_that_of_the_host_or_of_the_public_address() -> None:
+    local = admitting(public_url="https://Images.example:8443")
+    for origin in ("https://images.EXAMPLE:8443", "http://here:5"):
+        local.check_origin(origin, "here:5")
+    for origin in ("https://images.example", "http://here", "here:5", "://", "x" * 5000):
+        with pytest.raises(Refused, match="may not call this server") as error:
+            local.check_origin(origin, "here:5")
+        assert len(error.value.detail) < 300
+
+
+@pytest.mark.parametrize(
+    ("header", "scrape", "key"),
+    [
+        ("Bearer scrape-me", True, False), ("bearer  scrape-me ", True, False), ("Token scrape-me", False, False),
+        ("scrape-me", False, False), ("", False, False), (f"Bearer {ANN}", False, True), (f"token {ANN}", False, True),
+        (f"Basic {ANN}", False, False), (ANN, False, False),
+    ],
+)  # fmt: skip
+def test_tokens_come_in_the_authorization_header(header: str, scrape: bool, key: bool) -> None:
+    keyed = admitting(api_keys=SecretStr(f"ann:{ANN}"), scrape="scrape-me")
+    assert keyed.may_scrape(header) is scrape and (keyed.key(header) is not None) is key
+    assert not admitting(api_keys=SecretStr(f"ann:{ANN}")).may_scrape("Bearer ")
+
+
+def test_the_owner_of_a_server_without_keys_has_no_token() -> None:
+    local = admitting()
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+    assert local.local and local.admit(scope) is access.LOCAL_KEY
+    assert not admitting(api_keys=SecretStr(f"ann:{ANN}")).local and access.LOCAL_KEY.sha256 == ""
