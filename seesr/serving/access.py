@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from seesr.serving.keys import Key, Keys
-from seesr.serving.refusal import Refused
+from seesr.serving.refusal import Refused, shown
 
 LOCAL = "local"  # owner of all jobs of a server without keys
 LOCAL_KEY = Key(name=LOCAL, sha256="")
@@ -153,7 +153,7 @@ class Access:
         name = urlsplit(f"//{host}").hostname if HOST.fullmatch(host) else None
         if name is None or not (is_loopback(name) or name == self.public.hostname):
             detail = (
-                f"the Host header {host[:100]!r} is not allowed: call localhost, or set SEESR_PUBLIC_URL to allow it"
+                f"the Host header {shown(host)!r} is not allowed: call localhost, or set SEESR_PUBLIC_URL to allow it"
             )
             raise Refused("wrong_host", detail)
 
@@ -161,7 +161,7 @@ class Access:
         """Refuses what a browser sends for a page of another site."""
         netloc = origin.lower().partition("://")[2]
         if not netloc or netloc not in (host, self.public.netloc.lower()):
-            detail = f"pages of {origin[:100]!r} may not call this server; set SEESR_PUBLIC_URL if that is its address"
+            detail = f"pages of {shown(origin)!r} may not call this server; set SEESR_PUBLIC_URL if that is its address"
             raise Refused("forbidden_origin", detail)
 
     def may_scrape(self, header: str) -> bool:

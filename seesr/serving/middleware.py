@@ -19,7 +19,7 @@ from seesr.images.limits import LARGEST_FILE
 from seesr.serving.access import Access
 from seesr.serving.job import Late, QueueFull, Unavailable, storage_failure
 from seesr.serving.keys import Key
-from seesr.serving.refusal import ERRORS, Refused
+from seesr.serving.refusal import ERRORS, Refused, shown
 
 LARGEST_BODY = 10 * LARGEST_FILE  # bytes, of a batch; a single image's limit is checked where it is stored
 LARGEST_JSON = 16 * 2**20  # bytes: larger images come as a file, not inside of JSON
@@ -169,7 +169,7 @@ class Gate:
         scope["state"]["key"] = key = self.access.admit(scope)
         encoding = Headers(scope=scope).get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
-            detail = f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is"
+            detail = f"Content-Encoding {shown(encoding)!r} is not supported; send the body as it is"
             raise Refused("unsupported_media_type", detail, **{"Accept-Encoding": "identity"})
         if scope["method"] == "POST" and key is not None:
             wait = self.rates.take(key.name, key.rate)

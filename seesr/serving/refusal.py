@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import reprlib
+from typing import Any, NamedTuple
 
 
 class ErrorCode(NamedTuple):
@@ -108,3 +109,9 @@ class Refused(Exception):
     @property
     def status(self) -> int:
         return ERRORS[self.code].status
+
+
+def shown(value: Any) -> str:
+    """A value for a message: a text as it is, everything else as Python writes it; 60 characters at most."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -20,7 +20,7 @@ from pydantic_core import core_schema, from_json
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from seesr.serving.refusal import Refused
+from seesr.serving.refusal import Refused, shown
 from seesr.settings import Settings
 from seesr.settings.parsing import settings_of
 from seesr.settings.validation import FieldError
@@ -191,12 +191,6 @@ def sentence(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
     message = message.replace("a valid dictionary", "an object").replace("a valid ", "a ").partition(",")[0]
     return f"{name} is {shown(fault['input'])}; {message}"
-
-
-def shown(value: Any) -> str:
-    """A value for a message: a text as it is, everything else as Python writes it; 60 characters at most."""
-    text = value if isinstance(value, str) else reprlib.repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def parse_json(data: bytes | str) -> Any:
