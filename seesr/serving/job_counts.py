@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
+from seesr.images.limits import megapixels
 from seesr.serving.job import DONE, ENDED, Job
 
 Name = tuple[str, ...]  # a metric and the values of its labels; of a histogram also a bucket, or "sum"
@@ -58,8 +59,7 @@ def increments(job: Job, owner: str) -> dict[Name, float]:
     for name, seconds in durations(job).items():
         counts |= {(*name, bucket_of(seconds)): 1, (*name, "sum"): seconds}
     if job.status == DONE and job.metrics:
-        width, height = map(int, job.metrics["output_size"].split("x"))
-        counts["key_megapixels", owner] = width * height / 1e6
+        counts["key_megapixels", owner] = megapixels(*map(int, job.metrics["output_size"].split("x")))
         counts["tiles",] = job.metrics["tiles"] * job.metrics["steps"]
         counts["retries",] = job.metrics["out_of_memory_retries"] + job.metrics["float32_retries"]
     return counts

@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from seesr.config import Configuration
+from seesr.images import limits
 from seesr.images.formats import MEDIA_TYPES
 from seesr.images.mask import check_aspect
 from seesr.images.read import open_header, read_file
@@ -132,8 +133,8 @@ class Service:
             Refused: 429, the key has used its quota of the day.
             QueueFull, Unavailable: it is not taken, and not counted.
         """
-        width, height = settings.output_size(*open_header(read_file(image)).size)
-        megapixels, day, quota = width * height / 1e6, today().isoformat(), key.megapixels_per_day
+        megapixels = limits.megapixels(*settings.output_size(*open_header(read_file(image)).size))
+        day, quota = today().isoformat(), key.megapixels_per_day
         if not self.store.add_usage(key.name, day, 1, megapixels, quota):
             detail = f"the result has {megapixels:.1f} MP and would exceed the {quota:g} MP of this key for {day} (UTC)"
             seconds = 86400 - int(time.time()) % 86400
