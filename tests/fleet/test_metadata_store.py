@@ -17,7 +17,7 @@ from seesr.fleet.file_store import FileStore
 from seesr.fleet.metadata_store import FleetMetadataStore
 from seesr.fleet.redis_client import RedisClient
 from seesr.serving.keys import today
-from seesr.serving.metadata_store import USAGE_DAYS, MetadataStore
+from seesr.serving.metadata_store import USAGE_DAYS, MetadataStore, remove_older
 from seesr.serving.sqlite_store import SqliteStore
 
 ID, OTHER = "a" * 32, "b" * 32
@@ -132,3 +132,13 @@ def test_the_list_of_uploads_has_a_page(redis: RedisClient, objects: FileStore, 
         redis.client.set(f"seesr:upload:{id}", f'["ann", {{"id": "{id}"}}]')
         redis.client.zadd("seesr:uploads:ann", {id: number})
     assert [int(record["id"]) for record in store.uploads("ann")] == [*range(101, 1, -1)]
+
+
+def test_files_are_removed_by_their_age_and_not_by_name(tmp_path: Path) -> None:
+    for name, written in (("old", 999), ("kept", 999), ("older", 1), ("on time", 1000), ("new", 1001)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (written, written))
+    remove_older(tmp_path, 1000, {"kept", None})
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "on time", "new"}
+    remove_older(tmp_path, 1001)
+    assert {path.name for path in tmp_path.iterdir()} == {"new"}
