@@ -275,6 +275,7 @@ def serve(
         listener.bind((host, port))
         listener.listen(2048)  # who reads the address below may ask at once
     except OSError as error:
+        listener.close()
         raise ValueError(f"--port {port} cannot be used: {error.strerror}") from error
     base = f"http://{host}:{listener.getsockname()[1]}"
     app = build(
