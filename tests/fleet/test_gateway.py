@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from seesr.config import Configuration
@@ -13,11 +15,13 @@ from seesr.serving.identity import version_of
 
 def test_the_parts_of_a_gateway(configuration: Configuration) -> None:
     parts = gateway.parts(configuration.model_copy(update={"keep": 2.0}), weights.POCKET, None)  # type: ignore[arg-type]
-    assert parts.jobs.version == version_of(weights.POCKET) and parts.jobs.versions == [parts.jobs.version]
-    assert parts.jobs.records.keep == parts.store.keep == 2 * 3600  # type: ignore[attr-defined]
+    jobs: Any = parts.jobs
+    store: Any = parts.store
+    assert jobs.version == version_of(weights.POCKET) and jobs.versions == [jobs.version]
+    assert jobs.records.keep == store.keep == 2 * 3600
     assert list(parts.background) == ["maintenance", "webhooks"] and parts.drained is None
-    assert parts.jobs.objects.cache == configuration.data / "fetched" and len(parts.collectors) == 2
-    parts.jobs.close()
+    assert jobs.objects.cache == configuration.data / "fetched" and len(parts.collectors) == 2
+    jobs.close()
 
 
 def test_all_gateways_sign_with_the_secret_of_the_first(redis: RedisClient) -> None:
