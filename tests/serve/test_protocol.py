@@ -135,7 +135,7 @@ def test_a_header_must_arrive_in_the_documented_time() -> None:
     assert not server.loop.headers() and connection.header_timer is None
     assert connection.cycle
     connection.cycle.response_complete = True
-    connection.data_received(b"")
+    connection.data_received(b"G")
     (timer,) = server.loop.headers()  # of the next request
     timer.work()
     assert transport.ended == "aborted" and connection.header_timer is None
