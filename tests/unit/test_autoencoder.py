@@ -353,15 +353,15 @@ def test_parts_of_the_middle_attention_are_the_whole(
     tiny_upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch, weights: int
 ) -> None:
     monkeypatch.setattr(global_layers, "WEIGHTS", weights)
-    attention = tiny_upscaler.networks.vae.decoder.mid_block.attentions[0]  # pyright: ignore[reportAttributeAccessIssue]
+    attention: Any = tiny_upscaler.networks.vae.decoder.mid_block.attentions[0]  # pyright: ignore[reportAttributeAccessIssue]
     x, tiles = torch.randn(1, 16, 9, 14), (Tile(0, 0, 9, 5), Tile(0, 5, 9, 14))
-    rows = attention.group_norm(x)  # pyright: ignore[reportCallIssue]
+    rows = attention.group_norm(x)
     whole = global_layers.GlobalAttention(attention, (9, 14))
     for tile in tiles:
         whole.observe(tile.crop(rows), tile)
     whole.finish()
     results = [whole(tile.crop(rows)) for tile in tiles]
-    expected = attention(x) - x  # pyright: ignore[reportCallIssue]
+    expected = attention(x) - x
     torch.testing.assert_close(torch.cat(results, dim=3), expected, atol=1e-5, rtol=1e-5)
 
 

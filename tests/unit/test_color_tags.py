@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_the_profile_of_bt709_is_that_of_srgb() -> None:
     """As another program reads it: its names, header and curve."""
     data = color_tags.profile(BT709)
     opened = ImageCms.ImageCmsProfile(io.BytesIO(data))
-    core = opened.profile
+    core: Any = opened.profile
     assert (core.version, core.device_class, core.xcolor_space, core.connection_space) == (4.4, "mntr", "RGB ", "XYZ ")
     assert core.profile_description == "RGB, sRGB curve, primaries 0.3127,0.329 0.64,0.33 0.3,0.6 0.15,0.06"
     assert core.copyright == "No copyright, use freely"

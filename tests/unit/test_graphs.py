@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_bits_are_compared_with_dtype_and_shape() -> None:
 
 
 def test_bytes_of_the_pool_that_look_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = object.__new__(CudaRecorder)
+    recorder: Any = object.__new__(CudaRecorder)
     recorder.pool = (0, 7)
     segments = [
         {"segment_pool_id": pool, "total_size": 100, "allocated_size": used}
