@@ -217,6 +217,8 @@ def test_measures_of_added_detail(depth: type, rng: np.random.Generator) -> None
     assert fine == {"faithful": 100.0, "invented": round(300 / float(finer.var((0, 1)).sum()), 4)}
     assert bright == {"faithful": round(20 * float(np.log10(255 / 10)), 2), "invented": 0.0}
     flat = np.full((4, 4, 3), 9, depth)
+    faint = flat + np.tile(np.eye(2, dtype=depth), (2, 2))[..., None]
+    assert postprocess.trust(faint, flat, flat[:2, :2])["invented"] == 1.0  # of a variance below one
     assert postprocess.trust(flat, flat, flat[:2, :2]) == {"faithful": 100.0, "invented": 0.0}
 
 

@@ -45,6 +45,8 @@ def test_the_plan_of_an_image_and_of_a_region() -> None:
     assert part.output == whole.output and part.latent == whole.latent
     assert part.part == Tile(0, 0, 12, 12)  # 16 pixels and 31 more
     assert part.steps == [[Tile(0, 0, 64, 64), Tile(16, 0, 80, 64)]] and part.seen == Tile(0, 0, 80, 64)
+    blurred = work.plan(OUTLINE, settings.replace(region="0,0,16,16", fidelity=0.5), (160, 80))
+    assert blurred.part == Tile(0, 0, 14, 14)  # 9 more at a scale of 4
     several = work.plan(OUTLINE, settings.replace(num_inference_steps=3), (160, 80))
     assert several.tiles == 3 * whole.tiles
     everything = work.plan(GLOBAL, settings.replace(region="0,0,16,16"), (160, 80))
@@ -95,6 +97,8 @@ def test_units_of_the_autoencoder_and_the_finish() -> None:
     settings, size = Settings(scale_factor=4), (160, 80)
     units = work.count(OUTLINE, settings, size)
     assert units["encode"] == units["decode"] == pytest.approx(80 * 160 * 16 / 1e6)
+    assert units["read"] == pytest.approx(0.0128) and units["tags"] == units["text"] == 1
+    assert work.count(OUTLINE, settings.replace(cfg_scale=1.5), size)["text"] == 2
     part = work.count(OUTLINE, settings.replace(region="0,0,16,16"), size)
     assert part["encode"] == pytest.approx(80 * (64 + 24) * 16 / 1e6)
     assert part["decode"] == pytest.approx((12 + 24) ** 2 * 16 / 1e6) and part["file:png"] == pytest.approx(256 / 1e6)
@@ -108,4 +112,5 @@ def test_units_of_the_autoencoder_and_the_finish() -> None:
 def test_overlaps_of_the_autoencoder_s_tiles_count(side: int, tiles: int) -> None:
     """Of 100 x 200 latent pixels: neighbours have twice the halo of 24 in common."""
     assert work.autoencoder_work(OUTLINE, side, (100, 200), None) == tiles * 100 * side
+    assert work.autoencoder_work(OUTLINE, side, (200, 100), None) == tiles * 100 * side
     assert tiles == max(1, math.ceil((200 - 48) / (side - 48)))
