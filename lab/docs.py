@@ -400,17 +400,32 @@ def cpu_options() -> str:
 
 
 def peers() -> str:
-    """What `python -m lab.quality.peers` measured."""
+    """What `python -m lab.quality.peers` measured on photographs."""
     from lab.quality.peers import COLUMNS
 
     titles = {
         "gain_db": "gain, dB", "least_db": "worst image, dB", "ssim": "SSIM", "alex": "LPIPS alex", "vgg": "LPIPS vgg",
         "niqe": "NIQE", "seconds_per_mp": "seconds per megapixel",
     }  # fmt: skip
-    rows = read(RESULTS / "peers.json", "means")
+    rows = [row for row in read(RESULTS / "peers.json", "means") if row["kind"] == "photograph"]
     rows = [{**row, "method": row["method"].replace("truth", "the original")} for row in rows]
-    columns = {key: (titles.get(key, key), form) for key, form in COLUMNS.items() if key != "images"}
+    columns = {key: (titles.get(key, key), form) for key, form in COLUMNS.items() if key not in ("kind", "images")}
     return titled(rows, columns)
+
+
+def peers_kinds() -> str:
+    """What `python -m lab.quality.peers` measured on other images: gain in dB and LPIPS (alex) of each method."""
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    names = {"pocket, 1 step": "pocket", "RealESRGAN_x4plus": "RealESRGAN_x4plus", "DAT-light": "DAT-light"}
+    for row in read(RESULTS / "peers.json", "means"):
+        if row["kind"] != "photograph" and row["damage"] != "bicubic":
+            cell = cells.setdefault((row["kind"], row["damage"]), {"kind": row["kind"], "damage": row["damage"]})
+            if row["method"] in names:
+                cell[names[row["method"]]] = f"{row['gain_db']:+.2f}, {row['alex']:.3f}"
+            elif row["method"] == "bicubic upscale":
+                cell["bicubic"] = f"{row['alex']:.3f}"
+    columns = {name: (name, "") for name in ("kind", "damage", "bicubic", *names.values())}
+    return titled(cells.values(), columns)
 
 
 def region() -> str:
@@ -565,6 +580,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-options": cpu_options,
     "versus": versus,
     "peers": peers,
+    "peers-kinds": peers_kinds,
     "cards": cards,
     "h200": h200,
     "soak": soak,

