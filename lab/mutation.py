@@ -1,12 +1,12 @@
 """Mutation testing: changes the code in small ways, one at a time, and counts the changes that tests detect.
 
-python -m lab.mutation --map [TEST ...]        # runs the default tests, or these, to learn which lines each executes
+python -m lab.mutation --map [TEST ...]        # runs the tests, or these, to learn which lines each executes
 python -m lab.mutation --json results/mutation.json --seed 1 [--minutes 25] [--jobs 2] [PATH ...]
 
 Mutants are drawn from all modules of `seesr/`. Each is written into a copy of the project, where tests that execute its
-line run in a fork of this process, which has loaded the libraries already. Mutants that the file has are not run again:
-a stopped run continues with the same seed. The `reason` of a survivor is written into the file by hand; one that begins
-with "no effect" says why no test can see the change.
+line run in a fork of this process, which has loaded the libraries already. Long tests run too, slow ones do not.
+Mutants that the file has are not run again: a stopped run continues with the same seed. The `reason` of a survivor is
+written into the file by hand; one that begins with "no effect" says why no test can see the change.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from lab.report import ROOT, read, write
 
 MAP = ROOT / "build/mutation-map.json"
-SECONDS = 15  # of tests for one mutant
+SECONDS = 20  # of tests for one mutant
 MEMORY = 8 << 30  # bytes of a test process: a mutant that allocates without end fails
 LIBRARIES = """celery cv2 diffusers httpx huggingface_hub hypothesis imagecodecs mcp obstore prometheus_client pytest
     pydantic_settings redis requests scipy.ndimage skimage.data starlette.testclient tifffile timm transformers"""
-PYTEST = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--hypothesis-seed=0"]
+WARNING = "ignore::pytest.PytestAssertRewriteWarning"
+PYTEST = ["-q", "--all", "-mnot slow", "-pno:cacheprovider", "-W", WARNING, "--hypothesis-seed=0"]
 COVERAGE = """[run]
 parallel = true
 data_file = {folder}/.coverage
@@ -203,8 +206,6 @@ class Failures:
 
 def begin(folder: Path, *arguments: str) -> int:
     """Starts pytest in a copy of the project; the names of failed tests go to `failed` there. Returns the process."""
-    import pytest
-
     plugins = [Failures(folder / "failed")]
     return fork(folder, lambda: pytest.main([*PYTEST, *arguments], plugins=plugins))
 
@@ -253,57 +254,60 @@ def copies(top: Path, count: int) -> list[Path]:
     return folders
 
 
-def record(folder: Path, tests: list[str], known: Map) -> Map:
-    """Adds what each test executes, in its process and in those that it starts, if it passes in a copy."""
+class Recorder:
+    """Runs tests in a copy of the project and records what each executes, here and in processes that it starts.
+
+    A pytest plugin. `tests` has the seconds, the number of passed phases and the fixtures of each test.
+    """
+
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
+        import coverage
+
+        self.folder, self.arguments, self.context = folder, arguments, ""
+        self.tests: dict[str, tuple[float, int, list[str]]] = {}
+        (folder / "coveragerc").write_text(COVERAGE.format(folder=folder))
+        (folder / "sitecustomize.py").write_text("import coverage\n\ncoverage.process_startup()\n")
+        self.coverage = coverage.Coverage(f"{folder}/.coverage.tests", include=[f"{folder}/seesr/*"], config_file=False)
+
+    def switch(self, context: str) -> str:
+        """Names what runs from now on, here and in the processes that are started; returns the name before."""
+        before, self.context = self.context, context
+        self.coverage.switch_context(context)
+        os.environ["COVERAGE_CONTEXT"] = context
+        return before
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.tests[item.nodeid] = 0.0, 0, list(getattr(item, "fixturenames", ()))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.switch(nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
+        shared = fixturedef.scope != "function"  # what it executes counts for all of its tests
+        before = self.switch(f"{fixturedef.argname} of {fixturedef.baseid}" if shared else self.context)
+        try:
+            return (yield)
+        finally:
+            self.switch(before)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        seconds, passed, fixtures = self.tests.get(report.nodeid, (0.0, 0, []))
+        self.tests[report.nodeid] = seconds + report.duration, passed + report.passed, fixtures
+
+    def __call__(self) -> int:
+        os.environ["COVERAGE_PROCESS_START"] = str(self.folder / "coveragerc")
+        with self.coverage.collect():
+            pytest.main([*PYTEST, *self.arguments], plugins=[self])
+        self.coverage.save()
+        (self.folder / "tests.json").write_text(json.dumps(self.tests))
+        return 0
+
+
+def recorded(folder: Path, known: Map) -> Map:
+    """Adds what a Recorder recorded in `folder` of the tests that passed."""
     import coverage
-    import pytest
 
-    (folder / "coveragerc").write_text(COVERAGE.format(folder=folder))
-    (folder / "sitecustomize.py").write_text("import coverage\n\ncoverage.process_startup()\n")
-
-    class Recorder:
-        def __init__(self) -> None:
-            self.tests: dict[str, tuple[float, int, list[str]]] = {}  # seconds, passed phases, fixtures
-            self.context = ""
-            self.coverage = coverage.Coverage(
-                f"{folder}/.coverage.tests", include=[f"{folder}/seesr/*"], config_file=False
-            )
-
-        def switch(self, context: str) -> str:
-            """Names what runs from now on, here and in the processes that are started; returns the name before."""
-            before, self.context = self.context, context
-            self.coverage.switch_context(context)
-            os.environ["COVERAGE_CONTEXT"] = context
-            return before
-
-        def pytest_runtest_setup(self, item: pytest.Item) -> None:
-            self.tests[item.nodeid] = 0.0, 0, list(getattr(item, "fixturenames", ()))
-
-        def pytest_runtest_logstart(self, nodeid: str) -> None:
-            self.switch(nodeid)
-
-        @pytest.hookimpl(wrapper=True)
-        def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
-            shared = fixturedef.scope != "function"  # what it executes counts for all of its tests
-            before = self.switch(f"{fixturedef.argname} of {fixturedef.baseid}" if shared else self.context)
-            try:
-                return (yield)
-            finally:
-                self.switch(before)
-
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            seconds, passed, fixtures = self.tests.get(report.nodeid, (0.0, 0, []))
-            self.tests[report.nodeid] = seconds + report.duration, passed + report.passed, fixtures
-
-        def __call__(self) -> int:
-            os.environ["COVERAGE_PROCESS_START"] = str(folder / "coveragerc")
-            with self.coverage.collect():
-                pytest.main([*PYTEST, *tests], plugins=[self])
-            self.coverage.save()
-            (folder / "tests.json").write_text(json.dumps(self.tests))
-            return 0
-
-    os.waitpid(fork(folder, Recorder()), 0)
     print((folder / "log").read_text()[-3000:])
     places, lines = {line: place for place, line in enumerate(known.lines)}, defaultdict[str, set[int]](set)
     for path in folder.glob(".coverage.*"):
@@ -345,7 +349,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         folders = copies(Path(top), args.jobs)
         if args.map is not None or not known.tests:
-            MAP.write_text(json.dumps(record(folders[0], args.map or [], known)))
+            tests = args.map or sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py"))
+            parts = [(folder, tests[number :: len(folders)]) for number, folder in enumerate(folders)]
+            for process in [fork(folder, Recorder(folder, part)) for folder, part in parts if part]:
+                os.waitpid(process, 0)
+            for folder, part in parts:
+                known = recorded(folder, known) if part else known
+            MAP.write_text(json.dumps(known))
             return
         files = [file for path in args.paths for file in (Path(path).rglob("*.py") if Path(path).is_dir() else [path])]
         every = [place for file in sorted(map(str, files)) for place in places(file)]
