@@ -54,6 +54,7 @@ PAGES = (
     "docs/decisions/0015-mutation-testing.md",
     "docs/decisions/0020-flat-areas-thin-images-registration.md",
     "docs/decisions/0023-speed.md",
+    "docs/decisions/0025-bundled-model.md",
     "docs/decisions/0028-cached-stages.md",
     "docs/decisions/0029-quotes.md",
     "docs/decisions/0038-trust-map.md",
@@ -413,19 +414,35 @@ def peers() -> str:
     return titled(rows, columns)
 
 
-def peers_kinds() -> str:
-    """What `python -m lab.quality.peers` measured on other images: gain in dB and LPIPS (alex) of each method."""
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    names = {"pocket, 1 step": "pocket", "RealESRGAN_x4plus": "RealESRGAN_x4plus", "DAT-light": "DAT-light"}
-    for row in read(RESULTS / "peers.json", "means"):
-        if row["kind"] != "photograph" and row["damage"] != "bicubic":
+def by_kind(file: str, methods: Mapping[str, str], photographs: bool) -> str:
+    """Gain in dB and LPIPS (alex) of some methods that `python -m lab.quality.peers` measured.
+
+    Args:
+        file: its name in results.
+        methods: their names in the file -> in the table.
+        photographs: with a row for them.
+    """
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in read(RESULTS / file, "means"):
+        if row["damage"] != "bicubic" and (photographs or row["kind"] != "photograph"):
             cell = cells.setdefault((row["kind"], row["damage"]), {"kind": row["kind"], "damage": row["damage"]})
-            if row["method"] in names:
-                cell[names[row["method"]]] = f"{row['gain_db']:+.2f}, {row['alex']:.3f}"
+            if row["method"] in methods:
+                cell[methods[row["method"]]] = f"{row['gain_db']:+.2f}, {row['alex']:.3f}"
             elif row["method"] == "bicubic upscale":
                 cell["bicubic"] = f"{row['alex']:.3f}"
-    columns = {name: (name, "") for name in ("kind", "damage", "bicubic", *names.values())}
-    return titled(cells.values(), columns)
+    return table(cells.values(), dict.fromkeys(("kind", "damage", "bicubic", *methods.values()), ""))
+
+
+def peers_kinds() -> str:
+    """What `python -m lab.quality.peers` measured on other images than photographs."""
+    names = ("RealESRGAN_x4plus", "DAT-light")
+    return by_kind("peers.json", {"pocket, 1 step": "pocket", **dict(zip(names, names, strict=True))}, False)
+
+
+def finetuned() -> str:
+    """What `python -m lab.quality.peers` measured of bundles between the present one and a fine-tuned one."""
+    shares = {f"cand-{share:g}, 1 step": f"{share:.0%} fine-tuned" for share in (0.5, 0.75, 1)}
+    return by_kind("pocket-finetuned-teacher.json", {"pocket, 1 step": "present bundle", **shares}, True)
 
 
 def region() -> str:
@@ -581,6 +598,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "versus": versus,
     "peers": peers,
     "peers-kinds": peers_kinds,
+    "finetuned": finetuned,
     "cards": cards,
     "h200": h200,
     "soak": soak,
