@@ -11,9 +11,11 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic.fields import FieldInfo
 
 import seesr
 from lab.report import RESULTS, ROOT, read, table
@@ -104,6 +106,13 @@ def effects() -> str:
     return table(rows, {"input": "", "range": "", "default": "", "effect": ""})
 
 
+def limits(field: FieldInfo) -> Iterator[str]:
+    """What a number can be, as pydantic checks it."""
+    words = {"ge": "at least", "gt": "above", "le": "at most"}
+    for limit in field.metadata:
+        yield from (f"{text} {getattr(limit, name)}" for name, text in words.items() if hasattr(limit, name))
+
+
 def variables() -> str:
     """The environment."""
     rows = []
@@ -118,6 +127,7 @@ def variables() -> str:
         kind = re.sub(r"(?:typing\.\w+\[)+(.*?)\]+", r"\1", kind).replace(" | None", "").replace("'", "")
         kind = TYPES.get(kind, kind)
         value = "" if field.default is None else str(int(field.default) if kind == TYPES["bool"] else field.default)
+        kind = ", ".join([kind, *limits(field)])
         rows.append({"variable": f"`{variable(name)}`", "type": kind, "default": value, "effect": field.description})
     return table(rows, {"variable": "", "type": "", "default": "", "effect": ""})
 
