@@ -22,7 +22,6 @@ TIMEOUT = 60  # seconds without an answer or a byte
 TRIES = 5  # in a row without a new byte
 PAUSE = 2.0  # seconds before the second try, doubled before each further one
 LONGEST_WAIT = 300  # seconds that a server may ask to wait
-CHUNK = 2**20
 BUSY = (
     codes.REQUEST_TIMEOUT,
     codes.TOO_MANY_REQUESTS,
@@ -152,7 +151,7 @@ class Web:
                         log.warning("%s: the server cannot resume; starting again", url)
                     with path.open("wb" if restart else "ab") as file:
                         left = end - (0 if restart else start)
-                        for chunk in response.iter_raw(CHUNK):
+                        for chunk in response.iter_raw():
                             file.write(chunk[:left])
                             left -= len(chunk[:left])
                             if not restart:  # else a server that always restarts would be asked for ever

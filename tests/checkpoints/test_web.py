@@ -62,7 +62,6 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Server, Web]]:
     def serve(*answers: Any) -> tuple[Server, Web]:
         server, client = Server(*answers), Web()
         monkeypatch.setattr(web.time, "sleep", server.slept.append)
-        monkeypatch.setattr(web, "CHUNK", 2)
         client.client = httpx.Client(transport=httpx.MockTransport(server), follow_redirects=True)
         return server, client
 
