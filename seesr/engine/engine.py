@@ -22,6 +22,7 @@ from seesr.engine.quote import make_quote, size_of
 from seesr.engine.rates import Measured, Quote, Rates, rates_file, user_folder
 from seesr.engine.worker_thread import WorkerThread
 from seesr.images.content_credentials import Signer
+from seesr.images.limits import megapixels
 from seesr.images.mask import read_mask
 from seesr.images.source import LoadedImage, Source, is_file, is_many, load_source, read_bytes
 from seesr.networks import hardware, weights
@@ -97,8 +98,9 @@ class Engine:
         """
         configuration = Configuration.read()
         path = Path(bundle) if bundle is not None else configuration.weights or weights.locate()
-        preflight.require(path, device or configuration.device, configuration.precision)
-        engine = cls(path, device or configuration.device, configuration, rates, workers)
+        device = device or configuration.device
+        preflight.require(path, device, configuration.precision)
+        engine = cls(path, device, configuration, rates, workers)
         engine.reload()
         return engine
 
@@ -329,7 +331,7 @@ class Engine:
                 suffix=settings.suffix,
                 shown=shown_megapixels(settings, (width, height)),
                 length=len(data),
-                megapixels=width * height / 1e6,
+                megapixels=megapixels(width, height),
                 before=before,
                 after=after,
             )
@@ -367,7 +369,7 @@ class Engine:
         reused = upscaler.reusable(settings, source)
         quote = make_quote(outline, self.rates, settings, size_of(source), price, reused)
         held = hardware.peak_memory(upscaler.networks.device)
-        peak = {name: max(value, held.get(name, 0)) for name, value in quote.peak_memory_mb.items()}
+        peak = {name: max(value, held[name]) for name, value in quote.peak_memory_mb.items()}
         return dataclasses.replace(quote, peak_memory_mb=peak)
 
     def work(self, settings: Settings, size: tuple[int, int]) -> dict[str, float]:
@@ -475,5 +477,4 @@ def free_memory() -> None:
 
     gc.collect()
     return_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # does nothing without a GPU

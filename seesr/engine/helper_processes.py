@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from seesr.config import Configuration
-from seesr.engine.tile_worker import FAULT, READY
+from seesr.engine.tile_worker import FAULT, RESULT
 from seesr.networks.weights import CannotServe
 from seesr.runtime.tile_batches import TileBatches
 
@@ -64,7 +64,7 @@ class HelperProcess:
         """Starts the process; it loads the bundle while this one continues."""
         self.connection, other = multiprocessing.Pipe()
         self.image, self.ready = "", False
-        threads = self.arguments[2]
+        _, _, threads, *_ = self.arguments
         with other:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "seesr.engine.tile_worker", str(other.fileno()), *self.arguments],
@@ -74,17 +74,17 @@ class HelperProcess:
             )
 
     def receive(self) -> bytes:
-        """A reply without its first byte.
+        """The prediction of a reply, or READY, which comes once, when the bundle is loaded.
 
         Raises:
             EOFError, OSError: the process has ended.
             RuntimeError: the reason that it gives.
         """
         reply = self.connection.recv_bytes()
-        if reply[:1] == FAULT:
-            raise RuntimeError(reply[1:].decode())
-        self.ready = self.ready or reply[:1] == READY
-        return reply[1:]
+        if reply.startswith(FAULT):
+            raise RuntimeError(reply.removeprefix(FAULT).decode())
+        self.ready = True
+        return reply.removeprefix(RESULT)
 
     def wait(self) -> None:
         """Until the process has loaded the bundle.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from seesr.networks import hardware, weights
-from seesr.networks.weights import CannotServe
+from seesr.networks.weights import CannotServe, gigabytes
 from seesr.runtime import memory
 
 MIN_CAPABILITY = (7, 0)  # of CUDA: below it the kernels for half precision are not built
@@ -73,15 +73,15 @@ def check(machine: Machine, kind: str, size: int, precision: str = "auto") -> No
             log.warning("on the CPU an image takes minutes")
         need = loaded_size(size, "cpu", precision) + HOST
         if machine.host < need:
-            message = f"{need / 1e9:.1f} GB of memory are needed on the CPU"
-            raise CannotServe(f"{message}; this machine has {machine.host / 1e9:.1f}")
+            message = f"{gigabytes(need):.1f} GB of memory are needed on the CPU"
+            raise CannotServe(f"{message}; this machine has {gigabytes(machine.host):.1f}")
         return
     if machine.capability < MIN_CAPABILITY:
         has, least = (".".join(map(str, version)) for version in (machine.capability, MIN_CAPABILITY))
         raise CannotServe(f"{machine.device} has compute capability {has}; {least} is needed")
     need = loaded_size(size, "cuda", precision) + WORK
     if machine.free is not None and machine.free < need:
-        message = f"{machine.device} has {machine.free / 1e9:.1f} GB free; {need / 1e9:.1f} are needed"
+        message = f"{machine.device} has {gigabytes(machine.free):.1f} GB free; {gigabytes(need):.1f} are needed"
         raise CannotServe(f"{message}: stop other programs on it, or use a GPU with more memory")
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from seesr.config import Configuration
 from seesr.engine.rates import Quote, Rates, latest_rates
 from seesr.images.image_data import ImageData
+from seesr.images.limits import megapixels
 from seesr.images.read import open_header
 from seesr.images.source import LoadedImage, Source, read_bytes
 from seesr.pipeline.work import Outline, plan, shown_megapixels, terms
@@ -35,14 +36,13 @@ def make_quote(
     planned = plan(outline, settings, size)
     work = terms(outline, settings, size, planned)
     seconds = rates.seconds({stage: term for stage, term in work.items() if stage not in reused})
-    area = planned.output[0] * planned.output[1] / 1e6
     return Quote(
         output_size="x".join(map(str, planned.output)),
         tiles=0 if "denoise" in reused else planned.tiles,
         seconds=None if seconds is None else round(seconds, 3),
         seconds_at_most=None if seconds is None else round(seconds * rates.margin, 3),
         bytes=rates.length(settings.suffix, shown_megapixels(settings, planned.output)),
-        peak_memory_mb=rates.peak(area),
+        peak_memory_mb=rates.peak(megapixels(*planned.output)),
         price=None if seconds is None or price_per_hour is None else round(seconds / 3600 * price_per_hour, 6),
         images=rates.images,
     )
@@ -59,7 +59,8 @@ def size_of(source: Source | LoadedImage) -> tuple[int, int]:
     if isinstance(source, (ImageData, Image.Image)):
         return source.size
     if isinstance(source, np.ndarray):
-        return source.shape[1], source.shape[0]
+        height, width, *_ = source.shape
+        return width, height
     return open_header(read_bytes(source)).size
 
 

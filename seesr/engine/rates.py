@@ -37,7 +37,7 @@ class CostLines:
 
     def learn(self, name: str, units: float, cost: float) -> None:
         """Adds a measured cost of that many units."""
-        weight = 1 / max(cost, MIN_SECONDS) ** 2
+        weight = max(cost, MIN_SECONDS) ** -2
         before = self.sums.get(name, [0.0] * 5)
         added = (weight, weight * units, weight * units**2, weight * cost, weight * units * cost)
         self.sums[name] = [MEMORY * old + new for old, new in zip(before, added, strict=True)]
@@ -160,7 +160,8 @@ class Rates:
         with self.lock:
             self.outline = outline
             for name, value in peak.items():
-                self.memory[name] = float(value), self.memory.get(name, (0.0, 0.0))[1]
+                _, each = self.memory.get(name, (value, 0.0))
+                self.memory[name] = float(value), each
 
     def warm(self, terms: Mapping[str, Term], seconds: Mapping[str, float]) -> None:
         """Takes the first rates from an image of the warm-up, where there are none."""
@@ -184,7 +185,7 @@ class Rates:
             self.images += "denoise" in image.seconds
             for name, value in image.after.items():
                 base, each = self.memory.get(name, (float(value), 0.0))
-                if value > image.before.get(name, 0):  # else a larger image took it
+                if value > image.before[name]:  # else a larger image took it
                     each = max((value - base) / image.megapixels, PEAK_DECAY * each)
                 self.memory[name] = base, each
         self.save()
@@ -246,7 +247,7 @@ class Rates:
                 log.warning("the rates of this machine were not saved: %s", error)
 
 
-def rates_file(folder: Path, digest: str, device: str, threads: int, workers: int = 1) -> Path:
+def rates_file(folder: Path, digest: str, device: str, threads: int, workers: int) -> Path:
     """The file of a bundle on a device; on a CPU the number of threads counts.
 
     Args:
@@ -273,7 +274,7 @@ def latest_rates(digest: str, device: str | None) -> Rates | None:
     """
     files = kept_files(digest)
     if device is not None:
-        files = [path for path in files if device.startswith("cpu") == (path.name.split("-")[1] == "cpu")]
+        files = [path for path in files if device.startswith("cpu") == ("-cpu-" in path.name)]
     return Rates(max(files, key=lambda path: path.stat().st_mtime)) if files else None
 
 

@@ -37,7 +37,7 @@ def main(descriptor: str, bundle: str, device: str, threads: str, attention: str
     while True:
         name, data = connection.recv_bytes().decode(), connection.recv_bytes()
         if name.startswith("+"):
-            helper.learn(name[1:], data)
+            helper.learn(name.removeprefix("+"), data)
             continue
         try:
             reply = RESULT + helper(name, data)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -178,6 +178,48 @@ def test_progress(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
     upscale(small, QUICK, progress=True)
     assert "tile" in capsys.readouterr().err
+    assert upscale(source=small, settings=QUICK).seed == upscale(small, seed=1, scale_factor=2).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("progress", "notebook", "shown"), [(None, True, True), (False, True, False), (None, False, False)]
+)
+def test_a_notebook_gets_a_bar(
+    progress: bool | None, notebook: bool, shown: bool, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[str] = []
+    monkeypatch.setattr(api.NotebookBar, "__enter__", lambda bar: bars.append("begun") or (lambda position: None))
+    monkeypatch.setattr(api.NotebookBar, "__exit__", lambda bar, *error: bars.append("ended"))
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", api)
+    upscale(small, QUICK, progress=progress)
+    assert bars == (["begun", "ended"] if shown else [])
+
+
+def test_the_bar_of_a_notebook_counts_each_stage_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bar:
+        n, desc, closed = 0, "", False
+        totals: ClassVar[list[int]] = []
+
+        def reset(self, total: int) -> None:
+            self.n = 0
+            self.totals.append(total)
+
+        def update(self, more: int) -> None:
+            self.n += more
+
+        def close(self) -> None:
+            self.closed = True
+
+    shown, bar = [], Bar()
+    monkeypatch.setattr("tqdm.auto.tqdm", lambda **options: bar)
+    with api.NotebookBar() as watcher:
+        for position in (("encode", 0, 4), ("encode", 2, 4), ("encode", 2, 4), ("denoise", 3, 9), ("denoise", 1, 5)):
+            watcher(Position(*position))
+            shown.append((bar.desc, bar.n))
+        assert not bar.closed
+    assert bar.closed and bar.totals == [4, 9, 5]
+    assert shown == [("encode", 0), ("encode", 2), ("encode", 2), ("denoise", 3), ("denoise", 1)]
 
 
 def test_a_loaded_engine_is_a_context_manager(tiny_bundle: Path) -> None:

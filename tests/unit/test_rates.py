@@ -57,6 +57,26 @@ def test_images_of_one_size_say_what_another_takes_in_proportion() -> None:
     assert CostLines({"tags": [4.0, 0.0, 0.0, 2.0, 0.0]}).at("tags", 1.0) == 0.5  # units are 0
 
 
+def test_relative_errors_count_down_to_a_millisecond() -> None:
+    lines = CostLines()
+    for cost in (0.01, 0.04):
+        lines.learn("file", 1.0, cost)
+    expected = (0.9 * 0.01 / 0.01**2 + 0.04 / 0.04**2) / (0.9 / 0.01**2 + 1 / 0.04**2)
+    assert lines.at("file", 1.0) == pytest.approx(expected)
+    lines = CostLines()
+    for cost in (0.0, 0.0005):  # too short to be measured well: they count alike
+        lines.learn("file", 1.0, cost)
+    assert lines.at("file", 1.0) == pytest.approx(0.0005 / 1.9)
+
+
+def test_a_line_that_falls_slowly_is_level() -> None:
+    lines = CostLines()
+    for units, cost in ((1.0, 2.0), (2.0, 1.5)):
+        lines.learn("x", units, cost)
+    mean = (0.9 / 2.0 + 1 / 1.5) / (0.9 / 2.0**2 + 1 / 1.5**2)
+    assert lines.at("x", 1.0) == lines.at("x", 100.0) == pytest.approx(mean)
+
+
 def test_no_line_is_negative() -> None:
     falling, below = CostLines(), CostLines()
     for units, cost in ((1.0, 2.0), (2.0, 1.0)):
@@ -76,7 +96,7 @@ def test_a_machine_that_became_slower_is_learnt() -> None:
 
 
 def test_rates_outlive_the_process(tmp_path: Path) -> None:
-    path = rates_file(tmp_path / "rates", "0123456789abcdef", "cpu", 4)
+    path = rates_file(tmp_path / "seesr/rates", "0123456789abcdef", "cpu", 4, 1)
     assert path.name == "0123456789ab-cpu-4.json"
     rates = Rates(path)
     rates.begin({"host": 400}, OUTLINE)
@@ -140,6 +160,16 @@ def test_only_an_image_that_raised_the_peak_says_what_memory_it_took() -> None:
     assert rates.peak(1.0) == {"host": 530}
 
 
+def test_a_larger_image_that_took_less_memory_lowers_the_rate_by_a_tenth() -> None:
+    rates = Rates()
+    rates.begin({"host": 400}, OUTLINE)
+    rates.learn(measured(after={"host": 530}))
+    rates.learn(measured(megapixels=10.0, before={"host": 530}, after={"host": 540}))
+    assert rates.peak(1.0) == {"host": 400 + round(0.9 * 130)}
+    rates.begin({"host": 700}, OUTLINE)
+    assert rates.peak(1.0) == {"host": 700 + round(0.9 * 130)}
+
+
 def test_without_an_image_the_peak_is_what_the_process_holds() -> None:
     rates = Rates()
     rates.begin({"host": 400}, OUTLINE)
@@ -155,9 +185,25 @@ def test_cached_and_masked_runs_do_not_update_quote_errors() -> None:
     assert rates.images == 0 and not rates.errors and rates.seconds(WORK) is None
 
 
+def test_an_image_is_forgotten_after_fifty_others() -> None:
+    rates = Rates()
+    rates.learn(measured(quoted=0.37))
+    for _ in range(49):
+        rates.learn(measured())
+    assert rates.margin == pytest.approx(3.0)
+    rates.learn(measured())
+    assert rates.margin == pytest.approx(1.0)
+
+
+def test_the_errors_of_quotes_are_kept_with_four_digits() -> None:
+    rates = Rates()
+    rates.learn(measured(quoted=1.11 / 1.23456))
+    assert rates.state()["errors"] == [1.2346]
+
+
 def test_the_margin_is_what_the_latest_images_needed() -> None:
     rates = Rates()
-    assert rates.margin == FIRST_MARGIN
+    assert rates.margin == FIRST_MARGIN == 1.5  # before three images
     for quoted in (1.0, 1.11, 2.0):
         rates.learn(measured(quoted=quoted))
     assert rates.margin == pytest.approx(1.11)
@@ -167,11 +213,30 @@ def test_the_margin_is_what_the_latest_images_needed() -> None:
     assert rates.margin == 1.0  # an image that took less makes no quote shorter
 
 
+@pytest.mark.parametrize(
+    ("device", "workers", "name"),
+    [
+        ("cpu", 1, "0123456789ab-cpu-4.json"), ("cpu bfloat16", 2, "0123456789ab-cpu-bfloat16-4-x2.json"),
+        ("NVIDIA H200", 1, "0123456789ab-NVIDIA-H200.json"), ("NVIDIA H200", 8, "0123456789ab-NVIDIA-H200-x8.json"),
+    ],
+)  # fmt: skip
+def test_the_file_of_a_device(device: str, workers: int, name: str) -> None:
+    assert rates_file(Path("rates"), "0123456789abcdef", device, 4, workers) == Path("rates") / name
+
+
+def test_the_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert user_folder() == tmp_path / ".cache/seesr/rates"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert user_folder() == tmp_path / "cache/seesr/rates"
+
+
 def test_the_latest_rates_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     digest = "0123456789abcdef"
     for number, device in enumerate(("NVIDIA H200", "cpu")):
-        path = rates_file(user_folder(), digest, device, 2)
+        path = rates_file(user_folder(), digest, device, 2, 1)
         Rates(path).learn(measured())
         os.utime(path, (number, number))
     latest = [latest_rates(digest, device) for device in ("cpu", "cuda:1", None)]
@@ -187,6 +252,13 @@ def test_a_quote_promises_with_its_margin_once_enough_was_measured() -> None:
     assert dataclasses.replace(quote, images=MIN_IMAGES - 1).promised is None
     assert dataclasses.replace(quote, seconds=None, seconds_at_most=None).promised is None
     assert quote.short() == {"seconds": 2.0, "bytes": 100, "peak_memory_mb": 300}
+    assert dataclasses.replace(quote, seconds=0.0, seconds_at_most=0.0).promised is None
+    assert Quote("8x8", 1, 1.0, 1.23456, None, {}, None, MIN_IMAGES).promised == 1.235  # without a wait
+
+
+def test_a_quote_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Quote("8x8", 1, None, None, None, {}, None, 0).tiles = 2  # type: ignore[misc]
 
 
 def test_many_threads_learn(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import contextvars
 import ctypes
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
+from seesr.engine import worker_thread
 from seesr.engine.worker_thread import WorkerThread
 
 name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
@@ -43,6 +45,33 @@ def test_errors_reach_the_caller_and_the_thread_goes_on() -> None:
         with pytest.raises(error, match="one line"):
             thread.run(fail)
     assert thread.run(threading.get_ident) == before
+
+
+def test_callers_at_the_same_time_share_the_thread() -> None:
+    thread, together, results = WorkerThread(), threading.Barrier(2), list[int]()
+
+    def call() -> None:
+        together.wait(5)
+        results.append(thread.run(lambda: time.sleep(0.05) or threading.get_ident()))
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(5)
+    assert results == [thread.ident] * 2
+
+
+def test_a_caller_that_waits_notices_an_exception_within_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def wait(futures: list[Future[object]], seconds: float) -> None:
+        waits.append(seconds)
+        futures[0].result(5)
+
+    monkeypatch.setattr(worker_thread, "wait", wait)
+    assert WorkerThread().run(lambda: time.sleep(0.05) or 3) == 3
+    assert waits and all(0 < seconds <= 0.1 for seconds in waits)
 
 
 def test_cancelling_the_caller_ends_the_work() -> None:
