@@ -43,7 +43,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
         prog="seesr", description=ABOUT, epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--version", action="version", version=f"seesr {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     upscale = commands.add_parser("upscale", help="upscale files and folders (the default command)", epilog=CODES)
     verify = commands.add_parser(
         "verify", help="say what made a file, check it, and make it again from its source", epilog=VERIFY_CODES
@@ -60,7 +60,7 @@ def parser(preset: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     mcp.add_argument("--http", action="store_true", help="run the HTTP server, with the MCP tools at /mcp")
     for command in (serve, mcp):
         command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-        command.add_argument("--port", type=int, default=5000, help="0 uses a free port (default: 5000)")
+        command.add_argument("--port", type=int, default=5000, help="0 uses a free port (default: %(default)s)")
     commands.add_parser("worker", help="run the jobs of a fleet on this GPU (SEESR_REDIS, SEESR_STORE)")
     fleet = commands.add_parser("fleet", help="manage the workers of a fleet")
     fleet.add_argument("order", choices=ORDERS, help="; ".join(f"{name}: {text}" for name, text in ORDERS.items()))
@@ -136,22 +136,25 @@ def add_keys(keys: argparse.ArgumentParser) -> None:
 
 def with_command(argv: list[str]) -> list[str]:
     """Puts `upscale` first where no command is named."""
-    return argv if not argv or argv[0] in (*COMMANDS, "-h", "--help", "--version") else ["upscale", *argv]
+    first, *_ = argv
+    return argv if first in (*COMMANDS, "-h", "--help", "--version") else ["upscale", *argv]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. The exit codes are in CODES."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that are not UTF-8 are shown with escapes
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if hasattr(stream, "reconfigure"):  # names that are not UTF-8 are shown with escapes, and each line at once
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     argv = sys.argv[1:] if argv is None else argv
     if "_ARGCOMPLETE" in os.environ:
         complete()
     if not argv:
         parser().print_help()
         return 2
-    if argv[0] not in COMMANDS and not os.path.lexists(argv[0]) and difflib.get_close_matches(argv[0], COMMANDS):
-        print(f"{argv[0]}: no such file; is it {difflib.get_close_matches(argv[0], COMMANDS)[0]}?", file=sys.stderr)
+    first, *_ = argv
+    close = difflib.get_close_matches(first, COMMANDS)
+    if close and first not in COMMANDS and not os.path.lexists(first):
+        print(f"{first}: no such file; is it {' or '.join(close)}?", file=sys.stderr)
         return 2
     argv = with_command(argv)
     args = parser().parse_args(argv)
@@ -240,8 +243,9 @@ def complete() -> None:
     import argcomplete
 
     description = parser()
-    line = os.environ.get("COMP_LINE", "").split()
-    if len(line) > 1 and line[1] not in COMMANDS and not any(name.startswith(line[1]) for name in COMMANDS):
-        os.environ["COMP_LINE"] = os.environ["COMP_LINE"].replace(line[0], f"{line[0]} upscale", 1)
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    word = next(iter(rest.split()), "")
+    if not any(name.startswith(word) for name in COMMANDS):
+        os.environ["COMP_LINE"] = f"{program} upscale {rest}"
         os.environ["COMP_POINT"] = str(int(os.environ["COMP_POINT"]) + len(" upscale"))
     argcomplete.autocomplete(description)

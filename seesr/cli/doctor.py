@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,12 @@ from seesr.config import Configuration, variable
 from seesr.engine import preflight
 from seesr.images import limits
 from seesr.networks import hardware, weights
-from seesr.networks.weights import WeightsError
+from seesr.networks.weights import WeightsError, gigabytes
 from seesr.runtime.precision import working_dtype
 from seesr.version import __version__
 
 LIBRARIES = ("torch", "tokenizers", "safetensors", "pillow", "numpy", "opencv-python-headless")
-DISK_NEED = 15 * 10**9  # bytes, for the full bundle
+DISK_NEED = 15  # GB, for the public weights and their conversion
 
 
 class Finding(NamedTuple):
@@ -34,7 +33,7 @@ class Finding(NamedTuple):
 
 def findings(configuration: Configuration, bundle: Path | None, device: str | None) -> Iterator[Finding]:
     """Checks this installation, part by part."""
-    yield Finding(sys.version_info >= (3, 11), f"Python {platform.python_version()}", "install Python 3.11 or newer")
+    yield Finding(True, f"Python {platform.python_version()}")
     named = device or configuration.device
     try:
         target = hardware.usable(named)
@@ -63,20 +62,21 @@ def findings(configuration: Configuration, bundle: Path | None, device: str | No
             yield Finding(True, "this machine can run it")
         except preflight.CannotServe as error:
             yield Finding(False, str(error), "use a machine that meets this")
-    disk = shutil.disk_usage(path if path.exists() else Path.cwd()).free
-    remedy = "free some space: the public weights and their conversion take 15 GB"
-    yield Finding(disk > DISK_NEED, f"{disk / 1e9:.0f} GB of disk free", remedy)
+    disk = gigabytes(shutil.disk_usage(path if path.exists() else Path.cwd()).free)
+    remedy = f"free some space: the public weights and their conversion take {DISK_NEED} GB"
+    yield Finding(disk >= DISK_NEED, f"{disk:.0f} GB of disk free", remedy)
 
 
 def check(configuration: Configuration, bundle: Path | None, device: str | None) -> int:
     """Prints one line per finding, and under a problem the command that repairs it. Returns the exit code."""
-    problems = 0
+    code = 0
     for finding in findings(configuration, bundle, device):
-        problems += not finding.good
-        print(f"{'ok     ' if finding.good else 'PROBLEM'} {finding.message}")
-        if not finding.good:
-            print(f"        to fix it: {finding.remedy}")
-    return 1 if problems else 0
+        if finding.good:
+            print(f"ok      {finding.message}")
+        else:
+            code = 1
+            print(f"PROBLEM {finding.message}\n        to fix it: {finding.remedy}")
+    return code
 
 
 def problem(bundle: Path, device: str | None, precision: str) -> str | None:
@@ -95,14 +95,15 @@ def info(configuration: Configuration, bundle: Path | None, device: str | None) 
         WeightsError: there is no bundle, or it is damaged.
         ValueError: the device cannot be used.
     """
-    target = hardware.usable(device or configuration.device)
+    named = device or configuration.device
+    target = hardware.usable(named)
     loaded = weights.verify(bundle or configuration.weights or weights.locate())
     return {
         "version": __version__,
         "python": platform.python_version(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         **hardware.about(target),
-        "problem": problem(loaded.path, device or configuration.device, configuration.precision),
+        "problem": problem(loaded.path, named, configuration.precision),
         "attention": hardware.choose(configuration.attention, target, working_dtype(target, configuration.precision)),
         "bundle": {**loaded._asdict(), "path": str(loaded.path)},
         "configuration": {variable(name): value for name, value in configuration.model_dump(mode="json").items()},

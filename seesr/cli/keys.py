@@ -48,8 +48,9 @@ def add(args: argparse.Namespace, path: Path) -> int:
     try:
         key = Key(name=args.name, sha256=digest(token), **values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise ValueError(f"{fault['loc'][0]} is {fault['input']!r}: {fault['msg']}") from None
+        fault, *_ = error.errors()
+        place, *_ = fault["loc"]
+        raise ValueError(f"{place} is {fault['input']!r}: {fault['msg']}") from None
     write_file(path, [*(read_file(path) if path.exists() else []), key])
     print(token)
     return 0

@@ -24,7 +24,6 @@ STREAM = "-"  # standard input or output
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}  # cameras' own kinds of TIFF
 SIDECARS = {"thumbs.db", "desktop.ini", "__macosx"}  # and all names that begin with a dot
 RESULTS = "results of earlier runs; name a file to upscale it again"
-LEVELS = 4  # ways to name a result, see `name_of`
 
 
 class Failure(Exception):
@@ -80,7 +79,7 @@ def find_sources(arguments: list[str], recursive: bool) -> Iterator[tuple[str, P
     """
     for argument in arguments:
         matches = [argument]
-        if argument != STREAM and glob.has_magic(argument) and not os.path.lexists(argument):
+        if glob.has_magic(argument) and not os.path.lexists(argument):
             matches = sorted(glob.glob(argument, recursive=True)) or matches  # noqa: PTH207 (names that are not UTF-8)
         for match in matches:
             if match == STREAM or not os.path.isdir(match):  # noqa: PTH112 (names that are not UTF-8)
@@ -123,7 +122,7 @@ def skip_reason(path: Path) -> str | None:
     suffix = path.suffix.lower()
     try:
         with path.open("rb") as file:
-            head = file.read(256)
+            head = file.peek()
     except OSError:
         return None
     if suffix not in SUFFIXES and (suffix in RAW or media_type(head) is None):
@@ -167,13 +166,14 @@ def name_targets(tasks: list[Task], output: Destination, settings: Settings) -> 
         for task in tasks:
             task.target = STREAM if output.stream else str(output.file)
         return
+    ending = f"-{settings.label}.{settings.suffix}"
+    names = [names_of(task, ending, number) for number, task in enumerate(tasks, 1)]
     levels = [0] * len(tasks)
-    several = len({task.folder for task in tasks}) > 1
     while True:
         groups: dict[Path, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks):
             top = output.folder if output.folder is not None else task.folder
-            groups[top / name_of(task, levels[number], settings, several, number)].append(number)
+            groups[top / names[number][levels[number]]].append(number)
         clashes = [group for group in groups.values() if len(group) > 1]
         if not clashes:
             break
@@ -185,14 +185,17 @@ def name_targets(tasks: list[Task], output: Destination, settings: Settings) -> 
         tasks[number].target = str(target)
 
 
-def name_of(task: Task, level: int, settings: Settings, several: bool, number: int) -> Path:
-    """The name of a result: the source's stem; with its suffix; below its folder's name; with a number."""
-    ending = f"-{settings.label}.{settings.suffix}"
-    name = task.place.stem if level == 0 or (level == 2 and several) else task.place.name
-    if level >= LEVELS - 1:
-        name = f"{task.place.name}-{number + 1}"
-    place = task.place.with_name(name + ending)
-    return Path(task.folder.resolve().name) / place if level == 2 and several else place
+def names_of(task: Task, ending: str, number: int) -> tuple[Path, ...]:
+    """The names that a result can have, the first that is free is taken.
+
+    Returns:
+        The source's stem, its name with the suffix, its stem below its folder's name, and its name with the number.
+    """
+    place = task.place
+    stem, whole, numbered = (
+        place.with_name(name + ending) for name in (place.stem, place.name, f"{place.name}-{number}")
+    )
+    return stem, whole, Path(task.folder.resolve().name) / stem, numbered
 
 
 def check_target(task: Task, sources: set[str], overwrite: bool) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from seesr.cli import plan
 from seesr.cli.plan import STREAM, Task
 from seesr.images.formats import ZIP
-from seesr.images.limits import LARGEST_FILE
+from seesr.images.limits import LARGEST_FILE, megapixels
 from seesr.networks import weights
 from seesr.networks.weights import Bundle, CannotServe, Defaults
 from seesr.runtime.progress import LineStream, Position
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from seesr.engine.engine import Engine
     from seesr.engine.rates import Quote
 
-SECONDS = {  # of one megapixel of the result: (all but the steps, one step); results/bench.md
-    ("pocket", "cpu"): (3.4, 6.0),  # of one core
-    ("full", "cpu"): (96.0, 46.0),
-    ("pocket", "cuda"): (0.2, 0.05),
-    ("full", "cuda"): (0.3, 0.1),
+SECONDS = {  # of a megapixel of the result: (all but the steps, one step); medians of results/bench
+    "cuda": (0.31, 0.2),  # with the full weights
+    "pocket": (2.4, 8.0),  # of one core of a CPU
+    "full": (150.0, 78.0),
 }
 
 
@@ -68,7 +67,7 @@ def upscale(args: argparse.Namespace, settings: Settings) -> int:
         plan.check_folders([task for task in todo if task.target != STREAM])
         already = sum(task.done for task in collected.tasks)
         name = bundle.name if bundle else path
-        print(f"{len(todo)} to do, {already} already there, bundle {name}", file=messages, flush=True)
+        print(f"{len(todo)} to do, {already} already there, bundle {name}", file=messages)
         from seesr.engine.engine import Engine
 
         run.all(todo, Engine.load(path, args.device, workers=args.tile_workers), args.mask)
@@ -177,17 +176,17 @@ class Run:
                 self.json(task, seconds=seconds, seed=output.seed, metrics=output.metrics)
             else:
                 line = f"{task.source} -> {task.target}, seed {output.seed}, {seconds:.1f} s"
-                print(line, file=self.messages, flush=True)
+                print(line, file=self.messages)
 
     def failed(self, task: Task) -> None:
         """Prints the error of a task."""
         if self.as_json:
             self.json(task, error=task.error)
-        print(f"{task.source}: {task.error}", file=sys.stderr, flush=True)
+        print(f"{task.source}: {task.error}", file=sys.stderr)
 
     def json(self, task: Task, **values: Any) -> None:
         stream = sys.stderr if task.target == STREAM else sys.stdout
-        print(json.dumps({"source": task.source, "target": task.target, **values}), file=stream, flush=True)
+        print(json.dumps({"source": task.source, "target": task.target, **values}), file=stream)
 
     def forecast(self, bundle: Bundle | None, device: str | None) -> int:
         """Prints the planned tasks with what they should take. Returns the exit code.
@@ -245,14 +244,14 @@ def quotes_of(bundle: Bundle | None, device: str | None) -> Callable[..., Quote 
 
 def estimate(task: Task, settings: Settings, bundle: Bundle | None, device: str | None) -> float:
     """Seconds that an image may take, by the benchmarks of this project: accurate within a factor of about three."""
-    kind = "pocket" if bundle is not None and bundle.kind == "pocket" else "full"
+    kind = bundle.kind if bundle is not None and bundle.kind in SECONDS else "full"
     steps = settings.num_inference_steps or (bundle.defaults if bundle is not None else Defaults()).num_inference_steps
     on_gpu = device.startswith("cuda") if device else Path("/dev/nvidia0").exists()
-    fixed, step = SECONDS[kind, "cuda" if on_gpu else "cpu"]
+    fixed, step = SECONDS["cuda" if on_gpu else kind]
     passes = steps * (settings.num_particles if settings.steered else 1)
     passes *= 2 if settings.cfg_scale > 1 else 1
     cores = 1 if on_gpu else len(os.sched_getaffinity(0))
-    return task.size[0] * task.size[1] / 1e6 * (fixed + step * passes) / cores
+    return megapixels(*task.size) * (fixed + step * passes) / cores
 
 
 class RunBar:
@@ -260,7 +259,7 @@ class RunBar:
 
     def __init__(self, tasks: list[Task]) -> None:
         self.count, self.number, self.done, self.share, self.area = len(tasks), 0, 0.0, 0.0, 0.0
-        self.total = sum(self.megapixels(task) for task in tasks)
+        self.total = sum(megapixels(*task.size) for task in tasks)
 
     def __enter__(self) -> RunBar:
         from tqdm import tqdm
@@ -280,14 +279,10 @@ class RunBar:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    @staticmethod
-    def megapixels(task: Task) -> float:
-        return task.size[0] * task.size[1] / 1e6
-
     def next(self, task: Task) -> None:
         """The next image begins."""
         self.done += self.area
-        self.area, self.share, self.number = self.megapixels(task), 0.0, self.number + 1
+        self.area, self.share, self.number = megapixels(*task.size), 0.0, self.number + 1
         self.bar.set_description_str(f"image {self.number} of {self.count}, ", refresh=False)
         self.show()
 

@@ -21,7 +21,7 @@ from seesr.networks import weights
 from seesr.settings import Settings
 
 OK, WRONG, NOT_CHECKED = "ok", "wrong", "not checked"
-CODES = {OK: 0, WRONG: 1, NOT_CHECKED: 2}
+CODES = {WRONG: 1, NOT_CHECKED: 2}  # the worst first
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ class Report:
             for name, (state, sentence) in self.checks.items():
                 print(f"{name}: {state}: {sentence}", file=sys.stdout if state == OK else sys.stderr)
         states = {state for state, _ in self.checks.values()}
-        return next((CODES[state] for state in (WRONG, NOT_CHECKED) if state in states), 0)
+        return next((code for state, code in CODES.items() if state in states), 0)
 
 
 def verify(args: argparse.Namespace, bundle_path: Path) -> int:
@@ -185,8 +185,4 @@ def difference(file: bytes, again: bytes) -> str:
     if first.rgb.shape != second.rgb.shape or first.rgb.dtype != second.rgb.dtype:
         return f"the bytes differ: {first.size} pixels of {first.rgb.dtype}, again {second.size} of {second.rgb.dtype}"
     maximum = int(np.abs(first.rgb.astype(np.int32) - second.rgb).max())
-    return (
-        "the pixels are the same; other parts of the file differ"
-        if maximum == 0
-        else f"pixels differ by up to {maximum}"
-    )
+    return f"pixels differ by up to {maximum}" if maximum else "the pixels are the same; other parts of the file differ"

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,10 @@ from PIL import Image
 
 from scripts.cog_server import ROOT
 from seesr import Engine, Settings, cli
-from seesr.cli import plan, upscale
+from seesr.checkpoints import __main__ as checkpoints_command
+from seesr.cli import commands, plan, upscale
 from seesr.cli.commands import COMMANDS, SHELLS, parser
+from seesr.engine import preflight
 from seesr.images import xmp
 from seesr.images.record import read_record
 from seesr.networks import hardware, weights
@@ -92,7 +95,7 @@ def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[byte
         (["in", "--no-recursive", "-o", "out"], ["out/a-x2.png"]),
         (["in/*.png"], ["in/a-x2.png"]),
         (["in/**/*.png", "-o", "out"], ["out/a-x2.png", "out/b-x2.png"]),
-        (["photo.jpg", "photo.jpg", "./photo.jpg"], ["photo-x2.png"]),
+        (["photo.jpg", "photo.jpg", "./photo.jpg", "in/a.png"], ["in/a-x2.png", "photo-x2.png"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -139,7 +142,7 @@ def test_a_result_is_skipped_only_for_the_same_source_settings_and_bundle(
 
     def made(*arguments: object) -> bool:
         assert run(*arguments, "-o", "o") == 0
-        return "1 to do, 0 already there" in capsys.readouterr().out
+        return "1 to do, 0 already there, bundle pocket\n" in capsys.readouterr().out
 
     assert made("d1/a.png") and not made("d1/a.png")
     first = (folder / "o/a-x2.png").read_bytes()
@@ -307,6 +310,8 @@ def test_unwritable_targets_are_reported_before_the_work(unloaded: None, folder:
         (["a.png", "-o", "y.png", "--output-view", "all"], "is one image"),
         (["a.png", "--mask", "m.png"], "--mask m.png: no such file"),
         (["a.png", "--scale-factor", "9"], "scale_factor is 9"),
+        (["a.png", "c.png", "-o", "y.png"], "--out y.png is one file, and there are 2 images"),
+        (["x.png", "-o", "y.png"], "--out y.png is one file, and there are 0 images"),
     ):
         image("x.png/../c.png")
         assert run(*arguments) in (1, 2), arguments
@@ -342,13 +347,15 @@ def test_json_is_one_line_per_image(quick: None, folder: Path, capsys: Capture) 
     assert run("in", "-o", "o", "--json") == 1
     rows = {row["source"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert rows["in/a.png"]["target"] == "o/a-x2.png" and rows["in/a.png"]["seed"] == 1
-    assert rows["in/a.png"]["seconds"] > 0 and rows["in/a.png"]["metrics"]["output_size"] == "40x32"
+    seconds = rows["in/a.png"]["seconds"]
+    assert 0 < seconds < 60 and seconds == round(seconds, 3) and rows["in/a.png"]["metrics"]["output_size"] == "40x32"
     assert "not an image" in rows["in/c.png"]["error"] and len(rows) == 3
     (folder / "in/c.png").unlink()
     image("in/d.png", 7)
     assert run("in", "-o", "o", "--json") == 0
-    rows = {row["source"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert rows["in/a.png"]["already_there"] is True and "metrics" in rows["in/d.png"]
+    lines = capsys.readouterr().out.splitlines()
+    rows = {row["source"]: row for row in map(json.loads, lines)}
+    assert len(lines) == 3 and rows["in/a.png"]["already_there"] is True and "metrics" in rows["in/d.png"]
 
 
 def test_a_dry_run_says_what_would_be_done(unloaded: None, folder: Path, capsys: Capture) -> None:
@@ -389,6 +396,7 @@ def test_help_version_completion_and_misspelt_commands(capsys: Capture) -> None:
         output = " ".join(capsys.readouterr().out.split())
         assert ended.value.code == 0 and "exit codes: 0 all images are done; 1 an image failed; 2 " in output
     assert "(1 to 8, default: 4.0)" in output and "(default: on)" in output and "default: random, reported" in output
+    assert "--scale-factor FLOAT" in output and "--output-format {png,webp,jpg}" in output
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.strip() == "seesr 0.1.0"
@@ -405,28 +413,21 @@ def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", error)
     assert cli.main([]) == 2
-    assert out.errors == error.errors == "backslashreplace"
+    assert out.errors == error.errors == "backslashreplace" and out.line_buffering and error.line_buffering
 
 
 @pytest.mark.parametrize(
     ("line", "started"),
     [
-        (["mcp"], "stdio"), (["mcp", "--http", "--port", "9"], "http 9 mcp"), (["serve", "--port", "9"], "http 9"),
+        (["mcp"], "stdio"), (["mcp", "--http", "--port", "9"], "http 9 mcp with sessions"),
+        (["serve", "--port", "9"], "http 9"), (["serve"], "http 5000"),
         (["worker"], "SEESR_REDIS is not set"), (["fleet", "status"], "SEESR_REDIS is not set"),
     ],
 )  # fmt: skip
 def test_serve_and_mcp_start_the_right_servers(
     line: list[str], started: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    begun = []
-    plain = app.Addition()
-
-    def serve(configuration: Any, host: str, port: int, *more: Any) -> int:
-        begun.append(f"http {port}" + (" mcp" if more[-1] != plain else ""))
-        return 0
-
-    monkeypatch.setattr(app, "serve", serve)
-    monkeypatch.setattr(mcp_server, "run_stdio", lambda *arguments: begun.append("stdio") or 0)
+    begun = commands_begun(monkeypatch)
     code = cli.main(line)
     if "REDIS" in started:
         assert code == 2 and started in capsys.readouterr().err and not begun
@@ -462,7 +463,7 @@ def test_the_bar_counts_megapixels() -> None:
 
 def test_the_estimate_by_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.setattr(upscale, "SECONDS", {("full", "cpu"): (96.0, 46.0), ("full", "cuda"): (0.3, 0.1)})
+    monkeypatch.setattr(upscale, "SECONDS", {"full": (96.0, 46.0), "cuda": (0.3, 0.1)})
     task = plan.Task("a.png", Path("a.png"), Path(), size=(2000, 1000))
     four = Settings(num_inference_steps=4)
     steered = four.replace(use_kds=True, num_particles=2, cfg_scale=1.5)
@@ -471,6 +472,90 @@ def test_the_estimate_by_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         for settings, device in ((four, "cpu"), (four, "cuda:1"), (steered, "cpu"))
     ]
     assert found == pytest.approx([2 * (96 + 46 * 4) / 2, 2 * (0.3 + 0.1 * 4), 2 * (96 + 46 * 4 * 2 * 2) / 2])
+
+
+@pytest.mark.parametrize(
+    ("line", "started"),
+    [
+        (["serve", "--port", "9"], "http 9 gateway"), (["mcp", "--http"], "http 5000 mcp gateway"),
+        (["worker"], "worker"), (["fleet", "drain", "gpu0"], "drain gpu0"),
+    ],
+)  # fmt: skip
+def test_a_fleet_is_used_where_redis_is_set(line: list[str], started: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESR_REDIS", "redis://127.0.0.1:6379/0")
+    begun = commands_begun(monkeypatch)
+
+    def work() -> None:
+        begun.append("worker")
+        sys.exit(0)  # as Celery, which takes the process over
+
+    def command(configuration: Any, order: str, worker: str) -> int:
+        begun.append(f"{order} {worker}")
+        return 0
+
+    parts: dict[str, Any] = {"gateway": {"parts": "gateway"}, "worker": {"run": work}, "control": {"command": command}}
+    for name, values in parts.items():
+        monkeypatch.setitem(sys.modules, f"seesr.fleet.{name}", types.SimpleNamespace(**values))  # type: ignore[arg-type]
+    try:
+        assert cli.main(line) == 0
+    except SystemExit as ended:
+        assert ended.code == 0
+    assert begun == [started]
+
+
+def commands_begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What would have been started, in words."""
+    begun: list[str] = []
+
+    def serve(configuration: Any, host: str, port: int, bundle: Any, device: Any, fleet: Any, addition: Any) -> int:
+        words = ["http", str(port), "" if addition == app.Addition() else addition, fleet or ""]
+        begun.append(" ".join(filter(None, words)))
+        return 0
+
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(mcp_server, "run_stdio", lambda *arguments: begun.append("stdio") or 0)
+    monkeypatch.setattr(mcp_server, "http_parts", lambda sessions: "mcp with sessions" if sessions else "mcp")
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("a value"), 2, "a value"), (weights.WeightsError("no weights"), 2, "no weights"),
+        (weights.CannotServe("too small"), 3, "too small"), (BrokenPipeError(), 1, ""),
+        (KeyboardInterrupt(), 130, "interrupted; finished outputs are kept and skipped in the next run"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_exit_codes(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(commands, "run", fail)
+    replaced = []
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: replaced.append(descriptors))
+    assert cli.main(["x.png"]) == code
+    assert capfd.readouterr().err.strip() == message and len(replaced) == isinstance(error, BrokenPipeError)
+
+
+def test_the_arguments_of_the_process(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["seesr", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out.startswith("seesr ")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["keys"])  # without an order
+    assert ended.value.code == 2
+
+
+def test_a_file_that_is_named_like_a_command(unloaded: None, folder: Path, capsys: Capture) -> None:
+    assert cli.main(["server.png", "b.png", "--dry-run"]) == 2
+    assert capsys.readouterr().err == "server.png: no such file; is it serve?\n"
+    image("server.png")
+    assert cli.main(["server.png", "b.png", "--dry-run"]) == 1
+    assert "server.png -> server-x4.png, 80x64, about " in capsys.readouterr().out
 
 
 def completed(line: str, folder: Path) -> set[str]:
@@ -486,6 +571,8 @@ def test_shells_complete_commands_and_flags(folder: Path) -> None:
     assert set(COMMANDS) <= completed("seesr ", folder)
     assert {"--overwrite", "--out"} <= completed("seesr upscale x.png --o", folder)
     assert "--overwrite" in completed("seesr x.png --o", folder)
+    assert {"--overwrite", "--out"} <= completed("seesr --o", folder)
+    assert completed("seesr serve --p", folder) == {"--port"}
 
 
 @pytest.mark.parametrize("line", ["--help", "--version", "missing.jpg", "a.png --dry-run", "a.png --x"])
@@ -539,10 +626,26 @@ def test_wrong_devices_and_variables_are_one_line(
 
 def test_info_is_json_with_versions_bundle_configuration_and_limits(capsys: Capture) -> None:
     assert cli.main(["info", "--json", "--bundle", str(weights.POCKET), "--device", "cpu"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    output = capsys.readouterr().out
+    result = json.loads(output)
+    assert output == json.dumps(result, indent=1) + "\n"  # one value in a line, for people
+    assert result["problem"] is None
     assert result["bundle"]["name"] == "pocket" and len(result["bundle"]["files"]["unet/config.json"]) == 64
     assert result["libraries"]["torch"] and result["device"] == "cpu"
     assert result["configuration"]["SEESR_ATTENTION"] == "auto" and result["limits"]["largest_side"] == 32768
+
+
+def test_info_is_of_the_arguments_or_the_environment(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("SEESR_DEVICE", "nonsense")
+    assert cli.main(["info"]) == 2 and "'nonsense' cannot be used here" in capsys.readouterr().err
+    for variables, arguments in (({}, ["--bundle", str(tiny_bundle)]), ({"SEESR_WEIGHTS": str(tiny_bundle)}, [])):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["info", "--device", "cpu", *arguments]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["bundle"]["name"] == "tiny" and result["problem"] is None
 
 
 @pytest.mark.long
@@ -595,9 +698,20 @@ def test_an_interrupt_leaves_nothing_half_written(folder: Path) -> None:
 def test_doctor_names_what_is_wrong_and_the_remedy(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cli.main(["doctor", "--bundle", str(weights.POCKET)])
+    need = int(re.findall(r"Needs (\d+) GB of disk", str(checkpoints_command.__doc__))[0])
+    free = need * 10**9
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free) if path.exists() else None)
+    assert cli.main(["doctor", "--bundle", str(weights.POCKET)]) == 0
     output = capsys.readouterr().out
-    assert "ok      weights: pocket" in output and "this is the small model" in output
+    assert "ok      weights: pocket" in output and "this is the small model" in output and "PROBLEM" not in output
+    assert f"ok      {need} GB of disk free" in output
+    free -= 1
+    assert cli.main(["doctor", "--bundle", str(weights.POCKET)]) == 1
+    assert (
+        f"to fix it: free some space: the public weights and their conversion take {need} GB" in capsys.readouterr().out
+    )
+    free = 10**18
+    assert cli.main(["doctor"]) == 0 and "ok      1000000000 GB of disk free" in capsys.readouterr().out
     for faster in (True, False):
         monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda faster=faster: faster)
         cli.main(["doctor", "--device", "cpu", "--bundle", str(weights.POCKET)])
@@ -605,12 +719,25 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     assert cli.main(["doctor", "--bundle", str(tmp_path)]) == 1
     output = capsys.readouterr().out
     assert "PROBLEM weights: no weights" in output and f"to fix it: {weights.FETCH}" in output
-    monkeypatch.setenv("SEESR_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("SEESR_WEIGHTS", str(tmp_path / "nowhere"))
     assert cli.main(["doctor"]) == 1
     assert "to fix it: point SEESR_WEIGHTS to a bundle" in capsys.readouterr().out
+    assert cli.main(["doctor", "--bundle", str(tmp_path)]) == 1
+    assert f"to fix it: {weights.FETCH}" in capsys.readouterr().out
     monkeypatch.setenv("SEESR_WEIGHTS", str(weights.POCKET))
     monkeypatch.setenv("SEESR_ATTENTION", "fast")
     assert cli.main(["doctor", "--device", "nonsense"]) == 1
     output = capsys.readouterr().out
     assert "PROBLEM SEESR_ATTENTION is 'fast'" in output and "to fix it: unset SEESR_ATTENTION" in output
     assert "PROBLEM the device 'nonsense' cannot be used here" in output
+    monkeypatch.delenv("SEESR_ATTENTION")
+
+    def refuse(*arguments: object) -> None:
+        raise weights.CannotServe("this machine is too small")
+
+    monkeypatch.setattr(preflight, "require", refuse)
+    assert cli.main(["doctor"]) == 1
+    output = capsys.readouterr().out
+    assert "PROBLEM this machine is too small\n        to fix it: use a machine that meets this" in output
+    assert cli.main(["info"]) == 0
+    assert json.loads(capsys.readouterr().out)["problem"] == "this machine is too small"
