@@ -54,12 +54,13 @@ class Configuration(BaseSettings):
         None, "Torch device, such as cpu or cuda:1. Unset: the GPU if there is one, otherwise the CPU."
     )
     attention: str = option(
-        "auto", "Attention kernel: auto (the default for the device), sdpa, flash, efficient, cudnn, xformers or rows."
+        "auto",
+        "Attention kernel: auto (the default for the device), sdpa, flash, efficient, cudnn, xformers or rows (CPU).",
     )
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "Number format of the networks. auto: float16 on a GPU, float32 on a CPU. bfloat16 is faster on CPUs with "
-        "AVX-512 BF16 or AMX, halves the memory for the weights and changes pixels by a few levels.",
+        "AVX-512 BF16 or AMX, halves the memory for the weights and changes pixels by less than one level on average.",
     )
     cuda_graphs: bool = option(
         True, "Replays the networks as CUDA graphs after a self-check at the start, which is faster. 0 turns it off."

@@ -1,1 +1,1 @@
-"""Shared runtime services: memory budget, precision with its float32 retry, progress reporting, tile geometry."""
+"""Shared runtime services: memory budget, precision, float32 retry after overflow, progress, tile geometry."""

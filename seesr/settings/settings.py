@@ -54,7 +54,7 @@ class Settings:
     )
     fidelity: float = _field(
         0.0,
-        "Blends the result towards the bicubic upscale: 0 keeps all detail of the model, 1 returns the bicubic upscale. Low-frequency changes are removed first; with use_kds, detail on which the samples disagree. Raise it when invented detail is unwanted.",
+        "Blends the result towards the bicubic upscale: 0 keeps all detail of the model, 1 returns the bicubic upscale. As it rises, broad changes of tone go before fine detail; with use_kds, detail on which the samples disagree goes first. Raise it when invented detail is unwanted.",
         float,
         ge=0,
         le=1,
@@ -127,7 +127,7 @@ class Settings:
     )
     output_view: str = _field(
         "image",
-        "What the output file shows: image, the upscaled image; comparison, the bicubic upscale beside it; difference, what the model added, doubled (grey is no change); tiles, the denoiser's tiles; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; confidence, a mask from the samples of use_kds that is white where the error is within a calibrated bound; all, a zip of every other view. The same seed gives the matching image.",
+        "What the output file shows: image, the upscaled image; comparison, the bicubic upscale beside it; difference, what the model added, doubled (grey is no change); tiles, the denoiser's tiles; uncertainty, a 16-bit grey PNG of where the samples of use_kds disagreed; confidence, a mask from the samples of use_kds that is white where the error is within a calibrated bound; all, a zip of every other view. uncertainty and confidence need use_kds. For the image that belongs to a view, use the same seed again.",
         str,
         choices=(*VIEWS, ALL),
     )

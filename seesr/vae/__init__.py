@@ -1,1 +1,1 @@
-"""The VAE at any image size: in one pass, layer by layer in row strips, or in lockstep tiles."""
+"""The VAE at any image size: in one pass, in strips of rows, or in tiles that share what a layer needs of all."""
