@@ -254,7 +254,8 @@ def leave(**_: Any) -> None:
     WorkerRegistry(RedisClient(configuration.redis or "")).leave(configuration.worker_name or "")
 
 
-@app.task(name=TASK)  # pyright: ignore[reportUntypedFunctionDecorator]
+# Celery runs a task whose process was killed again after this delay (seconds), 180 by default.
+@app.task(name=TASK, max_retries=2, default_retry_delay=1)  # pyright: ignore[reportUntypedFunctionDecorator]
 def upscale(id: str) -> None:
     """Makes the image of a job."""
     assert child is not None
