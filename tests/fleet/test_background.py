@@ -154,9 +154,12 @@ def test_a_worker_repeats_the_state_that_redis_has_lost(configuration: Configura
     child.report_state("busy", job="of yesterday")
     child.report_state("idle", job=None)
     child.registry.update("w@here", state="busy", job="of yesterday")  # as if the last write were lost
-    child.supervisor.thread("orders", child.obey)
+    thread = child.supervisor.thread("orders", child.obey)
     until(lambda: child.registry.workers()["w@here"]["state"] == "idle")
     child.supervisor.stop()
+    child.registry.send("w@here", "end")  # it waits for an order
+    thread.join(10)
+    assert not thread.is_alive(), "it would take the orders of the next test"
     assert child.registry.workers()["w@here"]["job"] is None
 
 
