@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from lab.report import ROOT
 from seesr.networks import weights
+from seesr.serving import archives, uploads
 
 ANN, BOB = "token-of-ann-0123456789", "token-of-bob-0123456789"
 QUICK = {"num_inference_steps": 1, "seed": 1, "latent_tiled_size": 24}
@@ -30,6 +32,21 @@ def sharp(width: int = 24, height: int = 18) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(ramp.astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def archive(method: int = zipfile.ZIP_DEFLATED, **files: bytes) -> bytes:
+    """A zip of files by their names."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as opened:
+        for name, data in files.items():
+            opened.writestr(name, data)
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes, folder: Path) -> tuple[list[uploads.Stored], list[dict[str, str]]]:
+    """The files of a zip and those that are refused, as a server unpacks it."""
+    (folder / "a.zip").write_bytes(data)
+    return archives.unpack(folder / "a.zip", folder, "p")
 
 
 class Serving:

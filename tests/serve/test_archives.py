@@ -11,24 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from serve.test_background import PNG, begin, serving, status, until  # type: ignore[import-not-found]
-from serving import sharp
+from serving import archive, sharp, unpacked
 
 from seesr.images import metadata_limits, read
 from seesr.serving import archives, service, uploads
 from seesr.serving.job import CANCELED, DONE, RUNNING, WAITING
-
-
-def archive(method: int = zipfile.ZIP_DEFLATED, **files: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as opened:
-        for name, data in files.items():
-            opened.writestr(name, data)
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes, folder: Path) -> tuple[list[uploads.Stored], list[dict[str, str]]]:
-    (folder / "a.zip").write_bytes(data)
-    return archives.unpack(folder / "a.zip", folder, "p")
 
 
 def damaged(**files: bytes) -> bytes:

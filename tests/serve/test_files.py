@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from echo_server import QUICK, serving
-from serving import sharp
+from serving import archive, sharp, unpacked
 from starlette.testclient import TestClient
 
 from lab.report import ROOT
@@ -130,32 +129,19 @@ def test_images_come_from_uploads_streams_and_data_uris_alone(tmp_path: Path) ->
             stored(source, "mask")
 
 
-def packed(method: int = zipfile.ZIP_DEFLATED, **files: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes, folder: Path) -> Any:
-    (folder / "a.zip").write_bytes(data)
-    return archives.unpack(folder / "a.zip", folder, "p")
-
-
 def test_an_archive_may_have_exactly_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"| files of one batch | {archives.MAX_FILES} |" in (ROOT / "docs/server.md").read_text()
     assert archives.LARGEST_UNPACKED == 2 * LARGEST_BODY
     monkeypatch.setattr(archives, "LARGEST_FILE", 10)
     monkeypatch.setattr(archives, "LARGEST_UNPACKED", 30)
     monkeypatch.setattr(archives, "MAX_FILES", 4)
-    files, refused = unpacked(packed(a=bytes(10), b=bytes(11), c=bytes(10), d=bytes(10)), tmp_path)
+    files, refused = unpacked(archive(a=bytes(10), b=bytes(11), c=bytes(10), d=bytes(10)), tmp_path)
     assert [stored.name for stored in files] == ["a", "c", "d"] and [entry["name"] for entry in refused] == ["b"]
     assert [stored.path.name for stored in files] == ["p-0", "p-2", "p-3"] and not (tmp_path / "p-1").exists()
     assert files[0].digest == hashlib.sha256(bytes(10)).hexdigest() and files[0].path.read_bytes() == bytes(10)
     for data, message in (
-        (packed(a=bytes(10), b=bytes(10), c=bytes(10), d=bytes(1)), "holds 31 bytes; the limit is 30"),
-        (packed(**dict.fromkeys("abcde", b"x")), "has 5 files; the limit is 4"),
+        (archive(a=bytes(10), b=bytes(10), c=bytes(10), d=bytes(1)), "holds 31 bytes; the limit is 30"),
+        (archive(**dict.fromkeys("abcde", b"x")), "has 5 files; the limit is 4"),
     ):
         for path in tmp_path.glob("p-*"):
             path.unlink()
@@ -169,10 +155,10 @@ def test_folders_are_no_files_and_entries_are_counted_before_they_are_read(
 ) -> None:
     monkeypatch.setattr(archives, "MAX_FILES", 2)
     folders = {f"{name}/": b"" for name in "abcdefghijklmnopqr"}  # 18 folders and 2 files: ten times the limit
-    files, refused = unpacked(packed(**folders, x=b"1", y=b"2"), tmp_path)
+    files, refused = unpacked(archive(**folders, x=b"1", y=b"2"), tmp_path)
     assert len(files) == 2 and not refused
     with pytest.raises(ValueError, match="has more than 20 entries; the limit is 2 files"):
-        unpacked(packed(**folders, **{"s/": b""}, x=b"1", y=b"2"), tmp_path)
+        unpacked(archive(**folders, **{"s/": b""}, x=b"1", y=b"2"), tmp_path)
 
 
 def test_a_disk_that_is_full_ends_the_whole_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +173,7 @@ def test_a_disk_that_is_full_ends_the_whole_archive(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(archives, "unpack_entry", unpack_entry)
     with pytest.raises(OSError, match="No space left"):
-        unpacked(packed(a=b"1", b=b"2", c=b"3", d=b"4"), tmp_path)
+        unpacked(archive(a=b"1", b=b"2", c=b"3", d=b"4"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"] and len(calls) == 3
 
 
@@ -203,7 +189,7 @@ def test_a_batch_without_files_or_of_another_type_is_refused(client: TestClient)
     assert (answer.status_code, answer.json()["detail"]) == (422, "the batch has no files")
     answer = client.post("/batches", content=b"x", headers={"Content-Type": "image/png"})
     assert answer.status_code == 415 and "form of files, or a zip" in answer.json()["detail"]
-    data = packed(zipfile.ZIP_BZIP2, a=IMAGE)
+    data = archive(zipfile.ZIP_BZIP2, a=IMAGE)
     answer = client.post("/batches", params=QUICK, content=data, headers={"Content-Type": "APPLICATION/ZIP"})
     assert answer.status_code == 202 and answer.json()["jobs"] == [] and len(answer.json()["refused"]) == 1
     batch = client.get(f"/batches/{answer.json()['id']}").json()
@@ -269,9 +255,9 @@ def test_the_zip_of_a_batch_has_every_result_once_and_the_names_of_what_failed(t
     refused: Any = [{"name": "text.txt", "code": "invalid_input", "error": "not an image"}]
     batches.write_zip(service, tmp_path / "part", tmp_path / "a.zip", jobs, refused)
     assert not (tmp_path / "part").exists()
-    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        files = {name: archive.read(name).decode() for name in archive.namelist()}
-        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}, "images are compressed"
+    with zipfile.ZipFile(tmp_path / "a.zip") as opened:
+        files = {name: opened.read(name).decode() for name in opened.namelist()}
+        assert {entry.compress_type for entry in opened.infolist()} == {zipfile.ZIP_STORED}, "images are compressed"
     second = f"a-{jobs[2].id[:8]}.png"
     assert files.pop("failed.txt").splitlines() == [
         "text.txt: not an image", "bad.png: it is damaged", "c.png: canceled", "removed.png: the result was removed"
